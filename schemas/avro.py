@@ -1,0 +1,173 @@
+"""Wire format: Avro in the Confluent framing (magic byte 0, four-byte schema id), ids from the committed catalogue."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import re
+import struct
+import types
+import typing
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import fastavro
+import msgspec
+
+from schemas.errors import InvalidRecord, UnknownSchema, UnreadableBytes
+from schemas.record import Record, Word
+
+R = TypeVar("R", bound=Record)
+_FRAME = struct.Struct(">bI")
+_PRIMITIVES: dict[object, str] = {int: "long", float: "double", str: "string", bool: "boolean", bytes: "bytes"}
+
+
+def _avro_type(annotation: Any, seen: set[str]) -> Any:
+    """The Avro type of a field's annotation."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        annotation = typing.get_args(annotation)[0]
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        (inner,) = [a for a in args if a is not type(None)]
+        return ["null", _avro_type(inner, seen)]
+    if origin is tuple:
+        return {"type": "array", "items": _avro_type(args[0], seen)}
+    if isinstance(annotation, type) and issubclass(annotation, Word):
+        return "string"
+    if isinstance(annotation, type) and issubclass(annotation, Record):
+        return _avro_record(annotation, seen)
+    return _PRIMITIVES[annotation]
+
+
+def _description(annotation: Any) -> str:
+    """A field's `doc` text: with it the words of a closed list."""
+    metas = typing.get_args(annotation)[1:]
+    text = next(m.description for m in metas if isinstance(m, msgspec.Meta) and m.description)
+    plain = typing.get_args(annotation)[0]
+    words = [a for a in (plain, *typing.get_args(plain)) if isinstance(a, type) and issubclass(a, Word)]
+    return text + "".join(f" (one of: {', '.join(words[0])})" for _ in words[:1])
+
+
+def _avro_record(record: type[Record], seen: set[str]) -> Any:
+    """The Avro schema of a record, or its name where it was already spelled out."""
+    if record.__name__ in seen:
+        return f"holdfast.{record.__name__}"
+    seen.add(record.__name__)
+    hints = typing.get_type_hints(record, include_extras=True)
+    fields = []
+    for field in msgspec.structs.fields(record):
+        kind = _avro_type(hints[field.encode_name], seen)
+        if field.name.endswith("at_ms") or field.name.endswith("as_of_ms"):
+            stamp = {"type": "long", "logicalType": "timestamp-millis"}
+            kind = ["null", stamp] if isinstance(kind, list) else stamp
+        row: dict[str, Any] = {"name": field.name, "type": kind, "doc": _description(hints[field.name])}
+        if not field.required:
+            default = field.default
+            row["default"] = default.value if isinstance(default, Word) else list(default) if default == () else default
+        fields.append(row)
+    text = (record.__doc__ or "").strip()
+    return {"type": "record", "name": record.__name__, "namespace": "holdfast", "doc": text, "fields": fields}
+
+
+def avro_schema(record: type[Record]) -> dict[str, Any]:
+    """The Avro schema that a record's fields say, as JSON-ready dict."""
+    schema: dict[str, Any] = _avro_record(record, set())
+    return schema
+
+
+def _without_logical_types(schema: Any) -> Any:
+    """The same schema by which a timestamp stays a number: the bytes are the same, and nobody wants datetimes here."""
+    if isinstance(schema, dict):
+        return {k: _without_logical_types(v) for k, v in schema.items() if k not in ("logicalType", "doc")}
+    if isinstance(schema, list):
+        return [_without_logical_types(s) for s in schema]
+    return schema
+
+
+@functools.cache
+def _written_by(schema_id: int) -> tuple[str, Any]:
+    """Record name and parsed schema of a committed id."""
+    from schemas.catalogue import VERSIONS
+
+    for version in VERSIONS:
+        if version.schema_id == schema_id:
+            return version.record, fastavro.parse_schema(_without_logical_types(json.loads(version.schema)))
+    raise UnknownSchema(f"schema id {schema_id} is not in the catalogue")
+
+
+@functools.cache
+def _newest(record: type[Record]) -> tuple[int, Any]:
+    """Newest committed schema id of a record, and its parsed schema."""
+    from schemas.catalogue import VERSIONS
+
+    ids = [v.schema_id for v in VERSIONS if v.record == record.__name__]
+    if not ids:
+        raise UnknownSchema(f"record {record.__name__} is not in the catalogue")
+    return max(ids), _written_by(max(ids))[1]
+
+
+def body(record: Record) -> bytes:
+    """The record in plain Avro, without a frame."""
+    _, schema = _newest(type(record))
+    out = io.BytesIO()
+    fastavro.schemaless_writer(out, schema, _plain(record))
+    return out.getvalue()
+
+
+def _plain(record: Record) -> Any:
+    return msgspec.to_builtins(record, builtin_types=(bytes,))
+
+
+def frame(record: type[Record]) -> bytes:
+    """The five bytes that precede a record of this type."""
+    return _FRAME.pack(0, _newest(record)[0])
+
+
+def encode(record: Record) -> bytes:
+    """The record as a message's value: frame and Avro."""
+    return frame(type(record)) + body(record)
+
+
+def decode(record: type[R], value: bytes | None) -> R:
+    """The record in a message's value, validated. UnknownSchema, UnreadableBytes or InvalidRecord (names the field) if not."""
+    if value is None:
+        raise UnreadableBytes("the message has no value")
+    if len(value) < _FRAME.size or value[0] != 0:
+        raise UnknownSchema("not in the Confluent framing: magic byte 0 and a schema id")
+    name, writer = _written_by(_FRAME.unpack_from(value)[1])
+    if name != record.__name__:
+        raise UnknownSchema(f"the schema id is of {name}, not of {record.__name__}")
+    return from_body(record, value[_FRAME.size :], writer)
+
+
+def from_body(record: type[R], content: bytes, writer: Any = None) -> R:
+    """The record in plain Avro bytes (written by the newest schema, or by `writer`)."""
+    _, reader = _newest(record)
+    source = io.BytesIO(content)
+    try:
+        plain = fastavro.schemaless_reader(source, writer or reader, None if writer in (None, reader) else reader)
+    except Exception as error:
+        raise UnreadableBytes(f"does not decode: {type(error).__name__}: {error}") from error
+    if source.read(1):
+        raise UnreadableBytes("bytes are left over after the record")
+    return checked(lambda: msgspec.convert(plain, record))
+
+
+_PATH = re.compile(r"^(?P<reason>.*?)(?: - at `\$\.?(?P<field>[^`]*)`)?$", re.DOTALL)
+_NAMED = re.compile(r"(?:missing required|contains unknown) field `(?P<field>[^`]*)`")
+
+
+def checked(convert: Callable[[], R]) -> R:
+    """Runs a msgspec conversion; its error becomes an InvalidRecord that names the field."""
+    try:
+        return convert()
+    except msgspec.ValidationError as error:
+        path = _PATH.match(str(error))
+        named = _NAMED.search(str(error))
+        parts = [path["field"] if path else None, named["field"] if named else None]
+        field = ".".join(p for p in parts if p) or "value"
+        code = "missing_field" if "missing required" in str(error) else "unknown_field" if named else "invalid_field"
+        raise InvalidRecord(field, path["reason"] if path else str(error), code=code) from error
+    except msgspec.DecodeError as error:
+        raise InvalidRecord("body", str(error), code="unreadable_json") from error

@@ -1,0 +1,31 @@
+"""What all records share: frozen structs whose fields say their meaning, unit and bounds, once."""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A frozen record. Its Avro schema is derived from its fields (`schemas/avro.py`); new fields need a default."""
+
+
+class Word(enum.StrEnum):
+    """A closed list of words, on the wire a string (so that a new word never breaks an old reader)."""
+
+
+def doc(text: str) -> Meta:
+    """What a field means, with its unit: shown in the Avro schema and in the README's tables."""
+    return Meta(description=text)
+
+
+Id = Annotated[str, Meta(min_length=1, max_length=64)]
+Token = Annotated[str, Meta(min_length=1, max_length=128)]
+Country = Annotated[str, Meta(pattern=r"^[A-Z]{2}$")]
+Currency = Annotated[str, Meta(pattern=r"^[A-Z]{3}$")]
+MinorUnits = Annotated[int, Meta(ge=0, le=2**53)]
+SignedMinorUnits = Annotated[int, Meta(ge=-(2**53), le=2**53)]
+EpochMs = Annotated[int, Meta(ge=0, le=32_503_680_000_000)]

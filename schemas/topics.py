@@ -1,0 +1,62 @@
+"""The topics, as one table: name, key, record, partitions, retention, compaction, who writes, who reads."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from schemas.account import AccountEvent, AccountState
+from schemas.dead_letter import DeadLetter
+from schemas.decision import Decision
+from schemas.hold import Clearing, HoldEvent
+from schemas.label import Label
+from schemas.ledger import LedgerTransfer
+from schemas.record import Record
+from schemas.sar import SarCandidate
+from schemas.transaction import Transaction
+
+DAY_MS = 86_400_000
+FOREVER = -1
+
+
+class Topic(NamedTuple):
+    """One row of the table. `retention_ms` -1 keeps for ever; `compacted` keeps the newest of each key."""
+
+    name: str
+    record: type[Record]
+    key: str
+    partitions: int
+    retention_ms: int
+    compacted: bool
+    writers: tuple[str, ...]
+    readers: tuple[str, ...]
+
+
+TRANSACTIONS = Topic("transactions", Transaction, "account_id", 4, 7 * DAY_MS, False, ("hosts", "replay"), ("score",))
+ACCOUNTS = Topic("accounts", AccountState, "account_id", 4, FOREVER, True, ("bank", "replay"), ("hold",))
+ACCOUNT_EVENTS = Topic("account_events", AccountEvent, "account_id", 4, 90 * DAY_MS, False, ("bank",), ("score",))
+CLEARINGS = Topic("clearings", Clearing, "account_id", 4, 90 * DAY_MS, False, ("network",), ("hold",))
+LABELS = Topic("labels", Label, "account_id", 4, FOREVER, False, ("bank", "replay"), ("archive",))
+DECISIONS = Topic(
+    "decisions", Decision, "account_id", 4, FOREVER, False, ("authorize", "score"), ("hold", "ledger", "sar", "archive")
+)
+HOLDS = Topic("holds", HoldEvent, "account_id", 4, FOREVER, False, ("hold",), ("ledger",))
+LEDGER = Topic("ledger", LedgerTransfer, "account_id", 4, FOREVER, False, ("ledger",), ("bank",))
+SAR_CANDIDATES = Topic("sar_candidates", SarCandidate, "account_id", 4, 1826 * DAY_MS, False, ("sar",), ("SAR desk",))
+DEAD_LETTERS = Topic("dead_letters", DeadLetter, "dead_letter_id", 4, 365 * DAY_MS, False, ("every app",), ("operators",))
+
+TOPICS: tuple[Topic, ...] = (
+    TRANSACTIONS,
+    ACCOUNTS,
+    ACCOUNT_EVENTS,
+    CLEARINGS,
+    LABELS,
+    DECISIONS,
+    HOLDS,
+    LEDGER,
+    SAR_CANDIDATES,
+    DEAD_LETTERS,
+)
+"""Every topic. Those keyed by account share one partition count, so an account's records meet in one partition number.
+
+Four partitions, because the embedded broker (librdkafka's mock cluster) has always four; a real cluster may be given more.
+"""

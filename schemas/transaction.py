@@ -1,0 +1,145 @@
+"""Transaction: one movement of money that asks to be decided, as it arrives by HTTP, ISO 8583, topic or file."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from schemas.errors import InvalidRecord
+from schemas.money import EXPONENTS
+from schemas.record import Country, Currency, EpochMs, Id, MinorUnits, Record, Token, Word, doc
+
+
+class TransactionKind(Word):
+    """What kind of movement it is, from the account's side."""
+
+    CARD_PRESENT = "card_present"
+    ECOMMERCE = "ecommerce"
+    CONTACTLESS = "contactless"
+    ATM = "atm"
+    MOTO = "moto"
+    RECURRING = "recurring"
+    TRANSFER_IN = "transfer_in"
+    TRANSFER_OUT = "transfer_out"
+    CASH_IN = "cash_in"
+    CASH_OUT = "cash_out"
+    REFUND = "refund"
+
+
+CREDITS = frozenset({TransactionKind.TRANSFER_IN, TransactionKind.CASH_IN, TransactionKind.REFUND})
+"""Kinds that bring money in: they are decided, but nothing is held for them."""
+
+AT_A_PLACE = frozenset({TransactionKind.CARD_PRESENT, TransactionKind.CONTACTLESS, TransactionKind.ATM})
+"""Kinds at which the card itself was at a terminal, so that its place is the card's place."""
+
+
+class EntryMode(Word):
+    """How the card's data entered (ISO 8583 field 22, reduced)."""
+
+    CHIP = "chip"
+    CONTACTLESS = "contactless"
+    MAGSTRIPE = "magstripe"
+    FALLBACK = "fallback"
+    MANUAL = "manual"
+    ECOMMERCE = "ecommerce"
+    CREDENTIAL_ON_FILE = "credential_on_file"
+
+
+class CheckResult(Word):
+    """The *result* of a CVV, AVS or 3-D Secure check; what was checked is never stored (PCI DSS 3.3.1)."""
+
+    MATCH = "match"
+    PARTIAL = "partial"
+    NO_MATCH = "no_match"
+    NOT_CHECKED = "not_checked"
+    UNAVAILABLE = "unavailable"
+
+
+class BehaviouralSession(Record, frozen=True, kw_only=True):
+    """How the person typed and moved in the session that made the payment."""
+
+    keystroke_dwell_ms: Annotated[float | None, doc("mean time a key is held, milliseconds")] = None
+    keystroke_flight_ms: Annotated[float | None, doc("mean time from one key to the next, milliseconds")] = None
+    pointer_speed_px_s: Annotated[float | None, doc("mean pointer speed, CSS pixels per second")] = None
+    session_age_s: Annotated[float | None, doc("time since the session began, seconds")] = None
+
+
+class Attribute(Record, frozen=True, kw_only=True):
+    """One thing that the record did not foresee."""
+
+    name: Annotated[Id, doc("the attribute's name")]
+    value: Annotated[str, doc("its value, as text"), Meta(max_length=256)]
+
+
+Degrees90 = Annotated[float, Meta(ge=-90, le=90)]
+Degrees180 = Annotated[float, Meta(ge=-180, le=180)]
+Mcc = Annotated[str, Meta(pattern=r"^[0-9]{4}$")]
+Bin = Annotated[str, Meta(pattern=r"^[0-9]{6,8}$")]
+IpAddress = Annotated[str, Meta(min_length=2, max_length=45)]
+Last4 = Annotated[str, Meta(pattern=r"^[0-9]{4}$")]
+
+
+class Transaction(Record, frozen=True, kw_only=True):
+    """One payment, transfer or cash movement. Required: id, kind, time, amount, currency, account."""
+
+    transaction_id: Annotated[Id, doc("the sender's id: the idempotency key; the first answer to it stands")]
+    kind: Annotated[TransactionKind, doc("what kind of movement it is")]
+    at_ms: Annotated[EpochMs, doc("event time, milliseconds since 1970-01-01 UTC")]
+    amount_minor: Annotated[MinorUnits, doc("transaction amount, minor units of `currency`")]
+    currency: Annotated[Currency, doc("transaction currency, ISO 4217")]
+    account_id: Annotated[Id, doc("the account whose money moves: key of the topic")]
+    billing_amount_minor: Annotated[MinorUnits | None, doc("amount in the account's currency, minor units; null: same as amount_minor")] = None
+    billing_currency: Annotated[Currency | None, doc("the account's currency, ISO 4217; null: same as currency")] = None
+    customer_id: Annotated[Id | None, doc("the customer who owns the account")] = None
+    card_token: Annotated[Token | None, doc("keyed token of the card number")] = None
+    card_bin: Annotated[Bin | None, doc("first 6 to 8 digits of the card number")] = None
+    card_last4: Annotated[Last4 | None, doc("last four digits of the card number")] = None
+    card_country: Annotated[Country | None, doc("country of the card's issuer, ISO 3166-1 alpha-2")] = None
+    device_token: Annotated[Token | None, doc("keyed token of the device fingerprint")] = None
+    email_token: Annotated[Token | None, doc("keyed token of the e-mail address")] = None
+    phone_token: Annotated[Token | None, doc("keyed token of the phone number")] = None
+    address_token: Annotated[Token | None, doc("keyed token of the billing address")] = None
+    counterparty_account_id: Annotated[Id | None, doc("the other account of a transfer: beneficiary or sender")] = None
+    merchant_id: Annotated[Id | None, doc("the acceptor's id (ISO 8583 field 42)")] = None
+    mcc: Annotated[Mcc | None, doc("merchant category code, ISO 18245, four digits")] = None
+    terminal_id: Annotated[Id | None, doc("the terminal's id (ISO 8583 field 41)")] = None
+    country: Annotated[Country | None, doc("where the merchant or terminal is, ISO 3166-1 alpha-2")] = None
+    latitude: Annotated[Degrees90 | None, doc("of the terminal, degrees north, WGS 84")] = None
+    longitude: Annotated[Degrees180 | None, doc("of the terminal, degrees east, WGS 84")] = None
+    ip: Annotated[IpAddress | None, doc("IP address of the customer's device")] = None
+    ip_country: Annotated[Country | None, doc("country of that address, ISO 3166-1 alpha-2")] = None
+    entry_mode: Annotated[EntryMode | None, doc("how the card's data entered")] = None
+    cvv_result: Annotated[CheckResult | None, doc("result of the CVV check")] = None
+    avs_result: Annotated[CheckResult | None, doc("result of the address check")] = None
+    three_ds_result: Annotated[CheckResult | None, doc("result of 3-D Secure")] = None
+    session: Annotated[BehaviouralSession | None, doc("the behavioural session, if there was one")] = None
+    attributes: Annotated[tuple[Attribute, ...], doc("what this record did not foresee")] = ()
+
+    @property
+    def own_amount_minor(self) -> int:
+        """The amount in the account's currency, minor units: what features measure and holds hold."""
+        return self.amount_minor if self.billing_amount_minor is None else self.billing_amount_minor
+
+    @property
+    def own_currency(self) -> str:
+        """The account's currency as the transaction states it, ISO 4217."""
+        return self.currency if self.billing_currency is None else self.billing_currency
+
+
+def sound(txn: Transaction, now_ms: int, future_ms_max: int) -> Transaction:
+    """The transaction, if it holds what types cannot say; else InvalidRecord naming the field.
+
+    Known currencies, billing amount and currency together, and not further in the future than `future_ms_max`.
+    """
+    for field in ("currency", "billing_currency"):
+        code = getattr(txn, field)
+        if code is not None and code not in EXPONENTS:
+            raise InvalidRecord(field, f"unknown ISO 4217 currency {code!r}", code="unknown_currency")
+    if (txn.billing_amount_minor is None) != (txn.billing_currency is None):
+        raise InvalidRecord("billing_currency", "billing_amount_minor and billing_currency come together")
+    if (txn.latitude is None) != (txn.longitude is None):
+        raise InvalidRecord("longitude", "latitude and longitude come together")
+    if txn.at_ms > now_ms + future_ms_max:
+        raise InvalidRecord("at_ms", f"is {(txn.at_ms - now_ms) // 1000} s in the future", code="time_in_future")
+    return txn
