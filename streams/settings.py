@@ -1,0 +1,219 @@
+"""All settings, as one frozen object whose fields are one documented table; read from `HOLDFAST_*` variables and secret files."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from schemas.errors import SettingsError
+from schemas.record import doc
+
+PREFIX = "HOLDFAST_"
+FILE = "_FILE"
+"""`HOLDFAST_<NAME>_FILE` names a file that holds a secret (its last line break is not part of it)."""
+
+Secret = Annotated[str, Meta(extra={"secret": True})]
+Port = Annotated[int, Meta(ge=0, le=65_535)]
+Milliseconds = Annotated[int, Meta(ge=1, le=86_400_000)]
+BENEATH_DATA = ("registry_dir", "archive_dir")
+"""Folders that are taken beneath `data_dir` where they are given as relative paths."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """One row per setting: name, type with its bounds, meaning, default. To add one, add a row. Folders are absolute after construction."""
+
+    # Kafka
+    kafka_bootstrap: Annotated[str, doc("brokers, `host:port,host:port`")] = "127.0.0.1:9092"
+    broker_kind: Annotated[
+        Literal["kafka", "embedded"], doc("`embedded` is librdkafka's mock cluster: in memory, topics appear on first use")
+    ] = "kafka"
+    kafka_protocol: Annotated[Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"], doc("how brokers are spoken to")] = "PLAINTEXT"
+    kafka_sasl_mechanism: Annotated[Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"], doc("with a SASL protocol")] = "SCRAM-SHA-512"
+    kafka_username: Annotated[str, doc("with a SASL protocol")] = ""
+    kafka_password: Annotated[Secret, doc("with a SASL protocol")] = ""
+    kafka_ca_file: Annotated[str, doc("PEM file of the authority that signed the brokers' certificates; empty: the system's")] = ""
+    topic_replication: Annotated[int, Meta(ge=1, le=7), doc("copies of each partition, used where a topic is created")] = 1
+    min_insync: Annotated[int, Meta(ge=1, le=7), doc("copies that must have a record before it is acknowledged (acks=all)")] = 1
+    produce_timeout_ms: Annotated[Milliseconds, doc("a record not acknowledged by then is indefinite")] = 1_000
+    batch_max: Annotated[int, Meta(ge=1, le=10_000), doc("records that an app takes from Kafka at a time, at most")] = 500
+
+    # Redis
+    redis_url: Annotated[
+        str, Meta(pattern=r"^(unix:///.+|redis://[^/@]+:[0-9]{1,5})$"), doc("`unix:///path/to/socket` or `redis://host:port`")
+    ] = "redis://127.0.0.1:6379"
+    redis_username: Annotated[str, doc("empty: the default user")] = ""
+    redis_password: Annotated[Secret, doc("empty: no password")] = ""
+
+    # Folders
+    data_dir: Annotated[Path, doc("all that a system started here keeps on disk; relative to the working directory")] = Path(".holdfast")
+    registry_dir: Annotated[Path, doc("models and policies; relative to `data_dir`")] = Path("registry")
+    archive_dir: Annotated[Path, doc("decisions as Parquet by day; relative to `data_dir`")] = Path("archive")
+    kafka_cache_dir: Annotated[Path, doc("where Kafka's jars are kept once fetched; relative to the working directory")] = Path(
+        "~/.cache/holdfast/kafka-4.1.1"
+    )
+
+    # Listening
+    http_host: Annotated[str, doc("address on which `authorize` listens")] = "127.0.0.1"
+    http_port: Annotated[Port, doc("port on which `authorize` listens")] = 8080
+    metrics_host: Annotated[str, doc("address on which each app serves Prometheus metrics")] = "127.0.0.1"
+    metrics_port: Annotated[Port, doc("port of this app's metrics; 0: none. `holdfast up` gives each app its own")] = 0
+
+    # Deciding
+    token_key: Annotated[Secret, doc("key of the tokens that stand for card numbers, devices, e-mails, phones")] = ""
+    token_key_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9]{1,8}$"), doc("names the key inside each token, so that it can be changed")] = "k1"
+    model_key: Annotated[Secret, doc("key with which models are signed when registered, and checked when loaded")] = ""
+    unknown_account: Annotated[
+        Literal["decline", "hold"], doc("an account that nobody described: `decline`, or `hold` without a funds check")
+    ] = "decline"
+    request_deadline_ms: Annotated[Milliseconds, doc("an authorization not answered by then gets the stand-in answer")] = 1_500
+    hold_lease_ms: Annotated[Milliseconds, doc("a provisional hold that the log does not confirm lapses after this")] = 30_000
+    answer_ttl_s: Annotated[int, Meta(ge=60, le=31_536_000), doc("how long the first answer of a transaction is kept in Redis")] = 691_200
+    future_ms_max: Annotated[int, Meta(ge=0, le=86_400_000), doc("a transaction dated further ahead of our clock is refused")] = 300_000
+    log_rows_max: Annotated[int, Meta(ge=16, le=65_536), doc("rows that an entity's log in Redis keeps, at most")] = 1_024
+
+    # Running
+    watchdog_s: Annotated[int, Meta(ge=1, le=3_600), doc("an app with lag and no progress for this long ends, and is started again")] = 30
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], doc("least level of log lines that are written")] = "info"
+
+    def __post_init__(self) -> None:
+        """Makes the folders absolute, so that child processes and other working directories mean the same ones."""
+        for name in ("data_dir", "kafka_cache_dir"):
+            msgspec.structs.force_setattr(self, name, getattr(self, name).expanduser().absolute())
+        for name in BENEATH_DATA:
+            msgspec.structs.force_setattr(self, name, self.data_dir / getattr(self, name).expanduser())
+
+    def __repr__(self) -> str:
+        """Names what differs from the default; never a secret's value."""
+        shown = (f"{row.name}={'...' if row.secret else getattr(self, row.name)!s}" for row in ROWS if getattr(self, row.name) != row.default)
+        return f"Settings({', '.join(shown)})"
+
+    def changed(self, **changes: Any) -> Settings:
+        """The same settings but for `changes`; folders beneath `data_dir` move with it. A wrong name or value is a SettingsError."""
+        values: dict[str, Any] = {name: getattr(self, name) for name in self.__struct_fields__}
+        for name in BENEATH_DATA:
+            if values[name].is_relative_to(self.data_dir):
+                values[name] = values[name].relative_to(self.data_dir)
+        values.update({name: _value(_row_named(name), value) for name, value in changes.items()})
+        return Settings(**values)
+
+    def as_environ(self) -> dict[str, str]:
+        """The variables from which `settings_from` makes these settings again: to hand to a child process, never to print."""
+        return {row.variable: str(getattr(self, row.name)) for row in ROWS if getattr(self, row.name) != row.default}
+
+
+class Row(NamedTuple):
+    """One row of the table of settings, read off the fields of `Settings`."""
+
+    name: str
+    hint: Any
+    kind: str
+    default: Any
+    meaning: str
+    secret: bool
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that sets it."""
+        return PREFIX + self.name.upper()
+
+
+def _rows() -> tuple[Row, ...]:
+    hints = get_type_hints(Settings, include_extras=True)
+    fields = msgspec.structs.fields(Settings)
+    return tuple(_row(field.name, hints[field.name], field.default) for field in fields)
+
+
+def _row(name: str, hint: Any, default: Any) -> Row:
+    plain, *metas = get_args(hint)
+    meaning = next(meta.description for meta in metas if meta.description)
+    words = get_args(plain)
+    kind = " or ".join(f"`{word}`" for word in words) if words else {"str": "text", "int": "number", "Path": "folder"}[plain.__name__]
+    return Row(name, hint, kind, default, meaning, any(meta.extra and meta.extra.get("secret") for meta in metas))
+
+
+def settings_from(environ: Mapping[str, str]) -> Settings:
+    """Settings from `HOLDFAST_*` variables; what is not given has its default.
+
+    A secret may also be given as the name of a file. Raises SettingsError, which names the variable, for a value of the wrong kind or out
+    of bounds, an unreadable file, a secret given both ways, or a `HOLDFAST_` variable that no setting has.
+    """
+    known = {row.variable: row for row in ROWS}
+    values: dict[str, Any] = {}
+    for variable, text in environ.items():
+        if not variable.startswith(PREFIX):
+            continue
+        row = known.get(variable) or _row_of_file(variable, known)
+        if row.name in values:
+            raise SettingsError(f"{row.variable}: given both as a value and as a file")
+        values[row.name] = _value(row, text if variable == row.variable else _contents(variable, text))
+    return Settings(**values)
+
+
+def _row_of_file(variable: str, known: Mapping[str, Row]) -> Row:
+    row = known.get(variable.removesuffix(FILE)) if variable.endswith(FILE) else None
+    if row is None:
+        near = difflib.get_close_matches(variable, known, n=1)
+        raise SettingsError(f"{variable}: no such setting{f' (did you mean {near[0]}?)' if near else ''}")
+    if not row.secret:
+        raise SettingsError(f"{variable}: only a secret may be given as a file")
+    return row
+
+
+def _contents(variable: str, path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").removesuffix("\n").removesuffix("\r")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{variable}: cannot read {path}: {error}") from None
+
+
+def _value(row: Row, value: Any) -> Any:
+    try:
+        return msgspec.convert(value, row.hint, strict=False, dec_hook=_path)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"{row.variable}: {error}") from None
+
+
+def _path(kind: type, value: Any) -> Path:
+    if kind is Path and isinstance(value, str | Path) and str(value):
+        return Path(value)
+    raise ValueError("Expected the path of a folder")
+
+
+def _row_named(name: str) -> Row:
+    for row in ROWS:
+        if row.name == name:
+            return row
+    raise SettingsError(f"{name}: no such setting")
+
+
+ROWS: tuple[Row, ...] = _rows()
+"""The table of settings, in order."""
+
+
+def table() -> str:
+    """The table of settings as Markdown, for the README: variable, what it takes, default, meaning; secrets are marked."""
+    lines = ["| variable | takes | default | meaning |", "| --- | --- | --- | --- |"]
+    for row in ROWS:
+        takes = f"secret {row.kind}, or its file in `{row.variable}{FILE}`" if row.secret else row.kind
+        default = f"`{row.default}`" if str(row.default) else ""
+        lines.append(f"| `{row.variable}` | {takes} | {default} | {row.meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def librdkafka(settings: Settings) -> dict[str, str | int | float | bool]:
+    """How confluent-kafka reaches the brokers (addresses, protocol, credentials): the part that every client shares."""
+    client: dict[str, str | int | float | bool] = {"bootstrap.servers": settings.kafka_bootstrap, "security.protocol": settings.kafka_protocol}
+    if settings.kafka_protocol.startswith("SASL"):
+        client |= {
+            "sasl.mechanism": settings.kafka_sasl_mechanism,
+            "sasl.username": settings.kafka_username,
+            "sasl.password": settings.kafka_password,
+        }
+    if settings.kafka_ca_file:
+        client["ssl.ca.location"] = settings.kafka_ca_file
+    return client
