@@ -1,0 +1,264 @@
+"""The way to and from the log: tell a record and know that all in-sync replicas have it; read a topic from end to end."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+from collections import defaultdict, deque
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+
+from schemas.avro import decode
+from schemas.errors import LogUnavailable
+from schemas.record import Record
+from schemas.topics import Topic
+from streams.settings import Settings, librdkafka
+
+QUERY_S = 10.0
+READ_MAX = 10_000
+GROUP = "holdfast-reader"  # a consumer must name one; nothing is ever committed under it
+
+
+class Message(NamedTuple):
+    """One record as it lies in the log; `timestamp_ms` is the broker's or the producer's, milliseconds since 1970-01-01 UTC."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+
+
+class Bus(Protocol):
+    """What `decide` and the apps need of the log."""
+
+    def tell(self, topic: Topic, key: str, value: bytes) -> asyncio.Future[None]:
+        """Sends; the future is done once all in-sync replicas have it. LogUnavailable: indefinite, it may be in the log or not."""
+        ...
+
+    async def close(self) -> None:
+        """Waits (bounded) for what is under way and lets go."""
+        ...
+
+
+class KafkaBus:
+    """An idempotent acks=all producer. One thread polls it; a burst of acknowledgements reaches the loop in one call.
+
+    Partitions are those of Java's and aiokafka's default (murmur2 of the key). After a fatal producer error (the idempotent
+    session is lost) it makes itself a new producer: what was under way is indefinite, what comes after is not touched.
+    """
+
+    def __init__(self, settings: Settings, linger_ms: float = 0) -> None:
+        self._conf = librdkafka(settings) | {
+            "acks": "all",
+            "enable.idempotence": True,
+            "delivery.timeout.ms": settings.produce_timeout_ms,
+            "partitioner": "murmur2_random",
+            "linger.ms": linger_ms,
+            "socket.nagle.disable": True,
+            "queue.buffering.max.messages": 1_000_000,
+        }
+        self._timeout_s = settings.produce_timeout_ms / 1000
+        self._loop = asyncio.get_running_loop()
+        self._acked: list[tuple[asyncio.Future[None], KafkaError | None]] = []
+        self._waiting: deque[tuple[Topic, str, bytes, asyncio.Future[None]]] = deque()
+        self._lost = False
+        self._closing = False
+        self._producer = self._new_producer()
+        self._thread = threading.Thread(target=self._poll, name="bus", daemon=True)
+        self._thread.start()
+
+    def tell(self, topic: Topic, key: str, value: bytes) -> asyncio.Future[None]:
+        """See `Bus.tell`. Where the producer's queue is full the record waits its turn, for as long as a delivery may take."""
+        future: asyncio.Future[None] = self._loop.create_future()
+        if self._waiting:
+            self._wait_for_room(topic, key, value, future)
+            return future
+        try:
+            self._produce(topic, key, value, future)
+        except BufferError:
+            self._wait_for_room(topic, key, value, future)
+        return future
+
+    async def close(self) -> None:
+        """Waits for what is under way, at most as long as a delivery may take; then it is indefinite."""
+        if not self._closing:
+            self._closing = True
+            await asyncio.to_thread(self._thread.join)
+
+    def on_error(self, error: KafkaError) -> None:
+        """Called by librdkafka, in the polling thread. Only a fatal error matters: the rest heals by itself."""
+        if error.fatal():
+            self._lost = True
+
+    def _new_producer(self) -> Any:
+        return Producer(self._conf | {"error_cb": self.on_error})
+
+    def _produce(self, topic: Topic, key: str, value: bytes, future: asyncio.Future[None]) -> None:
+        try:
+            self._producer.produce(topic.name, value, key.encode(), on_delivery=functools.partial(self._delivered, future))
+        except KafkaException as error:
+            if error.args[0].fatal():
+                self._lost = True
+            future.set_exception(LogUnavailable(str(error)))
+
+    def _delivered(self, future: asyncio.Future[None], error: KafkaError | None, _: object) -> None:
+        self._acked.append((future, error))
+
+    def _poll(self) -> None:
+        while not self._closing:
+            self._producer.poll(0.1)
+            if self._lost:
+                self._renew()
+            self._hand_over()
+        self._producer.flush(self._timeout_s)
+        self._hand_over()
+
+    def _renew(self) -> None:
+        """A new producer for the lost one, whose records fail as indefinite."""
+        lost, self._producer, self._lost = self._producer, self._new_producer(), False
+        lost.purge(in_queue=True, in_flight=True, blocking=False)
+        lost.flush(self._timeout_s)
+
+    def _hand_over(self) -> None:
+        if self._acked or self._waiting:
+            acked, self._acked = self._acked, []
+            if not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self._settle, acked)
+
+    def _settle(self, acked: list[tuple[asyncio.Future[None], KafkaError | None]]) -> None:
+        for future, error in acked:
+            if future.done():
+                continue
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(LogUnavailable(error.str()))
+        while self._waiting:
+            topic, key, value, future = self._waiting[0]
+            try:
+                if not future.done():
+                    self._produce(topic, key, value, future)
+            except BufferError:
+                break
+            self._waiting.popleft()
+
+    def _wait_for_room(self, topic: Topic, key: str, value: bytes, future: asyncio.Future[None]) -> None:
+        self._waiting.append((topic, key, value, future))
+        self._loop.call_later(self._timeout_s, _give_up, future)
+
+
+def _give_up(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_exception(LogUnavailable("not acknowledged in time: the producer's queue was full"))
+
+
+class ListBus:
+    """A log in memory, for worlds: what was told, by topic, in order. `down` makes it answer like a log that does not."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, list[Message]] = defaultdict(list)
+        self.down = False
+
+    def tell(self, topic: Topic, key: str, value: bytes) -> asyncio.Future[None]:
+        """See `Bus.tell`: acknowledged at once, or LogUnavailable at once while `down`."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self.down:
+            future.set_exception(LogUnavailable("down"))
+            return future
+        told = self.told[topic.name]
+        told.append(Message(topic.name, 0, len(told), 0, key.encode(), value))
+        future.set_result(None)
+        return future
+
+    def records(self, topic: Topic) -> list[Record]:
+        """What was told to a topic, decoded, oldest first."""
+        return [decode(topic.record, message.value) for message in self.told[topic.name]]
+
+    async def close(self) -> None:
+        """Nothing to wait for."""
+
+
+def read_topic(
+    settings: Settings, topic: Topic, start: Mapping[int, int] | None = None, partitions: Collection[int] | None = None
+) -> Iterator[list[Message]]:
+    """All that a topic holds at the time of the call, in batches; within a partition in order of offset.
+
+    `start`: first offset to read by partition (default: the oldest). `partitions`: which (default: all).
+    LogUnavailable if the brokers do not answer.
+    """
+    consumer = _reader(settings)
+    try:
+        ends = _ends(consumer, topic, partitions)
+        first = {p: max(low, (start or {}).get(p, low)) for p, (low, _) in ends.items()}
+        yield from _read(consumer, topic, first, {p: high for p, (_, high) in ends.items() if first[p] < high})
+    except KafkaException as error:
+        raise LogUnavailable(f"{topic.name}: {error}") from error
+    finally:
+        consumer.close()
+
+
+def read_tail(settings: Settings, topic: Topic, partitions: Collection[int], count: int) -> Iterator[list[Message]]:
+    """The last `count` records of each of these partitions (those that the topic has), in batches."""
+    start = {p: high - count for p, (_, high) in end_offsets(settings, topic, partitions).items()}
+    return read_topic(settings, topic, start, list(start))
+
+
+def end_offsets(settings: Settings, topic: Topic, partitions: Collection[int] | None = None) -> dict[int, tuple[int, int]]:
+    """Oldest offset and next offset of each partition; empty for a topic that is not there. LogUnavailable without an answer."""
+    consumer = _reader(settings)
+    try:
+        return _ends(consumer, topic, partitions)
+    except KafkaException as error:
+        raise LogUnavailable(f"{topic.name}: {error}") from error
+    finally:
+        consumer.close()
+
+
+def _reader(settings: Settings) -> Any:
+    return Consumer(
+        librdkafka(settings)
+        | {
+            "group.id": GROUP,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "auto.offset.reset": "earliest",
+            "enable.partition.eof": True,
+            "fetch.wait.max.ms": 50,
+            "queued.max.messages.kbytes": 16_384,
+        }
+    )
+
+
+def _ends(consumer: Any, topic: Topic, partitions: Collection[int] | None) -> dict[int, tuple[int, int]]:
+    there = consumer.list_topics(topic.name, timeout=QUERY_S).topics[topic.name].partitions
+    wanted = sorted(there if partitions is None else set(partitions) & set(there))
+    return {p: consumer.get_watermark_offsets(TopicPartition(topic.name, p), timeout=QUERY_S) for p in wanted}
+
+
+def _read(consumer: Any, topic: Topic, first: Mapping[int, int], ends: dict[int, int]) -> Iterator[list[Message]]:
+    """Reads each partition from `first` to `ends`; takes partitions out of `ends` as they are done."""
+    consumer.assign([TopicPartition(topic.name, p, first[p]) for p in ends])
+    silent_s = 0.0
+    while ends:
+        raw = consumer.consume(READ_MAX, timeout=0.2)
+        silent_s = 0.0 if raw else silent_s + 0.2
+        if silent_s > QUERY_S:
+            raise LogUnavailable(f"{topic.name}: no record within {QUERY_S} s, and the end is not reached")
+        batch = []
+        for message in raw:
+            partition, error = message.partition(), message.error()
+            if error is not None and error.code() != KafkaError._PARTITION_EOF:
+                raise KafkaException(error)
+            if partition not in ends:
+                continue
+            if error is None and message.offset() < ends[partition]:
+                batch.append(Message(topic.name, partition, message.offset(), message.timestamp()[1], message.key(), message.value()))
+            if message.offset() >= ends[partition] - (error is None):
+                del ends[partition]
+        if batch:
+            yield batch
