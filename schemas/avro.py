@@ -129,6 +129,33 @@ def encode(record: Record) -> bytes:
     return frame(type(record)) + body(record)
 
 
+@functools.cache
+def _before_last(record: type[Record]) -> tuple[str, Any]:
+    """The name of a record's last field, and the schema of all fields before it."""
+    _, schema = _newest(record)
+    head = {**schema, "name": f"{schema['name']}Head", "fields": schema["fields"][:-1]}
+    head.pop("__fastavro_parsed__", None)
+    head.pop("__named_schemas", None)
+    return schema["fields"][-1]["name"], fastavro.parse_schema(head)
+
+
+def encode_before(record: Record, last: bytes) -> bytes:
+    """`encode(record)`, where the last field's Avro is already at hand as `last`: it is appended, not encoded again."""
+    name, schema = _before_last(type(record))
+    out = io.BytesIO()
+    out.write(frame(type(record)))
+    plain = {field: _plain_value(getattr(record, field)) for field in record.__struct_fields__ if field != name}
+    fastavro.schemaless_writer(out, schema, plain)
+    out.write(last)
+    return out.getvalue()
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain_value(v) for v in value]
+    return _plain(value) if isinstance(value, Record) else value
+
+
 def decode(record: type[R], value: bytes | None) -> R:
     """The record in a message's value, validated. UnknownSchema, UnreadableBytes or InvalidRecord (names the field) if not."""
     if value is None:

@@ -1,0 +1,44 @@
+"""Money is exact: what goes to minor units comes back, and digits are never lost in silence."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.errors import InvalidRecord
+from schemas.identity import decision_id, hash32, hash64, hold_id, keyed_token
+from schemas.money import EXPONENTS, to_major, to_minor
+
+
+@given(st.integers(-(10**15), 10**15), st.sampled_from(sorted(EXPONENTS)))
+def test_minor_units_and_major_units_are_the_same_money(amount_minor: int, currency: str) -> None:
+    assert to_minor(to_major(amount_minor, currency), currency) == amount_minor
+
+
+@pytest.mark.parametrize(("amount", "currency", "minor"), [("12.34", "EUR", 1234), ("12", "JPY", 12), ("1.234", "KWD", 1234), ("0", "USD", 0)])
+def test_exponents_are_those_of_iso_4217(amount: str, currency: str, minor: int) -> None:
+    assert to_minor(Decimal(amount), currency) == minor
+
+
+@pytest.mark.parametrize(("amount", "currency", "field"), [("1.234", "EUR", "amount"), ("1.5", "JPY", "amount"), ("1", "ZZZ", "currency"), ("NaN", "EUR", "amount")])
+def test_lost_digits_and_unknown_currencies_are_refused(amount: str, currency: str, field: str) -> None:
+    with pytest.raises(InvalidRecord) as caught:
+        to_minor(Decimal(amount), currency)
+    assert caught.value.field == field
+
+
+def test_ids_are_derived_and_never_change() -> None:
+    assert decision_id("t1") == "dec_8fcbcee3aa6b50e09ab97eadc955ba1d"
+    assert decision_id("t1") == decision_id("t1") != decision_id("t2")
+    assert hold_id("t1")[4:] != decision_id("t1")[4:]
+    assert hash64("t1") != 0 != hash32("t1")
+
+
+def test_a_token_needs_its_key() -> None:
+    one, other = (keyed_token(key, "k1", "crd", "4111111111111111") for key in (b"a" * 32, b"b" * 32))
+    assert one != other
+    assert one.startswith("crd_k1_")
+    assert "4111" not in one[:11]

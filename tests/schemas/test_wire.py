@@ -1,0 +1,224 @@
+"""The wire format: what is written can be read, what cannot be read says why, and every schema fits all before it."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas import avro
+from schemas.catalogue import VERSIONS
+from schemas.decision import Contribution, Decision, Outcome, Reason, ReasonSource, Risk
+from schemas.errors import InvalidRecord, UnknownSchema, UnreadableBytes
+from schemas.freeze import Version, frozen, incompatible
+from schemas.topics import TOPICS
+from schemas.transaction import Attribute, BehaviouralSession, CheckResult, EntryMode, Transaction, TransactionKind, sound
+
+IDS = st.text("abcdefghij0123456789-_é", min_size=1, max_size=20)
+MAYBE_ID = st.none() | IDS
+TRANSACTIONS = st.builds(
+    Transaction,
+    transaction_id=IDS,
+    kind=st.sampled_from(TransactionKind),
+    at_ms=st.integers(0, 4_000_000_000_000),
+    amount_minor=st.integers(0, 2**53),
+    currency=st.sampled_from(["EUR", "JPY", "KWD"]),
+    account_id=IDS,
+    billing_amount_minor=st.none() | st.integers(0, 2**53),
+    customer_id=MAYBE_ID,
+    card_token=MAYBE_ID,
+    mcc=st.none() | st.from_regex(r"^[0-9]{4}\Z"),
+    country=st.none() | st.from_regex(r"^[A-Z]{2}\Z"),
+    latitude=st.none() | st.floats(-90, 90),
+    entry_mode=st.none() | st.sampled_from(EntryMode),
+    cvv_result=st.none() | st.sampled_from(CheckResult),
+    session=st.none() | st.builds(BehaviouralSession, keystroke_dwell_ms=st.none() | st.floats(0, 1e4)),
+    attributes=st.lists(st.builds(Attribute, name=IDS, value=st.text(max_size=9)), max_size=3).map(tuple),
+)
+
+
+def a_transaction(**changes: object) -> Transaction:
+    """A plain valid transaction."""
+    plain: dict[str, object] = {
+        "transaction_id": "t1",
+        "kind": TransactionKind.ECOMMERCE,
+        "at_ms": 1_700_000_000_000,
+        "amount_minor": 1_234,
+        "currency": "EUR",
+        "account_id": "a1",
+    }
+    return Transaction(**(plain | changes))  # type: ignore[arg-type]
+
+
+@given(TRANSACTIONS)
+def test_what_is_written_is_read_back(txn: Transaction) -> None:
+    assert avro.decode(Transaction, avro.encode(txn)) == txn
+
+
+@given(TRANSACTIONS, st.integers(0, 1000), st.booleans())
+def test_a_decision_with_its_transaction_appended_is_the_same_bytes(txn: Transaction, score: int, held: bool) -> None:
+    decision = Decision(
+        decision_id="dec_1",
+        transaction_id=txn.transaction_id,
+        account_id=txn.account_id,
+        at_ms=txn.at_ms,
+        decided_at_ms=5,
+        outcome=Outcome.REVIEW,
+        reasons=(Reason(code="x", source=ReasonSource.RULE, feature="f", value=1.5),),
+        score=score,
+        risk=Risk.HIGH,
+        contributions=(Contribution(member="learned", weight=0.4, probability=None),),
+        hold_id="hld_1" if held else None,
+        held_minor=txn.amount_minor if held else 0,
+        hold_currency=txn.currency if held else None,
+        hold_expires_at_ms=9 if held else None,
+        model_id="m",
+        policy_id="p",
+        catalogue_id="c",
+        vector=b"\0" * 16,
+        positions=(0, -1, 70_000),
+        declined_positions=(),
+        degradations=("memory",),
+        source_topic="http",
+        source_partition=-1,
+        source_offset=-1,
+        transaction=txn,
+    )
+    message = avro.encode_before(decision, avro.body(txn))
+    assert message == avro.encode(decision)
+    assert avro.decode(Decision, message) == decision
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_at_all_break_the_reader(value: bytes) -> None:
+    framed = avro.frame(Transaction) + value
+    for content in (value, framed):
+        try:
+            avro.decode(Transaction, content)
+        except InvalidRecord as error:
+            assert error.code
+            assert error.field
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (None, UnreadableBytes),
+        (b"", UnknownSchema),
+        (b"\x01\0\0\0\x01", UnknownSchema),
+        (b"\0\0\0\xff\xff1234", UnknownSchema),
+        (avro.encode(a_transaction())[:-2], UnreadableBytes),
+        (avro.encode(a_transaction()) + b"x", UnreadableBytes),
+        (avro.frame(Decision) + avro.body(a_transaction()), UnknownSchema),
+    ],
+)
+def test_unreadable_bytes_are_named(value: bytes | None, kind: type[InvalidRecord]) -> None:
+    with pytest.raises(kind):
+        avro.decode(Transaction, value)
+
+
+REQUEST = {"transaction_id": "t", "kind": "atm", "at_ms": 1, "amount_minor": 5, "currency": "EUR", "account_id": "a"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "code"),
+    [
+        ({"kind": None}, "kind", "invalid_field"),
+        ({"kind": "gift"}, "kind", "invalid_field"),
+        ({"amount_minor": -5}, "amount_minor", "invalid_field"),
+        ({"amount_minor": 5.5}, "amount_minor", "invalid_field"),
+        ({"amount_minor": "5"}, "amount_minor", "invalid_field"),
+        ({"currency": "eur"}, "currency", "invalid_field"),
+        ({"transaction_id": ""}, "transaction_id", "invalid_field"),
+        ({"mcc": "54"}, "mcc", "invalid_field"),
+        ({"latitude": 91}, "latitude", "invalid_field"),
+        ({"zork": 1}, "zork", "unknown_field"),
+        ({"session": {"zork": 1}}, "session.zork", "unknown_field"),
+    ],
+)
+def test_a_wrong_field_is_named(changes: dict[str, object], field: str, code: str) -> None:
+    content = json.dumps(REQUEST | changes).encode()
+    with pytest.raises(InvalidRecord) as caught:
+        avro.checked(lambda: msgspec.json.decode(content, type=Transaction))
+    assert (caught.value.field, caught.value.code) == (field, code)
+
+
+@pytest.mark.parametrize("missing", REQUEST)
+def test_a_missing_field_is_named(missing: str) -> None:
+    content = json.dumps({k: v for k, v in REQUEST.items() if k != missing}).encode()
+    with pytest.raises(InvalidRecord) as caught:
+        avro.checked(lambda: msgspec.json.decode(content, type=Transaction))
+    assert (caught.value.field, caught.value.code) == (missing, "missing_field")
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"currency": "ZZZ"}, "currency"),
+        ({"billing_amount_minor": 1, "billing_currency": "QQQ"}, "billing_currency"),
+        ({"billing_amount_minor": 1}, "billing_currency"),
+        ({"latitude": 1.0}, "longitude"),
+        ({"at_ms": 1_700_000_000_000 + 300_001}, "at_ms"),
+    ],
+)
+def test_what_types_cannot_say_is_checked(changes: dict[str, object], field: str) -> None:
+    with pytest.raises(InvalidRecord) as caught:
+        sound(a_transaction(**changes), now_ms=1_700_000_000_000, future_ms_max=300_000)
+    assert caught.value.field == field
+
+
+def test_the_far_future_begins_one_millisecond_after_the_limit() -> None:
+    edge = a_transaction(at_ms=1_700_000_300_000)
+    assert sound(edge, now_ms=1_700_000_000_000, future_ms_max=300_000) is edge
+
+
+@pytest.mark.parametrize("topic", TOPICS, ids=lambda t: t.name)
+def test_every_record_is_its_newest_committed_schema(topic: object) -> None:
+    record = topic.record  # type: ignore[attr-defined]
+    newest = [v for v in VERSIONS if v.record == record.__name__][-1]
+    assert json.loads(newest.schema) == avro.avro_schema(record), "run `holdfast schemas freeze`"
+    assert len(frozen(VERSIONS)) == len(VERSIONS)
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=lambda v: f"{v.record}-{v.version}")
+def test_every_schema_is_fully_compatible_with_every_version_before_it(version: Version) -> None:
+    later = [v for v in VERSIONS if v.record == version.record and v.version >= version.version]
+    for other in later:
+        assert incompatible(json.loads(version.schema), json.loads(other.schema)) == []
+
+
+def test_ids_are_given_once_and_never_again() -> None:
+    assert [v.schema_id for v in VERSIONS] == list(range(1, len(VERSIONS) + 1))
+
+
+FIELD = {"name": "a", "type": "long"}
+
+
+def a_schema(*fields: dict[str, object]) -> dict[str, object]:
+    """A record with these fields."""
+    return {"type": "record", "name": "R", "fields": list(fields)}
+
+
+@pytest.mark.parametrize(
+    ("new", "faults"),
+    [
+        (a_schema(FIELD), 0),
+        (a_schema(FIELD, {"name": "b", "type": "long", "default": 0}), 0),
+        (a_schema(FIELD, {"name": "b", "type": "long"}), 1),
+        (a_schema(), 1),
+        (a_schema({"name": "a", "type": "string"}), 1),
+        (a_schema({"name": "a", "type": ["null", "long"]}), 1),
+    ],
+)
+def test_incompatible_changes_are_named(new: dict[str, object], faults: int) -> None:
+    assert len(incompatible(a_schema(FIELD), new)) == faults
+
+
+def test_fields_and_words_are_documented_in_the_schema() -> None:
+    for topic in TOPICS:
+        schema = avro.avro_schema(topic.record)
+        assert schema["doc"]
+        assert all(field["doc"] for field in schema["fields"]), topic.name

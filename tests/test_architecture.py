@@ -1,0 +1,116 @@
+"""The house rules, kept by a machine: imports point down, the world stays on the top floor, names say what they hold."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FLOORS = ("schemas", "features", "models", "streams")
+DOORS = {"features/online.py", "models/registry.py"}
+WORLDLY = {
+    "asyncio", "datetime.now", "http", "os", "random", "requests", "secrets", "socket", "subprocess", "sys", "tempfile", "threading", "time",
+    "urllib", "redis", "confluent_kafka", "aiokafka", "faust", "pathlib", "shutil", "glob", "uuid.uuid4", "uuid.uuid1",
+}  # fmt: skip
+WORLDLY_CALLS = {"open", "print", "input", "exec", "eval", "__import__"}
+UNNAMED = {"utils", "util", "helpers", "helper", "common", "core", "base", "manager", "service", "services", "misc"}
+TOP_LEVEL = {"streams", "models", "features", "schemas", "deploy", "notebooks", "tests", "pyproject.toml", "README.md"}
+
+
+def sources(*floors: str) -> list[Path]:
+    """The Python files of these floors."""
+    return [path for floor in floors for path in sorted((ROOT / floor).rglob("*.py"))]
+
+
+def name_of(path: Path) -> str:
+    """The file's path within the house."""
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Every module, and module.name, that a file imports."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", sources(*FLOORS), ids=name_of)
+def test_imports_point_down(path: Path) -> None:
+    floor = FLOORS.index(path.relative_to(ROOT).parts[0])
+    for module in imports(ast.parse(path.read_text())):
+        top = module.split(".")[0]
+        if top in FLOORS:
+            assert FLOORS.index(top) <= floor, f"{name_of(path)} imports {module}: schemas <- features <- models <- streams, never up"
+        assert top != "tests", f"{name_of(path)} imports {module}: the house does not know its tests"
+
+
+@pytest.mark.parametrize("path", [p for p in sources("schemas", "features", "models") if name_of(p) not in DOORS], ids=name_of)
+def test_the_world_stays_on_the_top_floor(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    rule = "below streams/ (the doors apart) nobody reads a clock, the environment, a socket, chance or a file, and nobody prints"
+    for module in imports(tree):
+        reached = {module, module.split(".")[0]}
+        assert not reached & WORLDLY, f"{name_of(path)} imports {module}: {rule}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in WORLDLY_CALLS, f"{name_of(path)}:{node.lineno} calls {node.func.id}(): {rule}"
+        if isinstance(node, ast.Attribute):
+            assert node.attr not in ("now", "utcnow", "today", "environ", "urandom"), f"{name_of(path)}:{node.lineno} .{node.attr}: {rule}"
+
+
+@pytest.mark.parametrize("path", sources(*FLOORS), ids=name_of)
+def test_every_file_says_what_it_is_for(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text())), f"{name_of(path)} has no docstring"
+
+
+@pytest.mark.parametrize("path", sources(*FLOORS), ids=name_of)
+def test_public_functions_have_docstrings(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    scopes = [tree, *[n for n in tree.body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")]]
+    for scope in scopes:
+        protocol = isinstance(scope, ast.ClassDef) and any(isinstance(b, ast.Name) and b.id == "Protocol" for b in scope.bases)
+        for node in scope.body:
+            public = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and not node.name.startswith("_")
+            if public and not protocol:
+                assert ast.get_docstring(node), f"{name_of(path)}:{node.lineno} {node.name} has no docstring"  # type: ignore[arg-type,attr-defined]
+
+
+@pytest.mark.parametrize("path", sources(*FLOORS), ids=name_of)
+def test_names_say_what_a_file_holds(path: Path) -> None:
+    assert path.stem not in UNNAMED, f"{name_of(path)}: name it after what it is"
+
+
+@pytest.mark.parametrize("path", sources(*FLOORS), ids=name_of)
+def test_no_pickle_and_no_swallowed_errors(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    for module in imports(tree):
+        assert module.split(".")[0] not in ("pickle", "joblib", "dill", "shelve", "marshal"), f"{name_of(path)} imports {module}: it executes code"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ExceptHandler):
+            bare = node.type is None or (isinstance(node.type, ast.Name) and node.type.id in ("Exception", "BaseException"))
+            silent = all(isinstance(s, ast.Pass) for s in node.body)
+            assert not (bare and silent), f"{name_of(path)}:{node.lineno} swallows every error"
+
+
+@pytest.mark.parametrize("path", sources("streams"), ids=name_of)
+def test_topics_are_named_in_one_table(path: Path) -> None:
+    from schemas.topics import TOPICS
+
+    names = {topic.name for topic in TOPICS} - {"ledger", "holds", "transactions", "labels", "accounts", "decisions"}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            assert node.value not in names, f"{name_of(path)}:{node.lineno} has the topic {node.value!r} in quotes: use schemas.topics"
+
+
+def test_the_top_level_holds_only_what_the_plan_lists() -> None:
+    import subprocess
+
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    extra = {name.split("/")[0] for name in listed if not name.startswith(".")} - TOP_LEVEL
+    assert not extra, f"not in the plan: {sorted(extra)}"
