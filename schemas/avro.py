@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import fastavro
 import msgspec
 
+from schemas.encoder import Writer, fields_writer, writer_of
 from schemas.errors import InvalidRecord, UnknownSchema, UnreadableBytes
 from schemas.record import Record, Word
 
@@ -107,18 +108,19 @@ def _newest(record: type[Record]) -> tuple[int, Any]:
     return max(ids), _written_by(max(ids))[1]
 
 
+@functools.cache
+def _writers(record: type[Record]) -> tuple[Writer, Callable[[tuple[Any, ...]], bytes]]:
+    """What writes a whole record, and what writes all of its fields but the last."""
+    _, schema = _newest(record)
+    return writer_of(schema), fields_writer(schema["fields"][:-1])
+
+
 def body(record: Record) -> bytes:
     """The record in plain Avro, without a frame."""
-    _, schema = _newest(type(record))
-    out = io.BytesIO()
-    fastavro.schemaless_writer(out, schema, _plain(record))
-    return out.getvalue()
+    return _writers(type(record))[0](record)
 
 
-def _plain(record: Record) -> Any:
-    return msgspec.to_builtins(record, builtin_types=(bytes,))
-
-
+@functools.cache
 def frame(record: type[Record]) -> bytes:
     """The five bytes that precede a record of this type."""
     return _FRAME.pack(0, _newest(record)[0])
@@ -129,31 +131,9 @@ def encode(record: Record) -> bytes:
     return frame(type(record)) + body(record)
 
 
-@functools.cache
-def _before_last(record: type[Record]) -> tuple[str, Any]:
-    """The name of a record's last field, and the schema of all fields before it."""
-    _, schema = _newest(record)
-    head = {**schema, "name": f"{schema['name']}Head", "fields": schema["fields"][:-1]}
-    head.pop("__fastavro_parsed__", None)
-    head.pop("__named_schemas", None)
-    return schema["fields"][-1]["name"], fastavro.parse_schema(head)
-
-
 def encode_before(record: Record, last: bytes) -> bytes:
     """`encode(record)`, where the last field's Avro is already at hand as `last`: it is appended, not encoded again."""
-    name, schema = _before_last(type(record))
-    out = io.BytesIO()
-    out.write(frame(type(record)))
-    plain = {field: _plain_value(getattr(record, field)) for field in record.__struct_fields__ if field != name}
-    fastavro.schemaless_writer(out, schema, plain)
-    out.write(last)
-    return out.getvalue()
-
-
-def _plain_value(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_plain_value(v) for v in value]
-    return _plain(value) if isinstance(value, Record) else value
+    return frame(type(record)) + _writers(type(record))[1](msgspec.structs.astuple(record)) + last
 
 
 def decode(record: type[R], value: bytes | None) -> R:

@@ -23,7 +23,10 @@ def test_exponents_are_those_of_iso_4217(amount: str, currency: str, minor: int)
     assert to_minor(Decimal(amount), currency) == minor
 
 
-@pytest.mark.parametrize(("amount", "currency", "field"), [("1.234", "EUR", "amount"), ("1.5", "JPY", "amount"), ("1", "ZZZ", "currency"), ("NaN", "EUR", "amount")])
+WRONG = [("1.234", "EUR", "amount"), ("1.5", "JPY", "amount"), ("1", "ZZZ", "currency"), ("NaN", "EUR", "amount")]
+
+
+@pytest.mark.parametrize(("amount", "currency", "field"), WRONG)
 def test_lost_digits_and_unknown_currencies_are_refused(amount: str, currency: str, field: str) -> None:
     with pytest.raises(InvalidRecord) as caught:
         to_minor(Decimal(amount), currency)

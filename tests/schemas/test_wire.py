@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 
+import fastavro
 import msgspec
 import pytest
 from hypothesis import given
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 from schemas import avro
 from schemas.catalogue import VERSIONS
 from schemas.decision import Contribution, Decision, Outcome, Reason, ReasonSource, Risk
+from schemas.encoder import varint
 from schemas.errors import InvalidRecord, UnknownSchema, UnreadableBytes
 from schemas.freeze import Version, frozen, incompatible
 from schemas.topics import TOPICS
@@ -58,6 +62,20 @@ def test_what_is_written_is_read_back(txn: Transaction) -> None:
     assert avro.decode(Transaction, avro.encode(txn)) == txn
 
 
+@given(TRANSACTIONS)
+def test_each_byte_is_fastavros(txn: Transaction) -> None:
+    out = io.BytesIO()
+    fastavro.schemaless_writer(out, avro.avro_schema(Transaction), msgspec.to_builtins(txn))
+    assert avro.body(txn) == out.getvalue()
+
+
+@given(st.integers(-(2**63), 2**63 - 1))
+def test_a_long_of_any_size_is_fastavros(number: int) -> None:
+    out = io.BytesIO()
+    fastavro.schemaless_writer(out, "long", number)
+    assert varint(number) == out.getvalue()
+
+
 @given(TRANSACTIONS, st.integers(0, 1000), st.booleans())
 def test_a_decision_with_its_transaction_appended_is_the_same_bytes(txn: Transaction, score: int, held: bool) -> None:
     decision = Decision(
@@ -96,11 +114,8 @@ def test_a_decision_with_its_transaction_appended_is_the_same_bytes(txn: Transac
 def test_no_bytes_at_all_break_the_reader(value: bytes) -> None:
     framed = avro.frame(Transaction) + value
     for content in (value, framed):
-        try:
-            avro.decode(Transaction, content)
-        except InvalidRecord as error:
-            assert error.code
-            assert error.field
+        with contextlib.suppress(InvalidRecord):  # and nothing else
+            assert isinstance(avro.decode(Transaction, content), Transaction)
 
 
 @pytest.mark.parametrize(
