@@ -1,0 +1,155 @@
+"""Judgement: score, rules and what was missing become one outcome with its reasons; the most severe stands. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import msgspec
+import numpy as np
+
+from models.ensemble import Ensemble, Scored
+from models.hold import Refusal
+from models.policy import SEVERITY, Policy, Rule
+from models.trees import Floats
+from schemas.decision import Contribution, Outcome, Reason, ReasonSource, Risk
+from schemas.transaction import CREDITS, Transaction
+
+REASONS_MAX = 4
+"""Regulation B, comment 9(b)(2)-1: more than four reasons are not likely to help."""
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What follows from the vector, before the account is asked for the money."""
+
+    outcome: Outcome
+    reasons: tuple[Reason, ...]
+    score: int | None
+    risk: Risk | None
+    contributions: tuple[Contribution, ...]
+    degradations: tuple[str, ...]
+    debits: bool  # the transaction takes money from the account
+    holds: bool  # its amount is to be held now
+
+
+def judge(
+    ensemble: Ensemble, policy: Policy, reason_of: Sequence[str], txn: Transaction, vector: Floats, degradations: tuple[str, ...] = ()
+) -> Verdict:
+    """The verdict on one transaction.
+
+    `policy` is bound to the catalogue that `vector` (float64[columns], NaN is missing) follows; `reason_of` is the
+    catalogue's reason code by column; `degradations` are what was missing so far. Thresholds are compared with the score
+    as it is shown (0 to 1000), so that the record alone explains the outcome.
+    """
+    scored = ensemble.score(vector)
+    score = None if scored.total is None else round(scored.total * 1000)
+    if score is None or None in scored.probabilities:
+        degradations = (*degradations, *_missing(ensemble, scored))
+    fired = policy.fired(vector)
+    banded = _band(policy, score)
+    outcome = banded
+    if fired or degradations:
+        outcome = max((banded, *(r.outcome for r in fired), *(policy.outcome_without(d) for d in degradations)), key=_severity)
+    reasons: tuple[Reason, ...] = ()
+    if outcome is not Outcome.APPROVE:
+        told = _reasons(ensemble, policy, reason_of, vector, scored, banded, fired, degradations)
+        reasons = _distinct(told)
+    debits = txn.kind not in CREDITS
+    return Verdict(
+        outcome,
+        reasons,
+        score,
+        _risk(policy, score),
+        _contributions(ensemble, scored),
+        degradations,
+        debits,
+        debits and outcome in (Outcome.APPROVE, Outcome.REVIEW) and txn.own_amount_minor > 0,
+    )
+
+
+def refused(verdict: Verdict, refusal: Refusal) -> Verdict:
+    """The verdict where the account cannot pay: a decline with the account's own reason first, unless it was a block anyway."""
+    if verdict.outcome is Outcome.BLOCK:
+        return verdict
+    reason = Reason(code=str(refusal), source=ReasonSource.ACCOUNT)
+    return msgspec.structs.replace(
+        verdict, outcome=Outcome.DECLINE, reasons=_distinct((reason, *verdict.reasons)), holds=False
+    )
+
+
+def _severity(outcome: Outcome) -> int:
+    return SEVERITY[outcome]
+
+
+def _missing(ensemble: Ensemble, scored: Scored) -> Iterator[str]:
+    """Names of the degradations of a score that not all members made."""
+    if scored.total is None:
+        yield "score_missing"
+        return
+    for name in scored.missing(ensemble.members):
+        yield f"member_missing:{name}"
+
+
+def _band(policy: Policy, score: int | None) -> Outcome:
+    """What the score alone asks for."""
+    if score is None or score <= policy.review_above:
+        return Outcome.APPROVE
+    return Outcome.BLOCK if score > policy.block_above else Outcome.REVIEW
+
+
+def _risk(policy: Policy, score: int | None) -> Risk | None:
+    if score is None:
+        return None
+    if score > policy.high_above:
+        return Risk.HIGH
+    return Risk.MEDIUM if score > policy.medium_above else Risk.LOW
+
+
+def _contributions(ensemble: Ensemble, scored: Scored) -> tuple[Contribution, ...]:
+    """What each member said, in the ensemble's order."""
+    said = zip(ensemble.members, scored.weights, scored.probabilities, strict=True)
+    return tuple([Contribution(member=m.name, weight=w, probability=p) for m, w, p in said])
+
+
+def _reasons(
+    ensemble: Ensemble,
+    policy: Policy,
+    reason_of: Sequence[str],
+    vector: Floats,
+    scored: Scored,
+    banded: Outcome,
+    fired: Sequence[Rule],
+    degradations: Sequence[str],
+) -> Iterator[Reason]:
+    """Reasons, most severe first: of the rules, of the score if it asks for more than approval, of what was missing."""
+    for rule in fired:
+        feature = rule.conditions[0].feature
+        yield Reason(code=rule.reason, source=ReasonSource.RULE, feature=feature, value=_value(vector[ensemble.names.index(feature)]))
+    if banded is not Outcome.APPROVE:
+        yield from _of_the_model(ensemble, reason_of, vector, scored)
+    for missing in degradations:
+        if policy.outcome_without(missing) is not Outcome.APPROVE:
+            yield Reason(code=missing.partition(":")[0], source=ReasonSource.DEGRADED)
+
+
+def _of_the_model(ensemble: Ensemble, reason_of: Sequence[str], vector: Floats, scored: Scored) -> Iterator[Reason]:
+    """The columns that raised the score most. One is always given, and a value that is there goes before one that is missing."""
+    moved = ensemble.contributions(scored, vector)
+    order = np.lexsort((-moved, np.isnan(vector) | (moved <= 0))).tolist()
+    for place, column in enumerate(order[: 2 * REASONS_MAX]):
+        if place == 0 or moved[column] > 0:
+            value = _value(vector[column])
+            yield Reason(code=reason_of[column], source=ReasonSource.MODEL, feature=ensemble.names[column], value=value)
+
+
+def _value(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _distinct(reasons: Iterable[Reason]) -> tuple[Reason, ...]:
+    """The first four with different codes."""
+    first: dict[str, Reason] = {}
+    for reason in reasons:
+        first.setdefault(reason.code, reason)
+        if len(first) == REASONS_MAX:
+            break
+    return tuple(first.values())

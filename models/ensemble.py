@@ -1,0 +1,85 @@
+"""The ensemble: members' probabilities, weighted into one; a member that gives none is left out and said to be."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from models.trees import Floats, Forest, contributions, probabilities, probabilities_of_all
+
+LEARNED = "learned"
+"""The member that reads every column; each other member is named for the family of columns that it reads."""
+
+
+class Member(NamedTuple):
+    """One member: its name, its weight, and the columns of the catalogue that it was trained on."""
+
+    name: str
+    weight: float
+    columns: tuple[int, ...]
+
+
+class Scored(NamedTuple):
+    """What the members said of one transaction."""
+
+    probabilities: tuple[float | None, ...]  # by member; None: it gave none
+    weights: tuple[float, ...]  # by member; those that were used sum to 1, a member that was not has 0
+    total: float | None  # weighted sum, 0 to 1; None: no member gave a probability
+
+    def missing(self, members: tuple[Member, ...]) -> tuple[str, ...]:
+        """Names of the members that gave no probability."""
+        return tuple(m.name for m, p in zip(members, self.probabilities, strict=True) if p is None)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ensemble:
+    """Five members over one catalogue. `absent` members are known to be unfit and are not listened to."""
+
+    model_id: str
+    catalogue_id: str
+    names: tuple[str, ...]
+    members: tuple[Member, ...]
+    forest: Forest
+    absent: frozenset[str] = frozenset()
+    _weights: tuple[float, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Weights of those present, so that they sum to 1."""
+        heard = [0.0 if m.name in self.absent else m.weight for m in self.members]
+        object.__setattr__(self, "_weights", tuple(w / sum(heard) for w in heard) if sum(heard) > 0 else tuple(heard))
+
+    def without(self, *names: str) -> Ensemble:
+        """The ensemble that does not listen to these members; the weights of the others are scaled to sum to 1."""
+        return replace(self, absent=self.absent | set(names))
+
+    def score(self, vector: Floats) -> Scored:
+        """Members' probabilities and their weighted sum for one vector (float64[columns], NaN is missing)."""
+        said: list[float] = probabilities(self.forest, vector).tolist()
+        total = 0.0
+        for probability, weight in zip(said, self._weights, strict=True):
+            total += probability * weight
+        if self.absent or not math.isfinite(total):
+            return self._of_those_heard(said)
+        return Scored(tuple(said), self._weights, total)
+
+    def _of_those_heard(self, said: list[float]) -> Scored:
+        """The same where a member is absent or broken (its probability is not a number)."""
+        heard = [m.name not in self.absent and math.isfinite(p) for m, p in zip(self.members, said, strict=True)]
+        share = sum(m.weight for m, h in zip(self.members, heard, strict=True) if h)
+        if share <= 0:
+            return Scored((None,) * len(said), (0.0,) * len(said), None)
+        weights = tuple(m.weight / share if h else 0.0 for m, h in zip(self.members, heard, strict=True))
+        kept = tuple(p if h else None for p, h in zip(said, heard, strict=True))
+        return Scored(kept, weights, sum(p * w for p, w in zip(kept, weights, strict=True) if p is not None))
+
+    def totals(self, rows: Floats) -> Floats:
+        """float64[rows]: the weighted sum for each row of a matrix; for training, notebooks and re-scoring."""
+        totals: Floats = probabilities_of_all(self.forest, rows) @ np.array(self._weights)
+        return totals
+
+    def contributions(self, scored: Scored, vector: Floats) -> Floats:
+        """float64[columns]: how far each column moved the weighted log-odds of the members that were heard, for reasons."""
+        return contributions(self.forest, np.array(scored.weights), vector)

@@ -1,0 +1,337 @@
+"""The policy: the numbers and rules that compliance owns, read from one TOML file and checked row by row."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from decimal import ROUND_CEILING, Decimal
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from models.trees import Floats
+from schemas.decision import Outcome
+from schemas.errors import SettingsError
+from schemas.money import EXPONENTS
+from schemas.record import Word
+from schemas.transaction import TransactionKind
+
+DAY_MS = 86_400_000
+SEVERITY = {outcome: place for place, outcome in enumerate(Outcome)}
+"""How severe an outcome is; the most severe of several stands."""
+
+
+class Comparison(Word):
+    """How a rule compares a feature with its value. A missing feature (NaN) satisfies none."""
+
+    ABOVE = "above"
+    AT_LEAST = "at_least"
+    BELOW = "below"
+    AT_MOST = "at_most"
+    EQUALS = "equals"
+
+
+_PLACE = {comparison: place for place, comparison in enumerate(Comparison)}
+
+
+class Condition(NamedTuple):
+    """One comparison of one feature, in the feature's unit."""
+
+    feature: str
+    comparison: Comparison
+    value: float
+
+
+class Rule(NamedTuple):
+    """One row: where every condition holds, the outcome is at least `outcome`, for `reason`."""
+
+    conditions: tuple[Condition, ...]
+    outcome: Outcome
+    reason: str
+
+
+class SarThresholds(NamedTuple):
+    """When activity becomes a candidate for the SAR desk; amounts in US dollars, other currencies through `usd_per_unit`."""
+
+    sar_usd: Decimal  # 31 CFR 1020.320: from this amount on
+    ctr_usd: Decimal  # 31 CFR 1010.311: cash above this amount in a day is reported anyway
+    structuring_window_ms: int
+    structuring_count_min: int
+    structuring_part_usd_min: Decimal  # smaller deposits are not parts of a pattern
+    rapid_window_ms: int
+    rapid_share_min: float
+    blocked_window_ms: int
+    usd_per_unit: Mapping[str, Decimal]
+
+    def minor(self, usd: Decimal, currency: str) -> int:
+        """That many US dollars in minor units of a currency, rounded up. A currency without a rate counts one for one."""
+        units = usd / self.usd_per_unit.get(currency, Decimal(1))
+        return int(units.scaleb(EXPONENTS[currency]).to_integral_value(ROUND_CEILING))
+
+
+class RulePlan(NamedTuple):
+    """All conditions as rows of arrays, for the compiled check."""
+
+    columns: npt.NDArray[np.int32]
+    comparisons: npt.NDArray[np.int32]
+    values: Floats
+    rules: npt.NDArray[np.int32]  # by rule: its first condition; one more entry at the end
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Policy:
+    """One policy. `plan` is there once it is `bound` to a catalogue's names; only then can it judge."""
+
+    policy_id: str
+    name: str
+    effective_from_ms: int
+    review_above: int  # score, 0 to 1000
+    block_above: int
+    medium_above: int
+    high_above: int
+    weights: Mapping[str, float]  # by member, for training: a trained ensemble carries its own
+    degraded: Mapping[str, Outcome]  # by what is missing, or `otherwise`: the outcome is at least this
+    rules: tuple[Rule, ...]
+    hold_default_ms: int
+    hold_by_kind_ms: Mapping[TransactionKind, int]
+    hold_by_mcc_ms: tuple[tuple[int, int, int], ...]  # first and last code of a range, and its lifetime; the first match stands
+    sar: SarThresholds
+    plan: RulePlan | None = None
+
+    def bound(self, names: Sequence[str]) -> Policy:
+        """The policy whose rules read columns of a vector with these names. SettingsError names an unknown feature."""
+        column = {name: i for i, name in enumerate(names)}
+        conditions = [c for rule in self.rules for c in rule.conditions]
+        for number, rule in enumerate(self.rules, 1):
+            for condition in rule.conditions:
+                if condition.feature not in column:
+                    raise SettingsError(f"policy {self.name}: rules[{number}]: unknown feature {condition.feature!r}")
+        firsts = np.cumsum([0, *(len(rule.conditions) for rule in self.rules)])
+        plan = RulePlan(
+            np.array([column[c.feature] for c in conditions], dtype=np.int32),
+            np.array([_PLACE[c.comparison] for c in conditions], dtype=np.int32),
+            np.array([c.value for c in conditions], dtype=np.float64),
+            firsts.astype(np.int32),
+        )
+        return replace(self, plan=plan)
+
+    def fired(self, vector: Floats) -> tuple[Rule, ...]:
+        """The rules whose conditions all hold for this vector, most severe first, in the file's order within."""
+        assert self.plan is not None, "a policy judges only once it is bound to a catalogue"
+        hits = np.empty(len(self.rules), dtype=np.int32)
+        count = _fired(self.plan.columns, self.plan.comparisons, self.plan.values, self.plan.rules, vector, hits)
+        if count == 0:
+            return ()
+        return tuple(sorted((self.rules[i] for i in hits[:count].tolist()), key=lambda r: -SEVERITY[r.outcome]))
+
+    def outcome_without(self, missing: str) -> Outcome:
+        """The least outcome where this is missing: `member_missing:device` is looked up whole, then as `member_missing`."""
+        kind = missing.partition(":")[0]
+        return self.degraded.get(missing) or self.degraded.get(kind) or self.degraded["otherwise"]
+
+
+@numba.njit(cache=True)
+def _fired(columns, comparisons, values, rules, vector, hits):  # type: ignore[no-untyped-def]  # compiled: numba infers the types
+    """Writes the numbers of the rules that fire to `hits` and returns how many did."""
+    count = 0
+    for rule in range(rules.size - 1):
+        holds = True
+        for i in range(rules[rule], rules[rule + 1]):
+            given, value, how = vector[columns[i]], values[i], comparisons[i]
+            if how == 0:
+                holds = given > value
+            elif how == 1:
+                holds = given >= value
+            elif how == 2:
+                holds = given < value
+            elif how == 3:
+                holds = given <= value
+            else:
+                holds = given == value
+            if not holds:
+                break
+        if holds:
+            hits[count] = rule
+            count += 1
+    return count
+
+
+def policy_from_toml(text: str) -> Policy:
+    """The policy that the file's text says; SettingsError naming the key for whatever is missing, unknown or out of bounds.
+
+    The id is derived from the text: other numbers are another policy.
+    """
+    try:
+        rows = tomllib.loads(text, parse_float=Decimal)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"policy: {error}") from error
+    table = _Table(rows, "policy")
+    score, risk, hold = table.table("score"), table.table("risk"), table.table("hold")
+    policy = Policy(
+        policy_id=f"pol_{hashlib.sha256(text.encode()).hexdigest()[:32]}",
+        name=table.take("name", str),
+        effective_from_ms=_epoch_ms(table.take("effective_from", datetime)),
+        review_above=score.per_mille("review_above"),
+        block_above=score.per_mille("block_above"),
+        medium_above=risk.per_mille("medium_above"),
+        high_above=risk.per_mille("high_above"),
+        weights=_weights(table.table("members")),
+        degraded=_degraded(table.table("degraded")),
+        rules=tuple(_rule(row) for row in table.rows_of("rules")),
+        hold_default_ms=hold.days_ms("default_days"),
+        hold_by_kind_ms=_by_kind(hold.table("days_by_kind")),
+        hold_by_mcc_ms=_by_mcc(hold.table("days_by_mcc")),
+        sar=_sar(table.table("sar")),
+    )
+    for part in (score, risk, hold, table):
+        part.done()
+    if not (policy.review_above <= policy.block_above and policy.medium_above <= policy.high_above):
+        raise SettingsError("policy.score: review_above must not exceed block_above, nor risk.medium_above risk.high_above")
+    return policy
+
+
+class _Table:
+    """A TOML table that is taken apart key by key, and says what was not taken."""
+
+    def __init__(self, rows: dict[str, Any], path: str) -> None:
+        self._rows, self._path, self._taken = rows, path, set[str]()
+
+    def take(self, key: str, kind: Any, default: Any = None) -> Any:
+        """The key's value, of this type."""
+        self._taken.add(key)
+        value = self._rows.get(key, default)
+        if value is None:
+            raise SettingsError(f"{self._path}.{key}: is missing")
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise SettingsError(f"{self._path}.{key}: {value!r} is of the wrong type")
+        return value
+
+    def number(self, key: str, low: float = -math.inf, high: float = math.inf) -> Decimal:
+        """The key's value as a decimal within bounds."""
+        value = Decimal(self.take(key, int | Decimal))
+        if not value.is_finite() or not low <= value <= high:
+            raise SettingsError(f"{self._path}.{key}: {value} is not between {low} and {high}")
+        return value
+
+    def per_mille(self, key: str) -> int:
+        """A threshold from 0 to 1, as the score counts it; more than three decimals would be silently lost."""
+        value = self.number(key, 0, 1) * 1000
+        if value != int(value):
+            raise SettingsError(f"{self._path}.{key}: has more than three decimals")
+        return int(value)
+
+    def days_ms(self, key: str) -> int:
+        """A number of days, in milliseconds."""
+        return int(self.number(key, 0.001, 366) * DAY_MS)
+
+    def hours_ms(self, key: str) -> int:
+        """A number of hours, in milliseconds."""
+        return int(self.number(key, 0.001, 8784) * 3_600_000)
+
+    def word(self, key: str, words: Any, default: Any = None) -> Any:
+        """One of a closed list of words."""
+        value = self.take(key, str, default)
+        if value not in list(words):
+            raise SettingsError(f"{self._path}.{key}: {value!r} is none of {', '.join(words)}")
+        return words(value)
+
+    def table(self, key: str) -> _Table:
+        """The table under this key."""
+        return _Table(self.take(key, dict), f"{self._path}.{key}")
+
+    def rows_of(self, key: str, default: Any = None) -> list[_Table]:
+        """The rows under this key, counted from 1."""
+        rows = self.take(key, list, default)
+        for number, row in enumerate(rows, 1):
+            if not isinstance(row, dict):
+                raise SettingsError(f"{self._path}.{key}[{number}]: is not a table")
+        return [_Table(row, f"{self._path}.{key}[{number}]") for number, row in enumerate(rows, 1)]
+
+    def given(self) -> list[str]:
+        """Every key that the file gives here."""
+        return list(self._rows)
+
+    def wrong(self, key: str, reason: str) -> SettingsError:
+        """The error that names the key."""
+        return SettingsError(f"{self._path}.{key}: {reason}")
+
+    def done(self) -> None:
+        """SettingsError for a key that nobody took: a misspelt threshold must not be a silent default."""
+        unknown = sorted(self._rows.keys() - self._taken)
+        if unknown:
+            raise SettingsError(f"{self._path}.{unknown[0]}: unknown key")
+
+
+def _epoch_ms(at: datetime) -> int:
+    if at.tzinfo is None:
+        raise SettingsError("policy.effective_from: needs a UTC offset, for example 2026-01-01T00:00:00Z")
+    return int((at - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds() * 1000)
+
+
+def _weights(table: _Table) -> dict[str, float]:
+    weights = {name: table.number(name, 0, 1) for name in table.given()}
+    if sum(weights.values()) != 1:
+        raise SettingsError(f"policy.members: the weights sum to {sum(weights.values())}, not to 1")
+    return {name: float(weight) for name, weight in weights.items()}
+
+
+def _degraded(table: _Table) -> dict[str, Outcome]:
+    table.word("otherwise", Outcome)
+    return {missing: table.word(missing, Outcome) for missing in table.given()}
+
+
+def _condition(row: _Table) -> Condition:
+    return Condition(row.take("feature", str), row.word("comparison", Comparison), float(row.number("value")))
+
+
+def _rule(row: _Table) -> Rule:
+    more = row.rows_of("and", [])
+    rule = Rule((_condition(row), *(_condition(m) for m in more)), row.word("outcome", Outcome), row.take("reason", str))
+    for part in (row, *more):
+        part.done()
+    if rule.outcome not in (Outcome.REVIEW, Outcome.BLOCK):
+        raise row.wrong("outcome", f"a rule reviews or blocks; {rule.outcome} is not its to say")
+    return rule
+
+
+def _by_kind(table: _Table) -> dict[TransactionKind, int]:
+    for kind in table.given():
+        if kind not in list(TransactionKind):
+            raise table.wrong(kind, "no such kind of transaction")
+    return {TransactionKind(kind): table.days_ms(kind) for kind in table.given()}
+
+
+def _by_mcc(table: _Table) -> tuple[tuple[int, int, int], ...]:
+    ranges = []
+    for codes in table.given():
+        first, _, last = codes.partition("-")
+        if not all(len(c) == 4 and c.isdecimal() for c in (first, last or first)):
+            raise table.wrong(codes, "is neither a merchant category code nor a range of them, like 3351-3441")
+        ranges.append((int(first), int(last or first), table.days_ms(codes)))
+    return tuple(ranges)
+
+
+def _sar(table: _Table) -> SarThresholds:
+    rates = table.table("usd_per_unit")
+    for currency in rates.given():
+        if currency not in EXPONENTS:
+            raise rates.wrong(currency, "unknown ISO 4217 currency")
+    thresholds = SarThresholds(
+        sar_usd=table.number("sar_usd", 0),
+        ctr_usd=table.number("ctr_usd", 0),
+        structuring_window_ms=table.days_ms("structuring_window_days"),
+        structuring_count_min=int(table.number("structuring_count_min", 2, 100)),
+        structuring_part_usd_min=table.number("structuring_part_usd_min", 0),
+        rapid_window_ms=table.hours_ms("rapid_window_hours"),
+        rapid_share_min=float(table.number("rapid_share_min", 0, 1)),
+        blocked_window_ms=table.hours_ms("blocked_window_hours"),
+        usd_per_unit={currency: rates.number(currency, 1e-9) for currency in rates.given()},
+    )
+    table.done()
+    return thresholds
