@@ -1,0 +1,167 @@
+"""The data folder of a system started here: who owns it, which ports and secrets it keeps, and what of it runs now."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import random
+import secrets
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from schemas.errors import SettingsError
+from streams.parts import Seen
+from streams.ready import write_whole
+from streams.settings import ROWS, Settings, settings_from
+
+PORTS = range(20_000, 32_000)
+"""Below Linux's ephemeral range (32768 up), so that no outgoing connection takes a port between its choice and its use."""
+SOCKET_PATH_MAX = 100
+"""Of a Unix socket: the system allows 107 bytes."""
+SECRETS = ("token_key", "model_key")
+"""Secrets that are made once for a data folder, where nobody gave them."""
+
+
+class Remembered(msgspec.Struct):
+    """What a second start in this folder does as the first one did."""
+
+    broker_kind: str
+    brokers: int
+    ports: dict[str, int] = msgspec.field(default_factory=dict)
+
+
+class State(msgspec.Struct, frozen=True):
+    """What `holdfast ps` shows: the supervisor, the settings of its apps (no secrets), and its parts."""
+
+    pid: int
+    started_at_ms: int
+    environ: dict[str, str]
+    parts: tuple[Seen, ...]
+
+
+@contextlib.contextmanager
+def owned(data_dir: Path) -> Iterator[None]:
+    """Holds the folder for this process, until it leaves or dies. SettingsError when another one holds it."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise SettingsError(f"{data_dir}: a system runs in this folder already (`holdfast ps --data {data_dir}` shows it)") from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_owned(data_dir: Path) -> bool:
+    """Whether a live process holds the folder."""
+    try:
+        descriptor = os.open(data_dir / "lock", os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def remembered(data_dir: Path, broker_kind: str, brokers: int) -> Remembered:
+    """What the folder remembers, or a fresh memory. SettingsError when it was started in another way, which its data would not survive."""
+    path = data_dir / "remembered.json"
+    fresh = Remembered(broker_kind, brokers)
+    if not path.exists():
+        return fresh
+    kept = msgspec.json.decode(path.read_bytes(), type=Remembered)
+    if (kept.broker_kind, kept.brokers) != (broker_kind, brokers):
+        raise SettingsError(
+            f"{data_dir}: holds the data of a system with {kept.brokers} {kept.broker_kind} broker(s), not {brokers} {broker_kind}; "
+            "give another folder (--data)"
+        )
+    return kept
+
+
+def keep(data_dir: Path, memory: Remembered) -> None:
+    """Writes what the folder is to remember."""
+    write_whole(data_dir / "remembered.json", msgspec.json.encode(memory))
+
+
+def port_of(memory: Remembered, name: str) -> int:
+    """The port remembered under `name`, if it is still free; else a free one, which is then remembered."""
+    port = memory.ports.get(name, 0)
+    if not port or not is_free(port):
+        taken = set(memory.ports.values())
+        port = next(port for port in random.sample(PORTS, len(PORTS)) if port not in taken and is_free(port))
+        memory.ports[name] = port
+    return port
+
+
+def is_free(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether a server could listen there."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def socket_path(data_dir: Path, name: str) -> Path:
+    """A Unix socket's path for this folder: in the folder, or, where that is too long, in one of its own under the temporary folder."""
+    path = data_dir / name
+    if len(os.fsencode(path)) <= SOCKET_PATH_MAX:
+        return path
+    short = Path(tempfile.gettempdir()) / f"holdfast-{os.getuid()}-{hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:16]}"
+    short.mkdir(mode=0o700, exist_ok=True)
+    if short.stat().st_uid != os.getuid():
+        raise SettingsError(f"{short}: belongs to another user")
+    return short / name
+
+
+def with_kept_secrets(settings: Settings) -> Settings:
+    """The settings with the secrets that nobody gave: those of the data folder, made at random the first time, readable by this user only."""
+    folder = settings.data_dir / "secrets"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name in SECRETS:
+        if not getattr(settings, name):
+            path = folder / name
+            if not path.exists():
+                write_whole(path, secrets.token_hex(32).encode(), mode=0o600)
+            settings = settings.changed(**{name: path.read_text(encoding="utf-8")})
+    return settings
+
+
+def write_state(settings: Settings, started_at_ms: int, parts: tuple[Seen, ...]) -> None:
+    """Writes `state.json`, whole."""
+    secret = {row.variable for row in ROWS if row.secret}
+    environ = {name: value for name, value in settings.as_environ().items() if name not in secret}
+    state = State(os.getpid(), started_at_ms, environ, parts)
+    write_whole(settings.data_dir / "state.json", msgspec.json.format(msgspec.json.encode(state)))
+
+
+def state_of(data_dir: Path) -> State | None:
+    """What `state.json` says; None where no system was ever started. Whether one runs *now* is `is_owned`."""
+    try:
+        return msgspec.json.decode((data_dir / "state.json").read_bytes(), type=State)
+    except FileNotFoundError:
+        return None
+
+
+def running_settings(settings: Settings) -> Settings | None:
+    """The settings of the system that runs in `settings.data_dir`, for another command to reach it; None if none runs there."""
+    state = state_of(settings.data_dir) if is_owned(settings.data_dir) else None
+    if state is None:
+        return None
+    secret = {row.name: getattr(settings, row.name) for row in ROWS if row.secret and getattr(settings, row.name)}
+    return with_kept_secrets(settings_from(state.environ).changed(**secret))

@@ -1,0 +1,201 @@
+"""A whole system on this machine: a broker, Redis and the apps, each a process of its own, started, kept running and stopped in order."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from schemas.errors import SettingsError
+from streams import broker, folder, kafka, memory_server
+from streams.parts import Keeper, Part, Running, Say, Seen
+from streams.ready import forget_ready, is_ready
+from streams.settings import PREFIX, Settings
+
+APPS = ("authorize", "score", "hold", "ledger", "sar", "archive")
+"""Every app; each name is also its consumer group and the argument of `holdfast run`."""
+
+REDIS = "redis"
+BROKER = "broker"
+BrokerName = Literal["real", "embedded"]
+AppCommand = Callable[[str], Sequence[str]]
+ROOT = Path(__file__).resolve().parents[1]
+BROKER_READY_S = 90.0
+KAFKA_STOP_S = 30.0
+
+
+def run_app(name: str) -> tuple[str, ...]:
+    """How an app is started."""
+    return (sys.executable, "-P", "-m", "streams.cli", "run", name)
+
+
+def say_on_stderr(text: str) -> None:
+    """One line with the time, for a person."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+class Stack:
+    """What runs. `settings` reach it (addresses, secrets); `part(name)` is one process, to be watched, killed, stopped, started."""
+
+    def __init__(self, settings: Settings, brokers: int, say: Say) -> None:
+        self.settings = settings
+        self.say = say
+        self.apps: tuple[str, ...] = ()
+        self.brokers: tuple[str, ...] = ()
+        self._memory = folder.remembered(settings.data_dir, settings.broker_kind, brokers)
+        self._started_at_ms = time.time_ns() // 1_000_000
+        self._keeper = Keeper(say, self._changed)
+
+    def part(self, name: str) -> Running:
+        """The part of that name: an app, `redis`, `broker` (embedded) or `kafka-1` and so on. KeyError if there is none."""
+        return self._keeper.part(name)
+
+    @property
+    def parts(self) -> tuple[Seen, ...]:
+        """What is known of each part now."""
+        return self._keeper.seen
+
+    @property
+    def failed(self) -> bool:
+        """Whether a part ended whose loss no restart mends (the embedded broker)."""
+        return self._keeper.failed
+
+    def wait_ready(self, names: Sequence[str], timeout_s: float) -> None:
+        """Returns when all of them are ready. Unavailable names the one that is not, with the end of its log."""
+        deadline = time.monotonic() + timeout_s
+        for name in names:
+            self.part(name).wait_ready(max(0.0, deadline - time.monotonic()))
+
+    def start_broker(self, brokers: int) -> None:
+        """Starts the broker (or brokers) and waits for it; real ones get their topics."""
+        if self.settings.broker_kind == "embedded":
+            self._start_embedded()
+        else:
+            self._start_kafka(brokers)
+
+    def start_redis(self) -> None:
+        """Starts Redis in the data folder; does not wait. An embedded broker forgets, so an old Redis would know more than the log: it goes."""
+        embedded = self.settings.broker_kind == "embedded"
+        place, path = self.settings.data_dir / REDIS, folder.socket_path(self.settings.data_dir, "redis.sock")
+        if embedded:
+            shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True, exist_ok=True)
+        executable = memory_server.embedded_executable() if embedded else memory_server.real_executable()
+        self.settings = self.settings.changed(redis_url=f"unix://{path}", redis_username="", redis_password="")
+        self._add(REDIS, memory_server.command(executable, place, path), lambda _: memory_server.answers(path))
+
+    def start_apps(self, apps: Sequence[str], command: AppCommand) -> None:
+        """Starts the apps, all at once; does not wait."""
+        for app in apps:
+            self._start_app(app, command(app))
+            self.apps = (*self.apps, app)
+
+    def close(self) -> None:
+        """Stops all: the apps, then Redis, then the brokers, each asked first and killed only when it does not end."""
+        self._keeper.stop(self.apps)
+        self._keeper.stop((REDIS,))
+        self._keeper.stop(self.brokers)
+        self._keeper.close()
+
+    def remember(self) -> None:
+        """Writes the ports and the kind of system into the folder, for the next start."""
+        folder.keep(self.settings.data_dir, self._memory)
+
+    def port(self, name: str) -> int:
+        """A free port, the same at each start if it can be."""
+        return folder.port_of(self._memory, name)
+
+    def _start_embedded(self) -> None:
+        served = broker.Served(self.settings.data_dir / "broker.json")
+        command = (sys.executable, "-P", "-m", "streams.broker", str(served.path))
+        self.brokers = (BROKER,)
+        self._add(BROKER, command, served.is_ready, vital=True)
+        self.wait_ready(self.brokers, BROKER_READY_S)
+        self.settings = self.settings.changed(kafka_bootstrap=served.bootstrap(), topic_replication=1, min_insync=1)
+
+    def _start_kafka(self, brokers: int) -> None:
+        libs = kafka.fetched(self.settings, self.say)
+        place = self.settings.data_dir / "kafka"
+        nodes = [
+            kafka.Node(number, place / str(number), self.port(f"kafka-{number}"), self.port(f"kafka-{number} controller"))
+            for number in range(1, brokers + 1)
+        ]
+        self.remember()
+        kafka.formatted(libs, nodes)
+        self.brokers = tuple(f"kafka-{node.number}" for node in nodes)
+        for node, name in zip(nodes, self.brokers, strict=True):
+            self._add_node(name, kafka.command(libs, node, brokers), node)
+        self.wait_ready(self.brokers, BROKER_READY_S)
+        bootstrap = ",".join(f"127.0.0.1:{node.port}" for node in nodes)
+        self.settings = self.settings.changed(kafka_bootstrap=bootstrap, topic_replication=brokers, min_insync=min(2, brokers))
+        kafka.ensure_topics(self.settings, brokers)
+
+    def _add_node(self, name: str, command: Sequence[str], node: kafka.Node) -> None:
+        ports = {"kafka": node.port, "controller": node.controller_port}
+        self._add(name, command, lambda _: kafka.answers(node), ports=ports, stop_s=KAFKA_STOP_S)
+
+    def _start_app(self, app: str, command: Sequence[str]) -> None:
+        metrics_port = self.port(f"{app} metrics")
+        ports = {"metrics": metrics_port} | ({"http": self.settings.http_port} if app == "authorize" else {})
+        settings = self.settings.changed(metrics_port=metrics_port)
+        self._add(
+            app, command, lambda pid: is_ready(settings, app, pid), settings=settings, before=lambda: forget_ready(settings, app), ports=ports
+        )
+
+    def _add(self, name: str, command: Sequence[str], ready: Callable[[int], bool], *, settings: Settings | None = None, **rest: object) -> None:
+        log = self.settings.data_dir / "logs" / f"{name}.log"
+        self._keeper.add(Part(name, command, _environ(settings), log, ready, **rest))  # type: ignore[arg-type] # the rest are Part's own fields
+
+    def _changed(self, seen: tuple[Seen, ...]) -> None:
+        folder.write_state(self.settings, self._started_at_ms, seen)
+
+
+def _environ(settings: Settings | None) -> dict[str, str]:
+    """The environment of a part: ours without our settings, and the settings that it is to have (an app's only)."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    inherited["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return inherited | (settings.as_environ() if settings else {})
+
+
+@contextlib.contextmanager
+def running(
+    settings: Settings,
+    *,
+    broker_name: BrokerName = "embedded",
+    brokers: int = 1,
+    apps: Sequence[str] = APPS,
+    app_command: AppCommand = run_app,
+    say: Say = say_on_stderr,
+    ready_s: float = 180.0,
+) -> Iterator[Stack]:
+    """A system in `settings.data_dir`, ready when the block begins and stopped when it ends; data stays on disk for the next one.
+
+    `settings.http_port` 0 chooses a free port. Addresses and missing secrets are filled in: use `stack.settings`.
+    SettingsError: the folder is in use or holds another kind of system, or the HTTP port is taken. Unavailable: a program is missing, or a
+    part did not become ready (`ready_s` is the apps' time together).
+    """
+    kind: Literal["kafka", "embedded"] = "kafka" if broker_name == "real" else "embedded"
+    with folder.owned(settings.data_dir), contextlib.ExitStack() as ending:
+        stack = Stack(folder.with_kept_secrets(settings.changed(broker_kind=kind)), brokers, say)
+        ending.callback(stack.close)
+        _choose_http_port(stack)
+        stack.start_redis()
+        stack.start_broker(brokers)
+        stack.start_apps(apps, app_command)
+        stack.remember()
+        stack.wait_ready((REDIS, *apps), ready_s)
+        yield stack
+
+
+def _choose_http_port(stack: Stack) -> None:
+    settings = stack.settings
+    if settings.http_port == 0:
+        stack.settings = settings.changed(http_port=stack.port("http"))
+    elif not folder.is_free(settings.http_port, settings.http_host):
+        raise SettingsError(f"{PREFIX}HTTP_PORT: port {settings.http_port} of {settings.http_host} is taken; give another one, or 0 for any")
+
