@@ -1,0 +1,594 @@
+"""The mapping file: which column of somebody's file is which field of a Transaction, and the rows read by it.
+
+A mapping is TOML (all tables but `time`, `amount` and `fields` may be left out):
+
+    row_id_prefix = "file7-"        # instead of fields.transaction_id: the id is this and the row's number
+    ignore = ["comment"]            # columns that mean nothing here; "*": all that are not mapped
+    [csv]        delimiter = ","  encoding = "utf-8"  quote = '"'
+    [time]       column = "when"  (or columns = ["date", "clock"], joined by a blank)
+                 format = "iso8601" | "epoch_s" | "epoch_ms" | "offset_s" | "offset_h" (with origin) | a strptime format
+                 zone = "Europe/Berlin"  (of local times; of a time that happens twice the first is meant)
+    [amount]     column = "sum"  unit = "major" | "minor"  currency = "EUR" or currency_column = "ccy"
+                 decimal = ","  strip = "$ "  negative = "refuse" | "absolute"  rounding = "refuse" | "half_even"
+    [billing]    the same, of the amount in the account's currency
+    [fields]     transaction_id = "ref"  session.keystroke_dwell_ms = "dwell" ...
+    [constants]  kind = "ecommerce" ...
+    [values.kind]  POS = "card_present"  "*" = "ecommerce"
+    [tokens]     card_token = "card_number" ...   # raw values; they become keyed tokens and go no further
+    [attributes] basket_size = "items" ...
+    [declined]   column = "status"  values = ["51", "05"]
+    [label]      column = "fraud"  values = ["1"]  kind_column  learned_at_column  delay = "30d"  source = "chargeback"
+
+Rows are numbered from 1, the header is not counted. An empty cell is a value not given. Amounts never pass through a float:
+text becomes Decimal, and a float in a Parquet file is taken as the shortest decimal that means it (`repr`).
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import re
+import tomllib
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, date, datetime, timedelta
+from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+from zoneinfo import ZoneInfo
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.avro import checked
+from schemas.errors import InvalidRecord, SettingsError
+from schemas.identity import derived_id, keyed_token
+from schemas.label import Label, LabelSource
+from schemas.money import EXPONENTS, to_minor
+from schemas.transaction import BehaviouralSession, Transaction, sound
+
+BATCH_ROWS = 8192
+REQUIRED = ("transaction_id", "kind", "account_id")
+BY_TABLE = frozenset({"at_ms", "amount_minor", "currency", "billing_amount_minor", "billing_currency", "session", "attributes"})
+TOKEN_KINDS = {
+    "card_token": "crd",
+    "device_token": "dev",
+    "email_token": "eml",
+    "phone_token": "phn",
+    "address_token": "adr",
+    "account_id": "acc",
+    "customer_id": "cus",
+    "counterparty_account_id": "acc",
+    "transaction_id": "txn",
+}
+"""Fields that may be made from a raw value, and the kind of their tokens; the HTTP door makes the same ones."""
+_PADDED = ("mcc", "card_last4")
+_UPPER = ("country", "card_country", "ip_country")
+_PAN = re.compile(r"^[0-9]{12,19}$")
+_DELAY = re.compile(r"^([0-9]+)([smhd])$")
+_EPOCH, _MS, _HALF_MS = datetime(1970, 1, 1, tzinfo=UTC), timedelta(milliseconds=1), timedelta(microseconds=500)
+_UNIT_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+
+class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the mapping file."""
+
+
+class CsvRule(_Table, frozen=True, kw_only=True):
+    """How a CSV file is written."""
+
+    delimiter: Annotated[str, msgspec.Meta(min_length=1, max_length=1)] = ","
+    quote: Annotated[str, msgspec.Meta(min_length=1, max_length=1)] = '"'
+    encoding: str = "utf-8"
+
+
+class TimeRule(_Table, frozen=True, kw_only=True):
+    """How the event time is written."""
+
+    column: str | None = None
+    columns: tuple[str, ...] = ()
+    format: str = "iso8601"
+    zone: str | None = None
+    origin: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns that it reads."""
+        return self.columns or ((self.column,) if self.column else ())
+
+
+class AmountRule(_Table, frozen=True, kw_only=True):
+    """How an amount is written."""
+
+    column: str
+    unit: Literal["major", "minor"] = "major"
+    currency: str | None = None
+    currency_column: str | None = None
+    decimal: Literal[".", ","] = "."
+    strip: str = ""
+    negative: Literal["refuse", "absolute"] = "refuse"
+    rounding: Literal["refuse", "half_even"] = "refuse"
+
+
+class DeclinedRule(_Table, frozen=True, kw_only=True):
+    """Which rows were declined in history: those whose cell is one of `values`."""
+
+    column: str
+    values: tuple[str, ...] = ("1", "true", "yes")
+
+
+class LabelRule(_Table, frozen=True, kw_only=True):
+    """Which rows turned out to be fraud, and when that was known: in a column, else `delay` after the event."""
+
+    column: str
+    values: tuple[str, ...] = ("1", "true", "yes")
+    kind_column: str | None = None
+    learned_at_column: str | None = None
+    delay: Annotated[str, msgspec.Meta(pattern=_DELAY.pattern)] = "30d"
+    source: LabelSource = LabelSource.CHARGEBACK
+
+    @property
+    def delay_ms(self) -> int:
+        """The delay, milliseconds."""
+        count, unit = _DELAY.match(self.delay).groups()  # type: ignore[union-attr]  # the pattern was checked when it was read
+        return int(count) * _UNIT_MS[unit]
+
+
+class Mapping(_Table, frozen=True, kw_only=True):
+    """The whole mapping file. `fields` has a dotted name for what is inside the session."""
+
+    time: TimeRule
+    amount: AmountRule
+    fields: dict[str, str]
+    billing: AmountRule | None = None
+    constants: dict[str, str | int | float] = {}
+    values: dict[str, dict[str, str]] = {}
+    tokens: dict[str, str] = {}
+    attributes: dict[str, str] = {}
+    declined: DeclinedRule | None = None
+    label: LabelRule | None = None
+    csv: CsvRule = CsvRule()
+    ignore: tuple[str, ...] = ()
+    row_id_prefix: str | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Every column that it reads, once."""
+        amounts = [a for rule in (self.amount, self.billing) if rule for a in (rule.column, rule.currency_column)]
+        label = [self.label.column, self.label.kind_column, self.label.learned_at_column] if self.label else []
+        declined = [self.declined.column] if self.declined else []
+        named = [*self.time.names, *amounts, *self.fields.values(), *self.tokens.values(), *self.attributes.values(), *declined, *label]
+        return tuple(dict.fromkeys(name for name in named if name))
+
+
+class Row(NamedTuple):
+    """One row of a file: its number (from 1), what it is (a Transaction or why it is none), its label, whether it was declined."""
+
+    number: int
+    content: Transaction | InvalidRecord
+    label: Label | None
+    declined: bool
+
+
+class TokenKey(NamedTuple):
+    """The secret with which raw values become tokens, and its name."""
+
+    key: bytes
+    key_id: str
+
+
+def mapping_from(text: str) -> Mapping:
+    """The mapping in a TOML text; SettingsError with one line for each fault."""
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"the mapping is not TOML: {error}") from None
+    if isinstance(tables.get("fields"), dict) and isinstance(tables["fields"].get("session"), dict):
+        tables["fields"] |= {f"session.{name}": column for name, column in tables["fields"].pop("session").items()}
+    faults = _faults_of_tables(tables)
+    if not faults:
+        mapping = msgspec.convert(tables, Mapping)
+        faults = _faults_of_meaning(mapping)
+    if faults:
+        raise SettingsError("the mapping has faults:\n" + "\n".join(f"- {fault}" for fault in faults))
+    return mapping
+
+
+def mapping_in(path: Path) -> Mapping:
+    """The mapping in a file; SettingsError names the file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: {error}") from None
+    try:
+        return mapping_from(text)
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from None
+
+
+def _faults_of_tables(tables: dict[str, Any]) -> list[str]:
+    """What is wrong with the shape of each table."""
+    hints = typing.get_type_hints(Mapping, include_extras=True)
+    faults = [f"{name}: no such table or key" for name in tables if name not in hints]
+    faults += [f"[{name}]: is missing" for name in ("time", "amount", "fields") if name not in tables]
+    for name in (n for n in tables if n in hints):
+        try:
+            msgspec.convert(tables[name], hints[name])
+        except msgspec.ValidationError as error:
+            faults.append(f"[{name}]: {error}")
+    return faults
+
+
+def _faults_of_meaning(mapping: Mapping) -> list[str]:
+    """What is wrong with what the tables say together."""
+    sources: dict[str, list[str]] = {}
+    for table, fields in (("fields", mapping.fields), ("constants", mapping.constants), ("tokens", mapping.tokens)):
+        for field in fields:
+            sources.setdefault(field, []).append(table)
+    if mapping.row_id_prefix is not None:
+        sources.setdefault("transaction_id", []).append("row_id_prefix")
+    faults = [f"{field}: mapped twice, in {' and '.join(tables)}" for field, tables in sources.items() if len(tables) > 1]
+    faults += [f"{field}: required, but mapped nowhere" for field in REQUIRED if field not in sources]
+    faults += [f"{field}: a Transaction has no such field" for field in sources if field not in _FIELDS]
+    faults += [f"{field}: has its own table, it cannot be in [{sources[field][0]}]" for field in sources if field in BY_TABLE]
+    faults += [f"tokens.{field}: cannot be a token" for field in mapping.tokens if field in _FIELDS and field not in TOKEN_KINDS]
+    faults += [f"values.{field}: is not mapped in [fields]" for field in mapping.values if field not in mapping.fields]
+    return faults + _faults_of_time(mapping) + _faults_of_amounts(mapping)
+
+
+def _faults_of_amounts(mapping: Mapping) -> list[str]:
+    """What is wrong with the amounts' currencies."""
+    faults = []
+    for name, rule in (("amount", mapping.amount), ("billing", mapping.billing)):
+        if rule and (rule.currency is None) == (rule.currency_column is None):
+            faults.append(f"[{name}]: needs either currency or currency_column")
+        if rule and rule.currency is not None and rule.currency not in EXPONENTS:
+            faults.append(f"[{name}]: unknown ISO 4217 currency {rule.currency!r}")
+    return faults
+
+
+def _faults_of_time(mapping: Mapping) -> list[str]:
+    """What is wrong with the time's columns, format and zone."""
+    rule, faults = mapping.time, []
+    if (rule.column is None) == (not rule.columns):
+        faults.append("[time]: needs either column or columns")
+    if rule.zone is not None:
+        try:
+            ZoneInfo(rule.zone)
+        except (KeyError, ValueError, OSError):
+            faults.append(f"[time]: unknown zone {rule.zone!r}")
+    if rule.format.startswith("offset_") and rule.origin is None:
+        faults.append(f"[time]: format {rule.format} needs an origin")
+    if "%" not in rule.format and rule.format not in ("iso8601", "epoch_s", "epoch_ms", "offset_s", "offset_h"):
+        faults.append(f"[time]: unknown format {rule.format!r}")
+    if "%" in rule.format and "%z" not in rule.format and rule.zone is None:
+        faults.append(f"[time]: format {rule.format!r} has no zone in it, so `zone` is needed")
+    return faults
+
+
+def column_faults(mapping: Mapping, columns: Sequence[str]) -> list[str]:
+    """What of the mapping a file with these columns lacks, and which of its columns the mapping does not know."""
+    faults = [f"column {name!r} is mapped, but the file has none of this name" for name in mapping.columns if name not in columns]
+    faults += [f"column {name!r} comes twice" for name in dict.fromkeys(columns) if list(columns).count(name) > 1]
+    if "*" not in mapping.ignore:
+        unknown = [name for name in columns if name not in mapping.columns and name not in mapping.ignore]
+        faults += [f"column {name!r} is neither mapped nor in `ignore`" for name in unknown]
+    return faults
+
+
+def _checked_columns(mapping: Mapping, path: Path, columns: Sequence[str]) -> None:
+    faults = column_faults(mapping, columns)
+    if faults:
+        raise SettingsError(f"{path} does not fit its mapping:\n" + "\n".join(f"- {fault}" for fault in faults))
+
+
+# From cells to fields.
+
+
+def as_text(value: Any) -> str | None:
+    """A cell as text; None if it is empty. Whole floats lose their `.0`: an id column with gaps often became float."""
+    if value is None:
+        return None
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return None if value != value else repr(int(value)) if value.is_integer() else repr(value)
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    return str(value).strip() or None
+
+
+def _number(value: Any, field: str) -> float | None:
+    text = as_text(value)
+    if text is None:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise InvalidRecord(field, f"{text!r} is not a number") from None
+
+
+@functools.cache
+def _zone(name: str | None) -> Any:
+    return None if name is None else ZoneInfo(name)
+
+
+def _epoch_ms(moment: datetime, zone: str | None, field: str) -> int:
+    if moment.tzinfo is None:
+        if zone is None:
+            raise InvalidRecord(field, f"{moment.isoformat()} has no zone, and the mapping names none")
+        moment = moment.replace(tzinfo=_zone(zone))
+    return (moment - _EPOCH + _HALF_MS) // _MS
+
+
+def moment_ms(value: Any, rule: TimeRule, field: str = "at_ms") -> int:
+    """A cell as milliseconds since 1970 UTC, rounded to the millisecond; InvalidRecord if it is no such time."""
+    if isinstance(value, datetime):
+        return _epoch_ms(value, rule.zone, field)
+    if isinstance(value, date):
+        return _epoch_ms(datetime(value.year, value.month, value.day), rule.zone, field)  # noqa: DTZ001 - the zone comes from the rule
+    text = as_text(value)
+    if text is None:
+        raise InvalidRecord(field, "is empty", code="missing_field")
+    try:
+        if rule.format == "iso8601":
+            return _epoch_ms(datetime.fromisoformat(text), rule.zone, field)
+        if "%" in rule.format:
+            return _epoch_ms(datetime.strptime(text, rule.format), rule.zone, field)  # noqa: DTZ007 - the zone comes from the rule
+        return _counted_ms(text, rule, field)
+    except (ValueError, InvalidOperation, OverflowError):
+        raise InvalidRecord(field, f"{text!r} is not a time of format {rule.format}") from None
+
+
+def _counted_ms(text: str, rule: TimeRule, field: str) -> int:
+    """Times counted since 1970 or since the origin."""
+    unit_ms = {"epoch_s": 1000, "epoch_ms": 1, "offset_s": 1000, "offset_h": 3_600_000}[rule.format]
+    start_ms = 0 if rule.origin is None else _epoch_ms(datetime.fromisoformat(rule.origin), rule.zone or "UTC", field)
+    return start_ms + int((Decimal(text) * unit_ms).to_integral_value(ROUND_HALF_EVEN))
+
+
+def amount_minor(value: Any, currency: str, rule: AmountRule, field: str) -> int:
+    """A cell as minor units of the currency; InvalidRecord if it is none, or if digits would be lost."""
+    if isinstance(value, float) and value == value:
+        text: str | None = repr(value)
+    else:
+        text = as_text(value)
+    if text is None:
+        raise InvalidRecord(field, "is empty", code="missing_field")
+    plain = text.translate(_without(rule.strip))
+    if rule.decimal == ",":
+        plain = plain.replace(".", "").replace(",", ".")
+    try:
+        amount = Decimal(plain)
+    except InvalidOperation:
+        raise InvalidRecord(field, f"{text!r} is not an amount", code="invalid_amount") from None
+    amount = abs(amount) if rule.negative == "absolute" else amount
+    if rule.unit == "minor" and currency in EXPONENTS:
+        amount = amount.scaleb(-EXPONENTS[currency])
+    if rule.rounding == "half_even" and amount.is_finite() and currency in EXPONENTS:
+        amount = amount.quantize(Decimal(1).scaleb(-EXPONENTS[currency]), ROUND_HALF_EVEN)
+    return to_minor(amount, currency, field)
+
+
+@functools.cache
+def _without(characters: str) -> dict[int, None]:
+    return dict.fromkeys(map(ord, characters))
+
+
+def _field_types() -> dict[str, Any]:
+    """Every field that a mapping may name, with its type; those of the session with a dot."""
+    return typing.get_type_hints(Transaction) | {f"session.{n}": t for n, t in typing.get_type_hints(BehaviouralSession).items()}
+
+
+_FIELDS = _field_types()
+_FLOATS = frozenset(name for name, kind in _FIELDS.items() if float in (kind, *typing.get_args(kind)))
+Cells = Sequence[Any]
+Reader = Callable[[Cells], Any]
+
+
+class RowReader:
+    """A mapping made ready for a file's columns and one key: turns a row of cells into a Row."""
+
+    def __init__(self, mapping: Mapping, columns: Sequence[str], key: TokenKey, now_ms: int, future_ms_max: int) -> None:
+        self._mapping, self._key = mapping, key
+        self._at = {name: columns.index(name) for name in mapping.columns}
+        self._now_ms, self._future_ms_max = now_ms, future_ms_max
+        self._plain = [(field, self._at[column], mapping.values.get(field)) for field, column in mapping.fields.items()]
+        self._token = functools.lru_cache(maxsize=200_000)(self._tokenised)
+
+    def row(self, number: int, cells: Cells) -> Row:
+        """The row with this number; whatever is wrong with it is its content."""
+        try:
+            txn = self._transaction(number, cells)
+            label = self._label(txn, cells)
+        except InvalidRecord as fault:
+            return Row(number, fault, None, False)
+        return Row(number, txn, label, self._is_one_of(self._mapping.declined, cells))
+
+    def _transaction(self, number: int, cells: Cells) -> Transaction:
+        mapping = self._mapping
+        values: dict[str, Any] = dict(mapping.constants)
+        session: dict[str, Any] = {}
+        for field, at, words in self._plain:
+            value = self._cell(field, cells[at], words)
+            if value is None:
+                continue
+            if field.startswith("session."):
+                session[field[8:]] = value
+            else:
+                values[field] = value
+        self._add_tokens(values, cells)
+        if mapping.row_id_prefix is not None:
+            values["transaction_id"] = f"{mapping.row_id_prefix}{number}"
+        values["at_ms"] = self._moment(cells)
+        values["currency"], values["amount_minor"] = self._amount(mapping.amount, "amount_minor", "currency", cells)
+        self._add_billing(values, cells)
+        if session:
+            values["session"] = session
+        if mapping.attributes:
+            named = [(name, as_text(cells[self._at[column]])) for name, column in mapping.attributes.items()]
+            values["attributes"] = [{"name": name, "value": text} for name, text in named if text is not None]
+        return sound(checked(lambda: msgspec.convert(values, Transaction)), self._now_ms, self._future_ms_max)
+
+    @staticmethod
+    def _cell(field: str, cell: Any, words: dict[str, str] | None) -> Any:
+        """A cell as the field's type; None if it is not given."""
+        if field in _FLOATS and words is None:
+            return _number(cell, field)
+        text = as_text(cell)
+        if words is not None:
+            text = words.get(text or "", words.get("*", text) if text is not None else None)
+        if text is None:
+            return None
+        if field in _PADDED and text.isdigit():
+            return text.zfill(4)
+        return text.upper() if field in _UPPER else text
+
+    def _add_tokens(self, values: dict[str, Any], cells: Cells) -> None:
+        """Tokens in place of raw values; of a card number also the BIN and the last four digits."""
+        for field, column in self._mapping.tokens.items():
+            raw = as_text(cells[self._at[column]])
+            if raw is None:
+                continue
+            if field == "card_token":
+                raw = raw.replace(" ", "").replace("-", "")
+                if not _PAN.match(raw):
+                    raise InvalidRecord(field, "is not a card number of 12 to 19 digits")
+                values.setdefault("card_bin", raw[:6])
+                values.setdefault("card_last4", raw[-4:])
+            values[field] = self._token(TOKEN_KINDS[field], raw)
+
+    def _tokenised(self, kind: str, raw: str) -> str:
+        return keyed_token(self._key.key, self._key.key_id, kind, raw)
+
+    def _moment(self, cells: Cells) -> int:
+        names = self._mapping.time.names
+        if len(names) == 1:
+            return moment_ms(cells[self._at[names[0]]], self._mapping.time)
+        parts = [as_text(cells[self._at[name]]) for name in names]
+        return moment_ms(" ".join(part for part in parts if part), self._mapping.time)
+
+    def _amount(self, rule: AmountRule, field: str, currency_field: str, cells: Cells) -> tuple[str, int]:
+        currency = rule.currency or as_text(cells[self._at[rule.currency_column]])  # type: ignore[index]  # one of both is given, checked when read
+        if currency is None:
+            raise InvalidRecord(currency_field, "is empty", code="missing_field")
+        if currency not in EXPONENTS:
+            raise InvalidRecord(currency_field, f"unknown ISO 4217 currency {currency!r}", code="unknown_currency")
+        return currency, amount_minor(cells[self._at[rule.column]], currency, rule, field)
+
+    def _add_billing(self, values: dict[str, Any], cells: Cells) -> None:
+        rule = self._mapping.billing
+        if rule is not None and as_text(cells[self._at[rule.column]]) is not None:
+            currency, amount = self._amount(rule, "billing_amount_minor", "billing_currency", cells)
+            values["billing_currency"], values["billing_amount_minor"] = currency, amount
+
+    def _is_one_of(self, rule: DeclinedRule | LabelRule | None, cells: Cells) -> bool:
+        return rule is not None and (as_text(cells[self._at[rule.column]]) or "").lower() in {value.lower() for value in rule.values}
+
+    def _label(self, txn: Transaction, cells: Cells) -> Label | None:
+        """What became known of the row, and when; None where the cell is empty."""
+        rule = self._mapping.label
+        if rule is None or as_text(cells[self._at[rule.column]]) is None:
+            return None
+        fraud = self._is_one_of(rule, cells)
+        learned = cells[self._at[rule.learned_at_column]] if rule.learned_at_column else None
+        at_ms = moment_ms(learned, self._mapping.time, "learned_at_ms") if as_text(learned) is not None else txn.at_ms + rule.delay_ms
+        kind = as_text(cells[self._at[rule.kind_column]]) if rule.kind_column else None
+        return Label(
+            label_id=derived_id("lbl", txn.transaction_id, "file"),
+            transaction_id=txn.transaction_id,
+            account_id=txn.account_id,
+            fraud=fraud,
+            fraud_kind=kind if fraud else None,
+            learned_at_ms=at_ms,
+            source=rule.source,
+        )
+
+
+# From files to rows.
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether the file is Parquet, by its first four bytes."""
+    with path.open("rb") as file:
+        return file.read(4) == b"PAR1"
+
+
+def rows_in(path: Path, mapping: Mapping, key: TokenKey, *, now_ms: int, future_ms_max: int = 300_000) -> Iterator[Row]:
+    """The file's rows in order, with bounded memory. SettingsError if the file does not fit the mapping or cannot be read."""
+    try:
+        parquet = is_parquet(path)
+    except OSError as error:
+        raise SettingsError(f"{path}: {error}") from None
+    read = _parquet_cells if parquet else _csv_cells
+    columns, cells = read(path, mapping)
+    reader = RowReader(mapping, columns, key, now_ms, future_ms_max)
+    return (Row(number, row, None, False) if isinstance(row, InvalidRecord) else reader.row(number, row) for number, row in enumerate(cells, 1))
+
+
+def rows_count(path: Path, mapping: Mapping) -> int:
+    """How many rows the file has: exact for Parquet, by counting for CSV."""
+    if is_parquet(path):
+        count: int = pq.ParquetFile(path).metadata.num_rows
+        return count
+    return sum(1 for _ in _csv_cells(path, mapping)[1])
+
+
+def _csv_cells(path: Path, mapping: Mapping) -> tuple[list[str], Iterator[Cells | InvalidRecord]]:
+    """The header, and each record's cells or what is wrong with it; blank lines are no records."""
+    rule = mapping.csv
+    encoding = "utf-8-sig" if rule.encoding.lower() in ("utf-8", "utf8") else rule.encoding
+    file = path.open(encoding=encoding, errors="surrogateescape", newline="")
+    reader = csv.reader(file, delimiter=rule.delimiter, quotechar=rule.quote)
+    header = [name.strip() for name in next(reader, [])]
+    try:
+        _checked_columns(mapping, path, header)
+    except SettingsError:
+        file.close()
+        raise
+
+    def cells() -> Iterator[Cells | InvalidRecord]:
+        with file:
+            for record in reader:
+                if record:
+                    yield _sound_record(record, len(header))
+
+    return header, cells()
+
+
+def _sound_record(record: list[str], width: int) -> Cells | InvalidRecord:
+    if len(record) != width:
+        return InvalidRecord("row", f"has {len(record)} cells, the header has {width}", code="wrong_width")
+    if not "".join(record).isascii():
+        try:
+            "".join(record).encode()
+        except UnicodeEncodeError:
+            return InvalidRecord("row", "has bytes that are not text in the file's encoding", code="unreadable_bytes")
+    return record
+
+
+def _parquet_cells(path: Path, mapping: Mapping) -> tuple[list[str], Iterator[Cells | InvalidRecord]]:
+    """The columns that the mapping reads, and each row's cells."""
+    try:
+        file = pq.ParquetFile(path)
+    except pa.ArrowException as error:
+        raise SettingsError(f"{path}: {error}") from None
+    _checked_columns(mapping, path, file.schema_arrow.names)
+    wanted = [name for name in file.schema_arrow.names if name in mapping.columns]
+
+    def cells() -> Iterator[Cells | InvalidRecord]:
+        with file:
+            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=wanted):
+                yield from zip(*(_values(batch.column(name)) for name in wanted), strict=True)
+
+    return wanted, cells()
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """The column's values as Python objects; a 32-bit float as the shortest decimal that means it."""
+    values: list[Any] = column.to_pylist()
+    if pa.types.is_float32(column.type):
+        return [None if value is None else float(str(np.float32(value))) for value in values]
+    return values

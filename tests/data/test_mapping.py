@@ -1,0 +1,258 @@
+"""The mapping file: every fault is named, and CSV and Parquet mean the same rows."""
+
+from __future__ import annotations
+
+import csv
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.errors import InvalidRecord, SettingsError
+from schemas.money import to_major
+from schemas.transaction import Transaction
+from streams.mapping import AmountRule, Row, TimeRule, TokenKey, amount_minor, mapping_from, mapping_in, moment_ms, rows_count, rows_in
+
+KEY = TokenKey(b"a test's key", "k1")
+NOW_MS = 1_790_000_000_000
+MINIMAL = """
+ignore = ["comment"]
+[time]
+column = "when"
+zone = "Europe/Berlin"
+[amount]
+column = "sum"
+currency = "EUR"
+[fields]
+transaction_id = "ref"
+kind = "type"
+account_id = "account"
+mcc = "branch"
+[values.kind]
+POS = "card_present"
+[tokens]
+card_token = "card"
+[label]
+column = "fraud"
+delay = "2d"
+"""
+HEADER = ["ref", "type", "account", "when", "sum", "card", "branch", "fraud", "comment"]
+GOOD = ["r1", "POS", "a1", "2026-03-01T12:00:00", "12.30", "4242 4242-4242 4242", "742", "", "hello"]
+
+
+def a_csv(path: Path, *records: list[str], header: list[str] = HEADER) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *records])
+    return path
+
+
+def read(path: Path, mapping: str = MINIMAL) -> list[Row]:
+    return list(rows_in(path, mapping_from(mapping), KEY, now_ms=NOW_MS))
+
+
+def test_a_row_becomes_a_transaction_with_tokens_for_raw_values(tmp_path: Path) -> None:
+    (row,) = read(a_csv(tmp_path / "a.csv", GOOD))
+    txn = row.content
+    assert isinstance(txn, Transaction)
+    assert (txn.transaction_id, txn.kind, txn.account_id, txn.amount_minor, txn.currency) == ("r1", "card_present", "a1", 1230, "EUR")
+    assert txn.at_ms == int(datetime(2026, 3, 1, 12, tzinfo=ZoneInfo("Europe/Berlin")).timestamp() * 1000)
+    assert txn.card_token is not None
+    assert txn.card_token.startswith("crd_k1_")
+    assert (txn.card_bin, txn.card_last4, txn.mcc) == ("424242", "4242", "0742")
+    assert "4242424242424242" not in repr(row)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[time", "not TOML"),
+        (MINIMAL.replace("[time]", "[tyme]"), "tyme: no such table"),
+        (MINIMAL.replace("[time]", "[tyme]"), "[time]: is missing"),
+        (MINIMAL.replace('kind = "type"', ""), "kind: required, but mapped nowhere"),
+        (MINIMAL.replace('account_id = "account"', ""), "account_id: required, but mapped nowhere"),
+        (MINIMAL.replace('mcc = "branch"', 'mmc = "branch"'), "mmc: a Transaction has no such field"),
+        (MINIMAL.replace('mcc = "branch"', 'currency = "branch"'), "currency: has its own table"),
+        (MINIMAL.replace('mcc = "branch"', 'card_token = "branch"'), "card_token: mapped twice"),
+        (MINIMAL.replace('zone = "Europe/Berlin"', 'zone = "Europe/Bielefeld"'), "unknown zone 'Europe/Bielefeld'"),
+        (MINIMAL.replace('zone = "Europe/Berlin"', 'format = "%d.%m.%Y"'), "`zone` is needed"),
+        (MINIMAL.replace('zone = "Europe/Berlin"', 'format = "unix"'), "unknown format 'unix'"),
+        (MINIMAL.replace('zone = "Europe/Berlin"', 'format = "offset_s"'), "needs an origin"),
+        (MINIMAL.replace('currency = "EUR"', ""), "needs either currency or currency_column"),
+        (MINIMAL.replace('currency = "EUR"', 'currency = "EUX"'), "unknown ISO 4217 currency 'EUX'"),
+        (MINIMAL.replace('delay = "2d"', 'delay = "two days"'), "[label]"),
+        (MINIMAL.replace("[values.kind]", "[values.entry_mode]"), "values.entry_mode: is not mapped"),
+        (MINIMAL.replace('card_token = "card"', 'mcc_token = "card"'), "mcc_token: a Transaction has no such field"),
+        (MINIMAL.replace('column = "when"', 'colum = "when"'), "unknown field `colum`"),
+    ],
+)
+def test_a_fault_of_the_mapping_is_named(text: str, named: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        mapping_from(text)
+    assert named in str(refused.value)
+
+
+def test_all_faults_of_a_mapping_are_named_at_once() -> None:
+    with pytest.raises(SettingsError) as refused:
+        mapping_from('[time]\ncolumn = "t"\nzone = "Nowhere"\n[amount]\ncolumn = "a"\n[fields]\nmmc = "m"\n')
+    assert len(str(refused.value).splitlines()) == 1 + 6
+
+
+def test_columns_that_are_missing_or_unknown_are_named_before_the_first_row(tmp_path: Path) -> None:
+    path = a_csv(tmp_path / "a.csv", header=["ref", "type", "account", "when", "sum", "card", "fraud", "comment", "shoe_size"])
+    with pytest.raises(SettingsError) as refused:
+        rows_in(path, mapping_from(MINIMAL), KEY, now_ms=NOW_MS)
+    assert "column 'branch' is mapped, but the file has none" in str(refused.value)
+    assert "column 'shoe_size' is neither mapped nor in `ignore`" in str(refused.value)
+    assert rows_count(a_csv(tmp_path / "b.csv", GOOD, GOOD), mapping_from(MINIMAL)) == 2
+
+
+def changed(column: str, value: str) -> list[str]:
+    return [value if name == column else cell for name, cell in zip(HEADER, GOOD, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("record", "field", "code"),
+    [
+        (changed("ref", ""), "transaction_id", "missing_field"),
+        (changed("account", ""), "account_id", "missing_field"),
+        (changed("type", "CHEQUE"), "kind", "invalid_field"),
+        (changed("when", "yesterday"), "at_ms", "invalid_field"),
+        (changed("when", ""), "at_ms", "missing_field"),
+        (changed("when", "2031-01-01T00:00:00"), "at_ms", "time_in_future"),
+        (changed("sum", ""), "amount_minor", "missing_field"),
+        (changed("sum", "12.345"), "amount_minor", "invalid_amount"),
+        (changed("sum", "twelve"), "amount_minor", "invalid_amount"),
+        (changed("sum", "-3"), "amount_minor", "invalid_field"),
+        (changed("sum", "NaN"), "amount_minor", "invalid_amount"),
+        (changed("branch", "shoes"), "mcc", "invalid_field"),
+        (changed("card", "1234"), "card_token", "invalid_field"),
+        (GOOD[:-1], "row", "wrong_width"),
+        ([*GOOD, "more"], "row", "wrong_width"),
+    ],
+)
+def test_a_bad_row_is_named_with_its_number_and_field_and_the_others_go_on(tmp_path: Path, record: list[str], field: str, code: str) -> None:
+    rows = read(a_csv(tmp_path / "a.csv", GOOD, record, GOOD))
+    assert [row.number for row in rows] == [1, 2, 3]
+    assert [isinstance(row.content, InvalidRecord) for row in rows] == [False, True, False]
+    fault = rows[1].content
+    assert isinstance(fault, InvalidRecord)
+    assert (fault.field, fault.code) == (field, code)
+
+
+def test_bytes_that_are_no_text_make_a_bad_row_not_a_failed_file(tmp_path: Path) -> None:
+    path = a_csv(tmp_path / "a.csv", GOOD, GOOD)
+    path.write_bytes(path.read_bytes().replace(b"hello", b"h\xe9llo", 1))
+    first, second = (row.content for row in read(path))
+    assert isinstance(first, InvalidRecord)
+    assert first.code == "unreadable_bytes"
+    assert isinstance(second, Transaction)
+
+
+def test_a_label_is_known_after_its_delay_or_when_the_file_says_so(tmp_path: Path) -> None:
+    unlabelled, fraud, honest = read(a_csv(tmp_path / "a.csv", GOOD, changed("fraud", "TRUE"), changed("fraud", "no")))
+    assert unlabelled.label is None
+    assert fraud.label is not None
+    assert honest.label is not None
+    assert isinstance(fraud.content, Transaction)
+    assert (fraud.label.fraud, honest.label.fraud) == (True, False)
+    assert fraud.label.learned_at_ms == fraud.content.at_ms + 2 * 86_400_000
+    told = MINIMAL.replace('delay = "2d"', 'learned_at_column = "comment"')
+    (row,) = read(a_csv(tmp_path / "b.csv", [*changed("fraud", "1")[:-1], "2026-03-09T00:00:00Z"]), told)
+    assert row.label is not None
+    assert row.label.learned_at_ms == int(datetime(2026, 3, 9, tzinfo=UTC).timestamp() * 1000)
+
+
+@pytest.mark.parametrize(
+    ("cell", "rule", "at"),
+    [
+        ("2026-03-01T12:00:00+01:00", TimeRule(), "2026-03-01T11:00:00.000"),
+        ("2026-03-01 12:00:00.1239", TimeRule(zone="UTC"), "2026-03-01T12:00:00.124"),
+        ("1.3.2026 7:05", TimeRule(format="%d.%m.%Y %H:%M", zone="America/New_York"), "2026-03-01T12:05:00.000"),
+        ("1772366400", TimeRule(format="epoch_s"), "2026-03-01T12:00:00.000"),
+        ("1772366400.25", TimeRule(format="epoch_s"), "2026-03-01T12:00:00.250"),
+        (1772366400000, TimeRule(format="epoch_ms"), "2026-03-01T12:00:00.000"),
+        ("36", TimeRule(format="offset_h", origin="2026-02-28T00:00:00"), "2026-03-01T12:00:00.000"),
+        (datetime(2026, 3, 1, 12, tzinfo=UTC), TimeRule(), "2026-03-01T12:00:00.000"),
+        ("2026-10-25T02:30:00", TimeRule(zone="Europe/Berlin"), "2026-10-25T00:30:00.000"),
+    ],
+)
+def test_times_are_read_as_the_rule_says(cell: object, rule: TimeRule, at: str) -> None:
+    assert datetime.fromtimestamp(moment_ms(cell, rule) / 1000, UTC).isoformat(timespec="milliseconds") == f"{at}+00:00"
+
+
+def test_a_local_time_without_a_zone_is_refused() -> None:
+    with pytest.raises(InvalidRecord) as refused:
+        moment_ms("2026-03-01T12:00:00", TimeRule())
+    assert refused.value.field == "at_ms"
+
+
+@pytest.mark.parametrize(
+    ("cell", "currency", "rule", "minor"),
+    [
+        ("12.3", "EUR", {}, 1230),
+        ("$ 1,204.10", "USD", {"strip": "$, "}, 120410),
+        ("1.204,10", "EUR", {"decimal": ","}, 120410),
+        ("1204", "JPY", {}, 1204),
+        ("1204.00", "JPY", {}, 1204),
+        ("1.234", "KWD", {}, 1234),
+        ("1230", "EUR", {"unit": "minor"}, 1230),
+        ("-5.00", "EUR", {"negative": "absolute"}, 500),
+        ("0.125", "EUR", {"rounding": "half_even"}, 12),
+        (0.1, "EUR", {}, 10),
+        (57.2, "EUR", {}, 5720),
+        (0.1 + 0.2, "EUR", {"rounding": "half_even"}, 30),
+        (Decimal("8.40"), "EUR", {}, 840),
+        (12, "EUR", {}, 1200),
+    ],
+)
+def test_amounts_are_exact(cell: object, currency: str, rule: dict[str, str], minor: int) -> None:
+    assert amount_minor(cell, currency, AmountRule(column="sum", **rule), "amount_minor") == minor  # type: ignore[arg-type]
+
+
+def test_a_float_that_is_no_whole_number_of_cents_is_refused_not_rounded() -> None:
+    with pytest.raises(InvalidRecord):
+        amount_minor(0.1 + 0.2, "EUR", AmountRule(column="sum", currency="EUR"), "amount_minor")
+
+
+@given(st.integers(0, 10**12), st.sampled_from(["EUR", "JPY", "KWD", "CLF"]), st.booleans())
+def test_every_amount_survives_the_way_to_text_and_back(minor: int, currency: str, comma: bool) -> None:
+    text = str(to_major(minor, currency))
+    rule = AmountRule(column="sum", currency=currency, decimal="," if comma else ".")
+    assert amount_minor(text.replace(".", ",") if comma else text, currency, rule, "amount_minor") == minor
+
+
+def test_the_clock_may_be_in_two_columns_and_ids_may_be_row_numbers(tmp_path: Path) -> None:
+    text = MINIMAL.replace('column = "when"', 'columns = ["when", "comment"]').replace('transaction_id = "ref"', 'merchant_id = "ref"')
+    text = 'row_id_prefix = "x7-"\n' + text.replace('ignore = ["comment"]', "")
+    record = [*changed("when", "2026-03-01")[:-1], "12:00"]
+    first, second = (row.content for row in read(a_csv(tmp_path / "a.csv", record, record), text))
+    assert isinstance(first, Transaction)
+    assert isinstance(second, Transaction)
+    assert (first.transaction_id, second.transaction_id, first.merchant_id) == ("x7-1", "x7-2", "r1")
+
+
+def test_csv_and_parquet_of_the_same_table_are_the_same_rows(history: Path, tmp_path: Path) -> None:
+    mapping = mapping_in(history / "mapping.toml")
+    table = pq.read_table(history / "transactions.parquet").slice(0, 1500)
+    pq.write_table(table, tmp_path / "t.parquet")
+    pa_csv.write_csv(table, tmp_path / "t.csv")
+    by_parquet, by_csv = (list(rows_in(tmp_path / name, mapping, KEY, now_ms=NOW_MS)) for name in ("t.parquet", "t.csv"))
+    assert len(by_parquet) == 1500
+    assert not [row for row in by_parquet if isinstance(row.content, InvalidRecord)]
+    assert by_parquet == by_csv
+
+
+def test_a_float_column_of_32_bits_means_the_short_decimal(tmp_path: Path) -> None:
+    columns = {name: [value] for name, value in zip(HEADER, GOOD, strict=True)}
+    table = pa.table(columns).set_column(HEADER.index("sum"), "sum", pa.array([12.1], pa.float32()))
+    pq.write_table(table, tmp_path / "t.parquet")
+    (row,) = read(tmp_path / "t.parquet")
+    assert isinstance(row.content, Transaction)
+    assert row.content.amount_minor == 1210
