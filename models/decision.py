@@ -132,13 +132,16 @@ def _reasons(
 
 
 def _of_the_model(ensemble: Ensemble, reason_of: Sequence[str], vector: Floats, scored: Scored) -> Iterator[Reason]:
-    """The columns that raised the score most. One is always given, and a value that is there goes before one that is missing."""
+    """The columns that raised the score most.
+
+    A value on the honest side of the usual one, or a missing one, would make a reason that reads as an error ("many
+    payments": none): such a column is named only if nothing better can be said, and then alone.
+    """
     moved = ensemble.contributions(scored, vector)
-    order = np.lexsort((-moved, np.isnan(vector) | (moved <= 0))).tolist()
-    for place, column in enumerate(order[: 2 * REASONS_MAX]):
-        if place == 0 or moved[column] > 0:
-            value = _value(vector[column])
-            yield Reason(code=reason_of[column], source=ReasonSource.MODEL, feature=ensemble.names[column], value=value)
+    telling = (moved > 0) & ensemble.telling(vector)
+    ranked = np.argsort(np.where(telling, -moved, np.inf), kind="stable")[: int(telling.sum())].tolist() or [int(np.argmax(moved))]
+    for column in ranked:
+        yield Reason(code=reason_of[column], source=ReasonSource.MODEL, feature=ensemble.names[column], value=_value(vector[column]))
 
 
 def _value(value: float) -> float | None:

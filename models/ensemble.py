@@ -7,9 +7,11 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from models.trees import Floats, Forest, contributions, probabilities, probabilities_of_all
 
+Flags = npt.NDArray[np.bool_]
 LEARNED = "learned"
 """The member that reads every column; each other member is named for the family of columns that it reads."""
 
@@ -43,6 +45,8 @@ class Ensemble:
     names: tuple[str, ...]
     members: tuple[Member, ...]
     forest: Forest
+    usual: Floats  # by column: the honest rows' median at training; NaN if they had none
+    suspicious_low: Flags  # by column: it is small values that are suspicious
     absent: frozenset[str] = frozenset()
     _weights: tuple[float, ...] = field(init=False)
 
@@ -79,6 +83,11 @@ class Ensemble:
         """float64[rows]: the weighted sum for each row of a matrix; for training, notebooks and re-scoring."""
         totals: Floats = probabilities_of_all(self.forest, rows) @ np.array(self._weights)
         return totals
+
+    def telling(self, vector: Floats) -> Flags:
+        """bool[columns]: whether the value lies on the suspicious side of the usual one, so that it can be given as a reason."""
+        above: Flags = np.where(self.suspicious_low, vector < self.usual, vector > self.usual)
+        return above
 
     def contributions(self, scored: Scored, vector: Floats) -> Floats:
         """float64[columns]: how far each column moved the weighted log-odds of the members that were heard, for reasons."""

@@ -6,13 +6,11 @@ from typing import NamedTuple
 
 import msgspec
 
-from models.policy import Policy
 from schemas.account import AccountState, AccountStatus
 from schemas.decision import Decision
 from schemas.hold import HoldEvent, HoldState
 from schemas.identity import derived_id
 from schemas.record import Word
-from schemas.transaction import Transaction
 
 FINAL = frozenset({HoldState.POSTED, HoldState.VOIDED, HoldState.EXPIRED})
 """States that end a hold."""
@@ -131,16 +129,6 @@ def standing(book: Book, currency: str, unknown: UnknownAccount) -> Refusal | No
     if book.status is AccountStatus.CLOSED:
         return Refusal.ACCOUNT_CLOSED
     return Refusal.CURRENCY_MISMATCH if currency != book.currency else None
-
-
-def hold_lifetime_ms(policy: Policy, txn: Transaction) -> int:
-    """How long this transaction's hold lives, milliseconds: by merchant category, else by kind, else the policy's default."""
-    if txn.mcc is not None and policy.hold_by_mcc_ms:
-        code = int(txn.mcc)
-        for first, last, lifetime_ms in policy.hold_by_mcc_ms:
-            if first <= code <= last:
-                return lifetime_ms
-    return policy.hold_by_kind_ms.get(txn.kind, policy.hold_default_ms)
 
 
 def place(

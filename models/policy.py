@@ -20,7 +20,7 @@ from schemas.decision import Outcome
 from schemas.errors import SettingsError
 from schemas.money import EXPONENTS
 from schemas.record import Word
-from schemas.transaction import TransactionKind
+from schemas.transaction import Transaction, TransactionKind
 
 DAY_MS = 86_400_000
 SEVERITY = {outcome: place for place, outcome in enumerate(Outcome)}
@@ -160,6 +160,16 @@ def _fired(columns, comparisons, values, rules, vector, hits):  # type: ignore[n
             hits[count] = rule
             count += 1
     return count
+
+
+def hold_lifetime_ms(policy: Policy, txn: Transaction) -> int:
+    """How long this transaction's hold lives, milliseconds: by merchant category, else by kind, else the policy's default."""
+    if txn.mcc is not None and policy.hold_by_mcc_ms:
+        code = int(txn.mcc)
+        for first, last, lifetime_ms in policy.hold_by_mcc_ms:
+            if first <= code <= last:
+                return lifetime_ms
+    return policy.hold_by_kind_ms.get(txn.kind, policy.hold_default_ms)
 
 
 def policy_from_toml(text: str) -> Policy:

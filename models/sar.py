@@ -1,0 +1,179 @@
+"""What the SAR desk must look at: structuring, money straight in and out, blocked fraud. Pure: movements in, candidates out.
+
+Thresholds are the policy's. A pattern is told once, by the transaction that completes it; what completed one pattern is
+not counted for the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+
+import msgspec
+
+from models.policy import Policy, SarThresholds
+from schemas.decision import Decision, Outcome
+from schemas.identity import derived_id
+from schemas.sar import Evidence, SarCandidate, Typology
+from schemas.transaction import TransactionKind
+
+INFLOWS = frozenset({TransactionKind.TRANSFER_IN, TransactionKind.CASH_IN})
+OUTFLOWS = frozenset({TransactionKind.TRANSFER_OUT, TransactionKind.CASH_OUT, TransactionKind.ATM})
+
+
+class Movement(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One decided movement of an account, as much of it as patterns need."""
+
+    transaction_id: str
+    kind: TransactionKind
+    amount_minor: int
+    currency: str
+    at_ms: int
+    blocked: bool  # tried, and blocked as fraud: no money moved
+    counterparty_account_id: str | None = None
+
+    def to_bytes(self) -> bytes:
+        """The movement in MessagePack, some 60 bytes."""
+        return _ENCODER.encode(self)
+
+    @staticmethod
+    def from_bytes(content: bytes) -> Movement:
+        """The movement in these bytes."""
+        return _DECODER.decode(content)
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER = msgspec.msgpack.Decoder(Movement)
+Found = tuple[list[Movement], tuple[Evidence, ...]]
+Pattern = Callable[[list[Movement], SarThresholds], Found | None]
+
+
+def movement_of(decision: Decision) -> Movement | None:
+    """The movement that a decision made or prevented; None where it was declined, for then nothing was suspected or moved."""
+    txn = decision.transaction
+    if decision.outcome is Outcome.DECLINE or txn.own_amount_minor == 0:
+        return None
+    blocked = decision.outcome is Outcome.BLOCK
+    return Movement(txn.transaction_id, txn.kind, txn.own_amount_minor, txn.own_currency, txn.at_ms, blocked, txn.counterparty_account_id)
+
+
+def window_ms(policy: Policy) -> int:
+    """How far back any pattern looks, milliseconds: how long movements must be kept."""
+    return max(policy.sar.structuring_window_ms, policy.sar.rapid_window_ms, policy.sar.blocked_window_ms)
+
+
+def candidates(
+    policy: Policy, movements: Sequence[Movement], decision: Decision, topic: str, partition: int, offset: int
+) -> tuple[SarCandidate, ...]:
+    """The patterns that this decision's movement completes.
+
+    `movements` are the account's recent ones in the order of the log (the new one may be among them or not: the past ends
+    at its first occurrence, so that a redelivered decision gives the same candidates). The place is the decision's own.
+    """
+    new = movement_of(decision)
+    if new is None:
+        return ()
+    past: list[Movement] = []
+    for movement in movements:
+        if movement.transaction_id == new.transaction_id:
+            break
+        if movement.currency == new.currency:
+            past.append(movement)
+    found = []
+    for typology, counts, window, pattern in _patterns(policy.sar):
+        seen = _completed([m for m in (*past, new) if counts(m)], new, window, pattern, policy.sar)
+        if seen is not None:
+            found.append(_candidate(policy, typology, seen, decision, topic, partition, offset))
+    return tuple(found)
+
+
+def _patterns(sar: SarThresholds) -> tuple[tuple[Typology, Callable[[Movement], bool], int, Pattern], ...]:
+    """The table: typology, which movements count, within which time, and what makes them a pattern."""
+    return (
+        (Typology.STRUCTURING, lambda m: _is_part(m, sar), sar.structuring_window_ms, _structuring),
+        (Typology.RAPID_MOVEMENT, lambda m: not m.blocked and m.kind in INFLOWS | OUTFLOWS, sar.rapid_window_ms, _rapid),
+        (Typology.BLOCKED_FRAUD, lambda m: m.blocked, sar.blocked_window_ms, _blocked),
+    )
+
+
+def _completed(counting: list[Movement], new: Movement, window: int, pattern: Pattern, sar: SarThresholds) -> Found | None:
+    """The pattern that `new`, the last of the counting movements, completes; earlier completions use up what they counted."""
+    if not counting or counting[-1] is not new:
+        return None
+    recent: list[Movement] = []
+    found = None
+    for movement in counting:
+        recent = [m for m in recent if movement.at_ms - m.at_ms < window]
+        recent.append(movement)
+        found = pattern(recent, sar)
+        if found is not None:
+            recent = []
+    return found
+
+
+def _is_part(movement: Movement, sar: SarThresholds) -> bool:
+    """A cash deposit that is itself not reported (31 CFR 1010.311), and not too small to be part of a pattern."""
+    low, high = (sar.minor(usd, movement.currency) for usd in (sar.structuring_part_usd_min, sar.ctr_usd))
+    return movement.kind is TransactionKind.CASH_IN and not movement.blocked and low <= movement.amount_minor <= high
+
+
+def _structuring(parts: list[Movement], sar: SarThresholds) -> Found | None:
+    """Several deposits, none reported by itself, that together exceed the reporting threshold (31 CFR 1010.314)."""
+    total = sum(m.amount_minor for m in parts)
+    threshold = sar.minor(sar.ctr_usd, parts[0].currency)
+    if len(parts) < sar.structuring_count_min or total <= threshold:
+        return None
+    largest = max(m.amount_minor for m in parts)
+    return parts, (_figure("deposits", len(parts)), _figure("largest_minor", largest), _figure("reporting_threshold_minor", threshold))
+
+
+def _rapid(recent: list[Movement], sar: SarThresholds) -> Found | None:
+    """Money that came in and, but for a small rest, left again within the window, in an amount that must be reported."""
+    first = next((i for i, m in enumerate(recent) if m.kind in INFLOWS), None)
+    if first is None or recent[-1].kind not in OUTFLOWS:
+        return None
+    flow = recent[first:]
+    came = sum(m.amount_minor for m in flow if m.kind in INFLOWS)
+    left = sum(m.amount_minor for m in flow if m.kind in OUTFLOWS)
+    if min(came, left) < sar.minor(sar.sar_usd, flow[0].currency) or Decimal(left) < Decimal(str(sar.rapid_share_min)) * came:
+        return None
+    others = {m.counterparty_account_id for m in flow} - {None}
+    return flow, (_figure("inflow_minor", came), _figure("outflow_minor", left), _figure("counterparties", len(others)))
+
+
+def _blocked(blocked: list[Movement], sar: SarThresholds) -> Found | None:
+    """Attempts that were blocked as fraud and together reach the amount that must be reported (31 CFR 1020.320)."""
+    threshold = sar.minor(sar.sar_usd, blocked[0].currency)
+    if sum(m.amount_minor for m in blocked) < threshold:
+        return None
+    return blocked, (_figure("attempts", len(blocked)), _figure("reporting_threshold_minor", threshold))
+
+
+def _figure(name: str, value: int) -> Evidence:
+    return Evidence(name=name, value=str(value))
+
+
+def _candidate(
+    policy: Policy, typology: Typology, found: Found, decision: Decision, topic: str, partition: int, offset: int
+) -> SarCandidate:
+    """The record, with what the decision itself said as further evidence."""
+    movements, figures = found
+    times = [m.at_ms for m in movements]
+    counted = [m for m in movements if m.kind in INFLOWS] if typology is Typology.RAPID_MOVEMENT else movements
+    reasons = ",".join(r.code for r in decision.reasons)
+    return SarCandidate(
+        candidate_id=derived_id("sar", decision.account_id, typology, decision.transaction_id),
+        account_id=decision.account_id,
+        typology=typology,
+        amount_minor=sum(m.amount_minor for m in counted),
+        currency=movements[-1].currency,
+        from_at_ms=min(times),
+        until_at_ms=max(times),
+        detected_at_ms=decision.decided_at_ms,
+        transaction_ids=tuple(m.transaction_id for m in movements),
+        evidence=(*figures, *((Evidence(name="reasons", value=reasons),) if reasons else ())),
+        policy_id=policy.policy_id,
+        source_topic=topic,
+        source_partition=partition,
+        source_offset=offset,
+    )
