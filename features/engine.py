@@ -1,0 +1,99 @@
+"""From a transaction and the bytes of its past to one vector of named numbers. Pure."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from features import kernel
+from features.catalogue import Catalogue
+from features.fact import FACTS, MEASURES, facts_of, measures_of
+from schemas.transaction import Transaction
+
+_OWN = struct.Struct(f"<Q{len(FACTS) - 1}q{len(MEASURES)}d")
+_ZEROS = bytes(64)
+
+
+@dataclass(frozen=True)
+class Past:
+    """What the memory holds of a transaction's entities: bytes of each log and profile (None: no such entity, or not known).
+
+    `logs` is in the order of the catalogue's `logs`, `profiles` of its `profiles`. `missing` names the entity kinds whose memory
+    could not be read. The transaction's own rows are in its logs already.
+    """
+
+    logs: tuple[bytes | None, ...]
+    profiles: tuple[bytes | None, ...]
+    missing: tuple[str, ...] = ()
+    facts: tuple[int, ...] | None = None
+
+    @classmethod
+    def nothing(cls, catalogue: Catalogue) -> Past:
+        """The past as a memory tells it that does not answer: all that rests on it is missing, all positions are -1."""
+        return cls((None,) * len(catalogue.logs), (None,) * len(catalogue.profiles), catalogue.logs)
+
+
+@dataclass(frozen=True)
+class Look:
+    """A transaction's vector (float64, the catalogue's order, NaN is missing), its position in each log (-1: no such entity),
+    and the numbers of the logs in which it occurs twice."""
+
+    values: np.ndarray[Any, np.dtype[np.float64]]
+    positions: tuple[int, ...]
+    repeated: tuple[int, ...]
+
+
+def packed(catalogue: Catalogue, txn: Transaction, facts: tuple[int, ...]) -> tuple[bytes | None, ...]:
+    """The row that these facts append to each log; None where the transaction has no such entity."""
+    fields = zip(catalogue.log_layouts, catalogue.log_fields, strict=True)
+    return tuple([None if getattr(txn, field) is None else layout.pack(facts) for layout, field in fields])
+
+
+def row_bytes(catalogue: Catalogue, txn: Transaction) -> tuple[bytes | None, ...]:
+    """The row that a transaction appends to each log; None where it has no such entity."""
+    return packed(catalogue, txn, facts_of(txn))
+
+
+def _assembled(catalogue: Catalogue, txn: Transaction, past: Past) -> bytearray:
+    """The kernel's buffer: own facts and measures, where each log and profile begins, and their bytes."""
+    facts = facts_of(txn) if past.facts is None else past.facts
+    at = _OWN.size + 8 * (2 * len(past.logs) + len(past.profiles))
+    places: list[int] = []
+    contents: list[bytes] = []
+    for log in past.logs:
+        if log is None:
+            places += (-1, 0)
+            continue
+        places += (at, len(log))
+        contents.append(log)
+        at += len(log)
+    for profile, layout in zip(past.profiles, catalogue.profile_layouts, strict=True):
+        if profile is None:
+            places.append(-1)
+            continue
+        places.append(at)
+        content = profile.ljust(layout.width, b"\0")
+        contents.append(content)
+        at += len(content)
+    own = _OWN.pack(*facts, *measures_of(txn))
+    return bytearray().join((own, struct.pack(f"<{len(places)}q", *places), *contents, _ZEROS))
+
+
+def look(catalogue: Catalogue, txn: Transaction, past: Past) -> Look:
+    """The vector of a transaction as the rows before its own first occurrence determine it."""
+    width, logs = len(catalogue.rows), len(catalogue.logs)
+    out = np.empty(width + 2 * logs)
+    kernel.look_at(catalogue.program, np.frombuffer(_assembled(catalogue, txn, past), np.uint8), out)
+    tail = out[width:].tolist()
+    positions = tuple([int(position) for position in tail[::2]])
+    return Look(out[:width], positions, tuple([log for log in range(logs) if tail[2 * log + 1]]))
+
+
+def place_in(log: bytes, row_size: int, hash_: int) -> tuple[int, bool]:
+    """The position of the row with this hash in a log, and whether it occurs twice."""
+    signed = hash_ - (1 << 64) if hash_ >> 63 else hash_
+    position, twice = kernel.place_of(np.frombuffer(bytearray(log + _ZEROS[:8]), np.uint8), row_size, signed)
+    return int(position), bool(twice)

@@ -1,0 +1,472 @@
+"""The compiled part: reads the bytes of logs, folds rows by the plan, and ends in one vector. The same code serves and backfills.
+
+A plan is one int64 array (`features/plan.py` writes it); its shape is the block of constants below. Everything compiled is in this
+file, because numba's cache notices a change by the file. Whole numbers stay whole until an aggregate ends: sums are exact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+import numpy as np
+from numba.core import types
+from numba.extending import intrinsic
+
+F = TypeVar("F", bound=Callable[..., Any])
+Array = np.ndarray[Any, np.dtype[Any]]
+
+# The head of a plan: counts, caps, and where each table begins.
+LOGS, FACTS, MEASURES, PROFILES, REGISTERS, OUTS, STEPS, CONSTANTS, KNOWNS = range(9)
+CAP, CHUNK, KEEP_MS, LONGEST_MS = range(9, 13)
+LOG_AT, STEP_AT, OUT_AT, CONSTANT_AT, KNOWN_AT, FACT_AT, KNOWN_REG = range(13, 20)
+HEAD = 20
+# A log's line: bytes a row, then its columns, conditions and cells (how many, where), and the register of its capped flag.
+L_SIZE, L_COLUMNS, L_COLUMN_AT, L_CONDITIONS, L_CONDITION_AT, L_CELLS, L_CELL_AT, L_CAPPED = range(8)
+LOG_LINE = 8
+COLUMN_LINE = 3  # first byte, mask, fact
+CONDITION_LINE = 4  # op, column, value, fact
+CELL_LINE = 6  # op, column, window, bits needed, register, whether 0 is missing
+STEP_LINE = 6  # op, register, four operands
+CONSTANT_LINE = 2  # register, bits of the float
+KNOWN_LINE = 2  # profile, first byte
+
+KINDS, BELOW, SAME, NEAR, GIVEN = range(5)
+COUNT, SUM, MEAN, MAX, SPREAD, DISTINCT, LAST, FIRST = range(8)
+MINUS, OVER, TIMES, LARGER, DIFFERS, IS_ZERO, IS_MISSING, LOG1P, KIND_IN, KILOMETRES = range(10)
+
+AT_MS_COLUMN, KIND_COLUMN = 1, 2
+PAST_BIT = 1 << 62
+"""Set in the bits of every row that is not later than the transaction."""
+DAY = 86_400_000
+SPREAD_MAX = 1 << 40
+EARTH_KM = 6371.0088
+HEADER_COUNT_AT, HEADER_COUNT_MASK = 14, (1 << 48) - 1
+AT_MASK = (1 << 48) - 1
+
+
+def compiled(function: F) -> F:
+    """The function, compiled when it is first called and kept on disk."""
+    return cast(F, numba.njit(cache=True)(function))
+
+
+def _load64(typing_context: Any, buffer: Any, offset: Any) -> Any:
+    """Eight bytes at any offset as one little-endian int64; the buffer must reach eight bytes beyond."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        address = builder.gep(array.data, [args[1]])
+        word = context.get_value_type(types.int64)
+        value = builder.load(builder.bitcast(address, word.as_pointer()))
+        value.align = 1
+        return value
+
+    return types.int64(buffer, types.int64), generate
+
+
+load64: Callable[[Array, int], int] = cast(Any, intrinsic(_load64))
+
+
+@compiled
+def uniques(buffer: Array, start: int, length: int, size: int, own: int, offsets: Array, found: Array) -> int:
+    """Offsets of the unique rows before the first row with hash `own`, in arrival order; returns how many.
+
+    `found` gets: unique rows trimmed before, newest event time among those, whether `own` occurs twice.
+    """
+    found[0], found[1], found[2] = 0, 0, 0
+    at, end = start, start + length // size * size
+    if at < end and load64(buffer, at) == 0:
+        found[0] = load64(buffer, at + HEADER_COUNT_AT) & HEADER_COUNT_MASK
+        found[1] = load64(buffer, at + 8) & AT_MASK
+        at += size
+    slots = 16
+    while slots < 2 * (length // size):
+        slots *= 2
+    table = np.zeros(slots, np.int64)
+    count = 0
+    while at < end:
+        hash_ = load64(buffer, at)
+        if hash_ == own:
+            break
+        slot = (hash_ ^ (hash_ >> 23)) & (slots - 1)
+        while table[slot] != 0 and table[slot] != hash_:
+            slot = (slot + 1) & (slots - 1)
+        if table[slot] == 0:
+            table[slot] = hash_
+            offsets[count] = at
+            count += 1
+        at += size
+    at += size
+    while at < end:
+        if load64(buffer, at) == own:
+            found[2] = 1
+        at += size
+    return count
+
+
+@compiled
+def place_of(buffer: Array, size: int, own: int) -> tuple[int, int]:
+    """The position of the row with hash `own` in a log (rows before its first occurrence), and whether it occurs twice.
+
+    `buffer` is the log and eight bytes more.
+    """
+    length = buffer.size - 8
+    offsets = np.empty(length // size + 1, np.int64)
+    found = np.empty(3, np.int64)
+    count = uniques(buffer, 0, length, size, own, offsets, found)
+    return found[0] + count, found[2]
+
+
+@compiled
+def visible_from(flat: Array, at: int, newest: int, position: int, trimmed: int, trimmed_newest: int, cap: int, chunk: int, keep_ms: int) -> int:
+    """The first row, counted from the log's beginning, that a transaction at `position` may see: a function of the rows alone.
+
+    `flat[at + i]` is the event time of row `trimmed + i` and `flat[newest + i]` the newest up to it.
+    Full chunks beyond the cap are gone, and then the rows that are too old, judged when the last chunk was filled.
+    """
+    capped = chunk * ((position - cap) // chunk) if position > cap else 0
+    judged = position // chunk * chunk
+    first = max(capped, trimmed)
+    if judged == 0:
+        return first
+    known = flat[newest + judged - 1 - trimmed] if judged > trimmed else trimmed_newest
+    while first < judged and flat[at + first - trimmed] <= known - keep_ms:
+        first += 1
+    return first
+
+
+@compiled
+def _mark(plan: Array, line: int, flat: Array, base: int, stride: int, lo: int, hi: int, facts: Array, bits: Array) -> int:
+    """Sets, for each row, the bits of the conditions that it meets; returns the bits of those that have no own value to compare with."""
+    now = facts[AT_MS_COLUMN]
+    for i in range(lo, hi):
+        bits[i - lo] = PAST_BIT if flat[base + AT_MS_COLUMN * stride + i] <= now else 0
+    void = 0
+    for number in range(plan[line + L_CONDITIONS]):
+        condition = plan[line + L_CONDITION_AT] + number * CONDITION_LINE
+        op, value, bit = plan[condition], plan[condition + 2], 1 << number
+        column = base + plan[condition + 1] * stride
+        own = facts[plan[condition + 3]]
+        if op == KINDS:
+            for i in range(lo, hi):
+                bits[i - lo] |= ((value >> flat[column + i]) & 1) << number
+        elif op == BELOW:
+            for i in range(lo, hi):
+                bits[i - lo] |= bit if flat[column + i] < value else 0
+        elif op == SAME:
+            if own == 0:
+                void |= bit
+            for i in range(lo, hi):
+                bits[i - lo] |= bit if flat[column + i] == own else 0
+        elif op == NEAR:
+            for i in range(lo, hi):
+                apart = abs(flat[column + i] - own) % DAY
+                bits[i - lo] |= bit if min(apart, DAY - apart) <= value else 0
+        else:
+            for i in range(lo, hi):
+                bits[i - lo] |= bit if flat[column + i] != 0 else 0
+    return void
+
+
+@compiled
+def _distinct(flat: Array, ats: int, column: int, since: int, need: int, lo: int, hi: int, bits: Array, table: Array) -> int:
+    """How many different values, other than 0, a column has in the rows that count."""
+    mask = table.size - 1
+    count = 0
+    table[:] = 0
+    for i in range(lo, hi):
+        value = flat[column + i]
+        if value != 0 and (bits[i - lo] & need) == need and flat[ats + i] > since:
+            slot = (value ^ (value >> 13)) & mask
+            while table[slot] != 0 and table[slot] != value:
+                slot = (slot + 1) & mask
+            if table[slot] == 0:
+                table[slot] = value
+                count += 1
+    return count
+
+
+@compiled
+def _spread(flat: Array, ats: int, column: int, since: int, need: int, lo: int, hi: int, bits: Array) -> float:
+    """Population standard deviation from exact whole sums: n * sum(x^2) - sum(x)^2 in three parts that each fit in 64 bits."""
+    n, high, low, hh, hl, ll = 0, 0, 0, 0, 0, 0
+    for i in range(lo, hi):
+        if (bits[i - lo] & need) == need and flat[ats + i] > since:
+            value = min(flat[column + i], SPREAD_MAX - 1)
+            a, b = value >> 20, value & 0xFFFFF
+            n, high, low, hh, hl, ll = n + 1, high + a, low + b, hh + a * a, hl + a * b, ll + b * b
+    if n == 0:
+        return math.nan
+    squares = float(n * hh - high * high) * float(1 << 40)
+    squares += float(n * hl - high * low) * float(1 << 21)
+    squares += float(n * ll - low * low)
+    return math.sqrt(max(squares, 0.0)) / n
+
+
+@compiled
+def _cell(plan: Array, cell: int, flat: Array, base: int, stride: int, lo: int, hi: int, now: int, bits: Array, table: Array) -> float:
+    """One aggregate over rows lo to hi: those whose event time is in (now - window, now] and that have all the bits needed."""
+    op, window, need = plan[cell], plan[cell + 2], plan[cell + 3]
+    column, ats = base + plan[cell + 1] * stride, base + AT_MS_COLUMN * stride
+    since = now - window
+    if op == DISTINCT:
+        return float(_distinct(flat, ats, column, since, need, lo, hi, bits, table))
+    if op == SPREAD:
+        return _spread(flat, ats, column, since, need, lo, hi, bits)
+    n, total, largest, smallest, last_at, last = 0, 0, -1, 1 << 62, -1, 0
+    if op == COUNT:
+        for i in range(lo, hi):
+            n += 1 if (bits[i - lo] & need) == need and flat[ats + i] > since else 0
+        return float(n)
+    if op == LAST:
+        for i in range(lo, hi):
+            if (bits[i - lo] & need) == need and flat[ats + i] > since and flat[ats + i] >= last_at:
+                last_at, last = flat[ats + i], flat[column + i]
+        return math.nan if last_at < 0 or (last == 0 and plan[cell + 5] != 0) else float(last)
+    for i in range(lo, hi):
+        if (bits[i - lo] & need) == need and flat[ats + i] > since:
+            value = flat[column + i]
+            n, total, largest, smallest = n + 1, total + value, max(largest, value), min(smallest, value)
+    if op == SUM:
+        return float(total)
+    if n == 0:
+        return math.nan
+    if op == MEAN:
+        return float(total) / n
+    return float(largest) if op == MAX else float(smallest)
+
+
+@compiled
+def fold(
+    plan: Array, log: int, flat: Array, base: int, stride: int, lo: int, hi: int, facts: Array, registers: Array, bits: Array, table: Array
+) -> None:
+    """All aggregates of one log over its rows lo to hi (columns side by side in `flat`), each into its register."""
+    line = plan[LOG_AT] + log * LOG_LINE
+    now = facts[AT_MS_COLUMN]
+    ats = base + AT_MS_COLUMN * stride
+    while lo < hi and flat[ats + lo] <= now - plan[LONGEST_MS]:
+        lo += 1
+    void = _mark(plan, line, flat, base, stride, lo, hi, facts, bits)
+    slots = 16
+    while slots < 2 * (hi - lo):
+        slots *= 2
+    for number in range(plan[line + L_CELLS]):
+        cell = plan[line + L_CELL_AT] + number * CELL_LINE
+        if (plan[cell + 3] & void) != 0:
+            registers[plan[cell + 4]] = math.nan
+        else:
+            registers[plan[cell + 4]] = _cell(plan, cell, flat, base, stride, lo, hi, now, bits, table[:slots])
+
+
+@compiled
+def _kilometres(latitude: float, longitude: float, latitude2: float, longitude2: float) -> float:
+    """Great-circle distance of two places in stored codes (haversine)."""
+    step = math.pi / 180.0 / 32768.0
+    north, north2 = (latitude - 1.0) * step - math.pi / 2.0, (latitude2 - 1.0) * step - math.pi / 2.0
+    up, over = math.sin((north2 - north) / 2.0), math.sin((longitude2 - longitude) * step / 2.0)
+    return 2.0 * EARTH_KM * math.asin(min(1.0, math.sqrt(up * up + math.cos(north) * math.cos(north2) * over * over)))
+
+
+@compiled
+def _calculated(op: int, a: float, b: float, c: float, d: float) -> float:
+    """One step of a row's expression."""
+    if op == IS_MISSING:
+        return 1.0 if math.isnan(a) else 0.0
+    if math.isnan(a) or math.isnan(b) or math.isnan(c) or math.isnan(d):
+        return math.nan
+    if op == MINUS:
+        return a - b
+    if op == OVER:
+        return math.nan if b == 0.0 else a / b
+    if op == TIMES:
+        return a * b
+    if op == LARGER:
+        return max(a, b)
+    if op == DIFFERS:
+        return 1.0 if a != b else 0.0
+    if op == IS_ZERO:
+        return 1.0 if a == 0.0 else 0.0
+    if op == LOG1P:
+        return math.log1p(a)
+    if op == KIND_IN:
+        return float((int(b) >> int(a)) & 1)
+    return _kilometres(a, b, c, d)
+
+
+@compiled
+def _begin(plan: Array, facts: Array, registers: Array) -> None:
+    """Registers before any log is read: the transaction's own facts and the constants; all else missing."""
+    registers[:] = math.nan
+    for fact in range(plan[FACTS]):
+        if facts[fact] != 0 or plan[plan[FACT_AT] + fact] == 0:
+            registers[fact] = float(facts[fact])
+    for number in range(plan[CONSTANTS]):
+        line = plan[CONSTANT_AT] + number * CONSTANT_LINE
+        registers[plan[line]] = np.int64(plan[line + 1]).view(np.float64)
+
+
+@compiled
+def _end(plan: Array, registers: Array, out: Array) -> None:
+    """The steps of all expressions, then the vector."""
+    for number in range(plan[STEPS]):
+        step = plan[STEP_AT] + number * STEP_LINE
+        a, b = registers[plan[step + 2]], registers[plan[step + 3]]
+        registers[plan[step + 1]] = _calculated(plan[step], a, b, registers[plan[step + 4]], registers[plan[step + 5]])
+    for number in range(plan[OUTS]):
+        out[number] = registers[plan[plan[OUT_AT] + number]]
+
+
+@compiled
+def _capped(plan: Array, log: int, first: int, newest_gone: int, now: int, registers: Array) -> None:
+    """Whether the longest window would have seen a row that is gone."""
+    register = plan[plan[LOG_AT] + log * LOG_LINE + L_CAPPED]
+    if register >= 0:
+        registers[register] = 1.0 if first > 0 and newest_gone > now - plan[LONGEST_MS] else 0.0
+
+
+@compiled
+def _read_log(plan: Array, log: int, buffer: Array, start: int, length: int, facts: Array, registers: Array, found: Array) -> int:
+    """One log's bytes, decoded and folded; returns the transaction's position in it."""
+    line = plan[LOG_AT] + log * LOG_LINE
+    size, columns = plan[line + L_SIZE], plan[line + L_COLUMNS]
+    offsets = np.empty(length // size + 1, np.int64)
+    count = uniques(buffer, start, length, size, facts[0], offsets, found)
+    flat = np.empty((columns + 1) * count, np.int64)
+    for column in range(columns):
+        place = plan[line + L_COLUMN_AT] + column * COLUMN_LINE
+        shift, mask = plan[place], plan[place + 1]
+        for i in range(count):
+            flat[column * count + i] = load64(buffer, offsets[i] + shift) & mask
+    newest = found[1]
+    for i in range(count):
+        newest = max(newest, flat[AT_MS_COLUMN * count + i])
+        flat[columns * count + i] = newest
+    position: int = found[0] + count
+    first = visible_from(flat, AT_MS_COLUMN * count, columns * count, position, found[0], found[1], plan[CAP], plan[CHUNK], plan[KEEP_MS])
+    lo = first - found[0]
+    _capped(plan, log, first, flat[columns * count + lo - 1] if lo > 0 else found[1], facts[AT_MS_COLUMN], registers)
+    slots = 16
+    while slots < 2 * count:
+        slots *= 2
+    fold(plan, log, flat, 0, count, lo, count, facts, registers, np.empty(count, np.int64), np.empty(slots, np.int64))
+    return position
+
+
+@compiled
+def look_at(plan: Array, buffer: Array, out: Array) -> None:
+    """One transaction. `buffer`: its facts (int64), measures (float64), then start and length of each log (-1: none) and start of each
+    profile (-1: none), then those bytes, and eight bytes more. `out`: vector, then position and 'occurs twice' of each log."""
+    facts = np.empty(plan[FACTS], np.int64)
+    registers = np.empty(plan[REGISTERS], np.float64)
+    found = np.empty(3, np.int64)
+    for fact in range(plan[FACTS]):
+        facts[fact] = load64(buffer, 8 * fact)
+    _begin(plan, facts, registers)
+    head = plan[FACTS]
+    for number in range(plan[MEASURES]):
+        registers[head + number] = np.int64(load64(buffer, 8 * (head + number))).view(np.float64)
+    head += plan[MEASURES]
+    for number in range(plan[KNOWNS]):
+        known = plan[KNOWN_AT] + number * KNOWN_LINE
+        start = load64(buffer, 8 * (head + 2 * plan[LOGS] + plan[known]))
+        if start >= 0:
+            since = load64(buffer, start + plan[known + 1] + 8)
+            if 0 < since <= facts[AT_MS_COLUMN]:
+                registers[plan[KNOWN_REG] + number] = np.int64(load64(buffer, start + plan[known + 1])).view(np.float64)
+    for log in range(plan[LOGS]):
+        start, length = load64(buffer, 8 * (head + 2 * log)), load64(buffer, 8 * (head + 2 * log) + 8)
+        position = -1
+        found[2] = 0
+        if start >= 0:
+            position = _read_log(plan, log, buffer, start, length, facts, registers, found)
+        out[plan[OUTS] + 2 * log] = position
+        out[plan[OUTS] + 2 * log + 1] = found[2]
+    _end(plan, registers, out)
+
+
+@compiled
+def threaded(order: Array, tokens: Array, hashes: Array, declined: Array, declined_hashes: Array, source: Array, first: Array, begins: Array) -> int:
+    """Backfill: threads transactions (`order`: grouped by token, in arrival order) into logs, each row once; returns the number of rows.
+
+    `source[row]` is the transaction of the row, or -1 - transaction for its decline row; `first[transaction]` the row of its
+    first occurrence; `begins[transaction]` the first row of its log.
+    """
+    slots = 16
+    while slots < 4 * order.size:
+        slots *= 2
+    table = np.zeros(slots, np.int64)
+    keys = np.empty(2 * order.size, np.int64)
+    rows = begin = 0
+    for step in range(order.size):
+        number = order[step]
+        if step > 0 and tokens[number] != tokens[order[step - 1]]:
+            begin = rows
+        begins[number] = begin
+        for part in range(2 if declined[number] else 1):
+            key = declined_hashes[number] if part else hashes[number]
+            slot = (key ^ (key >> 29) ^ (begin * 0x9E3779B1)) & (slots - 1)
+            while table[slot] != 0 and (keys[table[slot] - 1] != key or table[slot] - 1 < begin):
+                slot = (slot + 1) & (slots - 1)
+            if table[slot] == 0:
+                keys[rows] = key
+                source[rows] = -1 - number if part else number
+                rows += 1
+                table[slot] = rows
+            if part == 0:
+                first[number] = table[slot] - 1
+    return rows
+
+
+@compiled
+def columns_into(
+    plan: Array, log: int, source: Array, facts: Array, declined_hashes: Array, declined_kind: int, begins: Array, flat: Array, base: int
+) -> None:
+    """Backfill: the columns of one log's rows, side by side in `flat` from `base`, and the newest event time so far after them."""
+    line = plan[LOG_AT] + log * LOG_LINE
+    rows, columns = source.size, plan[line + L_COLUMNS]
+    for row in range(rows):
+        number = source[row] if source[row] >= 0 else -1 - source[row]
+        for column in range(columns):
+            fact = plan[plan[line + L_COLUMN_AT] + column * COLUMN_LINE + 2]
+            flat[base + column * rows + row] = facts[number, fact]
+        if source[row] < 0:
+            flat[base + row] = declined_hashes[number]
+            flat[base + KIND_COLUMN * rows + row] = declined_kind
+        newest = facts[number, AT_MS_COLUMN]
+        if row > begins[number]:
+            newest = max(newest, flat[base + columns * rows + row - 1])
+        flat[base + columns * rows + row] = newest
+
+
+@compiled
+def look_at_all(
+    plan: Array, facts: Array, measures: Array, known: Array, first: Array, begins: Array, flat: Array, bases: Array, strides: Array, out: Array
+) -> None:
+    """Backfill: the vector of every transaction, over the columns of all logs in `flat` (`first[log, transaction]` -1: no such entity)."""
+    registers = np.empty(plan[REGISTERS], np.float64)
+    most = plan[CAP] + plan[CHUNK] + 1
+    bits = np.empty(most, np.int64)
+    slots = 16
+    while slots < 2 * most:
+        slots *= 2
+    table = np.empty(slots, np.int64)
+    for number in range(facts.shape[0]):
+        own = facts[number]
+        _begin(plan, own, registers)
+        for measure in range(plan[MEASURES]):
+            registers[plan[FACTS] + measure] = measures[number, measure]
+        for column in range(plan[KNOWNS]):
+            registers[plan[KNOWN_REG] + column] = known[number, column]
+        for log in range(plan[LOGS]):
+            if first[log, number] < 0:
+                continue
+            base, stride, begin = bases[log], strides[log], begins[log, number]
+            columns = plan[plan[LOG_AT] + log * LOG_LINE + L_COLUMNS]
+            ats, newest = base + AT_MS_COLUMN * stride + begin, base + columns * stride + begin
+            position = first[log, number] - begin
+            start = visible_from(flat, ats, newest, position, 0, 0, plan[CAP], plan[CHUNK], plan[KEEP_MS])
+            _capped(plan, log, start, flat[newest + start - 1] if start > 0 else 0, own[AT_MS_COLUMN], registers)
+            fold(plan, log, flat, base, stride, begin + start, begin + position, own, registers, bits, table)
+        _end(plan, registers, out[number])

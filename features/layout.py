@@ -1,0 +1,129 @@
+"""The bytes of a log and of a profile: which columns a row has, where, and the version of that, which is part of every key."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+from features.fact import FACT_NUMBER, FACTS, PROFILES
+from features.row import DAY_MS, Condition, Feature, Fold, parts
+
+FIXED = ("hash", "at_ms", "kind")
+"""The columns that every row has, first and in this order."""
+TRIMMED_AT, TRIMMED_WIDTH = 14, 6
+"""Where a header row (hash 0) says how many unique rows were trimmed; its at_ms is the newest event time among them."""
+
+
+@dataclass(frozen=True)
+class Cap:
+    """How long a log gets. After `rows + chunk` unique rows its oldest `chunk` are no longer seen, and so on; nor are rows that are
+    older than the longest window and `slack_ms` more. Both counted at each `chunk` rows, so that it depends on the rows alone."""
+
+    rows: int = 512
+    chunk: int = 128
+    slack_ms: int = 7 * DAY_MS
+
+
+def content_hash(text: str, digits: int) -> str:
+    """Hex digits that stand for a definition: SHA-256, cut."""
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]
+
+
+@dataclass(frozen=True)
+class LogLayout:
+    """The packed row of one entity kind's log: little-endian unsigned columns, no padding between them."""
+
+    kind: str
+    columns: tuple[str, ...]
+
+    @cached_property
+    def facts(self) -> tuple[int, ...]:
+        """Each column's number in FACTS."""
+        return tuple(FACT_NUMBER[column] for column in self.columns)
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """Each column's first byte."""
+        widths = [FACTS[fact].width for fact in self.facts]
+        return tuple(sum(widths[:i]) for i in range(len(widths)))
+
+    @cached_property
+    def row_bytes(self) -> int:
+        """Bytes a row; never less than a header needs."""
+        return max(self.offsets[-1] + FACTS[self.facts[-1]].width, TRIMMED_AT + TRIMMED_WIDTH)
+
+    @cached_property
+    def version(self) -> str:
+        """Hash of the columns and widths: another layout is another key."""
+        return content_hash(repr([(c, FACTS[f].width) for c, f in zip(self.columns, self.facts, strict=True)]), 8)
+
+    @cached_property
+    def _shifts(self) -> tuple[tuple[int, int], ...]:
+        return tuple((fact, 8 * offset) for fact, offset in zip(self.facts, self.offsets, strict=True))
+
+    def pack(self, facts: tuple[int, ...]) -> bytes:
+        """The row of these facts."""
+        row = 0
+        for fact, shift in self._shifts:
+            row |= facts[fact] << shift
+        return row.to_bytes(self.row_bytes, "little")
+
+    def header(self, trimmed: int, newest_at_ms: int) -> bytes:
+        """The first row of a trimmed log: how many unique rows are gone, and the newest event time among them."""
+        return (newest_at_ms << 64 | trimmed << 8 * TRIMMED_AT).to_bytes(self.row_bytes, "little")
+
+    def key(self, token: str) -> str:
+        """The Redis key of an entity's log."""
+        return f"log:{self.version}:{self.kind}:{token}"
+
+
+def _columns_read(fold: Fold) -> Iterable[str]:
+    """The columns that a fold needs in the rows it reads."""
+    own_column: tuple[Condition, ...] = fold.where
+    return (fold.column, *(condition.column for condition in own_column))
+
+
+def log_layouts(rows: Iterable[Feature], kinds: Iterable[str]) -> tuple[LogLayout, ...]:
+    """The layout of each log: the columns that the rows reading it need, in the order of FACTS."""
+    needed: dict[str, set[str]] = {kind: set(FIXED) for kind in kinds}
+    for row in rows:
+        for part in parts(row.shape.expression):
+            if isinstance(part, Fold):
+                needed[part.entity.name].update(_columns_read(part))
+    return tuple(LogLayout(kind, tuple(f.name for f in FACTS if f.name in columns)) for kind, columns in needed.items())
+
+
+PROFILE_CELL_BYTES = 16
+"""A profile's column: the value as float64 and the time since which it is known as int64 milliseconds; 0: not known."""
+
+
+@dataclass(frozen=True)
+class ProfileLayout:
+    """The fixed-width bytes of one entity kind's profile."""
+
+    kind: str
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What it holds, in order."""
+        return PROFILES[self.kind]
+
+    @property
+    def width(self) -> int:
+        """Bytes of a whole profile."""
+        return len(self.columns) * PROFILE_CELL_BYTES
+
+    @cached_property
+    def version(self) -> str:
+        """Hash of the columns: another layout is another key."""
+        return content_hash(repr(self.columns), 8)
+
+    def offset(self, column: str) -> int:
+        """The column's first byte."""
+        return self.columns.index(column) * PROFILE_CELL_BYTES
+
+    def key(self, token: str) -> str:
+        """The Redis key of an entity's profile."""
+        return f"profile:{self.version}:{self.kind}:{token}"

@@ -1,0 +1,160 @@
+"""The plan: rows of the catalogue as the one array of numbers that the kernel interprets."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from features import kernel
+from features.fact import FACT_NUMBER, FACTS, MEASURE_NUMBER, MEASURES
+from features.layout import Cap, LogLayout, ProfileLayout
+from features.row import Calc, Capped, Condition, Constant, Expression, Feature, Fold, Known, Own
+
+_CONDITIONS = {"kinds": kernel.KINDS, "below": kernel.BELOW, "same": kernel.SAME, "near": kernel.NEAR, "given": kernel.GIVEN}
+_FOLDS = {
+    "count": kernel.COUNT,
+    "sum": kernel.SUM,
+    "mean": kernel.MEAN,
+    "max": kernel.MAX,
+    "spread": kernel.SPREAD,
+    "distinct": kernel.DISTINCT,
+    "last": kernel.LAST,
+    "first": kernel.FIRST,
+}
+_CALCS = {
+    "minus": kernel.MINUS,
+    "over": kernel.OVER,
+    "times": kernel.TIMES,
+    "larger": kernel.LARGER,
+    "differs": kernel.DIFFERS,
+    "is_zero": kernel.IS_ZERO,
+    "is_missing": kernel.IS_MISSING,
+    "log1p": kernel.LOG1P,
+    "kind_in": kernel.KIND_IN,
+    "kilometres": kernel.KILOMETRES,
+}
+CONDITIONS_MAX = 60
+
+
+class _Registers:
+    """Gives every different expression one register: equal parts of different rows are computed once."""
+
+    def __init__(self, layouts: Sequence[LogLayout], profiles: Sequence[ProfileLayout]) -> None:
+        self.knowns = [(number, column) for number, profile in enumerate(profiles) for column in profile.columns]
+        self.profiles = profiles
+        self.known_from = len(FACTS) + len(MEASURES)
+        self.zero = self.known_from + len(self.knowns)
+        self.taken = self.zero + 1
+        self.constants: list[tuple[int, float]] = [(self.zero, 0.0)]
+        self.cells: dict[str, list[tuple[int, Fold]]] = {layout.kind: [] for layout in layouts}
+        self.capped: dict[str, int] = {}
+        self.steps: list[tuple[int, ...]] = []
+        self.of: dict[Expression, int] = {}
+
+    def register(self, expression: Expression) -> int:
+        """The register that will hold the expression's value."""
+        if expression not in self.of:
+            self.of[expression] = self._placed(expression)
+        return self.of[expression]
+
+    def _new(self) -> int:
+        self.taken += 1
+        return self.taken - 1
+
+    def _placed(self, expression: Expression) -> int:
+        match expression:
+            case Own(name):
+                return FACT_NUMBER[name] if name in FACT_NUMBER else len(FACTS) + MEASURE_NUMBER[name]
+            case Known(entity, column):
+                kinds = [profile.kind for profile in self.profiles]
+                return self.known_from + self.knowns.index((kinds.index(entity.name), column))
+            case Constant(value):
+                self.constants.append((self._new(), value))
+            case Capped(entity):
+                self.capped[entity.name] = self._new()
+            case Fold(entity):
+                self.cells[entity.name].append((self._new(), expression))
+            case Calc(op, args):
+                operands = [self.register(arg) for arg in args]
+                self.steps.append((_CALCS[op], self._new(), *operands, *[self.zero] * (4 - len(operands))))
+        return self.taken - 1
+
+
+class _Writer:
+    """Collects the tables behind the head."""
+
+    def __init__(self) -> None:
+        self.words: list[int] = [0] * kernel.HEAD
+
+    def table(self, lines: Iterable[Iterable[int]]) -> int:
+        """Appends the lines and says where they begin."""
+        begin = len(self.words)
+        for line in lines:
+            self.words.extend(line)
+        return begin
+
+
+def _conditions(folds: Iterable[Fold]) -> list[Condition]:
+    return list(dict.fromkeys(condition for fold in folds for condition in fold.where))
+
+
+def _log_line(writer: _Writer, layout: LogLayout, cells: list[tuple[int, Fold]], capped: int) -> list[int]:
+    """Writes the tables of one log; its line in the table of logs."""
+    local = {column: number for number, column in enumerate(layout.columns)}
+    conditions = _conditions(fold for _, fold in cells)
+    assert len(conditions) <= CONDITIONS_MAX, f"log {layout.kind}: more than {CONDITIONS_MAX} different conditions"
+    column_at = writer.table(
+        (offset, (1 << 8 * FACTS[fact].width) - 1 if FACTS[fact].width < 8 else -1, fact)
+        for offset, fact in zip(layout.offsets, layout.facts, strict=True)
+    )
+    condition_at = writer.table((_CONDITIONS[c.op], local[c.column], c.value, FACT_NUMBER[c.column]) for c in conditions)
+    cell_at = writer.table(
+        (
+            _FOLDS[fold.op],
+            local[fold.column],
+            fold.window.ms,
+            sum((1 << conditions.index(condition) for condition in set(fold.where)), kernel.PAST_BIT),
+            register,
+            int(FACTS[FACT_NUMBER[fold.column]].zero_is_missing),
+        )
+        for register, fold in cells
+    )
+    return [layout.row_bytes, len(layout.columns), column_at, len(conditions), condition_at, len(cells), cell_at, capped]
+
+
+def program_of(
+    rows: Sequence[Feature], layouts: Sequence[LogLayout], profiles: Sequence[ProfileLayout], cap: Cap, longest_ms: int
+) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The plan of these rows over these layouts, as `kernel.look_at` reads it."""
+    registers, writer = _Registers(layouts, profiles), _Writer()
+    outs = [registers.register(row.shape.expression) for row in rows]
+    lines = [_log_line(writer, layout, registers.cells[layout.kind], registers.capped.get(layout.kind, -1)) for layout in layouts]
+    bits = [(register, struct.unpack("<q", struct.pack("<d", value))[0]) for register, value in registers.constants]
+    head = {
+        kernel.LOGS: len(layouts),
+        kernel.FACTS: len(FACTS),
+        kernel.MEASURES: len(MEASURES),
+        kernel.PROFILES: len(profiles),
+        kernel.REGISTERS: registers.taken,
+        kernel.OUTS: len(outs),
+        kernel.STEPS: len(registers.steps),
+        kernel.CONSTANTS: len(bits),
+        kernel.KNOWNS: len(registers.knowns),
+        kernel.CAP: cap.rows,
+        kernel.CHUNK: cap.chunk,
+        kernel.KEEP_MS: longest_ms + cap.slack_ms,
+        kernel.LONGEST_MS: longest_ms,
+        kernel.LOG_AT: writer.table(lines),
+        kernel.STEP_AT: writer.table(registers.steps),
+        kernel.OUT_AT: writer.table([outs]),
+        kernel.CONSTANT_AT: writer.table(bits),
+        kernel.KNOWN_AT: writer.table((number, profiles[number].offset(column)) for number, column in registers.knowns),
+        kernel.FACT_AT: writer.table([[int(fact.zero_is_missing) for fact in FACTS]]),
+        kernel.KNOWN_REG: registers.known_from,
+    }
+    for place, word in head.items():
+        writer.words[place] = word
+    return np.array(writer.words, np.int64)
