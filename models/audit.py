@@ -1,0 +1,202 @@
+"""Whether the books agree: a fold over the records of all topics that names each disagreement. Pure; `streams/check.py` feeds it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from models.ledger import transfer_of_credit, transfers_of_hold
+from schemas.decision import Decision
+from schemas.hold import HoldEvent, HoldState
+from schemas.ledger import LedgerTransfer, TransferPhase
+from schemas.sar import SarCandidate
+from schemas.transaction import Transaction
+
+FINAL = frozenset({HoldState.POSTED, HoldState.VOIDED, HoldState.EXPIRED})
+
+
+class Disagreement(NamedTuple):
+    """One thing that is wrong in the books: a stable code, whose, and in words."""
+
+    code: str
+    subject: str
+    text: str
+
+
+class _Made(NamedTuple):
+    """What the audit keeps of a decision."""
+
+    hold_id: str | None
+    held_minor: int
+    currency: str | None
+    expires_at_ms: int | None
+    origin: tuple[str, int, int]
+    credit: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Audit:
+    """Feed it every record of every topic, in any order of topics; then ask for its `disagreements`."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    _bytes: dict[str, bytes] = field(default_factory=dict)
+    _asked: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    _dead: set[tuple[str, int, int]] = field(default_factory=set)
+    _made: dict[str, _Made] = field(default_factory=dict)
+    _confirmed: dict[str, HoldEvent] = field(default_factory=dict)
+    _resolved: dict[str, HoldEvent] = field(default_factory=dict)
+    _transfers: dict[str, LedgerTransfer] = field(default_factory=dict)
+    _candidates: list[SarCandidate] = field(default_factory=list)
+    _twice: list[Disagreement] = field(default_factory=list)
+
+    def transaction(self, txn: Transaction, partition: int, offset: int) -> None:
+        """One record of `transactions`."""
+        self.counts["transaction records"] += 1
+        self._asked.setdefault(txn.transaction_id, []).append((partition, offset))
+
+    def dead_letter(self, topic: str, partition: int, offset: int) -> None:
+        """The origin of one record of `dead_letters`."""
+        self.counts["dead letters"] += 1
+        self._dead.add((topic, partition, offset))
+
+    def decision(self, decision: Decision, message: bytes) -> None:
+        """One record of `decisions`."""
+        if not self._new("decisions", decision.decision_id, message):
+            return
+        self.outcomes[decision.outcome] += 1
+        self._made[decision.transaction_id] = _Made(
+            decision.hold_id,
+            decision.held_minor,
+            decision.hold_currency,
+            decision.hold_expires_at_ms,
+            (decision.source_topic, decision.source_partition, decision.source_offset),
+            tuple(t.transfer_id for t in transfer_of_credit(decision)),
+        )
+
+    def hold_event(self, event: HoldEvent, message: bytes) -> None:
+        """One record of `holds`."""
+        stage = "resolved" if event.state in FINAL else "confirmed"
+        if not self._new("hold events", f"{event.hold_id} {stage}", message):
+            return
+        self.counts[f"holds {event.state}"] += 1
+        (self._resolved if event.state in FINAL else self._confirmed)[event.hold_id] = event
+
+    def transfer(self, transfer: LedgerTransfer, message: bytes) -> None:
+        """One record of `ledger`."""
+        if self._new("ledger transfers", transfer.transfer_id, message):
+            self._transfers[transfer.transfer_id] = transfer
+
+    def candidate(self, candidate: SarCandidate, message: bytes) -> None:
+        """One record of `sar_candidates`."""
+        if self._new("SAR candidates", candidate.candidate_id, message):
+            self._candidates.append(candidate)
+
+    def _new(self, what: str, identity: str, message: bytes) -> bool:
+        """Counts a record by id: the same bytes again are a repeat, other bytes under the same id a disagreement."""
+        before = self._bytes.setdefault(identity, message)
+        if before is message:
+            self.counts[what] += 1
+            return True
+        self.counts[f"repeated {what}"] += 1
+        if before != message:
+            self._twice.append(Disagreement("two_records_of_one_id", identity, f"{what}: two different records have this id"))
+        return False
+
+    def disagreements(self, now_ms: int, grace_ms: int, first_offsets: dict[int, int]) -> list[Disagreement]:
+        """Everything that is wrong, worst first: none if the books agree.
+
+        `grace_ms` is how long after its end a hold may stay unresolved. `first_offsets` are the oldest offsets that
+        `transactions` still has: what was before them has aged away and is not missed.
+        """
+        return [
+            *self._twice,
+            *self._undecided(),
+            *self._orphan_decisions(first_offsets),
+            *self._unheld(),
+            *self._orphan_holds(),
+            *self._overdue(now_ms - grace_ms),
+            *self._unbooked(),
+            *self._leaning(),
+            *self._orphan_candidates(),
+        ]
+
+    def _undecided(self) -> Iterable[Disagreement]:
+        for transaction_id, places in self._asked.items():
+            if transaction_id not in self._made:
+                for partition, offset in places:
+                    if ("transactions", partition, offset) not in self._dead:
+                        yield Disagreement("undecided_transaction", transaction_id, f"transactions {partition}/{offset} has no decision")
+
+    def _orphan_decisions(self, first_offsets: dict[int, int]) -> Iterable[Disagreement]:
+        for transaction_id, made in self._made.items():
+            topic, partition, offset = made.origin
+            aged = offset < first_offsets.get(partition, 0)
+            if topic == "transactions" and not aged and (partition, offset) not in self._asked.get(transaction_id, ()):
+                yield Disagreement("orphan_decision", transaction_id, f"decided, but {topic} {partition}/{offset} is not that transaction")
+
+    def _unheld(self) -> Iterable[Disagreement]:
+        for transaction_id, made in self._made.items():
+            if made.hold_id is None:
+                continue
+            event = self._confirmed.get(made.hold_id)
+            if event is None:
+                yield Disagreement("unconfirmed_hold", made.hold_id, f"{transaction_id} was decided with a hold, but none was confirmed")
+            elif (event.held_minor, event.currency, event.expires_at_ms) != (made.held_minor, made.currency, made.expires_at_ms):
+                text = f"decided {made.held_minor} {made.currency}, held {event.held_minor} {event.currency}"
+                yield Disagreement("hold_differs", made.hold_id, text)
+
+    def _orphan_holds(self) -> Iterable[Disagreement]:
+        decided = {made.hold_id for made in self._made.values()}
+        for hold_id, event in self._confirmed.items():
+            if hold_id not in decided:
+                yield Disagreement("orphan_hold", hold_id, f"held for {event.transaction_id}, which no decision holds money for")
+        for hold_id, event in self._resolved.items():
+            before = self._confirmed.get(hold_id)
+            if before is None:
+                yield Disagreement("resolved_unconfirmed", hold_id, f"{event.state}, but never confirmed")
+            elif event.posted_minor > before.held_minor:
+                yield Disagreement("posted_above_hold", hold_id, f"posted {event.posted_minor} of {before.held_minor}")
+
+    def _overdue(self, end_ms: int) -> Iterable[Disagreement]:
+        for hold_id, event in self._confirmed.items():
+            if event.expires_at_ms < end_ms and hold_id not in self._resolved:
+                yield Disagreement("overdue_hold", hold_id, f"lapsed at {event.expires_at_ms} and is still open")
+
+    def _unbooked(self) -> Iterable[Disagreement]:
+        events = [*self._confirmed.values(), *self._resolved.values()]
+        due: set[str] = {t.transfer_id for event in events for t in transfers_of_hold(event)}
+        due.update(transfer_id for made in self._made.values() for transfer_id in made.credit)
+        for transfer_id in sorted(due - self._transfers.keys()):
+            yield Disagreement("missing_transfer", transfer_id, "a hold or credit has no such ledger transfer")
+        for transfer_id in sorted(self._transfers.keys() - due):
+            yield Disagreement("orphan_transfer", transfer_id, f"no hold or credit asks for it ({self._transfers[transfer_id].transaction_id})")
+
+    def _leaning(self) -> Iterable[Disagreement]:
+        for currency, total in self.sums().items():
+            if total:
+                yield Disagreement("ledger_leans", currency, f"the accounts sum to {total}")
+
+    def balances(self) -> Counter[tuple[str, str]]:
+        """Booked balance of each (ledger account, currency), minor units; pending transfers move nothing."""
+        balance: Counter[tuple[str, str]] = Counter()
+        for transfer in self._transfers.values():
+            if transfer.phase in (TransferPhase.POST, TransferPhase.DIRECT):
+                balance[transfer.debit_account_id, transfer.currency] -= transfer.amount_minor
+                balance[transfer.credit_account_id, transfer.currency] += transfer.amount_minor
+        return balance
+
+    def sums(self) -> Counter[str]:
+        """The sum of all balances of each currency, minor units: zero."""
+        total: Counter[str] = Counter()
+        for (_, currency), amount in self.balances().items():
+            total[currency] += amount
+        return total
+
+    def _orphan_candidates(self) -> Iterable[Disagreement]:
+        for candidate in self._candidates:
+            unknown = [t for t in candidate.transaction_ids if t not in self._made]
+            if unknown:
+                yield Disagreement("orphan_candidate", candidate.candidate_id, f"rests on undecided transactions: {', '.join(unknown)}")

@@ -1,0 +1,142 @@
+"""The first answer to a transaction, kept in Redis, so that every repeat gets it byte for byte and a changed repeat is refused.
+
+`txn:<id>` holds the digest of the first contents that came with the id; `ans:<id>` one byte (kept or told) and the decision's message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import NamedTuple
+
+from features.online import Wire
+from schemas.errors import Conflict, MemoryUnavailable
+
+KEPT, TOLD = b"K", b"T"
+WHOLE = b"whole"
+"""The key whose being there says that Redis has not forgotten: set when it was rebuilt from the log, and never otherwise."""
+
+
+class Kept(NamedTuple):
+    """A decision's message as it was first given, and whether the log has acknowledged it."""
+
+    message: bytes
+    told: bool
+
+
+class Answers:
+    """The answers of one Redis. `ttl_s` is how long a repeat is recognised (a day at least: Stripe's contract)."""
+
+    def __init__(self, wire: Wire, ttl_s: int) -> None:
+        self._wire = wire
+        self._ttl = str(ttl_s).encode()
+
+    async def whole(self) -> bool:
+        """Whether Redis answers and knows how far it is."""
+        (marked,) = await self._wire.send((b"EXISTS", WHOLE))
+        return bool(marked)
+
+    def claim(self, transaction_id: str, digest: bytes) -> asyncio.Future[list[object]]:
+        """Sends, with what else this turn of the loop sends: is Redis whole, and is this id new? See `first`."""
+        return self._wire.send(
+            (b"EXISTS", WHOLE),
+            (b"SET", b"txn:" + transaction_id.encode(), digest, b"NX", b"EX", self._ttl),
+        )
+
+    async def first(self, transaction_id: str, digest: bytes, claimed: list[object]) -> Kept | None:
+        """The first answer, if there is one. Conflict if the id came with other contents; MemoryUnavailable if Redis forgot."""
+        whole, fresh = claimed
+        if not whole:
+            raise MemoryUnavailable("Redis does not know how far it is: it must be rebuilt from the log")
+        if fresh is not None:
+            return None
+        txn = transaction_id.encode()
+        owner, answer = await self._wire.send((b"GET", b"txn:" + txn), (b"GET", b"ans:" + txn))
+        if owner != digest:
+            raise Conflict(transaction_id)
+        return Kept(answer[1:], answer[:1] == TOLD) if isinstance(answer, bytes) and len(answer) > 1 else None
+
+    async def keep(self, transaction_id: str, decision_id: str, message: bytes) -> Kept:
+        """Keeps the message if it is the first, and returns the first."""
+        txn = transaction_id.encode()
+        kept, _ = await self._wire.send(
+            (b"SET", b"ans:" + txn, KEPT + message, b"NX", b"EX", self._ttl),
+            (b"SET", b"dec:" + decision_id.encode(), txn, b"EX", self._ttl),
+        )
+        if kept is not None:
+            return Kept(message, told=False)
+        (answer,) = await self._wire.send((b"GET", b"ans:" + txn))
+        if not isinstance(answer, bytes):
+            raise MemoryUnavailable("the kept answer vanished")
+        return Kept(answer[1:], answer[:1] == TOLD)
+
+    def told(self, transaction_id: str) -> asyncio.Future[list[object]]:
+        """Notes that the log has the answer; nobody needs to wait for it (a repeat would only tell the same bytes again)."""
+        return self._wire.send((b"SETRANGE", b"ans:" + transaction_id.encode(), b"0", TOLD))
+
+    async def restore(self, decisions: list[tuple[str, str, bytes, bytes]]) -> None:
+        """Puts back (transaction id, decision id, digest, message) read from the log; what is there stays."""
+        commands: list[tuple[bytes, ...]] = []
+        for transaction_id, decision_id, digest, message in decisions:
+            txn = transaction_id.encode()
+            commands.append((b"SET", b"txn:" + txn, digest, b"NX", b"EX", self._ttl))
+            commands.append((b"SET", b"ans:" + txn, TOLD + message, b"NX", b"EX", self._ttl))
+            commands.append((b"SET", b"dec:" + decision_id.encode(), txn, b"EX", self._ttl))
+        await self._wire.send(*commands)
+
+    async def of_transaction(self, transaction_id: str) -> Kept | None:
+        """The answer to a transaction, if there is one."""
+        (answer,) = await self._wire.send((b"GET", b"ans:" + transaction_id.encode()))
+        return Kept(answer[1:], answer[:1] == TOLD) if isinstance(answer, bytes) and len(answer) > 1 else None
+
+    async def of_decision(self, decision_id: str) -> Kept | None:
+        """The answer that a decision's id names, if there is one."""
+        (txn,) = await self._wire.send((b"GET", b"dec:" + decision_id.encode()))
+        return await self.of_transaction(txn.decode()) if isinstance(txn, bytes) else None
+
+
+class DictAnswers:
+    """The same in this process, for worlds."""
+
+    def __init__(self) -> None:
+        self.digests: dict[str, bytes] = {}
+        self.kept: dict[str, Kept] = {}
+        self.ids: dict[str, str] = {}
+
+    async def whole(self) -> bool:
+        """See `Answers.whole`."""
+        return True
+
+    def claim(self, transaction_id: str, digest: bytes) -> asyncio.Future[list[object]]:
+        """See `Answers.claim`."""
+        fresh = b"OK" if self.digests.setdefault(transaction_id, digest) is digest else None
+        return _done([1, fresh])
+
+    async def first(self, transaction_id: str, digest: bytes, claimed: list[object]) -> Kept | None:
+        """See `Answers.first`."""
+        if self.digests[transaction_id] != digest:
+            raise Conflict(transaction_id)
+        return self.kept.get(transaction_id)
+
+    async def keep(self, transaction_id: str, decision_id: str, message: bytes) -> Kept:
+        """See `Answers.keep`."""
+        self.ids[decision_id] = transaction_id
+        return self.kept.setdefault(transaction_id, Kept(message, told=False))
+
+    def told(self, transaction_id: str) -> asyncio.Future[list[object]]:
+        """See `Answers.told`."""
+        self.kept[transaction_id] = Kept(self.kept[transaction_id].message, told=True)
+        return _done([1])
+
+    async def of_transaction(self, transaction_id: str) -> Kept | None:
+        """See `Answers.of_transaction`."""
+        return self.kept.get(transaction_id)
+
+    async def of_decision(self, decision_id: str) -> Kept | None:
+        """See `Answers.of_decision`."""
+        return self.kept.get(self.ids.get(decision_id, ""))
+
+
+def _done(result: list[object]) -> asyncio.Future[list[object]]:
+    future: asyncio.Future[list[object]] = asyncio.get_running_loop().create_future()
+    future.set_result(result)
+    return future

@@ -1,0 +1,71 @@
+"""Serves the HTTP door with uvicorn until SIGTERM: ready when Redis is whole and a model is promoted, drained before it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import uvicorn
+import uvloop
+
+from streams import journal, metrics
+from streams.authorize.http import HttpDoor
+from streams.bus import Bus, KafkaBus
+from streams.pipeline import World
+from streams.ready import forget_ready, tell_ready
+from streams.settings import Settings
+
+NAME = "authorize"
+
+
+def serve(settings: Settings, make_world: Callable[[Settings, Bus], Awaitable[World]]) -> int:
+    """Runs until SIGTERM or SIGINT; 0 after a clean stop."""
+    journal.start(settings, NAME)
+    end_metrics = metrics.serve(settings)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_serve(settings, make_world))
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        end_metrics()
+
+
+async def _serve(settings: Settings, make_world: Callable[[Settings, Bus], Awaitable[World]]) -> int:
+    forget_ready(settings, NAME)
+    bus = KafkaBus(settings)
+    world = await make_world(settings, bus)
+    door = HttpDoor(world, settings.token_key.encode(), settings.token_key_id, settings.request_deadline_ms, settings.explain_key)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            door,
+            host=settings.http_host,
+            port=settings.http_port,
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            timeout_graceful_shutdown=5,
+            backlog=2048,
+        )
+    )
+    saying = asyncio.create_task(_say_ready(server, settings))
+    try:
+        await server.serve()
+    finally:
+        saying.cancel()
+        forget_ready(settings, NAME)
+        await bus.close()
+        if world.close is not None:
+            await world.close()
+    return 0
+
+
+async def _say_ready(server: uvicorn.Server, settings: Settings) -> None:
+    while not server.started:
+        await asyncio.sleep(0.02)
+    journal.logger().info("listening", host=settings.http_host, port=settings.http_port)
+    tell_ready(settings, NAME)

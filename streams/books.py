@@ -1,0 +1,119 @@
+"""The accounts' books in Redis: one string an account, changed only by compare-and-set, by the legal moves of `models/hold.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from features.online import Wire
+from models.hold import EMPTY, Book, Step
+from schemas.errors import MemoryUnavailable
+
+M = TypeVar("M")
+_SWAP = b"""
+if redis.call('GETRANGE', KEYS[1], 0, 7) ~= ARGV[1] then return redis.call('GET', KEYS[1]) end
+redis.call('SET', KEYS[1], ARGV[2])
+return 1
+"""
+_SWAP_SHA = hashlib.sha1(_SWAP, usedforsecurity=False).hexdigest().encode()
+_TRIES = 64
+UNREAD = object()
+
+
+@dataclass(slots=True)
+class _Turn:
+    """Who in this process changes an account: one at a time, each starting from what the one before left."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    waiting: int = 0
+    newest: bytes | None = None
+
+
+class Books:
+    """All books of one Redis."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._turns: dict[str, _Turn] = {}
+
+    async def load(self) -> None:
+        """Puts the one script in place (after each restart of Redis it is put back when it is missed)."""
+        await self._wire.send((b"SCRIPT", b"LOAD", _SWAP))
+
+    def read(self, account_id: str) -> asyncio.Future[list[object]]:
+        """Sends the read of an account's book, to ride along with what else this turn of the loop sends."""
+        return self._wire.send((b"GET", b"book:" + account_id.encode()))
+
+    async def change(self, account_id: str, move: Callable[[Book], M], seen: object = UNREAD) -> M:
+        """Applies a pure move to the account's book and returns what the move says; atomic against every other change.
+
+        `move(book)` gives a Step, a Book or a Refusal; the very book it got means that there is nothing to write. `seen` is
+        the book's bytes if the caller has just read them: a stale read costs one more round trip, never a wrong book.
+        """
+        async with self._turn(account_id) as turn:
+            known = turn.newest or await self._current(account_id, seen)
+            for _ in range(_TRIES):
+                book = Book.from_bytes(known)
+                result = move(book)
+                changed = result.book if isinstance(result, Step) else result if isinstance(result, Book) else book
+                if changed is book:
+                    return result
+                content = changed.to_bytes()
+                reply = await self._swap(account_id, known[:8] if known else b"", content)
+                if reply == 1:
+                    turn.newest = content
+                    return result
+                known = reply if isinstance(reply, bytes) else None
+            raise MemoryUnavailable(f"the book of {account_id} changed under {_TRIES} tries")
+
+    async def _current(self, account_id: str, seen: object) -> bytes | None:
+        content = (await self.read(account_id))[0] if seen is UNREAD else seen
+        return content if isinstance(content, bytes) else None
+
+    @asynccontextmanager
+    async def _turn(self, account_id: str) -> AsyncIterator[_Turn]:
+        turn = self._turns.setdefault(account_id, _Turn())
+        turn.waiting += 1
+        try:
+            async with turn.lock:
+                yield turn
+        finally:
+            turn.waiting -= 1
+            if not turn.waiting:
+                del self._turns[account_id]
+
+    async def _swap(self, account_id: str, version: bytes, content: bytes) -> object:
+        command = (b"EVALSHA", _SWAP_SHA, b"1", b"book:" + account_id.encode(), version, content)
+        (reply,) = await self._wire.send(command)
+        if isinstance(reply, Exception) and "NOSCRIPT" in str(reply):
+            await self.load()
+            (reply,) = await self._wire.send(command)
+        if isinstance(reply, Exception):
+            raise MemoryUnavailable(f"the book of {account_id} could not be written: {reply}")
+        return reply
+
+
+class DictBooks:
+    """The same in this process, for worlds."""
+
+    def __init__(self) -> None:
+        self.books: dict[str, Book] = {}
+
+    def read(self, account_id: str) -> asyncio.Future[list[object]]:
+        """See `Books.read`."""
+        future: asyncio.Future[list[object]] = asyncio.get_running_loop().create_future()
+        book = self.books.get(account_id)
+        future.set_result([None if book is None else book.to_bytes()])
+        return future
+
+    async def change(self, account_id: str, move: Callable[[Book], M], seen: object = UNREAD) -> M:
+        """See `Books.change`."""
+        book = self.books.get(account_id, EMPTY)
+        result = move(book)
+        changed = result.book if isinstance(result, Step) else result if isinstance(result, Book) else book
+        self.books[account_id] = changed
+        return result

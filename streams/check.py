@@ -1,0 +1,139 @@
+"""`holdfast check`: reads the topics and says whether the books agree, naming each disagreement."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+from models.audit import Audit, Disagreement
+from schemas.avro import decode
+from schemas.dead_letter import DeadLetter
+from schemas.decision import Decision
+from schemas.errors import InvalidRecord, LogUnavailable
+from schemas.hold import HoldEvent
+from schemas.ledger import LedgerTransfer
+from schemas.sar import SarCandidate
+from schemas.topics import DEAD_LETTERS, DECISIONS, HOLDS, LEDGER, SAR_CANDIDATES, TRANSACTIONS, Topic
+from schemas.transaction import Transaction
+from streams.bus import Message, end_offsets, read_topic
+from streams.settings import Settings
+
+GRACE_MS = 60_000
+KEPT_WHOLE = (DECISIONS, HOLDS, LEDGER, SAR_CANDIDATES, DEAD_LETTERS)
+"""Topics that must still have their first record: books of which a part is gone cannot be checked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a check found. `aged` are topics whose oldest records the broker no longer has, though it should."""
+
+    counts: Counter[str]
+    outcomes: Counter[str]
+    sums: Counter[str]
+    disagreements: list[Disagreement]
+    aged: dict[str, int]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the books are whole and agree."""
+        return not self.disagreements and not self.aged
+
+    def lines(self, most: int = 50) -> list[str]:
+        """For people: counts, then each disagreement by name (the first `most`), then the verdict."""
+        lines = [f"{count:>10,}  {what}" for what, count in sorted(self.counts.items())]
+        lines += [f"{count:>10,}  decided {outcome}" for outcome, count in sorted(self.outcomes.items())]
+        lines += [f"{total:>10,}  sum of all ledger accounts, {currency}" for currency, total in sorted(self.sums.items())]
+        lines += [f"{name}: the broker dropped its oldest {lost} records, so the books cannot be checked" for name, lost in self.aged.items()]
+        lines += [f"{d.code}: {d.subject}: {d.text}" for d in self.disagreements[:most]]
+        hidden = len(self.disagreements) - most
+        lines += [f"... and {hidden:,} more"] if hidden > 0 else []
+        return [*lines, "the books agree" if self.agrees else f"the books do NOT agree: {len(self.disagreements):,} disagreements"]
+
+    def figures(self) -> dict[str, object]:
+        """For programs."""
+        return {
+            "agrees": self.agrees,
+            "counts": dict(self.counts),
+            "outcomes": dict(self.outcomes),
+            "ledger_sums_minor": dict(self.sums),
+            "disagreements": len(self.disagreements),
+            "disagreements_by_code": dict(Counter(d.code for d in self.disagreements)),
+            "dropped": self.aged,
+        }
+
+
+def check_books(settings: Settings, grace_ms: int = GRACE_MS) -> Report:
+    """Reads every topic from its first record to its present end. LogUnavailable if the brokers do not answer."""
+    audit = Audit()
+    unreadable: list[Disagreement] = []
+    aged: dict[str, int] = {}
+    for topic in (TRANSACTIONS, DEAD_LETTERS, DECISIONS, HOLDS, LEDGER, SAR_CANDIDATES):
+        ends = end_offsets(settings, topic)
+        dropped = sum(low for low, _ in ends.values())
+        if dropped and topic in KEPT_WHOLE and topic is not SAR_CANDIDATES and topic is not DEAD_LETTERS:
+            aged[topic.name] = dropped
+        if topic is TRANSACTIONS:
+            first_offsets = {p: low for p, (low, _) in ends.items()}
+        for batch in read_topic(settings, topic):
+            for message in batch:
+                try:
+                    _feed(audit, topic, message)
+                except InvalidRecord as error:
+                    if topic is not TRANSACTIONS:
+                        place = f"{topic.name} {message.partition}/{message.offset}"
+                        unreadable.append(Disagreement("unreadable_record", place, str(error)))
+    now_ms = time.time_ns() // 1_000_000
+    found = unreadable + audit.disagreements(now_ms, grace_ms, first_offsets)
+    return Report(audit.counts, audit.outcomes, audit.sums(), found, aged)
+
+
+def _feed(audit: Audit, topic: Topic, message: Message) -> None:
+    record = decode(topic.record, message.value)
+    match record:
+        case Transaction():
+            audit.transaction(record, message.partition, message.offset)
+        case DeadLetter():
+            audit.dead_letter(record.topic, record.partition, record.offset)
+        case Decision():
+            audit.decision(record, message.value or b"")
+        case HoldEvent():
+            audit.hold_event(record, message.value or b"")
+        case LedgerTransfer():
+            audit.transfer(record, message.value or b"")
+        case SarCandidate():
+            audit.candidate(record, message.value or b"")
+        case _:
+            raise AssertionError(f"{topic.name} is not audited")
+
+
+def agreed(settings: Settings, wait_s: float, said: float = 2.0) -> Report:
+    """The report as soon as the books agree, or the last one after `wait_s` seconds: the apps may still be at work."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        report = check_books(settings)
+        left_s = deadline - time.monotonic()
+        if report.agrees or left_s <= 0:
+            return report
+        print(f"  {len(report.disagreements):,} disagreements so far; the apps have {left_s:.0f} s left to settle them", file=sys.stderr)
+        time.sleep(min(said, left_s))
+
+
+def check(argv: list[str], settings: Settings) -> int:
+    """`holdfast check [--wait S] [--json]`: exit status 0 if the books agree, 1 if not, 2 if the topics cannot be read."""
+    parser = argparse.ArgumentParser(prog="holdfast check", description=__doc__)
+    parser.add_argument("--wait", type=float, default=0, metavar="S", help="give the apps up to S seconds to finish what is under way")
+    parser.add_argument("--json", action="store_true", help="end with one JSON object of the figures")
+    args = parser.parse_args(argv)
+    try:
+        report = agreed(settings, args.wait)
+    except LogUnavailable as error:
+        print(f"holdfast check: the topics cannot be read: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(report.lines()))
+    if args.json:
+        print(json.dumps(report.figures()))
+    return 0 if report.agrees else 1

@@ -1,0 +1,76 @@
+"""The composition root: the table of commands, and how the parts are wired into one World."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import time
+from typing import NamedTuple
+
+from schemas.errors import HoldfastError
+from streams.settings import Settings, settings_from
+
+
+class Command(NamedTuple):
+    """One row: what runs it (`module:function`, imported when asked for) and what it is for."""
+
+    target: str
+    help: str
+
+
+COMMANDS: dict[str, Command] = {
+    "demo": Command("streams.demo:demo", "the whole system for a minute on embedded parts, and whether its books agree"),
+    "up": Command("streams.supervise:up", "start broker, Redis and all apps, and keep them running"),
+    "ps": Command("streams.supervise:ps", "each part's state, lag and last progress"),
+    "run": Command("streams.run:run", "one app, against the Kafka and Redis of the settings"),
+    "check": Command("streams.check:check", "whether the books agree"),
+    "replay": Command("streams.replay:replay", "send a file through the live system: one decision row for each input row"),
+    "simulate": Command("streams.simulate:simulate", "a labelled history of honest customers and of each fraud kind"),
+    "backfill": Command("streams.lab:backfill", "the features of a history, as they would have been served"),
+    "train": Command("streams.lab:train", "train the ensemble on backfilled features"),
+    "register": Command("streams.lab:register", "check a trained artefact and put it into the registry"),
+    "promote": Command("streams.lab:promote", "make a registered model the one that decides"),
+    "models": Command("streams.lab:models", "the registered models"),
+    "rebuild": Command("streams.rebuild:rebuild", "put back into Redis what the log says"),
+    "dead-letters": Command("streams.dead_letters:dead_letters", "list what could not be applied; send mended records back"),
+    "features": Command("streams.features:command", "the catalogue of features"),
+    "schemas": Command("streams.schemas:command", "topics and wire schemas: show, check, freeze, publish"),
+    "settings": Command("streams.settings:command", "the table of settings"),
+    "bench": Command("streams.bench:bench", "measure, each figure with its limit beside it"),
+}
+
+
+def usage() -> str:
+    """What `holdfast` says when asked nothing it knows."""
+    lines = [f"  {name:<13} {row.help}" for name, row in COMMANDS.items()]
+    return "\n".join(["usage: holdfast <command> [options]", "", *lines, "", "`holdfast <command> --help` says more."])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns its exit status. What Holdfast itself refuses is one line and status 2, never a traceback."""
+    name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if name not in COMMANDS:
+        print(f"holdfast: no command {name!r}\n\n{usage()}", file=sys.stderr)
+        return 2
+    module, _, function = COMMANDS[name].target.partition(":")
+    try:
+        settings: Settings = settings_from(os.environ)
+        return int(getattr(importlib.import_module(module), function)(rest, settings))
+    except HoldfastError as error:
+        print(f"holdfast {name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def clock_ms() -> int:
+    """The one clock, milliseconds since 1970-01-01 UTC."""
+    return time.time_ns() // 1_000_000
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""The hold app: follows the log of decisions and the network's clearings, keeps the accounts' books, and says what became of each hold."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from features.online import RedisMemory, Wire
+from models.hold import (
+    Book,
+    OpenHold,
+    Refusal,
+    Step,
+    confirm,
+    confirmed_event,
+    expire,
+    post,
+    release,
+    resolved_event,
+    state_known,
+    void,
+)
+from schemas.account import AccountState
+from schemas.avro import decode, encode
+from schemas.decision import Decision
+from schemas.errors import Unavailable
+from schemas.hold import Clearing, ClearingKind, HoldState
+from schemas.identity import hold_id
+from schemas.record import Record
+from schemas.topics import ACCOUNTS, CLEARINGS, DECISIONS, HOLDS
+from streams.answers import Answers
+from streams.books import Books
+from streams.bus import Bus
+from streams.follow import Follower, Refused, Source
+from streams.lane import Place
+from streams.pipeline import Origin
+
+RESOLVED_TTL_S = b"3456000"
+"""A resolved hold is remembered for 40 days, longer than any hold lives, so that a late clearing is refused by name."""
+DUE_AT_A_TIME = b"500"
+APPLIED = b"applied"
+"""By topic and partition, the offset after the last record of which the books know."""
+CLOCK = Origin("clock", -1, -1)
+
+
+@dataclass(slots=True)
+class HoldWorld:
+    """What the app needs, wired in `streams/run.py`."""
+
+    wire: Wire
+    books: Books
+    answers: Answers
+    memory: RedisMemory
+    bus: Bus
+    clock_ms: Callable[[], int]
+    close: Callable[[], Awaitable[None]]
+
+
+async def on_decision(world: HoldWorld, decision: Decision, source: Source) -> Sequence[Record]:
+    """Confirms the hold that a decision in the log speaks of: told first, so that nothing can resolve what was not said to be held."""
+    if decision.hold_id is None:
+        return ()
+    hold, account_id = decision.hold_id, decision.account_id
+    read, gone = world.books.read(account_id), world.wire.send((b"EXISTS", b"resolved:" + hold.encode()))
+    (book,), (resolved,) = await read, await gone
+    if source[:3] not in source.logged:
+        await world.bus.tell(HOLDS, account_id, encode(confirmed_event(decision, source.topic, source.partition, source.offset)))
+    if not resolved:
+        amount, currency, end = decision.held_minor, str(decision.hold_currency), int(decision.hold_expires_at_ms or 0)
+        await world.books.change(account_id, lambda before: confirm(before, hold, decision.transaction_id, amount, currency, end), seen=book)
+        await world.wire.send((b"ZADD", due_key(source.partition), str(end).encode(), f"{account_id}\x1f{hold}".encode()))
+    return ()
+
+
+async def on_clearing(world: HoldWorld, clearing: Clearing, source: Source) -> Sequence[Record] | Refused:
+    """Posts or voids the hold, or says why not."""
+    hold = hold_id(clearing.transaction_id)
+    step = await world.books.change(clearing.account_id, lambda before: _cleared(before, hold, clearing))
+    if isinstance(step, Refusal):
+        return await _refusal(world, hold, clearing, step)
+    await _tell(world, clearing.account_id, step.hold, source, clearing.clearing_id)
+    return ()
+
+
+def _cleared(book: Book, hold: str, clearing: Clearing) -> Step | Refusal:
+    """What the clearing makes of the book. The one that resolved a hold, come again before that was told, gives the same step."""
+    if clearing.kind is ClearingKind.CAPTURE:
+        step = post(book, hold, clearing.amount_minor, clearing.currency, clearing.at_ms)
+    else:
+        step = void(book, hold, clearing.at_ms)
+    earlier = book.hold(hold)
+    state = HoldState.POSTED if clearing.kind is ClearingKind.CAPTURE else HoldState.VOIDED
+    said = (state, clearing.at_ms, clearing.amount_minor if state is HoldState.POSTED else 0)
+    if earlier is not None and (earlier.state, earlier.resolved_at_ms, earlier.posted_minor) == said:
+        return Step(book, earlier)
+    return step
+
+
+async def _refusal(world: HoldWorld, hold: str, clearing: Clearing, refusal: Refusal) -> Sequence[Record] | Refused:
+    """The refusal by its best name; nothing for a clearing that was applied before; Unavailable while the hold is on its way."""
+    if refusal in (Refusal.UNKNOWN_HOLD, Refusal.NOT_CONFIRMED):
+        (resolved,) = await world.wire.send((b"GET", b"resolved:" + hold.encode()))
+        if isinstance(resolved, bytes):
+            state, _, by = resolved.decode().partition(" ")
+            if by == clearing.clearing_id:
+                return ()
+            refusal = Refusal(f"already_{state}")
+        else:
+            answer = await world.answers.of_transaction(clearing.transaction_id)
+            if answer is not None and decode(Decision, answer.message).hold_id is not None:
+                raise Unavailable(f"the decision that places {hold} was not followed yet")
+    return Refused(code=refusal, field="transaction_id", reason=f"{clearing.clearing_id} cannot clear {hold}: {refusal}")
+
+
+async def on_account(world: HoldWorld, state: AccountState, source: Source) -> Sequence[Record]:
+    """Takes over balance, limit and status, and what the features' profile wants to know of an account."""
+    await world.books.change(state.account_id, lambda book: state_known(book, state))
+    await world.memory.know_account(state)
+    return ()
+
+
+async def expire_due(world: HoldWorld, partitions: frozenset[int]) -> Sequence[Record]:
+    """Ends the holds of these partitions that nobody resolved in time, and notes that they need no more watching."""
+    now_ms = world.clock_ms()
+    for partition in sorted(partitions):
+        (due,) = await world.wire.send((b"ZRANGEBYSCORE", due_key(partition), b"-inf", str(now_ms).encode(), b"LIMIT", b"0", DUE_AT_A_TIME))
+        for entry in due if isinstance(due, list) else ():
+            account_id, hold = entry.decode().split("\x1f")
+            step = await world.books.change(account_id, lambda book, hold=hold: _ended(book, hold, now_ms))  # type: ignore[misc]
+            if isinstance(step, Step):
+                await _tell(world, account_id, step.hold, CLOCK, "")
+            await world.wire.send((b"ZREM", due_key(partition), entry))
+    return ()
+
+
+def _ended(book: Book, hold: str, now_ms: int) -> Step | Refusal:
+    """The expiry, once more if a crash came before it was told. A clearing that resolved the hold comes again by itself."""
+    earlier = book.hold(hold)
+    if earlier is not None and earlier.state is HoldState.EXPIRED:
+        return Step(book, earlier)
+    return expire(book, hold, now_ms)
+
+
+def due_key(partition: int) -> bytes:
+    """The sorted set of open holds of a partition of the log, by the moment at which they lapse."""
+    return b"due:%d" % partition
+
+
+async def _tell(world: HoldWorld, account_id: str, hold: OpenHold, source: Source | Origin, by: str) -> None:
+    """The hold's last event to the log; only then does the book let it go, so that a crash in between tells it again."""
+    event = resolved_event(account_id, hold, source.topic, source.partition, source.offset)
+    if isinstance(source, Origin) or source[:3] not in source.logged:
+        await world.bus.tell(HOLDS, account_id, encode(event))
+    state = f"{hold.state} {by}".encode()
+    await world.wire.send((b"SET", b"resolved:" + hold.hold_id.encode(), state, b"EX", RESOLVED_TTL_S))
+    await world.books.change(account_id, lambda book: release(book, hold.hold_id))
+
+
+async def applied(world: HoldWorld, done: Mapping[Place, int]) -> Mapping[Place, int]:
+    """Redis notes how far it is in the log, before the group's own offsets do."""
+    fields = [part for (topic, partition), offset in done.items() for part in (f"{topic}:{partition}".encode(), str(offset).encode())]
+    await world.wire.send((b"HSET", APPLIED, *fields))
+    return done
+
+
+APP = Follower(
+    name="hold",
+    reads={DECISIONS: on_decision, CLEARINGS: on_clearing, ACCOUNTS: on_account},
+    writes=(HOLDS,),
+    every=((1.0, expire_due),),
+    settle=applied,
+)

@@ -1,0 +1,211 @@
+"""`holdfast run <app>`: wires one app's world from the settings, and runs it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from features.catalogue import CATALOGUE, Catalogue
+from features.online import RedisMemory, Wire
+from models.ensemble import Ensemble
+from models.hold import UnknownAccount
+from models.policy import Policy
+from models.registry import Registry
+from schemas.errors import ArtefactError, HoldfastError
+from streams import journal, metrics
+from streams.answers import WHOLE, Answers
+from streams.books import Books
+from streams.bus import Bus
+from streams.hold import HoldWorld
+from streams.pipeline import World
+from streams.rebuild import Rebuild, ensure_whole
+from streams.settings import Settings
+
+REFRESH_S = 2.0
+
+
+def clock_ms() -> int:
+    """The one clock, milliseconds since 1970-01-01 UTC."""
+    return time.time_ns() // 1_000_000
+
+
+@dataclass
+class Parts:
+    """What every app that uses Redis shares; `close` ends it."""
+
+    settings: Settings
+    wire: Wire
+    catalogue: Catalogue
+    memory: RedisMemory
+    answers: Answers
+    books: Books
+    tasks: list[asyncio.Task[Any]] = field(default_factory=list)
+
+    async def close(self) -> None:
+        """Ends what runs beside the work, and lets Redis go."""
+        for task in self.tasks:
+            task.cancel()
+        for task in self.tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+        await self.memory.close()
+        await self.wire.close()
+
+
+async def connected(settings: Settings) -> Parts:
+    """The parts on the Redis of the settings, once it is whole: rebuilt from the log if it has forgotten."""
+    wire = await Wire.connect(settings.redis_url, settings.redis_password or None)
+    catalogue = CATALOGUE
+    memory = RedisMemory(wire, catalogue)
+    parts = Parts(settings, wire, catalogue, memory, Answers(wire, settings.answer_ttl_s), Books(wire))
+    await ensure_whole(wire, rebuilder(parts))
+    return parts
+
+
+def rebuilder(parts: Parts) -> Callable[[], Awaitable[object]]:
+    """What puts Redis back from the log."""
+    log = journal.logger()
+    return lambda: Rebuild(parts.settings, parts.wire, parts.answers, parts.memory, lambda text: log.info(text)).run()
+
+
+async def stay_whole(parts: Parts) -> None:
+    """Rebuilds Redis when it has come back empty; meanwhile nothing is decided, because every decision asks for the mark."""
+    while True:
+        await asyncio.sleep(REFRESH_S)
+        with suppress(HoldfastError):
+            (whole,) = await parts.wire.send((b"EXISTS", WHOLE))
+            if not whole:
+                journal.logger().warning("redis has forgotten: rebuilding from the log")
+                await ensure_whole(parts.wire, rebuilder(parts))
+
+
+def judgement(settings: Settings, catalogue: Catalogue) -> tuple[Ensemble, Policy]:
+    """The promoted model and policy, bound to this catalogue. ArtefactError if there is none, or it was made for another catalogue."""
+    registry = Registry(settings.registry_dir, settings.model_key.encode())
+    ensemble = registry.champion()
+    if ensemble.catalogue_id != catalogue.catalogue_id:
+        raise ArtefactError(f"model {ensemble.model_id} was trained on catalogue {ensemble.catalogue_id}, not on {catalogue.catalogue_id}")
+    return ensemble, registry.policy().bound(catalogue.names)
+
+
+async def stay_current(world: World, settings: Settings) -> None:
+    """Takes over a model or policy that is promoted while the app runs; one that does not fit is said and not taken."""
+    seen = promoted(settings)
+    while True:
+        await asyncio.sleep(REFRESH_S)
+        now = promoted(settings)
+        if now == seen:
+            continue
+        seen = now
+        try:
+            ensemble, policy = await asyncio.to_thread(judgement, settings, world.catalogue)
+        except (HoldfastError, OSError) as error:
+            journal.logger().error("the promoted model or policy cannot be used", reason=str(error))
+            continue
+        journal.logger().info("now deciding with", model_id=ensemble.model_id, policy_id=policy.policy_id)
+        world.ensemble, world.policy = ensemble, policy
+
+
+def promoted(settings: Settings) -> tuple[int, ...]:
+    """Changes whenever something is promoted: the times at which the registry's pointers were written."""
+    pointers = [settings.registry_dir / name for name in ("champion.json", "policy.json")]
+    return tuple(p.stat().st_mtime_ns if p.exists() else 0 for p in pointers)
+
+
+async def deciding_world(settings: Settings, bus: Bus) -> World:
+    """The World of the apps that decide: `authorize` and `score`."""
+    parts = await connected(settings)
+    ensemble, policy = judgement(settings, parts.catalogue)
+    world = World(
+        catalogue=parts.catalogue,
+        ensemble=ensemble,
+        policy=policy,
+        memory=parts.memory,
+        books=parts.books,
+        answers=parts.answers,
+        bus=bus,
+        unknown_account=UnknownAccount(settings.unknown_account),
+        hold_lease_ms=settings.hold_lease_ms,
+        future_ms_max=settings.future_ms_max,
+        clock_ms=clock_ms,
+        observe=metrics.observe,
+        close=parts.close,
+    )
+    parts.tasks += [asyncio.create_task(stay_whole(parts)), asyncio.create_task(stay_current(world, settings))]
+    gc.collect()
+    gc.freeze()
+    return world
+
+
+async def hold_world(settings: Settings, bus: Bus) -> HoldWorld:
+    """The World of the `hold` app."""
+    parts = await connected(settings)
+    parts.tasks.append(asyncio.create_task(stay_whole(parts)))
+    return HoldWorld(parts.wire, parts.books, parts.answers, parts.memory, bus, clock_ms, parts.close)
+
+
+def run_authorize(settings: Settings) -> int:
+    """The HTTP door."""
+    from streams.authorize.serve import serve
+
+    return serve(settings, deciding_world)
+
+
+def run_score(settings: Settings) -> int:
+    """The app that decides transactions of the topic."""
+    from streams.follow import run_follower
+    from streams.score import APP
+
+    return run_follower(APP, deciding_world, settings)
+
+
+def run_hold(settings: Settings) -> int:
+    """The app that keeps the books."""
+    from streams.follow import run_follower
+    from streams.hold import APP
+
+    return run_follower(APP, hold_world, settings)
+
+
+def run_ledger(settings: Settings) -> int:
+    """The app that keeps the ledger."""
+    from streams.ledger import run
+
+    return run(settings)
+
+
+def run_sar(settings: Settings) -> int:
+    """The app that finds SAR candidates."""
+    from streams.sar import run
+
+    return run(settings)
+
+
+def run_archive(settings: Settings) -> int:
+    """The app that archives decisions as Parquet."""
+    from streams.archive import run
+
+    return run(settings)
+
+
+APPS: dict[str, Callable[[Settings], int]] = {
+    "authorize": run_authorize,
+    "score": run_score,
+    "hold": run_hold,
+    "ledger": run_ledger,
+    "sar": run_sar,
+    "archive": run_archive,
+}
+
+
+def run(argv: list[str], settings: Settings) -> int:
+    """`holdfast run <app>`: until SIGTERM; 0 after a clean stop."""
+    parser = argparse.ArgumentParser(prog="holdfast run", description=__doc__)
+    parser.add_argument("app", choices=APPS)
+    return APPS[parser.parse_args(argv).app](settings)

@@ -1,0 +1,149 @@
+"""The load on the HTTP door: a closed loop over many connections, or an open loop that times from the scheduled moment.
+
+Run as a process of its own (`python -m tests.bench.load PORT ...`), so that it does not share a core's time slice with what it measures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+import time
+
+import uvloop
+
+ANSWERED_OK = b"HTTP/1.1 200"
+
+
+class Connection(asyncio.Protocol):
+    """One keep-alive connection with one request at a time; answers are told from each other by content-length."""
+
+    def __init__(self) -> None:
+        self.buffer = b""
+        self.waiting: asyncio.Future[bool] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.buffer += data
+        head = self.buffer.find(b"\r\n\r\n")
+        if head < 0:
+            return
+        at = self.buffer.lower().find(b"content-length:", 0, head)
+        length = int(self.buffer[at + 15 : self.buffer.find(b"\r\n", at)])
+        if len(self.buffer) < head + 4 + length:
+            return
+        ok, self.buffer = self.buffer.startswith(ANSWERED_OK), self.buffer[head + 4 + length :]
+        waiting, self.waiting = self.waiting, None
+        if waiting is not None and not waiting.done():
+            waiting.set_result(ok)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.waiting is not None and not self.waiting.done():
+            self.waiting.set_result(False)
+
+    async def ask(self, request: bytes) -> bool:
+        """Whether the request was answered with 200."""
+        self.waiting = asyncio.get_running_loop().create_future()
+        self.transport.write(request)
+        return await self.waiting
+
+
+def requests_of(bodies: list[bytes], path: str) -> list[bytes]:
+    """Whole HTTP requests: POST of each body, or GET of the path where there are none."""
+    if not bodies:
+        return [f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode()] * 1000
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: "
+    return [head.encode() + str(len(body)).encode() + b"\r\n\r\n" + body for body in bodies]
+
+
+async def closed_loop(port: int, requests: list[bytes], connections: int, seconds: float) -> dict[str, float]:
+    """As fast as answers come: requests/s, and the latency of each, milliseconds."""
+    loop = asyncio.get_running_loop()
+    opened = [(await loop.create_connection(Connection, "127.0.0.1", port))[1] for _ in range(connections)]
+    took: list[float] = []
+    failed = 0
+    pending = iter(requests)
+    end = time.perf_counter() + seconds
+
+    async def ask_on(connection: Connection) -> None:
+        nonlocal failed
+        for request in pending:
+            started = time.perf_counter()
+            if started >= end:
+                return
+            failed += not await connection.ask(request)
+            took.append(time.perf_counter() - started)
+
+    started = time.perf_counter()
+    await asyncio.gather(*(ask_on(connection) for connection in opened))
+    elapsed = time.perf_counter() - started
+    return {"per_s": len(took) / elapsed, "failed": failed, **quantiles_ms(took)}
+
+
+async def open_loop(port: int, requests: list[bytes], connections: int, rate: float, seconds: float) -> dict[str, float]:
+    """Poisson arrivals at `rate`/s, each timed from its scheduled moment; `stall_ms` is how late this generator itself was (p99)."""
+    loop = asyncio.get_running_loop()
+    idle = [(await loop.create_connection(Connection, "127.0.0.1", port))[1] for _ in range(connections)]
+    took: list[float] = []
+    late: list[float] = []
+    failed = 0
+    chance = random.Random(7)
+    under_way: set[asyncio.Task[None]] = set()
+
+    async def ask(request: bytes, scheduled: float) -> None:
+        nonlocal failed
+        connection = idle.pop() if idle else (await loop.create_connection(Connection, "127.0.0.1", port))[1]
+        failed += not await connection.ask(request)
+        took.append(time.perf_counter() - scheduled)
+        idle.append(connection)
+
+    scheduled = time.perf_counter()
+    end = scheduled + seconds
+    for request in requests:
+        scheduled += chance.expovariate(rate)
+        if scheduled >= end:
+            break
+        wait = scheduled - time.perf_counter()
+        if wait > 0:
+            await asyncio.sleep(wait)
+        late.append(time.perf_counter() - scheduled)
+        task = asyncio.ensure_future(ask(request, scheduled))
+        under_way.add(task)
+        task.add_done_callback(under_way.discard)
+    await asyncio.gather(*under_way)
+    return {"per_s": len(took) / seconds, "failed": failed, **quantiles_ms(took), "stall_ms": quantiles_ms(late)["p99_ms"]}
+
+
+def quantiles_ms(seconds: list[float]) -> dict[str, float]:
+    """p50, p99 and p99.9, milliseconds."""
+    ordered = sorted(seconds) or [float("nan")]
+    return {name: ordered[min(len(ordered) - 1, int(len(ordered) * q))] * 1e3 for name, q in (("p50_ms", 0.5), ("p99_ms", 0.99), ("p999_ms", 0.999))}
+
+
+def main() -> None:
+    """Reads bodies, one a line, from standard input; prints one JSON object."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("port", type=int)
+    parser.add_argument("--path", default="/v1/authorizations")
+    parser.add_argument("--connections", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--rate", type=float, default=0)
+    args = parser.parse_args()
+    requests = requests_of(sys.stdin.buffer.read().splitlines(), args.path)
+    if args.path == "/health":
+        requests = requests * 1000
+    work = (
+        open_loop(args.port, requests, args.connections, args.rate, args.seconds)
+        if args.rate
+        else closed_loop(args.port, requests, args.connections, args.seconds)
+    )
+    print(json.dumps(uvloop.run(work)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""`kill -9` of each app, and of Redis, in the middle of a run on real Kafka: the books agree, and nothing happened twice."""
+
+from __future__ import annotations
+
+import http.client
+import random
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pyarrow.dataset as pads
+import pytest
+from confluent_kafka import Producer
+
+from schemas.avro import encode
+from schemas.hold import Clearing, ClearingKind
+from schemas.topics import CLEARINGS, DEAD_LETTERS, TRANSACTIONS
+from schemas.transaction import Transaction
+from streams.bus import read_topic
+from streams.check import Report, agreed
+from streams.settings import Settings
+from streams.stack import APPS, Stack, running
+from tests.bench.walk import transactions
+
+pytestmark = pytest.mark.integration
+
+BY_TOPIC, BY_HTTP = 1_500, 150
+SETTLED_S = 90
+VICTIMS = (*APPS, "redis")
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Iterator[Stack]:
+    """All apps on real Kafka and Redis, with a trained model."""
+    data = tmp_path_factory.mktemp("kill")
+    settings = Settings(data_dir=data, registry_dir=trained, http_port=0, unknown_account="hold", request_deadline_ms=5_000)
+    with running(settings, broker_name="real") as stack:
+        yield stack
+
+
+def asked(stack: Stack, txn: Transaction, deadline_s: float) -> bytes:
+    """The answer to an authorization, asked again with the same id for as long as the door does not answer."""
+    body = msgspec.json.encode(txn)
+    end = time.monotonic() + deadline_s
+    while time.monotonic() < end:
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", stack.settings.http_port, timeout=10)
+            connection.request("POST", "/v1/authorizations", body, {"content-type": "application/json"})
+            response = connection.getresponse()
+            content = response.read()
+            if response.status == 200:
+                return content
+            assert response.status == 503, (response.status, content)
+        except (OSError, http.client.HTTPException):
+            pass  # the door was killed: the host asks again
+        time.sleep(0.1)
+    raise AssertionError(f"{txn.transaction_id} was not answered within {deadline_s} s")
+
+
+class Run:
+    """One run of payments by both doors, with clearings for a third of those answered over HTTP."""
+
+    def __init__(self, stack: Stack, name: str) -> None:
+        self.stack = stack
+        now_ms = time.time_ns() // 1_000_000
+        self.by_topic = transactions(BY_TOPIC, f"{name}-t", now_ms)
+        self.by_http = transactions(BY_HTTP, f"{name}-h", now_ms)
+        self.answers: dict[str, bytes] = {}
+        self._producer = Producer({"bootstrap.servers": stack.settings.kafka_bootstrap, "acks": "all", "partitioner": "murmur2_random"})
+        self._threads = [threading.Thread(target=self._topic), threading.Thread(target=self._http)]
+        self.errors: list[BaseException] = []
+
+    def __enter__(self) -> Run:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for thread in self._threads:
+            thread.join()
+        assert self._producer.flush(30) == 0
+        assert not self.errors, self.errors
+
+    def _topic(self) -> None:
+        for i, txn in enumerate(self.by_topic):
+            self._producer.produce(TRANSACTIONS.name, encode(txn), txn.account_id.encode())
+            if i % 20 == 0:  # and five in a hundred come twice
+                self._producer.produce(TRANSACTIONS.name, encode(txn), txn.account_id.encode())
+            if i % 100 == 99:
+                self._producer.poll(0)
+                time.sleep(0.1)
+
+    def _http(self) -> None:
+        try:
+            for i, txn in enumerate(self.by_http):
+                self.answers[txn.transaction_id] = asked(self.stack, txn, 60)
+                if i % 3 == 0:
+                    self._clear(txn, i)
+        except BaseException as error:  # a thread's assertion is the test's
+            self.errors.append(error)
+
+    def _clear(self, txn: Transaction, i: int) -> None:
+        capture = i % 2 == 0
+        clearing = Clearing(
+            clearing_id=f"clr-{txn.transaction_id}",
+            transaction_id=txn.transaction_id,
+            account_id=txn.account_id,
+            kind=ClearingKind.CAPTURE if capture else ClearingKind.REVERSAL,
+            amount_minor=txn.amount_minor if capture else 0,
+            currency=txn.currency,
+            at_ms=time.time_ns() // 1_000_000,
+        )
+        self._producer.produce(CLEARINGS.name, encode(clearing), txn.account_id.encode())
+
+
+def settled(stack: Stack) -> Report:
+    """The report once the apps have worked everything off."""
+    return agreed(stack.settings, SETTLED_S)
+
+
+def archived(stack: Stack) -> list[str]:
+    """The ids of all archived decisions."""
+    folder = stack.settings.archive_dir / "decisions"
+    return pads.dataset(folder, format="parquet", partitioning="hive").to_table(columns=["decision_id"])["decision_id"].to_pylist()
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_kill_9_loses_nothing_and_nothing_happens_twice(stack: Stack, victim: str) -> None:
+    chance = random.Random(victim)
+    with Run(stack, victim) as run:
+        for _ in range(2):
+            time.sleep(chance.uniform(0.3, 1.2))
+            stack.part(victim).kill9()
+            stack.part(victim).wait_ready(60)
+    report = settled(stack)
+    print(f"\nkill -9 of {victim}:", *report.lines(), sep="\n  ")
+    assert report.agrees, report.lines()
+    for txn in run.by_http[::10]:
+        assert asked(stack, txn, 10) == run.answers[txn.transaction_id], "a repeat gets the first answer, byte for byte"
+    letters = [m for batch in read_topic(stack.settings, DEAD_LETTERS) for m in batch]
+    assert not letters
+
+
+def test_every_decision_is_archived_exactly_once_after_all_that(stack: Stack) -> None:
+    decisions = settled(stack).counts["decisions"]
+    end = time.monotonic() + SETTLED_S
+    while len(archived(stack)) < decisions and time.monotonic() < end:
+        time.sleep(1)
+    ids = archived(stack)
+    assert len(ids) == len(set(ids)) == decisions

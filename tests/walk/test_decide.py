@@ -1,0 +1,187 @@
+"""The walk of one payment, told on a world: what is decided, held, told, and what a repeat gets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TypeVar
+
+import numpy as np
+import pytest
+
+from features.catalogue import CATALOGUE
+from models.hold import EMPTY, HoldState, UnknownAccount
+from schemas.avro import decode
+from schemas.decision import Decision, Outcome
+from schemas.errors import Conflict, LogUnavailable
+from schemas.identity import decision_id, hold_id
+from schemas.transaction import TransactionKind
+from tests.world import NOON, a_transaction, a_world
+
+T = TypeVar("T")
+
+
+def run(work: Awaitable[T]) -> T:
+    """Runs to the end."""
+
+    async def main() -> T:
+        return await work
+
+    return asyncio.run(main())
+
+
+def test_an_approved_payment_is_held_and_told() -> None:
+    world = a_world()
+    world.know()
+    made = run(world.decide(a_transaction()))
+    (decision,) = world.decisions
+    assert decision.outcome is Outcome.APPROVE
+    assert decision.reasons == ()
+    assert (decision.hold_id, decision.held_minor, decision.hold_currency) == (hold_id("t1"), 1_000, "EUR")
+    assert decision.decision_id == decision_id("t1")
+    assert decode(Decision, made.message) == decision
+    book = world.books.books["a1"]
+    assert book.available_minor(NOON) == 99_000
+    assert book.holds[0].state is HoldState.PROVISIONAL
+
+
+def test_an_untold_hold_lapses_by_itself() -> None:
+    world = a_world()
+    world.know()
+    world.bus.down = True
+    with pytest.raises(LogUnavailable):
+        run(world.decide(a_transaction()))
+    book = world.books.books["a1"]
+    assert book.available_minor(NOON + 29_999) == 99_000
+    assert book.available_minor(NOON + 30_000) == 100_000
+
+
+def test_a_retry_after_an_indefinite_answer_tells_the_same_bytes_once() -> None:
+    world = a_world()
+    world.know()
+    world.bus.down = True
+    with pytest.raises(LogUnavailable):
+        run(world.decide(a_transaction()))
+    world.bus.down = False
+    world.now_ms += 5_000
+    made = run(world.decide(a_transaction()))
+    (decision,) = world.decisions
+    assert decision.decided_at_ms == NOON, "the first decision stands, though it was told later"
+    assert decode(Decision, made.message) == decision
+    assert world.books.books["a1"].available_minor(NOON) == 99_000, "and holds once"
+
+
+def test_a_repeat_gets_the_first_answer_byte_for_byte() -> None:
+    world = a_world()
+    world.know()
+    first = run(world.decide(a_transaction()))
+    world.now_ms += 60_000
+    assert run(world.decide(a_transaction())).message == first.message
+    assert len(world.decisions) == 1
+
+
+def test_concurrent_repeats_get_one_decision() -> None:
+    world = a_world()
+    world.know()
+
+    async def both() -> list[bytes]:
+        made = await asyncio.gather(*(world.decide(a_transaction()) for _ in range(5)))
+        return [m.message for m in made]
+
+    messages = asyncio.run(both())
+    assert len(set(messages)) == 1
+    assert len({d.decision_id for d in world.decisions}) == 1
+    assert world.books.books["a1"].available_minor(NOON) == 99_000
+
+
+def test_the_same_id_with_other_contents_is_a_conflict_and_changes_nothing() -> None:
+    world = a_world()
+    world.know()
+    run(world.decide(a_transaction()))
+    with pytest.raises(Conflict):
+        run(world.decide(a_transaction(amount_minor=2_000)))
+    assert len(world.decisions) == 1
+    assert world.books.books["a1"].available_minor(NOON) == 99_000
+
+
+@pytest.mark.parametrize(
+    ("account", "code"),
+    [
+        ({}, "unknown_account"),
+        ({"balance_minor": 999}, "insufficient_funds"),
+        ({"status": "frozen"}, "account_frozen"),
+        ({"status": "closed"}, "account_closed"),
+    ],
+)
+def test_an_account_that_cannot_pay_is_a_decline_with_its_own_reason(account: dict[str, object], code: str) -> None:
+    from schemas.account import AccountStatus
+
+    world = a_world()
+    if account:
+        if "status" in account:
+            account = {"status": AccountStatus(str(account["status"]))}
+        world.know(**account)  # type: ignore[arg-type]
+    run(world.decide(a_transaction()))
+    (decision,) = world.decisions
+    assert (decision.outcome, decision.reasons[0].code, decision.hold_id) == (Outcome.DECLINE, code, None)
+    assert decision.declined_positions, "and the logs know that it was declined"
+
+
+def test_exactly_the_available_money_can_be_spent() -> None:
+    world = a_world()
+    world.know(balance_minor=1_000)
+    run(world.decide(a_transaction("t1")))
+    run(world.decide(a_transaction("t2", amount_minor=1)))
+    assert [d.outcome for d in world.decisions] == [Outcome.APPROVE, Outcome.DECLINE]
+
+
+def test_an_unknown_account_may_hold_without_a_funds_check() -> None:
+    world = a_world(UnknownAccount.HOLD)
+    run(world.decide(a_transaction()))
+    assert world.decisions[0].outcome is Outcome.APPROVE
+    assert world.books.books["a1"].holds
+    assert world.books.books["a1"].known is EMPTY.known
+
+
+@pytest.mark.parametrize("kind", [TransactionKind.REFUND, TransactionKind.TRANSFER_IN, TransactionKind.CASH_IN])
+def test_money_that_comes_in_holds_nothing(kind: TransactionKind) -> None:
+    world = a_world()
+    run(world.decide(a_transaction(kind=kind)))
+    (decision,) = world.decisions
+    assert decision.hold_id is None
+    assert decision.outcome is not Outcome.DECLINE
+
+
+def test_the_decision_carries_what_it_was_made_on() -> None:
+    world = a_world()
+    world.know()
+    for i in range(3):
+        run(world.decide(a_transaction(f"t{i}", at_ms=NOON + i)))
+    last = world.decisions[-1]
+    values = np.frombuffer(last.vector, "<f8")
+    assert len(values) == len(CATALOGUE.names)
+    assert values[CATALOGUE.index["velocity.card_count_10m"]] == 2, "its own transaction is not in it"
+    assert last.catalogue_id == CATALOGUE.catalogue_id
+    assert last.positions[CATALOGUE.logs.index("card")] == 2
+    assert (last.model_id, last.policy_id) == (world.world.ensemble.model_id, world.world.policy.policy_id)
+
+
+def test_a_pure_velocity_attack_is_stopped_with_specific_reasons() -> None:
+    world = a_world()
+    world.know(balance_minor=10_000_000)
+    for i in range(40):
+        run(world.decide(a_transaction(f"t{i}", at_ms=NOON + i * 1_000, merchant_id=f"m{i}")))
+    last = world.decisions[-1]
+    assert last.outcome is Outcome.BLOCK
+    assert 1 <= len(last.reasons) <= 4
+    assert any(r.feature and r.feature.startswith("velocity.") for r in last.reasons)
+    assert last.hold_id is None
+
+
+def test_every_outcome_but_approval_has_one_to_four_reasons() -> None:
+    world = a_world()
+    world.know(balance_minor=5_000)
+    for i in range(30):
+        run(world.decide(a_transaction(f"t{i}", at_ms=NOON + i * 500, amount_minor=400)))
+    for decision in world.decisions:
+        assert (1 <= len(decision.reasons) <= 4) is (decision.outcome is not Outcome.APPROVE)

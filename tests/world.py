@@ -1,0 +1,110 @@
+"""A world: the whole pipeline on in-memory stores, a list for the log, a clock that stands still until told."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+
+from features.catalogue import CATALOGUE
+from features.memory import DictMemory
+from models.ensemble import Ensemble
+from models.hold import EMPTY, UnknownAccount, state_known
+from models.policy import Policy, policy_from_toml
+from models.registry import default_policy_text
+from models.train import train
+from schemas.account import AccountState
+from schemas.avro import decode
+from schemas.decision import Decision
+from schemas.topics import DECISIONS
+from schemas.transaction import Transaction, TransactionKind
+from streams.answers import DictAnswers
+from streams.books import DictBooks
+from streams.bus import ListBus
+from streams.pipeline import HTTP, Decided, Origin, World, decide
+
+NOON = 1_767_268_800_000
+"""2026-01-01 12:00 UTC."""
+
+
+@functools.cache
+def an_ensemble() -> Ensemble:
+    """A small trained ensemble: fraud is where the card was busy within ten minutes."""
+    chance = np.random.default_rng(1)
+    rows = chance.random((2_000, len(CATALOGUE.names)))
+    busy = CATALOGUE.index["velocity.card_count_10m"]
+    rows[:, busy] = chance.integers(0, 12, 2_000)
+    return train(rows, rows[:, busy] > 9, np.arange(2_000), CATALOGUE, a_policy(), seed=1).ensemble
+
+
+@functools.cache
+def a_policy() -> Policy:
+    """The default policy, bound."""
+    return policy_from_toml(default_policy_text()).bound(CATALOGUE.names)
+
+
+def a_transaction(transaction_id: str = "t1", **changes: object) -> Transaction:
+    """A plain valid card payment at noon."""
+    plain: dict[str, object] = {
+        "transaction_id": transaction_id,
+        "kind": TransactionKind.CARD_PRESENT,
+        "at_ms": NOON,
+        "amount_minor": 1_000,
+        "currency": "EUR",
+        "account_id": "a1",
+        "card_token": "crd_k1_1",
+        "card_country": "DE",
+        "merchant_id": "m1",
+        "mcc": "5411",
+        "country": "DE",
+        "latitude": 52.5,
+        "longitude": 13.4,
+    }
+    return Transaction(**(plain | changes))  # type: ignore[arg-type]
+
+
+@dataclass
+class TestWorld:
+    """A World and the parts that a test looks at."""
+
+    __test__ = False
+    world: World
+    bus: ListBus
+    books: DictBooks
+    answers: DictAnswers
+    now_ms: int = NOON
+
+    async def decide(self, txn: Transaction, origin: Origin = HTTP) -> Decided:
+        """Decides at this world's time."""
+        return await decide(txn, self.world, self.now_ms, origin)
+
+    def know(self, account_id: str = "a1", balance_minor: int = 100_000, **changes: object) -> None:
+        """Says an account's balance."""
+        state = AccountState(account_id=account_id, currency="EUR", balance_minor=balance_minor, as_of_ms=1, **changes)  # type: ignore[arg-type]
+        self.books.books[account_id] = state_known(self.books.books.get(account_id, EMPTY), state)
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """What the log of decisions says."""
+        return [decode(Decision, m.value) for m in self.bus.told[DECISIONS.name]]
+
+
+def a_world(unknown_account: UnknownAccount = UnknownAccount.DECLINE) -> TestWorld:
+    """A fresh world."""
+    bus, books, answers = ListBus(), DictBooks(), DictAnswers()
+    world = World(
+        catalogue=CATALOGUE,
+        ensemble=an_ensemble(),
+        policy=a_policy(),
+        memory=DictMemory(CATALOGUE),
+        books=books,  # type: ignore[arg-type]  # the same contract, in memory
+        answers=answers,  # type: ignore[arg-type]  # the same contract, in memory
+        bus=bus,
+        unknown_account=unknown_account,
+        hold_lease_ms=30_000,
+        future_ms_max=300_000,
+        clock_ms=lambda: NOON,
+        observe=lambda stop, seconds: None,
+    )
+    return TestWorld(world, bus, books, answers)
