@@ -36,7 +36,7 @@ class Past:
         return cls((None,) * len(catalogue.logs), (None,) * len(catalogue.profiles), catalogue.logs)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Look:
     """A transaction's vector (float64, the catalogue's order, NaN is missing), its position in each log (-1: no such entity),
     and the numbers of the logs in which it occurs twice."""

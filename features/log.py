@@ -1,0 +1,97 @@
+"""A log's bytes at rest: tidied (each row once, old chunks into the header) and rebuilt from decisions. Pure, and the same in both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from features import kernel
+from features.catalogue import Catalogue
+from features.engine import packed
+from features.fact import declined_facts, facts_of
+from features.layout import TRIMMED_AT, TRIMMED_WIDTH
+from schemas.transaction import Transaction
+
+
+def row_count(log: bytes, row_size: int, length: int) -> int:
+    """Rows that a log of `length` bytes has had, trimmed ones and repeats included. `log` is its content, or at least its first row."""
+    if length < row_size or any(log[:8]):
+        return length // row_size
+    return int.from_bytes(log[TRIMMED_AT : TRIMMED_AT + TRIMMED_WIDTH], "little") + length // row_size - 1
+
+
+def is_due(catalogue: Catalogue, rows: int) -> bool:
+    """Whether the append that made it this many rows is the one after which the log is tidied."""
+    return rows % catalogue.cap.chunk == 0
+
+
+def tidied(catalogue: Catalogue, log_number: int, log: bytes) -> bytes:
+    """The log at rest: repeats removed, and what no transaction of the last chunk may see gone into the header.
+
+    A function of the unique rows alone, however often and whenever it was applied before.
+    """
+    layout, cap = catalogue.log_layouts[log_number], catalogue.cap
+    size = layout.row_bytes
+    rows = np.frombuffer(log[: len(log) // size * size], np.uint8).reshape(-1, size)
+    trimmed = newest = 0
+    if len(rows) and not rows[0, :8].any():
+        head, rows = rows[0].tobytes(), rows[1:]
+        newest = int.from_bytes(head[8:14], "little")
+        trimmed = int.from_bytes(head[TRIMMED_AT : TRIMMED_AT + TRIMMED_WIDTH], "little")
+    hashes = np.ascontiguousarray(rows[:, :8]).view("<u8").ravel()
+    rows = rows[np.sort(np.unique(hashes, return_index=True)[1])]
+    wide = np.zeros((len(rows), 8), np.uint8)
+    wide[:, :6] = rows[:, 8:14]
+    ats = wide.view("<i8").ravel().astype(np.int64)
+    running = np.maximum(np.maximum.accumulate(ats), newest) if len(ats) else ats
+    position = trimmed + len(rows) - cap.chunk
+    first = trimmed
+    if position > 0:
+        flat = np.concatenate((ats, running))
+        first = kernel.visible_from(flat, 0, len(ats), position, trimmed, newest, cap.rows, cap.chunk, catalogue.keep_ms)
+    gone = first - trimmed
+    if first == 0:
+        return rows.tobytes()
+    return layout.header(first, int(running[gone - 1]) if gone else newest) + rows[gone:].tobytes()
+
+
+class LogRow(NamedTuple):
+    """One row of one log, as a decision tells it."""
+
+    log_number: int
+    token: str
+    position: int
+    row: bytes
+
+
+def log_rows(catalogue: Catalogue, txn: Transaction, positions: tuple[int, ...], declined_positions: tuple[int, ...]) -> Iterator[LogRow]:
+    """The rows that a decided transaction has in its logs, with their positions; its decline rows too, if it has any."""
+    facts = facts_of(txn)
+    kinds = [(facts, positions)]
+    if declined_positions:
+        kinds.append((declined_facts(facts), declined_positions))
+    for these, places in kinds:
+        for number, row in enumerate(packed(catalogue, txn, these)):
+            if row is not None and places[number] >= 0:
+                yield LogRow(number, getattr(txn, catalogue.log_fields[number]), places[number], row)
+
+
+def rebuilt_log(catalogue: Catalogue, log_number: int, rows: Iterable[tuple[int, bytes]]) -> bytes:
+    """The log of these rows (position and bytes, any order): byte-identical to the live log at rest, if none of its rows is missing.
+
+    Missing rows (appended, but never decided) are counted in the header, so that positions go on where they were. Two rows at
+    one position mean that the log had expired and begun again: the older time is dropped.
+    """
+    layout = catalogue.log_layouts[log_number]
+    ordered = sorted(rows, key=lambda row: row[0])
+    unique = {row[:8]: (position, row) for position, row in reversed(ordered)}
+    if len(unique) > ordered[-1][0] + 1:
+        newest = max(int.from_bytes(row[8:14], "little") for _, row in ordered)
+        fresh = [(p, r) for p, r in ordered if int.from_bytes(r[8:14], "little") > newest - catalogue.keep_ms]
+        if len(fresh) < len(ordered):
+            return rebuilt_log(catalogue, log_number, fresh)
+    lost = max(0, ordered[-1][0] + 1 - len(unique))
+    header = layout.header(lost, 0) if lost else b""
+    return tidied(catalogue, log_number, header + b"".join(row for _, row in sorted(unique.values(), key=lambda row: row[0])))

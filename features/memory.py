@@ -1,0 +1,175 @@
+"""What a memory promises, and one that keeps the promise inside the process: for tests, and for whoever has no Redis."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Awaitable, Generator, Iterable
+from typing import Generic, Protocol, TypeVar
+
+from features.catalogue import Catalogue
+from features.engine import Past, packed, place_in
+from features.fact import HASH, declined_facts, event_facts, facts_of
+from features.log import is_due, log_rows, rebuilt_log, row_count, tidied
+from features.profile import Write, profile_write, profile_writes
+from schemas.account import AccountEvent, AccountState
+from schemas.transaction import Transaction
+
+T = TypeVar("T")
+Decided = tuple[Transaction, tuple[int, ...], tuple[int, ...]]
+"""A decided transaction, its positions and the positions of its decline rows (empty: none)."""
+
+
+class Memory(Protocol):
+    """Remembers and recalls. What is remembered is remembered at the call; the answer comes when it is awaited."""
+
+    def recall(self, txn: Transaction) -> Awaitable[Past]:
+        """Appends the transaction to its logs and reads them and its profiles. MemoryUnavailable if the memory does not answer."""
+
+    def decline(self, txn: Transaction) -> Awaitable[tuple[int, ...]]:
+        """Remembers that it was declined or blocked; the place of that row in each log (-1: no such entity). Twice is once."""
+
+    def remember_event(self, event: AccountEvent) -> Awaitable[tuple[int, ...]]:
+        """Appends an account event to the account's log; its position in each log, in the order of the catalogue's logs."""
+
+    def know(self, kind: str, token: str, column: str, value: float, known_at_ms: int) -> Awaitable[None]:
+        """Makes one column of a profile known since `known_at_ms`."""
+
+    def know_account(self, state: AccountState) -> Awaitable[None]:
+        """Makes an account's state known as of its `as_of_ms`."""
+
+    def restore(self, decided: Iterable[Decided]) -> Awaitable[int]:
+        """Writes the logs of these decided transactions, replacing them; how many logs. For a memory that forgot."""
+
+    def log(self, kind: str, token: str) -> Awaitable[bytes]:
+        """The bytes of an entity's log, empty if it has none."""
+
+    def tidy(self, kind: str, token: str) -> Awaitable[None]:
+        """Brings a log to rest: each row once, old chunks in the header."""
+
+    def settle(self) -> Awaitable[None]:
+        """Returns when all work in the background is done."""
+
+    def close(self) -> Awaitable[None]:
+        """Ends work in the background."""
+
+
+class Ready(Generic[T]):
+    """An answer that is there already."""
+
+    def __init__(self, value: T) -> None:
+        self.value = value
+
+    def __await__(self) -> Generator[None, None, T]:
+        yield from ()
+        return self.value
+
+
+def occurs_twice(log: bytes, row: bytes) -> bool:
+    """Whether a log that ends in (or near) this row also has it earlier; a cheap test that may, hardly ever, say yes wrongly."""
+    return log.find(row[:8]) != log.rfind(row[:8])
+
+
+def event_rows(catalogue: Catalogue, event: AccountEvent) -> tuple[bytes | None, ...]:
+    """The row that an account event appends to each log: to the account's, None elsewhere."""
+    facts = event_facts(event)
+    return tuple(layout.pack(facts) if layout.kind == "account" else None for layout in catalogue.log_layouts)
+
+
+def gathered(catalogue: Catalogue, decided: Iterable[Decided]) -> dict[tuple[int, str], list[tuple[int, bytes]]]:
+    """The rows of decided transactions by log number and token, with their positions."""
+    logs: dict[tuple[int, str], list[tuple[int, bytes]]] = defaultdict(list)
+    for txn, positions, declined_positions in decided:
+        for row in log_rows(catalogue, txn, positions, declined_positions):
+            logs[row.log_number, row.token].append((row.position, row.row))
+    return logs
+
+
+class DictMemory:
+    """A memory in this process: the same bytes under the same keys, in a dict."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self.catalogue = catalogue
+        self.contents: dict[str, bytes] = {}
+
+    def _append(self, number: int, token: str, row: bytes) -> bytes:
+        """Appends a row and returns the log; tidies what it leaves behind when it is time."""
+        key = self.catalogue.log_layouts[number].key(token)
+        log = self.contents[key] = self.contents.get(key, b"") + row
+        if is_due(self.catalogue, row_count(log, len(row), len(log))) or occurs_twice(log, row):
+            self.contents[key] = tidied(self.catalogue, number, log)
+        return log
+
+    def _appended(self, tokens: Iterable[str | None], rows: Iterable[bytes | None]) -> list[bytes | None]:
+        pairs = enumerate(zip(tokens, rows, strict=True))
+        return [None if row is None or token is None else self._append(n, token, row) for n, (token, row) in pairs]
+
+    def _tokens(self, txn: Transaction) -> list[str | None]:
+        return [getattr(txn, field) for field in self.catalogue.log_fields]
+
+    def _positions(self, logs: Iterable[bytes | None], hash_: int) -> tuple[int, ...]:
+        pairs = zip(self.catalogue.log_layouts, logs, strict=True)
+        return tuple(-1 if log is None else place_in(log, layout.row_bytes, hash_)[0] for layout, log in pairs)
+
+    def recall(self, txn: Transaction) -> Awaitable[Past]:
+        """Appends the transaction to its logs and reads them and its profiles."""
+        facts = facts_of(txn)
+        logs = self._appended(self._tokens(txn), packed(self.catalogue, txn, facts))
+        layouts = zip(self.catalogue.profile_layouts, self.catalogue.profile_fields, strict=True)
+        profiles = [self.contents.get(layout.key(getattr(txn, field) or "")) for layout, field in layouts]
+        return Ready(Past(tuple(logs), tuple(profiles), (), facts))
+
+    def decline(self, txn: Transaction) -> Awaitable[tuple[int, ...]]:
+        """Appends the decline rows; their positions."""
+        facts = declined_facts(facts_of(txn))
+        logs = self._appended(self._tokens(txn), packed(self.catalogue, txn, facts))
+        return Ready(self._positions(logs, facts[HASH]))
+
+    def remember_event(self, event: AccountEvent) -> Awaitable[tuple[int, ...]]:
+        """Appends an account event to the account's log; its positions."""
+        rows = event_rows(self.catalogue, event)
+        logs = self._appended([event.account_id] * len(rows), rows)
+        return Ready(self._positions(logs, event_facts(event)[HASH]))
+
+    def _write(self, write: Write | None) -> None:
+        if write is not None:
+            _, key, offset, cell = write
+            old = self.contents.get(key, b"").ljust(offset, b"\0")
+            self.contents[key] = old[:offset] + cell + old[offset + len(cell) :]
+
+    def know(self, kind: str, token: str, column: str, value: float, known_at_ms: int) -> Awaitable[None]:
+        """Makes one column of a profile known since `known_at_ms`."""
+        self._write(profile_write(self.catalogue, kind, token, column, value, known_at_ms))
+        return Ready(None)
+
+    def know_account(self, state: AccountState) -> Awaitable[None]:
+        """Makes an account's state known as of its `as_of_ms`."""
+        for write in profile_writes(self.catalogue, state):
+            self._write(write)
+        return Ready(None)
+
+    def restore(self, decided: Iterable[Decided]) -> Awaitable[int]:
+        """Writes the logs of these decided transactions, replacing them."""
+        logs = gathered(self.catalogue, decided)
+        for (number, token), rows in logs.items():
+            self.contents[self.catalogue.log_layouts[number].key(token)] = rebuilt_log(self.catalogue, number, rows)
+        return Ready(len(logs))
+
+    def log(self, kind: str, token: str) -> Awaitable[bytes]:
+        """The bytes of an entity's log."""
+        return Ready(self.contents.get(self.catalogue.log_layouts[self.catalogue.logs.index(kind)].key(token), b""))
+
+    def tidy(self, kind: str, token: str) -> Awaitable[None]:
+        """Brings a log to rest."""
+        number = self.catalogue.logs.index(kind)
+        key = self.catalogue.log_layouts[number].key(token)
+        if key in self.contents:
+            self.contents[key] = tidied(self.catalogue, number, self.contents[key])
+        return Ready(None)
+
+    def settle(self) -> Awaitable[None]:
+        """Nothing runs in the background."""
+        return Ready(None)
+
+    def close(self) -> Awaitable[None]:
+        """Nothing to end."""
+        return Ready(None)

@@ -1,0 +1,415 @@
+"""The door to Redis: a transport that sends a loop tick's commands in one write, and the memory of entities that rests on it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Iterable
+from itertools import islice
+from typing import Any
+from urllib.parse import urlsplit
+
+import hiredis
+from redis.asyncio import Redis
+from redis.exceptions import RedisError, WatchError
+
+from features.catalogue import Catalogue
+from features.engine import Past, packed, place_in
+from features.fact import HASH, declined_facts, event_facts, facts_of
+from features.log import is_due, rebuilt_log, row_count, tidied
+from features.memory import Decided, event_rows, gathered, occurs_twice
+from features.profile import profile_write, profile_writes
+from schemas.account import AccountEvent, AccountState
+from schemas.errors import MemoryUnavailable, SettingsError
+from schemas.transaction import Transaction
+
+Command = tuple[Any, ...]
+"""A command's words: bytes, str, int or float."""
+_DOWN = ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOAUTH", "WRONGPASS", "MISCONF", "OOM", "BUSY")
+"""Errors by which a server says that it cannot serve now, rather than that a command is wrong."""
+_BACKOFF_S, _BACKOFF_MAX_S = 0.02, 1.0
+_DAY_MS = 86_400_000
+
+
+def address(url: str) -> dict[str, Any]:
+    """Where a Redis is: `unix:///path` or `redis://host:port`, as redis-py names the parts. SettingsError for anything else."""
+    parts = urlsplit(url)
+    if parts.scheme == "unix" and parts.path:
+        return {"unix_socket_path": parts.path}
+    if parts.scheme == "redis" and parts.hostname:
+        return {"host": parts.hostname, "port": parts.port or 6379}
+    raise SettingsError(f"Redis address {url!r} is neither unix:///path nor redis://host:port")
+
+
+class _Request:
+    """Commands that were sent together and wait for their replies."""
+
+    __slots__ = ("awaited", "deadline", "future", "replies")
+
+    def __init__(self, future: asyncio.Future[list[Any]], awaited: int, deadline: float) -> None:
+        self.future, self.awaited, self.deadline = future, awaited, deadline
+        self.replies: list[Any] = []
+
+    def take(self, reply: Any) -> bool:
+        """Takes one reply; whether it was the last."""
+        self.replies.append(reply)
+        if len(self.replies) < self.awaited:
+            return False
+        if not self.future.done():
+            down = next((r for r in self.replies if isinstance(r, hiredis.ReplyError) and str(r).startswith(_DOWN)), None)
+            if down is None:
+                self.future.set_result(self.replies)
+            else:
+                self.future.set_exception(MemoryUnavailable(f"Redis: {down}"))
+        return True
+
+    def fail(self, reason: str) -> None:
+        """Nobody knows whether the commands were carried out."""
+        if not self.future.done():
+            self.future.set_exception(MemoryUnavailable(reason))
+
+
+class _Link(asyncio.Protocol):
+    """One connection: buffers what is sent in a loop tick, and pairs replies with requests in order."""
+
+    def __init__(self, wire: Wire, loop: asyncio.AbstractEventLoop) -> None:
+        self.wire, self.loop = wire, loop
+        self.reader = hiredis.Reader()
+        self.transport: asyncio.Transport | None = None
+        self.waiting: deque[_Request] = deque()
+        self.unsent: list[bytes] = []
+        self.alarm: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """The connection stands."""
+        self.transport = transport
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The connection fell: all that wait are told, and the wire looks for another."""
+        self.end(f"the connection to Redis was lost: {error or 'closed'}")
+        self.wire._lost(self)
+
+    def end(self, reason: str) -> None:
+        """Fails all requests and closes."""
+        if self.alarm is not None:
+            self.alarm.cancel()
+            self.alarm = None
+        waiting, self.waiting, self.unsent = self.waiting, deque(), []
+        for request in waiting:
+            request.fail(reason)
+        if self.transport is not None:
+            self.transport.abort()
+            self.transport = None
+
+    def data_received(self, data: bytes) -> None:
+        """Replies came."""
+        try:
+            self.reader.feed(data)
+            reply = self.reader.gets()
+            while reply is not False:
+                if self.waiting[0].take(reply):
+                    self.waiting.popleft()
+                reply = self.reader.gets()
+        except (hiredis.ProtocolError, IndexError) as error:
+            self.end(f"Redis answered in no known way: {error}")
+
+    def send(self, commands: tuple[Command, ...], future: asyncio.Future[list[Any]], timeout_s: float) -> None:
+        """Buffers commands; the first of a tick arranges the write."""
+        if not self.unsent:
+            self.loop.call_soon(self._flush)
+        self.unsent.extend([hiredis.pack_command(command) for command in commands])
+        self.waiting.append(_Request(future, len(commands), self.loop.time() + timeout_s))
+        if self.alarm is None:
+            self.alarm = self.loop.call_later(timeout_s, self._ring)
+
+    def _flush(self) -> None:
+        unsent, self.unsent = self.unsent, []
+        if self.transport is not None and unsent:
+            self.transport.write(b"".join(unsent))
+
+    def _ring(self) -> None:
+        """Ends the connection if its oldest request is overdue: replies come in order, so a late one would meet the wrong request."""
+        self.alarm = None
+        if not self.waiting:
+            return
+        left_s = self.waiting[0].deadline - self.loop.time()
+        if left_s <= 0:
+            self.end("Redis did not answer in time")
+        else:
+            self.alarm = self.loop.call_later(left_s, self._ring)
+
+
+class Wire:
+    """One connection to a Redis that many tasks share. Never WATCH on it: tasks would drop each other's watches."""
+
+    def __init__(self, url: str, password: str | None, timeout_s: float) -> None:
+        self.url, self.password, self.timeout_s = url, password, timeout_s
+        self._loop = asyncio.get_running_loop()
+        self._link: _Link | None = None
+        self._again: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @classmethod
+    async def connect(cls, url: str, password: str | None = None, timeout_s: float = 1.0) -> Wire:
+        """A wire to `unix:///path` or `redis://host:port`. MemoryUnavailable if nobody answers there within `timeout_s`."""
+        wire = cls(url, password, timeout_s)
+        await wire._open()
+        return wire
+
+    @property
+    def connected(self) -> bool:
+        """Whether requests are sent now (else they fail at once, while the wire reconnects in the background)."""
+        return self._link is not None
+
+    def send(self, *commands: Command) -> asyncio.Future[list[Any]]:
+        """Sends commands; the future gives their replies in order. Buffered at the call: all of one loop tick go in one write.
+
+        Replies are bytes, int, None or lists; an error reply is a `hiredis.ReplyError` in its place, not raised. MemoryUnavailable
+        on timeout, a lost connection, or a server that cannot serve (loading, read only, out of memory): then it is unknown whether
+        the commands were carried out. MULTI to EXEC belong in one call.
+        """
+        future: asyncio.Future[list[Any]] = self._loop.create_future()
+        if self._link is None:
+            future.set_exception(MemoryUnavailable("Redis is not connected"))
+        elif not commands:
+            future.set_result([])
+        else:
+            self._link.send(commands, future, self.timeout_s)
+        return future
+
+    async def close(self) -> None:
+        """Closes; requests that wait fail."""
+        self._closed = True
+        if self._again is not None:
+            self._again.cancel()
+            await asyncio.gather(self._again, return_exceptions=True)
+        if self._link is not None:
+            link, self._link = self._link, None
+            link.end("the wire was closed")
+            await asyncio.sleep(0)
+
+    async def _open(self) -> None:
+        where, loop = address(self.url), self._loop
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                if "unix_socket_path" in where:
+                    _, link = await loop.create_unix_connection(lambda: _Link(self, loop), where["unix_socket_path"])
+                else:
+                    _, link = await loop.create_connection(lambda: _Link(self, loop), where["host"], where["port"])
+        except OSError as error:
+            raise MemoryUnavailable(f"no Redis at {self.url}: {error}") from error
+        await self._greet(link)
+        self._link = link
+
+    async def _greet(self, link: _Link) -> None:
+        """Authenticates, and makes sure that the server serves."""
+        greeting: tuple[Command, ...] = (("PING",),) if self.password is None else (("AUTH", self.password), ("PING",))
+        future: asyncio.Future[list[Any]] = self._loop.create_future()
+        link.send(greeting, future, self.timeout_s)
+        try:
+            replies = await future
+            wrong = [reply for reply in replies if isinstance(reply, hiredis.ReplyError)]
+            if wrong:
+                raise MemoryUnavailable(f"Redis at {self.url}: {wrong[0]}")
+        except BaseException:
+            link.end("Redis does not serve")
+            raise
+
+    def _lost(self, link: _Link) -> None:
+        if link is self._link and not self._closed:
+            self._link = None
+            self._again = self._loop.create_task(self._reopen())
+
+    async def _reopen(self) -> None:
+        delay_s = _BACKOFF_S
+        while not self._closed:
+            try:
+                await self._open()
+                return
+            except MemoryUnavailable:
+                await asyncio.sleep(delay_s)
+                delay_s = min(2 * delay_s, _BACKOFF_MAX_S)
+
+
+def _forget(future: asyncio.Future[list[Any]]) -> None:
+    """Sends on its way what may fail without harm."""
+    future.add_done_callback(lambda done: None if done.cancelled() else done.exception() and None)
+
+
+class RedisMemory:
+    """The memory of entities in Redis: one string per log and per profile, plain commands that touch one key each (and one MGET)."""
+
+    def __init__(self, wire: Wire, catalogue: Catalogue, ttl_s: int | None = None) -> None:
+        """`ttl_s`: how long a log is kept after the last day on which it grew; by default twice its longest window with slack."""
+        self.wire, self.catalogue = wire, catalogue
+        self.ttl_s = 2 * catalogue.keep_ms // 1000 if ttl_s is None else ttl_s
+        self.tidy_failures = 0
+        self._untidy: dict[str, int] = {}
+        self._tidying: asyncio.Task[None] | None = None
+        self._client: Redis | None = None
+
+    def _keys(self, txn: Transaction) -> list[str | None]:
+        """The key of each log; None where the transaction has no such entity."""
+        fields = zip(self.catalogue.log_layouts, self.catalogue.log_fields, strict=True)
+        tokens = ((layout, getattr(txn, field)) for layout, field in fields)
+        return [None if token is None else layout.key(token) for layout, token in tokens]
+
+    def _profile_keys(self, txn: Transaction) -> list[str | None]:
+        fields = zip(self.catalogue.profile_layouts, self.catalogue.profile_fields, strict=True)
+        tokens = ((layout, getattr(txn, field)) for layout, field in fields)
+        return [None if token is None else layout.key(token) for layout, token in tokens]
+
+    async def _read(
+        self, sent: asyncio.Future[list[Any]], keys: list[str | None], rows: tuple[bytes | None, ...], more: list[str | None]
+    ) -> tuple[list[bytes | None], list[bytes | None], tuple[str, ...]]:
+        """The logs and profiles in the replies to appends and MGET, and the kinds of those that could not be read."""
+        replies = await sent
+        values = replies[-1]
+        if isinstance(values, hiredis.ReplyError):
+            raise MemoryUnavailable(f"Redis: {values}")
+        appended, found = iter(replies), iter(values)
+        logs: list[bytes | None] = []
+        missing: list[str] = []
+        for number, (key, row) in enumerate(zip(keys, rows, strict=True)):
+            if key is None or row is None:
+                logs.append(None)
+                continue
+            length, log = next(appended), next(found)
+            if isinstance(length, hiredis.ReplyError) or not log:
+                logs.append(None)
+                missing.append(self.catalogue.logs[number])
+                continue
+            logs.append(log)
+            self._keep_up(number, key, row, length, log)
+        return logs, [None if key is None else next(found) for key in more], tuple(missing)
+
+    def _append_and_read(
+        self, keys: list[str | None], rows: tuple[bytes | None, ...], more: list[str | None]
+    ) -> Awaitable[tuple[list[bytes | None], list[bytes | None], tuple[str, ...]]]:
+        """One request: the appends, and one MGET of those logs and of more keys."""
+        commands: list[Command] = [("APPEND", key, row) for key, row in zip(keys, rows, strict=True) if key is not None and row is not None]
+        named = [key for key, row in zip(keys, rows, strict=True) if row is not None]
+        read = tuple(key for key in (*named, *more) if key is not None)
+        return self._read(self.wire.send(*commands, ("MGET", *read)), keys, rows, more)
+
+    def _keep_up(self, number: int, key: str, row: bytes, length: int, log: bytes) -> None:
+        """What an append leaves to do: expiry for a new log or a new day, tidying when a chunk is full or a row came twice."""
+        size = len(row)
+        before = log[length - 2 * size : length - size]
+        day = int.from_bytes(row[8:14], "little") // _DAY_MS
+        if length == size or int.from_bytes(before[8:14], "little") // _DAY_MS != day:
+            _forget(self.wire.send(("EXPIRE", key, self.ttl_s)))
+        if is_due(self.catalogue, row_count(log, size, length)) or occurs_twice(log, row):
+            self._untidy[key] = number
+            if self._tidying is None or self._tidying.done():
+                self._tidying = asyncio.get_running_loop().create_task(self._tidy_all())
+
+    def recall(self, txn: Transaction) -> Awaitable[Past]:
+        """Appends the transaction to its logs and reads them and its profiles, in one round trip. The commands are sent at the call.
+
+        MemoryUnavailable if Redis does not answer; a key of the wrong type makes its entity kind `missing`.
+        """
+        facts = facts_of(txn)
+        return self._recalled(facts, self._append_and_read(self._keys(txn), packed(self.catalogue, txn, facts), self._profile_keys(txn)))
+
+    async def _recalled(self, facts: tuple[int, ...], read: Awaitable[tuple[list[bytes | None], list[bytes | None], tuple[str, ...]]]) -> Past:
+        logs, profiles, missing = await read
+        return Past(tuple(logs), tuple(profiles), missing, facts)
+
+    def decline(self, txn: Transaction) -> Awaitable[tuple[int, ...]]:
+        """Remembers that it was declined or blocked; the place of that row in each log (-1: no such entity). Twice is once."""
+        facts = declined_facts(facts_of(txn))
+        return self._placed(facts[HASH], self._append_and_read(self._keys(txn), packed(self.catalogue, txn, facts), []))
+
+    def remember_event(self, event: AccountEvent) -> Awaitable[tuple[int, ...]]:
+        """Appends an account event to the account's log; its position in each log, in the order of the catalogue's logs."""
+        rows = event_rows(self.catalogue, event)
+        layouts = self.catalogue.log_layouts
+        keys = [None if row is None else layout.key(event.account_id) for layout, row in zip(layouts, rows, strict=True)]
+        return self._placed(event_facts(event)[HASH], self._append_and_read(keys, rows, []))
+
+    async def _placed(self, hash_: int, read: Awaitable[tuple[list[bytes | None], list[bytes | None], tuple[str, ...]]]) -> tuple[int, ...]:
+        logs, _, _ = await read
+        pairs = zip(self.catalogue.log_layouts, logs, strict=True)
+        return tuple(-1 if log is None else place_in(log, layout.row_bytes, hash_)[0] for layout, log in pairs)
+
+    async def _obeyed(self, *commands: Command) -> None:
+        """Sends writes; MemoryUnavailable if one was refused."""
+        refused = [reply for reply in await self.wire.send(*commands) if isinstance(reply, hiredis.ReplyError)]
+        if refused:
+            raise MemoryUnavailable(f"Redis: {refused[0]}")
+
+    async def know(self, kind: str, token: str, column: str, value: float, known_at_ms: int) -> None:
+        """Makes one column of a profile known since `known_at_ms`."""
+        write = profile_write(self.catalogue, kind, token, column, value, known_at_ms)
+        if write is not None:
+            await self._obeyed(write)
+
+    async def know_account(self, state: AccountState) -> None:
+        """Makes an account's state known as of its `as_of_ms`."""
+        await self._obeyed(*profile_writes(self.catalogue, state))
+
+    async def restore(self, decided: Iterable[Decided]) -> int:
+        """Writes the logs of these decided transactions, replacing them; how many logs. For a Redis that forgot."""
+        logs = gathered(self.catalogue, decided)
+        left = iter(logs.items())
+        while batch := list(islice(left, 256)):
+            sets: list[Command] = []
+            for (number, token), rows in batch:
+                key = self.catalogue.log_layouts[number].key(token)
+                sets.append(("SET", key, rebuilt_log(self.catalogue, number, rows), "EX", self.ttl_s))
+            await self._obeyed(*sets)
+        return len(logs)
+
+    async def log(self, kind: str, token: str) -> bytes:
+        """The bytes of an entity's log, empty if it has none."""
+        key = self.catalogue.log_layouts[self.catalogue.logs.index(kind)].key(token)
+        (content,) = await self.wire.send(("GET", key))
+        return content if isinstance(content, bytes) else b""
+
+    async def tidy(self, kind: str, token: str) -> None:
+        """Brings a log to rest: each row once, old chunks in the header. MemoryUnavailable if Redis does not answer."""
+        number = self.catalogue.logs.index(kind)
+        try:
+            await self._tidy(self.catalogue.log_layouts[number].key(token), number)
+        except (RedisError, OSError) as error:
+            raise MemoryUnavailable(f"Redis: {error}") from error
+
+    async def _tidy(self, key: str, number: int) -> None:
+        """Watches, reads, replaces; again if the log grew meanwhile."""
+        if self._client is None:
+            self._client = Redis(password=self.wire.password, socket_timeout=self.wire.timeout_s, **address(self.wire.url))
+        while True:
+            async with self._client.pipeline() as pipe:
+                await pipe.watch(key)
+                old = await pipe.get(key)
+                if not isinstance(old, bytes) or (new := tidied(self.catalogue, number, old)) == old:
+                    return
+                pipe.multi()  # type: ignore[no-untyped-call]  # redis-py left it without types
+                pipe.set(key, new, keepttl=True)
+                try:
+                    await pipe.execute()
+                    return
+                except WatchError:
+                    continue
+
+    async def _tidy_all(self) -> None:
+        while self._untidy:
+            key, number = self._untidy.popitem()
+            try:
+                await self._tidy(key, number)
+            except (RedisError, OSError):
+                self.tidy_failures += 1
+
+    async def settle(self) -> None:
+        """Returns when all tidying that was due is done."""
+        while self._tidying is not None and not self._tidying.done():
+            await self._tidying
+
+    async def close(self) -> None:
+        """Ends the tidying and its connection; the wire stays open."""
+        if self._tidying is not None:
+            self._tidying.cancel()
+            await asyncio.gather(self._tidying, return_exceptions=True)
+        if self._client is not None:
+            await self._client.aclose()

@@ -1,0 +1,38 @@
+"""Profiles: what is known of an entity and changes slowly, with the time since which it is known."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+from features.catalogue import Catalogue
+from features.fact import country_code
+from schemas.account import AccountState
+
+_CELL = struct.Struct("<dq")
+Write = tuple[str, str, int, bytes]
+"""A Redis command: SETRANGE, key, offset, bytes."""
+
+
+def profile_write(catalogue: Catalogue, kind: str, token: str, column: str, value: float, known_at_ms: int) -> Write | None:
+    """The command that makes one column known; None if no row of this catalogue reads that kind of profile."""
+    if kind not in catalogue.profiles:
+        return None
+    layout = catalogue.profile_layouts[catalogue.profiles.index(kind)]
+    return ("SETRANGE", layout.key(token), layout.offset(column), _CELL.pack(value, known_at_ms))
+
+
+def account_knowledge(state: AccountState) -> Iterator[tuple[str, float]]:
+    """The profile columns that an account's state makes known, and their values."""
+    if state.opened_at_ms is not None:
+        yield "opened_at_ms", float(state.opened_at_ms)
+    if state.home_country is not None:
+        yield "home_country", float(country_code(state.home_country))
+    yield "credit_limit_minor", float(state.credit_limit_minor)
+
+
+def profile_writes(catalogue: Catalogue, state: AccountState) -> tuple[Write, ...]:
+    """The commands that make an account's state known as of `as_of_ms`, all on one key. Later states overwrite: send them in order."""
+    known = account_knowledge(state)
+    writes = (profile_write(catalogue, "account", state.account_id, column, value, state.as_of_ms) for column, value in known)
+    return tuple(write for write in writes if write is not None)
