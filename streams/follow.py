@@ -1,0 +1,404 @@
+"""How an app follows the log: records in, records out, acknowledged only when what follows from them is in the log.
+
+An app is one value, `Follower`. Delivery is at least once, so every effect must be idempotent; what the harness writes itself it
+does not write again when it finds it at the end of the output partitions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import signal
+import threading
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import uvloop
+
+from schemas.avro import decode, encode
+from schemas.dead_letter import DeadLetter
+from schemas.errors import Conflict, InvalidRecord, LogUnavailable, Unavailable
+from schemas.identity import derived_id
+from schemas.record import Record
+from schemas.topics import TOPICS, Topic
+from streams import journal, metrics
+from streams.bus import Bus, KafkaBus, Message, read_tail
+from streams.consumer import SESSION_S, Reading, faust_app
+from streams.lane import Lane, Place, Turn
+from streams.ready import forget_ready, tell_ready
+from streams.settings import Settings
+from streams.watchdog import Watchdog
+
+TOPIC_OF: dict[type[Record], Topic] = {topic.record: topic for topic in TOPICS}
+TAIL = 20_000
+"""Records at the end of an app's output that are read when partitions are assigned, so that they are not written again."""
+BACKOFF_S, BACKOFF_S_MAX = 0.05, 2.0
+FINISH_S = 8.0
+FAILED = 1
+
+
+class Source(NamedTuple):
+    """Where a record came from. `logged`: inputs (topic, partition, offset) whose output this app has already written."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    logged: Container[Any]
+
+
+class Refused(NamedTuple):
+    """A record that is valid and cannot be applied: it becomes a dead letter, and the stream goes on."""
+
+    code: str
+    field: str | None
+    reason: str
+
+
+Outputs = Sequence[Record] | Refused
+Handler = Callable[[Any, Any, Source], Awaitable[Outputs] | Outputs]
+"""World, the decoded record, its source -> the records to write. A plain function is called in order, a coroutine function
+concurrently for different keys and in order for the same key (of one topic; topics are independent of each other)."""
+
+
+@dataclass(frozen=True)
+class Follower:
+    """An app. Its name is Faust's app id, the consumer group, the container and the argument of `holdfast run`."""
+
+    name: str
+    reads: Mapping[Topic, Handler]
+    writes: tuple[Topic, ...] = ()
+    every: tuple[tuple[float, Callable[[Any, frozenset[int]], Awaitable[Sequence[Record]]]], ...] = ()
+    """(seconds, what is to be done then for the partitions of the first topic that are ours): returns records to write."""
+    assigned: Callable[[Any, frozenset[Place]], Awaitable[None]] | None = None
+    """Called before any record of newly assigned places (topic, partition) is applied."""
+    settle: Callable[[Any, Mapping[Place, int]], Awaitable[Mapping[Place, int]]] | None = None
+    """Gets by place the offset after the last record that is worked off, returns what may be acknowledged of it."""
+
+
+class Written(NamedTuple):
+    """What the end of the output says: ids of records, and the inputs that they came from."""
+
+    ids: set[str]
+    sources: set[tuple[str, int, int]]
+
+
+class Harness:
+    """One run of one follower. `fault` is done when the process must end: with the error, or (by a signal) without."""
+
+    def __init__(self, follower: Follower, world: Any, bus: Bus, settings: Settings) -> None:
+        self.lanes = {topic.name: Lane(topic, settings.batch_max) for topic in follower.reads}
+        self.reading = Reading(self.lanes)
+        self.fault: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._follower = follower
+        self._world = world
+        self._bus = bus
+        self._settings = settings
+        self._written = Written(set(), set())
+        self._log = journal.logger()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopping = False
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the process: nothing of the batch under way is acknowledged."""
+        if not self.fault.done():
+            self.fault.set_exception(error)
+
+    def stop(self) -> None:
+        """Ends the process in good order."""
+        if not self.fault.done():
+            self.fault.set_result(None)
+
+    def begin(self, work: Awaitable[None]) -> None:
+        """Runs something beside the lanes; if it fails, so does the process."""
+
+        async def guarded() -> None:
+            try:
+                await work
+            except Exception as error:  # noqa: BLE001 an unknown failure ends the process
+                self.fail(error)
+
+        task = asyncio.create_task(guarded())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # What the agents do.
+
+    async def follow(self, lane: Lane) -> None:
+        """The life of an agent: batch after batch. No exception ever leaves it (Faust would acknowledge the record)."""
+        handler = self._follower.reads[lane.topic]
+        while True:
+            messages = await lane.take()
+            turn = self.reading.turn
+            await turn.prepared.wait()
+            if not (turn.over or self._stopping):
+                try:
+                    await self._batch(lane, handler, messages, turn)
+                except Exception as error:  # noqa: BLE001 an unknown failure ends the process
+                    self.fail(error)
+                    return
+            lane.rest()
+
+    async def _batch(self, lane: Lane, handler: Handler, messages: list[Message], turn: Turn) -> None:
+        began = perf_counter()
+        outputs = await self._apply(lane, handler, messages)
+        await self._tell([record for records in outputs for record in records], lane)
+        if turn is self.reading.turn:
+            lane.done.update((m.partition, m.offset + 1) for m in messages)
+        await self._settle(lane, turn)
+        metrics.RECORDS.labels(lane.topic.name).inc(len(messages))
+        metrics.BATCHES.labels(lane.topic.name).observe(perf_counter() - began)
+
+    async def _apply(self, lane: Lane, handler: Handler, messages: list[Message]) -> list[Sequence[Record]]:
+        """What follows from each record, in the order of the records."""
+        if not inspect.iscoroutinefunction(handler):
+            return [await self._one(lane, handler, message) for message in messages]
+        outputs: list[Sequence[Record]] = [()] * len(messages)
+        chains: dict[bytes | int, list[int]] = {}
+        for i, message in enumerate(messages):
+            chains.setdefault(i if message.key is None else message.key, []).append(i)
+
+        async def chain(indexes: list[int]) -> None:
+            for i in indexes:
+                outputs[i] = await self._one(lane, handler, messages[i])
+
+        await asyncio.gather(*map(chain, chains.values()))
+        return outputs
+
+    async def _one(self, lane: Lane, handler: Handler, message: Message) -> Sequence[Record]:
+        """What follows from one record; tries again for as long as a part that it needs does not answer."""
+        pause_s = BACKOFF_S
+        source = Source(*message, self._written.sources)
+        while True:
+            try:
+                result = handler(self._world, decode(lane.topic.record, message.value), source)
+                outputs = result if isinstance(result, Sequence) else await result
+                return [self._dead_letter(message, *outputs)] if isinstance(outputs, Refused) else outputs
+            except InvalidRecord as error:
+                return [self._dead_letter(message, error.code, error.field, error.reason)]
+            except Conflict as error:
+                return [self._dead_letter(message, error.code, "transaction_id", str(error))]
+            except Unavailable as error:
+                pause_s = await self._pause(error, pause_s, lane)
+
+    def _dead_letter(self, message: Message, code: str, field: str | None, reason: str) -> DeadLetter:
+        topic, partition, offset, timestamp_ms, key, value = message
+        name = self._follower.name
+        letter_id = derived_id("dlq", name, topic, str(partition), str(offset))
+        metrics.DEAD_LETTERS.labels(str(code)).inc()
+        self._log.warning("dead letter", dead_letter_id=letter_id, topic=topic, partition=partition, offset=offset, code=str(code), field=field)
+        return DeadLetter(
+            dead_letter_id=letter_id,
+            app=name,
+            topic=topic,
+            partition=partition,
+            offset=offset,
+            code=str(code),
+            field=field,
+            reason=reason,
+            key=key,
+            value=value,
+            at_ms=max(0, timestamp_ms),
+        )
+
+    async def _pause(self, error: Unavailable, pause_s: float, lane: Lane | None) -> float:
+        """Waits before another try; returns how long to wait the next time."""
+        metrics.RETRIES.labels(error.code).inc()
+        self._log.warning("unavailable, will try again", code=error.code, reason=str(error), pause_s=pause_s)
+        if lane:
+            lane.pulse += 1
+        await asyncio.sleep(pause_s)
+        return min(2 * pause_s, BACKOFF_S_MAX)
+
+    async def _tell(self, records: Sequence[Record], lane: Lane | None = None) -> None:
+        """Writes the records, in order, and returns when the log has them all. From the first that failed on, all go again."""
+        pause_s = BACKOFF_S
+        left = [record for record in records if not self._is_written(record)]
+        while left:
+            topics = [TOPIC_OF[type(record)] for record in left]
+            told = [self._bus.tell(t, str(getattr(r, t.key)), encode(r)) for t, r in zip(topics, left, strict=True)]
+            results = await asyncio.gather(*told, return_exceptions=True)
+            failed = next((i for i, result in enumerate(results) if result is not None), len(left))
+            for topic in topics[:failed]:
+                metrics.TOLD.labels(topic.name).inc()
+            left = left[failed:]
+            if left:
+                error = results[failed]
+                if not isinstance(error, LogUnavailable):
+                    raise error or AssertionError("a result that is neither None nor an error")
+                pause_s = await self._pause(error, pause_s, lane)
+
+    def _is_written(self, record: Record) -> bool:
+        written = getattr(record, record.__struct_fields__[0]) in self._written.ids
+        if written:
+            metrics.SKIPPED.labels(TOPIC_OF[type(record)].name).inc()
+        return written
+
+    async def _settle(self, lane: Lane, turn: Turn) -> None:
+        """Lets be committed what may be."""
+        done: Mapping[Place, int] = {(lane.topic.name, partition): offset for partition, offset in lane.done.items()}
+        pause_s = BACKOFF_S
+        while self._follower.settle and done:
+            try:
+                done = await self._follower.settle(self._world, done)
+                break
+            except Unavailable as error:
+                pause_s = await self._pause(error, pause_s, lane)
+        turn.next.update(done)
+
+    async def repeat(self, seconds: float, work: Callable[[Any, frozenset[int]], Awaitable[Sequence[Record]]]) -> None:
+        """Does what an app has to do every so often, for the partitions of its first topic that are ours."""
+        first = next(iter(self.lanes))
+        while True:
+            await asyncio.sleep(seconds)
+            turn = self.reading.turn
+            await turn.prepared.wait()
+            if turn.over or self._stopping:
+                continue
+            with suppress(Unavailable):
+                await self._tell(await work(self._world, turn.partitions(first)))
+                for lane in self.lanes.values():
+                    await self._settle(lane, turn)
+
+    # What Faust tells us.
+
+    async def on_revoked(self, app: Any) -> None:
+        """Lets the batches under way finish (for as long as the group waits), commits, and forgets what waits."""
+        self.reading.turn.end()
+        for lane in self.lanes.values():
+            lane.empty()
+        await self._idle(SESSION_S / 2)
+        await app.consumer.commit()
+        self.reading.begin(Turn())
+
+    def on_assigned(self, places: frozenset[Place]) -> None:
+        """A new turn, prepared beside Faust's own work on it."""
+        self.reading.turn.end()
+        self.reading.begin(Turn(places))
+        metrics.ASSIGNED.set(len(places))
+        self.begin(self._prepare(self.reading.turn))
+
+    async def _prepare(self, turn: Turn) -> None:
+        pause_s = BACKOFF_S
+        while not turn.over:
+            try:
+                self._written = await asyncio.to_thread(self._read_written, {partition for _, partition in turn.places})
+                if self._follower.assigned:
+                    await self._follower.assigned(self._world, turn.places)
+                break
+            except Unavailable as error:
+                pause_s = await self._pause(error, pause_s, None)
+        turn.prepared.set()
+        tell_ready(self._settings, self._follower.name)
+        self._log.info("following", partitions=sorted(f"{topic}:{partition}" for topic, partition in turn.places))
+
+    def _read_written(self, partitions: set[int]) -> Written:
+        written = Written(set(), set())
+        for topic in self._follower.writes:
+            count = max(1, TAIL // max(1, len(partitions)))
+            for batch in read_tail(self._settings, topic, partitions, count):
+                for message in batch:
+                    with suppress(InvalidRecord):
+                        record: Any = decode(topic.record, message.value)
+                        written.ids.add(getattr(record, record.__struct_fields__[0]))
+                        written.sources.add((record.source_topic, record.source_partition, record.source_offset))
+        return written
+
+    async def _idle(self, timeout_s: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.gather(*(lane.idle.wait() for lane in self.lanes.values())), timeout_s)
+
+    async def finish(self) -> None:
+        """Begins no batch any more, and lets those under way finish."""
+        self._stopping = True
+        for task in self._tasks:
+            task.cancel()
+        if not (self.fault.done() and self.fault.exception()):
+            await self._idle(FINISH_S)
+
+
+def assembled(harness: Harness, name: str, settings: Settings) -> Any:
+    """The Faust app with one agent for each topic."""
+    app = faust_app(name, harness.reading, settings)
+
+    def agent(lane: Lane) -> None:
+        async def follow(_: Any) -> None:
+            await harness.follow(lane)
+
+        app.agent(app.topic(lane.topic.name, value_serializer="raw"), name=f"{name}.{lane.topic.name}", concurrency=1)(follow)
+
+    for lane in harness.lanes.values():
+        agent(lane)
+
+    async def on_revoked(*_: Any, **__: Any) -> None:
+        await harness.on_revoked(app)
+
+    async def on_assigned(_: Any, places: Any, **__: Any) -> None:
+        harness.on_assigned(frozenset((topic, partition) for topic, partition in places))
+
+    app.on_partitions_revoked.connect(on_revoked, weak=False)
+    app.on_partitions_assigned.connect(on_assigned, weak=False)
+    return app
+
+
+def run_follower(follower: Follower, make_world: Callable[[Settings, Bus], Awaitable[Any]], settings: Settings) -> int:
+    """Runs an app until SIGTERM or SIGINT (returns 0) or until something that nobody foresaw happens (returns 1).
+
+    `make_world(settings, bus)` is called once, in the loop; if the world has a coroutine `close`, it is called at the end.
+    A stall ends the process from within with status `watchdog.STALLED`.
+    """
+    journal.start(settings, follower.name)
+    end_metrics = metrics.serve(settings)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_run(follower, make_world, settings))
+    finally:
+        end_metrics()
+
+
+async def _run(follower: Follower, make_world: Callable[[Settings, Bus], Awaitable[Any]], settings: Settings) -> int:
+    forget_ready(settings, follower.name)
+    log = journal.logger()
+    bus = KafkaBus(settings, linger_ms=1)
+    world = await make_world(settings, bus)
+    harness = Harness(follower, world, bus, settings)
+    app = assembled(harness, follower.name, settings)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, harness.stop)
+    watchdog = Watchdog(follower.name, harness.reading, settings)
+    watchdog.start()
+    harness.begin(_until_crashed(app))
+    for seconds, work in follower.every:
+        harness.begin(harness.repeat(seconds, work))
+    try:
+        await harness.fault
+        log.info("stopping")
+        status = 0
+    except Exception as error:
+        log.critical("failed", error=type(error).__name__, reason=str(error), exc_info=error)
+        status = FAILED
+    last_resort = threading.Timer(2.5 * FINISH_S, os._exit, (status or FAILED,))
+    last_resort.daemon = True
+    last_resort.start()
+    watchdog.stop()
+    await harness.finish()
+    with suppress(TimeoutError):
+        await asyncio.wait_for(app.stop(), FINISH_S)
+    await bus.close()
+    if close := getattr(world, "close", None):
+        await close()
+    forget_ready(settings, follower.name)
+    return status
+
+
+async def _until_crashed(app: Any) -> None:
+    """Starts the Faust app; raises if one of its services crashes."""
+    await app.start()
+    await app._crashed.wait()
+    raise app.crash_reason or RuntimeError("Faust crashed")

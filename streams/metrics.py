@@ -1,0 +1,100 @@
+"""The metrics of every app: one table of rows (name, kind, labels, meaning), served to Prometheus. No label has unbounded values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, NamedTuple
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from streams.settings import Settings
+
+SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+REGISTRY = CollectorRegistry()
+
+
+class Row(NamedTuple):
+    """One metric. `labels`: each with the closed list that its values come from."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    labels: dict[str, str]
+    meaning: str
+
+
+TABLE: tuple[Row, ...] = (
+    Row("holdfast_decisions_total", "counter", {"outcome": "Outcome"}, "decisions given, by outcome"),
+    Row("holdfast_stop_seconds", "histogram", {"stop": "recall look judge hold keep tell total"}, "time of each stop of the walk, seconds"),
+    Row("holdfast_degradations_total", "counter", {"kind": "names in the code"}, "decisions made while something was missing, by what"),
+    Row("holdfast_refused_total", "counter", {"code": "codes of schemas/errors.py"}, "requests refused, by code"),
+    Row("holdfast_records_total", "counter", {"topic": "schemas/topics.py"}, "records followed to their end, by topic"),
+    Row("holdfast_told_total", "counter", {"topic": "schemas/topics.py"}, "records written and acknowledged, by topic"),
+    Row("holdfast_skipped_total", "counter", {"topic": "schemas/topics.py"}, "records not written again, because the log had them, by topic"),
+    Row("holdfast_dead_letters_total", "counter", {"code": "codes of schemas/errors.py and refusals"}, "records that could not be applied, by code"),
+    Row("holdfast_retries_total", "counter", {"part": "codes of Unavailable"}, "tries again, by the part that did not answer"),
+    Row("holdfast_batch_seconds", "histogram", {"topic": "schemas/topics.py"}, "time of a batch, from taken to acknowledged, seconds"),
+    Row("holdfast_lag_records", "gauge", {"topic": "schemas/topics.py"}, "records that this process has yet to follow, by topic"),
+    Row("holdfast_assigned_partitions", "gauge", {}, "partitions that this process follows"),
+    Row("holdfast_stalled_seconds", "gauge", {}, "time since the watchdog last saw progress while there was lag, seconds"),
+)
+
+_KINDS: dict[str, Callable[..., Any]] = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}
+
+
+def _made(row: Row) -> Any:
+    extra = {"buckets": SECONDS} if row.kind == "histogram" else {}
+    return _KINDS[row.kind](row.name.removesuffix("_total"), row.meaning, tuple(row.labels), registry=REGISTRY, **extra)
+
+
+_BY_NAME: dict[str, Any] = {row.name: _made(row) for row in TABLE}
+
+DECISIONS = _BY_NAME["holdfast_decisions_total"]
+STOPS = _BY_NAME["holdfast_stop_seconds"]
+DEGRADATIONS = _BY_NAME["holdfast_degradations_total"]
+REFUSED = _BY_NAME["holdfast_refused_total"]
+RECORDS = _BY_NAME["holdfast_records_total"]
+TOLD = _BY_NAME["holdfast_told_total"]
+SKIPPED = _BY_NAME["holdfast_skipped_total"]
+DEAD_LETTERS = _BY_NAME["holdfast_dead_letters_total"]
+RETRIES = _BY_NAME["holdfast_retries_total"]
+BATCHES = _BY_NAME["holdfast_batch_seconds"]
+LAG = _BY_NAME["holdfast_lag_records"]
+ASSIGNED = _BY_NAME["holdfast_assigned_partitions"]
+STALLED = _BY_NAME["holdfast_stalled_seconds"]
+
+_STOP: dict[str, Any] = {stop: STOPS.labels(stop) for stop in ("recall", "look", "judge", "hold", "keep", "tell", "total")}
+_OUTCOME: dict[str, Any] = {outcome: DECISIONS.labels(outcome) for outcome in ("approve", "review", "decline", "block")}
+
+
+def observe(stop: str, seconds: float) -> None:
+    """Notes how long one stop of the walk took, seconds."""
+    _STOP[stop].observe(seconds)
+
+
+def decided(outcome: str, degradations: Iterable[str], seconds: float) -> None:
+    """Notes one decision and how long it took in all, seconds."""
+    _OUTCOME[outcome].inc()
+    _STOP["total"].observe(seconds)
+    for kind in degradations:
+        DEGRADATIONS.labels(kind).inc()
+
+
+def table() -> str:
+    """The table of metrics as Markdown, for the README."""
+    lines = ["| metric | kind | labels | meaning |", "| --- | --- | --- | --- |"]
+    lines += [f"| `{row.name}` | {row.kind} | {', '.join(row.labels)} | {row.meaning} |" for row in TABLE]
+    return "\n".join(lines) + "\n"
+
+
+def serve(settings: Settings) -> Callable[[], None]:
+    """Serves the metrics at `metrics_host:metrics_port` if a port is set; returns what ends it."""
+    if not settings.metrics_port:
+        return lambda: None
+    server, thread = start_http_server(settings.metrics_port, settings.metrics_host, REGISTRY)
+
+    def end() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return end
