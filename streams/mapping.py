@@ -17,6 +17,8 @@ A mapping is TOML (all tables but `time`, `amount` and `fields` may be left out)
     [tokens]     card_token = "card_number" ...   # raw values; they become keyed tokens and go no further
     [attributes] basket_size = "items" ...
     [declined]   column = "status"  values = ["51", "05"]
+    [accounts]   account_id = "no"  balance = "balance"  currency_column = "ccy"  (of a file of accounts; amounts in major units)
+                 credit_limit = "limit"  opened_at = "since"  home_country = "country"
     [label]      column = "fraud"  values = ["1"]  kind_column  learned_at_column  delay = "30d"  source = "chargeback"
 
 Rows are numbered from 1, the header is not counted. An empty cell is a value not given. Amounts never pass through a float:
@@ -42,6 +44,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from schemas.account import AccountState
 from schemas.avro import checked
 from schemas.errors import InvalidRecord, SettingsError
 from schemas.identity import derived_id, keyed_token
@@ -136,6 +139,18 @@ class LabelRule(_Table, frozen=True, kw_only=True):
         return int(count) * _UNIT_MS[unit]
 
 
+class AccountsRule(_Table, frozen=True, kw_only=True):
+    """How a file of accounts is written: field and column. Amounts are in major units; other columns are of no interest."""
+
+    account_id: str
+    balance: str
+    currency: str | None = None
+    currency_column: str | None = None
+    credit_limit: str | None = None
+    opened_at: str | None = None
+    home_country: str | None = None
+
+
 class Mapping(_Table, frozen=True, kw_only=True):
     """The whole mapping file. `fields` has a dotted name for what is inside the session."""
 
@@ -149,6 +164,7 @@ class Mapping(_Table, frozen=True, kw_only=True):
     attributes: dict[str, str] = {}
     declined: DeclinedRule | None = None
     label: LabelRule | None = None
+    accounts: AccountsRule | None = None
     csv: CsvRule = CsvRule()
     ignore: tuple[str, ...] = ()
     row_id_prefix: str | None = None
@@ -241,7 +257,7 @@ def _faults_of_meaning(mapping: Mapping) -> list[str]:
 def _faults_of_amounts(mapping: Mapping) -> list[str]:
     """What is wrong with the amounts' currencies."""
     faults = []
-    for name, rule in (("amount", mapping.amount), ("billing", mapping.billing)):
+    for name, rule in (("amount", mapping.amount), ("billing", mapping.billing), ("accounts", mapping.accounts)):
         if rule and (rule.currency is None) == (rule.currency_column is None):
             faults.append(f"[{name}]: needs either currency or currency_column")
         if rule and rule.currency is not None and rule.currency not in EXPONENTS:
@@ -507,6 +523,32 @@ class RowReader:
         )
 
 
+def account_of(record: dict[str, Any], mapping: Mapping, key: TokenKey, as_of_ms: int) -> AccountState:
+    """An account in a row of an accounts file, as of a moment; InvalidRecord names the field."""
+    rule = mapping.accounts
+    assert rule is not None, "asked for only where the mapping has accounts"
+    account = as_text(record[rule.account_id])
+    if account is not None and "account_id" in mapping.tokens:
+        account = keyed_token(key.key, key.key_id, TOKEN_KINDS["account_id"], account)
+    currency = rule.currency or as_text(record[rule.currency_column or ""]) or ""
+    money = AmountRule(column="", currency=currency)
+    balance = as_text(record[rule.balance]) or ""
+    owed = balance.startswith("-")
+    minor = amount_minor(balance.removeprefix("-"), currency, money, "balance_minor")
+    limit = record[rule.credit_limit] if rule.credit_limit else None
+    opened = record[rule.opened_at] if rule.opened_at else None
+    values = {
+        "account_id": account,
+        "currency": currency,
+        "balance_minor": -minor if owed else minor,
+        "credit_limit_minor": 0 if as_text(limit) is None else amount_minor(limit, currency, money, "credit_limit_minor"),
+        "as_of_ms": as_of_ms,
+        "opened_at_ms": None if as_text(opened) is None else moment_ms(opened, mapping.time, "opened_at_ms"),
+        "home_country": as_text(record[rule.home_country]) if rule.home_country else None,
+    }
+    return checked(lambda: msgspec.convert(values, AccountState))
+
+
 # From files to rows.
 
 
@@ -526,6 +568,32 @@ def rows_in(path: Path, mapping: Mapping, key: TokenKey, *, now_ms: int, future_
     columns, cells = read(path, mapping)
     reader = RowReader(mapping, columns, key, now_ms, future_ms_max)
     return (Row(number, row, None, False) if isinstance(row, InvalidRecord) else reader.row(number, row) for number, row in enumerate(cells, 1))
+
+
+def accounts_in(path: Path, mapping: Mapping, key: TokenKey, as_of_ms: int) -> Iterator[AccountState]:
+    """The accounts in a file (CSV or Parquet), as of a moment. SettingsError names the file, the row (from 1) and the field that is wrong."""
+    if mapping.accounts is None:
+        raise SettingsError("the mapping has no [accounts], which a file of accounts needs")
+    wanted = [getattr(mapping.accounts, name) for name in AccountsRule.__struct_fields__ if name != "currency"]
+    for number, record in enumerate(_records(path, mapping.csv), 1):
+        try:
+            yield account_of(record, mapping, key, as_of_ms)
+        except InvalidRecord as fault:
+            raise SettingsError(f"{path}: row {number}: {fault}") from None
+        except KeyError:
+            missing = sorted({name for name in wanted if name is not None} - record.keys())
+            raise SettingsError(f"{path}: has no column {missing[0]!r}, which [accounts] names") from None
+
+
+def _records(path: Path, rule: CsvRule) -> Iterator[dict[str, Any]]:
+    """The records of a file, by column."""
+    if is_parquet(path):
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=BATCH_ROWS):
+                yield from batch.to_pylist()
+        return
+    with path.open(encoding="utf-8-sig" if rule.encoding.lower() in ("utf-8", "utf8") else rule.encoding, newline="") as text:
+        yield from csv.DictReader(text, delimiter=rule.delimiter, quotechar=rule.quote)
 
 
 def rows_count(path: Path, mapping: Mapping) -> int:

@@ -91,6 +91,14 @@ RFD = "refund"
 column = "declined"
 values = ["true"]
 
+[accounts]
+account_id = "account_no"
+balance = "balance"
+currency_column = "ccy"
+credit_limit = "credit_limit"
+opened_at = "opened_at"
+home_country = "home_country"
+
 [label]
 column = "is_fraud"
 values = ["true"]

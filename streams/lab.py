@@ -1,0 +1,410 @@
+"""The risk team's steps: backfill the features of a history, train on them, register what was trained, promote it.
+
+Honesty in time: a row's label counts as known when it was *learned*. Training stands at a cutoff (by default the history's last
+moment), takes rows that are old enough for most labels to have come in (`mature`), and believes of them what was known at the cutoff:
+fraud that nobody had noticed by then is honest in its eyes, as it would have been at that bank on that day.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from features.backfill import backfill as features_of
+from features.catalogue import CATALOGUE, Catalogue
+from features.columns import TransactionColumns, columns_of
+from features.fact import PROFILES
+from features.profile import account_knowledge
+from models import train as training
+from models.policy import SEVERITY, Policy
+from models.registry import Registry, save
+from models.train import HELD_OUT_FROM, Artefact
+from schemas.account import AccountState
+from schemas.decision import Outcome
+from schemas.errors import ArtefactError, InvalidRecord, SettingsError
+from schemas.transaction import Transaction
+from streams.folder import with_kept_secrets
+from streams.mapping import Mapping, Row, TokenKey, accounts_in, mapping_in, rows_in
+from streams.settings import Settings
+from streams.simulate import simulated, written
+
+DAY_MS = 86_400_000
+CHUNK_ROWS = 20_000
+FEATURES_FILE = "features.parquet"
+BAD_ROWS_SAID = 20
+FIRST_CUSTOMERS, FIRST_DAYS, FIRST_FRAUD_RATE, FIRST_SEED = 900, 60, 0.02, 20_260_101
+"""The simulated history of the first model: large enough to learn each kind of fraud, small enough to be ready within seconds."""
+Say = Callable[[str], None]
+Floats = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+
+_BESIDE = [
+    ("transaction_id", pa.string()),
+    ("account_id", pa.string()),
+    ("at_ms", pa.int64()),
+    ("kind", pa.string()),
+    ("declined", pa.bool_()),
+    ("fraud", pa.bool_()),
+    ("fraud_kind", pa.string()),
+    ("learned_at_ms", pa.int64()),
+]
+"""What stands beside the features. `fraud` is null where the file says nothing; `learned_at_ms` is when the label became known."""
+
+
+# Backfill.
+
+
+class Backfilled(NamedTuple):
+    """What a backfill did."""
+
+    rows: int
+    bad_rows: int
+    seconds: float
+    folder: Path
+
+
+@dataclass(frozen=True, eq=False)
+class History:
+    """Good rows in the order in which they arrived: what a backfill reads, and what stands beside the features."""
+
+    columns: TransactionColumns
+    declined: Flags
+    beside: pa.Table
+
+
+def history_of(rows: Iterable[Row], accounts: Iterable[AccountState] = ()) -> History:
+    """The history of these rows, which may have no bad ones among them; what is said of the accounts is known from the start."""
+    parts, beside = [], []
+    for chunk in _chunks(rows):
+        parts.append(columns_of([row.content for row in chunk if isinstance(row.content, Transaction)]))
+        beside.append(_beside(chunk))
+    if not parts:
+        raise SettingsError("no row of the files is a transaction")
+    table = pa.concat_tables(beside)
+    return History(_joined(parts, _known(table["account_id"], accounts)), table["declined"].to_numpy(zero_copy_only=False), table)
+
+
+def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    left = iter(rows)
+    while chunk := list(itertools.islice(left, CHUNK_ROWS)):
+        yield chunk
+
+
+def _joined(parts: Sequence[TransactionColumns], known: dict[str, Floats]) -> TransactionColumns:
+    """One set of columns from several, one after the other."""
+
+    def one(name: str) -> dict[str, Any]:
+        return {key: np.concatenate([getattr(part, name)[key] for part in parts]) for key in getattr(parts[0], name)}
+
+    return TransactionColumns(one("facts"), one("tokens"), one("measures"), known)
+
+
+def _known(account_ids: pa.ChunkedArray, accounts: Iterable[AccountState]) -> dict[str, Floats]:
+    """What profiles say of each row's account, NaN where nothing does."""
+    of_account = {state.account_id: dict(account_knowledge(state)) for state in accounts}
+    codes = account_ids.combine_chunks().dictionary_encode()
+    places, names = codes.indices.to_numpy(), codes.dictionary.to_pylist()
+    nothing: dict[str, float] = {}
+    return {
+        f"account.{column}": np.array([of_account.get(name, nothing).get(column, np.nan) for name in names])[places] for column in PROFILES["account"]
+    }
+
+
+def backfilled(
+    files: Sequence[Path], mapping: Mapping, out: Path, key: TokenKey, *, accounts: Path | None = None, now_ms: int, say: Say
+) -> Backfilled:
+    """Writes `features.parquet` for the rows of the files, taken in the order given: that is the order of arrival.
+
+    Bad rows are said with their number and left out. `accounts` is known from the start. SettingsError if a file does not fit its mapping.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    began, bad = time.perf_counter(), Counter[str]()
+    rows = (row for path in files for row in _without_bad(rows_in(path, mapping, key, now_ms=now_ms), path, bad, say))
+    history = history_of(rows, accounts_in(accounts, mapping, key, 0) if accounts else ())
+    say(f"{history.columns.n} rows read ({history.columns.n / (time.perf_counter() - began):.0f}/s)")
+    vectors = features_of(CATALOGUE, history.columns, history.declined)
+    _write(out, history, vectors, _schema(CATALOGUE, mapping))
+    seconds = time.perf_counter() - began
+    say(f"{len(vectors)} rows have their features ({len(vectors) / seconds:.0f}/s, reading and writing included)")
+    return Backfilled(len(vectors), bad.total(), seconds, out)
+
+
+def _write(out: Path, history: History, vectors: Floats, schema: pa.Schema) -> None:
+    """The file, whole or not at all."""
+    with pq.ParquetWriter(out / f".{FEATURES_FILE}", schema, compression="zstd") as writer:
+        for start in range(0, len(vectors), CHUNK_ROWS):
+            part = [pa.array(np.ascontiguousarray(column)) for column in vectors[start : start + CHUNK_ROWS].T]
+            beside = history.beside.slice(start, CHUNK_ROWS).combine_chunks().columns
+            writer.write_table(pa.Table.from_arrays([*beside, *part], schema=schema))
+    (out / f".{FEATURES_FILE}").replace(out / FEATURES_FILE)
+
+
+def _schema(catalogue: Catalogue, mapping: Mapping) -> pa.Schema:
+    delay_ms = mapping.label.delay_ms if mapping.label else 0
+    about = {"catalogue_id": catalogue.catalogue_id, "label_delay_ms": str(delay_ms)}
+    return pa.schema([*_BESIDE, *((name, pa.float64()) for name in catalogue.names)], metadata=about)
+
+
+def _without_bad(rows: Iterable[Row], path: Path, bad: Counter[str], say: Say) -> Iterator[Row]:
+    """The good rows; the bad ones are counted, and the first ones said."""
+    for row in rows:
+        if isinstance(row.content, InvalidRecord):
+            bad[row.content.field] += 1
+            if bad.total() <= BAD_ROWS_SAID:
+                say(f"{path}: row {row.number}: {row.content}")
+        else:
+            yield row
+
+
+def _beside(rows: Sequence[Row]) -> pa.Table:
+    """What stands beside the features of these rows."""
+    values = [_beside_one(row) for row in rows]
+    return pa.table([pa.array(column, kind) for column, (_, kind) in zip(zip(*values, strict=True), _BESIDE, strict=True)], schema=pa.schema(_BESIDE))
+
+
+def _beside_one(row: Row) -> tuple[Any, ...]:
+    txn, label = row.content, row.label
+    assert not isinstance(txn, InvalidRecord)
+    known = (None, None, None) if label is None else (label.fraud, label.fraud_kind, label.learned_at_ms)
+    return (txn.transaction_id, txn.account_id, txn.at_ms, str(txn.kind), row.declined, *known)
+
+
+def backfill(argv: list[str], settings: Settings) -> int:
+    """`holdfast backfill FILES --map M --out DIR`: Parquet with the features in columns, and the labels beside them."""
+    parser = argparse.ArgumentParser(prog="holdfast backfill", description=(backfill.__doc__ or "").splitlines()[0])
+    parser.add_argument("files", type=Path, nargs="+", help="CSV or Parquet, in the order in which their rows arrived")
+    parser.add_argument("--map", type=Path, required=True, help="the mapping file (TOML)")
+    parser.add_argument("--accounts", type=Path, help="a file of accounts, read by the mapping's [accounts]")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=f"folder for {FEATURES_FILE}")
+    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    args = parser.parse_args(argv)
+    key = TokenKey(settings.token_key.encode(), settings.token_key_id)
+    made = backfilled(args.files, mapping_in(args.map), args.out, key, accounts=args.accounts, now_ms=_now_ms(), say=_say)
+    print(f"{made.rows} rows, {made.bad_rows} bad ones left out, in {made.seconds:.1f} s -> {made.folder / FEATURES_FILE}")
+    if args.json:
+        print(json.dumps({"rows": made.rows, "bad_rows": made.bad_rows, "seconds": made.seconds, "rows_per_s": made.rows / made.seconds}))
+    return 0 if made.rows else 1
+
+
+# Train.
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Rows to learn from, in order of time: vectors, what was believed of them at the cutoff, and which kind it was."""
+
+    vectors: Floats
+    frauds: Flags
+    kinds: npt.NDArray[np.object_]
+    at_ms: npt.NDArray[np.int64]
+    cutoff_ms: int
+
+
+class Caught(NamedTuple):
+    """Of one kind of fraud (or of the honest) among the held-out rows: how many, and the shares that would be stopped or looked at."""
+
+    rows: int
+    blocked: float
+    reviewed_or_blocked: float
+
+
+class Trained(NamedTuple):
+    """An artefact and what it does on the rows that it has not seen, with the policy's rules applied."""
+
+    artefact: Artefact
+    caught: dict[str, Caught]
+
+
+def examples_in(folder: Path, catalogue: Catalogue, cutoff_ms: int | None = None, mature_ms: int | None = None) -> Examples:
+    """The examples in a backfill's folder, as they were known at the cutoff. ArtefactError if they are of another catalogue."""
+    path = folder / FEATURES_FILE
+    if not path.exists():
+        raise SettingsError(f"{path}: there is none; `holdfast backfill` writes it")
+    table = pq.read_table(path)
+    about = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    if about.get("catalogue_id") != catalogue.catalogue_id:
+        raise ArtefactError(f"{path} was made for catalogue {about.get('catalogue_id')}, not for {catalogue.catalogue_id}: backfill again")
+    at_ms = table["at_ms"].to_numpy()
+    cutoff_ms = int(at_ms.max()) if cutoff_ms is None else cutoff_ms
+    mature_ms = int(about["label_delay_ms"]) if mature_ms is None else mature_ms
+    kept = np.flatnonzero((at_ms <= cutoff_ms - mature_ms) & table["fraud"].is_valid().to_numpy())
+    kept = kept[np.argsort(at_ms[kept], kind="stable")]
+    table = table.take(pa.array(kept))
+    known = table["learned_at_ms"].to_numpy() <= cutoff_ms
+    vectors = np.column_stack([table[name].to_numpy() for name in catalogue.names]) if len(kept) else np.empty((0, len(catalogue.names)))
+    kinds = np.array(table["fraud_kind"].to_pylist(), dtype=object)
+    return Examples(vectors, table["fraud"].to_numpy(zero_copy_only=False) & known, kinds, table["at_ms"].to_numpy(), cutoff_ms)
+
+
+def trained(examples: Examples, catalogue: Catalogue, policy: Policy, seed: int) -> Trained:
+    """Trains on the first part of the time and measures on the last. ArtefactError if there is nothing to learn from."""
+    artefact = training.train(examples.vectors, examples.frauds, examples.at_ms, catalogue, policy, seed)
+    held = slice(int(len(examples.vectors) * HELD_OUT_FROM), None)
+    severity = severities(artefact, policy.bound(catalogue.names), examples.vectors[held])
+    kinds = np.where(examples.frauds[held], examples.kinds[held], "honest")
+    return Trained(artefact, {str(kind): _caught(severity[kinds == kind]) for kind in sorted(set(kinds), key=str)})
+
+
+def severities(artefact: Artefact, policy: Policy, vectors: Floats) -> npt.NDArray[np.int64]:
+    """The severity of the outcome that score and rules give each row: what `judge` would say, without accounts."""
+    scores = np.rint(artefact.ensemble.totals(vectors) * 1000)
+    banded = np.where(scores > policy.block_above, SEVERITY[Outcome.BLOCK], np.where(scores > policy.review_above, SEVERITY[Outcome.REVIEW], 0))
+    ruled = [max((SEVERITY[rule.outcome] for rule in policy.fired(vector)), default=0) for vector in vectors]
+    return np.maximum(banded, np.array(ruled, dtype=np.int64))
+
+
+def _caught(severity: npt.NDArray[np.int64]) -> Caught:
+    blocked, looked_at = severity >= SEVERITY[Outcome.BLOCK], severity >= SEVERITY[Outcome.REVIEW]
+    return Caught(len(severity), round(float(blocked.mean()), 4), round(float(looked_at.mean()), 4))
+
+
+def figures_of(made: Trained) -> dict[str, Any]:
+    """The figures of a training, for programs."""
+    artefact = made.artefact
+    return {
+        "rows": artefact.rows,
+        "frauds": artefact.frauds,
+        "held_out": dict(artefact.figures),
+        "held_out_by_kind": {kind: caught._asdict() for kind, caught in made.caught.items()},
+    }
+
+
+def figure_lines(made: Trained) -> list[str]:
+    """The figures of a training, for people."""
+    figures = ", ".join(f"{name} {value:.3f}" for name, value in made.artefact.figures.items() if value is not None)
+    lines = [f"held out (the last fifth of the time): {figures}", f"{'kind':<24}{'rows':>7}{'blocked':>10}{'or reviewed':>13}"]
+    return lines + [f"{kind:<24}{c.rows:>7}{c.blocked:>10.1%}{c.reviewed_or_blocked:>13.1%}" for kind, c in made.caught.items()]
+
+
+def train(argv: list[str], settings: Settings) -> int:
+    """`holdfast train --features DIR --out DIR`: trains the ensemble on backfilled features and says how good it is on later rows."""
+    parser = argparse.ArgumentParser(prog="holdfast train", description=(train.__doc__ or "").splitlines()[0])
+    parser.add_argument("--features", type=Path, required=True, metavar="DIR", help="what `holdfast backfill` wrote")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the artefact, to be registered")
+    parser.add_argument("--cutoff", metavar="ISO8601", help="train as of this moment (default: the history's last)")
+    parser.add_argument("--mature-days", type=float, help="leave out rows younger than this at the cutoff (default: the label's delay)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    args = parser.parse_args(argv)
+    cutoff_ms = None if args.cutoff is None else _moment_ms(args.cutoff)
+    mature_ms = None if args.mature_days is None else int(args.mature_days * DAY_MS)
+    _say("training five members (some tens of seconds for 100,000 rows)")
+    made = trained(examples_in(args.features, CATALOGUE, cutoff_ms, mature_ms), CATALOGUE, _registry(settings).policy(), args.seed)
+    save(made.artefact, args.out)
+    print("\n".join(figure_lines(made)))
+    print(f"artefact in {args.out}: `holdfast register {args.out}` puts it into the registry")
+    if args.json:
+        print(json.dumps(figures_of(made)))
+    return 0
+
+
+# Register, promote, list.
+
+
+def register(argv: list[str], settings: Settings) -> int:
+    """`holdfast register DIR`: checks a trained artefact, signs it and puts it into the registry; prints its id."""
+    parser = argparse.ArgumentParser(prog="holdfast register", description=(register.__doc__ or "").splitlines()[0])
+    parser.add_argument("artefact", type=Path, help="what `holdfast train` wrote")
+    print(_registry(settings).register(parser.parse_args(argv).artefact))
+    return 0
+
+
+def promote(argv: list[str], settings: Settings) -> int:
+    """`holdfast promote MODEL_ID`: makes a registered model the one that decides; running apps take it over within seconds."""
+    parser = argparse.ArgumentParser(prog="holdfast promote", description=(promote.__doc__ or "").splitlines()[0])
+    parser.add_argument("model_id")
+    model_id = parser.parse_args(argv).model_id
+    registry = _registry(settings)
+    if registry.load(model_id).catalogue_id != CATALOGUE.catalogue_id:
+        raise ArtefactError(f"{model_id} was trained on another catalogue than this release has ({CATALOGUE.catalogue_id}): train again")
+    registry.promote(model_id, _now_ms())
+    print(f"{model_id} decides")
+    return 0
+
+
+def models(argv: list[str], settings: Settings) -> int:
+    """`holdfast models`: the registered models, oldest first; `*` marks the one that decides."""
+    parser = argparse.ArgumentParser(prog="holdfast models", description=(models.__doc__ or "").splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    args = parser.parse_args(argv)
+    listed = _registry(settings).models()
+    for model in listed:
+        figures, about = model.card["figures"], model.card["trained"]
+        said = ", ".join(f"{name} {figures[name]:.3f}" for name in ("auc", "average_precision") if figures.get(name) is not None)
+        print(f"{'*' if model.champion else ' '} {model.model_id}  {about['rows']} rows, {about['frauds']} frauds; held out: {said}")
+    if args.json:
+        print(json.dumps({"models": [{"model_id": m.model_id, "champion": m.champion, "figures": m.card["figures"]} for m in listed]}))
+    return 0
+
+
+# All steps in one, for a system that has no model yet.
+
+
+def ensure_champion(settings: Settings, say: Say) -> str:
+    """The id of the model that decides; where there is none for this catalogue, the first one is made by the same steps, and said so.
+
+    Its history is simulated: it gets a system going and finds what the simulator does. A bank trains its own.
+    """
+    registry = _registry(settings)
+    champion = registry.champion_id()
+    if champion is not None and registry.load(champion).catalogue_id == CATALOGUE.catalogue_id:
+        return champion
+    say("no model decides yet: training a first one on simulated history (simulate, backfill, train, register, promote)")
+    place = settings.data_dir / "first_model"
+    made = first_model(place, settings, registry.policy(), say)
+    model_id = registry.register(place / "artefact")
+    registry.promote(model_id, _now_ms())
+    quality = made.artefact.figures
+    say(f"{model_id} decides (held out: AUC {quality['auc'] or 0:.3f}, average precision {quality['average_precision'] or 0:.3f})")
+    return model_id
+
+
+def first_model(place: Path, settings: Settings, policy: Policy, say: Say) -> Trained:
+    """Simulates, backfills and trains in this folder."""
+    rng = np.random.default_rng(FIRST_SEED)
+    history = simulated(rng, customers=FIRST_CUSTOMERS, days=FIRST_DAYS, fraud_rate=FIRST_FRAUD_RATE)
+    written(history, place / "history")
+    say(f"simulated {history.transactions.num_rows} payments of {FIRST_CUSTOMERS} customers")
+    key = TokenKey(settings.token_key.encode(), settings.token_key_id)
+    source, mapping = place / "history", mapping_in(place / "history" / "mapping.toml")
+    backfilled([source / "transactions.parquet"], mapping, place / "features", key, accounts=source / "accounts.parquet", now_ms=_now_ms(), say=say)
+    say("training five members")
+    made = trained(examples_in(place / "features", CATALOGUE), CATALOGUE, policy, seed=1)
+    save(made.artefact, place / "artefact")
+    return made
+
+
+def _registry(settings: Settings) -> Registry:
+    """The registry of these settings, with the key of its data folder."""
+    settings = with_kept_secrets(settings)
+    return Registry(settings.registry_dir, settings.model_key.encode())
+
+
+def _moment_ms(text: str) -> int:
+    from streams.mapping import TimeRule, moment_ms
+
+    try:
+        return moment_ms(text, TimeRule(zone="UTC"), "--cutoff")
+    except InvalidRecord as error:
+        raise SettingsError(str(error)) from None
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

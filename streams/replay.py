@@ -1,0 +1,480 @@
+"""`holdfast replay FILE --map M.toml`: sends a file through the live system and writes one decision row for each row of it.
+
+How a row finds its answer: a decision ends with the bytes of the transaction that it decided, and a dead letter carries the bytes
+that could not be applied; so the row's own bytes are looked for, under the row's account. A row that was decided before (in an
+earlier run, or further up in the file) gets no second decision: when nothing comes any more, the decisions of old are searched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import itertools
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from schemas.avro import decode, encode
+from schemas.dead_letter import DeadLetter
+from schemas.decision import Decision
+from schemas.errors import InvalidRecord, LogUnavailable, SettingsError
+from schemas.label import Label
+from schemas.topics import DEAD_LETTERS, DECISIONS, LABELS, TRANSACTIONS
+from streams.bus import end_offsets, read_topic
+from streams.check import agreed
+from streams.folder import running_settings, with_kept_secrets
+from streams.lab import ensure_champion
+from streams.mapping import Mapping, Row, TokenKey, mapping_in, rows_count, rows_in
+from streams.settings import Settings, librdkafka
+from streams.stack import BrokerName, running, say_on_stderr
+
+FRAME = 5
+WINDOW = 20_000
+"""Rows that are sent and not yet written, at most: what bounds the memory."""
+SEARCH_AFTER_S = 3.0
+EMBEDDED_ROWS_MAX = 5_000
+APPS = ("score", "hold", "ledger", "sar", "archive")
+CONFLICT = "transaction_conflict"
+
+
+class Answer(NamedTuple):
+    """One row of the result. `outcome` is the decision's, `refused` (bad row, `error` names the field), `conflict` or `unanswered`."""
+
+    row: int
+    transaction_id: str | None
+    outcome: str
+    score: int | None = None
+    risk: str | None = None
+    reasons: str = ""
+    hold_id: str | None = None
+    held_minor: int = 0
+    error: str | None = None
+
+
+COLUMNS = Answer._fields
+_TYPES = [pa.int64(), pa.string(), pa.string(), pa.int64(), pa.string(), pa.string(), pa.string(), pa.int64(), pa.string()]
+SCHEMA = pa.schema(list(zip(COLUMNS, _TYPES, strict=True)))
+
+
+class Sent(NamedTuple):
+    """A row under way: its number, its transaction's id, and the transaction's bytes."""
+
+    number: int
+    transaction_id: str
+    content: bytes
+
+
+def refused(row: Row, fault: InvalidRecord) -> Answer:
+    """The answer to a row that is no transaction."""
+    return Answer(row.number, None, "refused", error=f"{fault.code}: {fault.field}: {fault.reason}")
+
+
+def decided(sent: Sent, decision: Decision) -> Answer:
+    """The answer that a decision gives."""
+    reasons = ";".join(reason.code for reason in decision.reasons)
+    risk = None if decision.risk is None else str(decision.risk)
+    return Answer(sent.number, sent.transaction_id, str(decision.outcome), decision.score, risk, reasons, decision.hold_id, decision.held_minor)
+
+
+def not_applied(sent: Sent, letter: DeadLetter) -> Answer:
+    """The answer that a dead letter gives."""
+    outcome = "conflict" if letter.code == CONFLICT else "refused"
+    return Answer(sent.number, sent.transaction_id, outcome, error=f"{letter.code}: {letter.field or 'value'}: {letter.reason}")
+
+
+class Results(Protocol):
+    """Where answers go, in the order of the rows."""
+
+    def write(self, answers: Sequence[Answer]) -> None: ...
+    def close(self) -> None: ...
+
+
+class CsvResults:
+    """Answers as CSV with a header."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w", newline="", encoding="utf-8")
+        self._writer = csv.writer(self._file)
+        self._writer.writerow(COLUMNS)
+
+    def write(self, answers: Sequence[Answer]) -> None:
+        """Adds them; nothing given is an empty cell."""
+        self._writer.writerows(answers)
+
+    def close(self) -> None:
+        """The file is whole."""
+        self._file.close()
+
+
+class ParquetResults:
+    """Answers as Parquet, a row group for each 8,192 at least."""
+
+    def __init__(self, path: Path) -> None:
+        self._writer = pq.ParquetWriter(path, SCHEMA, compression="zstd")
+        self._kept: list[Answer] = []
+
+    def write(self, answers: Sequence[Answer]) -> None:
+        """Adds them."""
+        self._kept += answers
+        if len(self._kept) >= 8192:
+            self._flush()
+
+    def close(self) -> None:
+        """The file is whole."""
+        self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        self._writer.write_table(pa.Table.from_pylist([answer._asdict() for answer in self._kept], SCHEMA))
+        self._kept = []
+
+
+def results_in(path: Path) -> Results:
+    """A writer by the file's ending: `.csv` or `.parquet`."""
+    if path.suffix not in (".csv", ".parquet"):
+        raise SettingsError(f"{path}: the result is written as .csv or .parquet")
+    return ParquetResults(path) if path.suffix == ".parquet" else CsvResults(path)
+
+
+class Desk:
+    """Which rows wait for an answer, and which answers wait for their turn. Pure: it knows no Kafka."""
+
+    def __init__(self, results: Results) -> None:
+        self.outcomes: Counter[str] = Counter()
+        self.written = 0
+        self.waiting = 0
+        self._results = results
+        self._waiting: dict[bytes, list[Sent]] = {}
+        self._answers: dict[int, Answer] = {}
+
+    def expect(self, account: bytes, sent: Sent) -> None:
+        """A row was sent."""
+        self._waiting.setdefault(account, []).append(sent)
+        self.waiting += 1
+
+    def answer(self, answer: Answer) -> None:
+        """A row has its answer."""
+        self._answers[answer.row] = answer
+
+    def on_decision(self, account: bytes | None, value: bytes | None) -> int:
+        """Answers the rows whose transaction this decision ends with; returns how many."""
+        return self._settle(account, lambda sent: value is not None and value.endswith(sent.content), lambda s: _of_decision(s, value))
+
+    def on_dead_letter(self, value: bytes | None) -> int:
+        """Answers the rows whose bytes are in this dead letter; returns how many."""
+        letter = decode(DeadLetter, value)
+        if letter.topic != TRANSACTIONS.name or letter.value is None:
+            return 0
+        content = letter.value[FRAME:]
+        return self._settle(letter.key, lambda sent: sent.content == content, lambda sent: not_applied(sent, letter))
+
+    def _settle(self, account: bytes | None, fits: Callable[[Sent], bool], answer: Callable[[Sent], Answer]) -> int:
+        waiting = self._waiting.get(account or b"")
+        found = [sent for sent in waiting if fits(sent)] if waiting else []
+        if not waiting or not found:
+            return 0
+        left = [sent for sent in waiting if sent not in found]
+        if left:
+            self._waiting[account or b""] = left
+        else:
+            del self._waiting[account or b""]
+        for sent in found:
+            self.answer(answer(sent))
+        self.waiting -= len(found)
+        return len(found)
+
+    def give_up(self) -> int:
+        """Rows that got no answer say so; returns how many."""
+        lost = [sent for waiting in self._waiting.values() for sent in waiting]
+        self._waiting, self.waiting = {}, 0
+        for sent in lost:
+            self.answer(Answer(sent.number, sent.transaction_id, "unanswered", error="the system gave no answer in time"))
+        return len(lost)
+
+    def write(self) -> int:
+        """Writes the answers whose turn it is; returns how many rows are written by now."""
+        ready = []
+        while (answer := self._answers.pop(self.written + 1, None)) is not None:
+            ready.append(answer)
+            self.outcomes[answer.outcome] += 1
+            self.written += 1
+        if ready:
+            self._results.write(ready)
+        return self.written
+
+
+def _of_decision(sent: Sent, value: bytes | None) -> Answer:
+    return decided(sent, decode(Decision, value))
+
+
+class Line:
+    """The way to the system and back: rows go to `transactions`; what is told of them is read from where the topics now end."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._failed: KafkaError | None = None
+        self.old_ends = {partition: end for partition, (_, end) in end_offsets(settings, DECISIONS).items()}
+        letters = end_offsets(settings, DEAD_LETTERS)
+        self._producer = Producer(
+            librdkafka(settings)
+            | {"acks": "all", "enable.idempotence": True, "partitioner": "murmur2_random", "linger.ms": 5, "delivery.timeout.ms": 120_000}
+        )
+        self._consumer = Consumer(
+            librdkafka(settings)
+            | {"group.id": "holdfast-replay", "enable.auto.commit": False, "auto.offset.reset": "earliest", "fetch.wait.max.ms": 50}
+        )
+        places = [TopicPartition(DECISIONS.name, p, end) for p, end in self.old_ends.items()]
+        self._consumer.assign(places + [TopicPartition(DEAD_LETTERS.name, p, end) for p, (_, end) in letters.items()])
+
+    def send(self, topic: str, key: bytes, value: bytes) -> None:
+        """Sends a record; waits while the producer's queue is full. LogUnavailable if one before it did not arrive."""
+        while True:
+            if self._failed is not None:
+                raise LogUnavailable(f"the file could not be sent: {self._failed.str()}")
+            try:
+                self._producer.produce(topic, value, key, on_delivery=self._delivered)
+                return
+            except BufferError:
+                self._producer.poll(0.1)
+
+    def _delivered(self, error: KafkaError | None, _: object) -> None:
+        self._failed = error or self._failed
+
+    def flush(self) -> None:
+        """Returns when all that was sent has arrived. LogUnavailable if some did not."""
+        self._producer.flush(120)
+        if self._failed is not None:
+            raise LogUnavailable(f"the file could not be sent: {self._failed.str()}")
+
+    def listen(self, timeout_s: float) -> list[tuple[str, bytes | None, bytes | None]]:
+        """What was told since: topic, key and value of each record."""
+        self._producer.poll(0)
+        told = []
+        for message in self._consumer.consume(1000, timeout_s):
+            if (error := message.error()) is None:
+                told.append((message.topic() or "", message.key(), message.value()))
+            elif not error.retriable() and error.code() != KafkaError._PARTITION_EOF:
+                raise LogUnavailable(error.str())
+        return told
+
+    def of_old(self) -> Iterator[tuple[bytes | None, bytes | None]]:
+        """Key and value of every decision in the log."""
+        for batch in read_topic(self._settings, DECISIONS):
+            for message in batch:
+                yield message.key, message.value
+
+    def close(self) -> None:
+        """Lets go."""
+        self._consumer.close()
+
+
+class Replay:
+    """One file on its way through. `run` returns when each row has its answer, or when none came for `wait_s`."""
+
+    def __init__(self, rows: Iterator[Row], desk: Desk, line: Line, rate: float | None, wait_s: float, said: Callable[[int], None]) -> None:
+        self.sent = 0
+        self.labels: list[tuple[int, Label]] = []
+        self.unlearned = 0
+        self._rows, self._desk, self._line = rows, desk, line
+        self._rate, self._wait_s, self._said = rate, wait_s, said
+        self._began = self._heard = self._searched = time.monotonic()
+        self._more = True
+        self._now_ms = time.time_ns() // 1_000_000
+
+    def run(self) -> None:
+        """Sends, listens and writes until all rows are written."""
+        while self._more or self._desk.waiting:
+            self._send_some()
+            self._listen(0.02 if self._has_room() and self._more else 0.2)
+            self._said(self._desk.write())
+            if self._desk.waiting and not (self._more and self._has_room()):
+                self._look_back()
+        self._line.flush()
+        self._said(self._desk.write())
+
+    def _has_room(self) -> bool:
+        return self.sent - self._desk.written < WINDOW
+
+    def _allowed(self) -> int:
+        """Rows that may go now: a batch, or what the rate allows."""
+        if self._rate is None:
+            return 500
+        return max(0, min(500, int((time.monotonic() - self._began) * self._rate) - self.sent))
+
+    def _send_some(self) -> None:
+        if not (self._more and self._has_room()):
+            return
+        allowed = self._allowed()
+        rows = list(itertools.islice(self._rows, allowed))
+        self._more = len(rows) == allowed
+        self.sent += len(rows)
+        for row in rows:
+            self._send(row)
+
+    def _send(self, row: Row) -> None:
+        if isinstance(row.content, InvalidRecord):
+            self._desk.answer(refused(row, row.content))
+            return
+        value, key = encode(row.content), row.content.account_id.encode()
+        self._desk.expect(key, Sent(row.number, row.content.transaction_id, value[FRAME:]))
+        self._line.send(TRANSACTIONS.name, key, value)
+        if row.label is not None:
+            self._keep(row.label)
+
+    def _keep(self, label: Label) -> None:
+        if label.learned_at_ms <= self._now_ms:
+            self.labels.append((label.learned_at_ms, label))
+        else:
+            self.unlearned += 1
+
+    def _listen(self, timeout_s: float) -> None:
+        answered = 0
+        for topic, key, value in self._line.listen(timeout_s):
+            answered += self._desk.on_decision(key, value) if topic == DECISIONS.name else self._desk.on_dead_letter(value)
+        if answered or (self._more and self._has_room()):
+            self._heard = self._searched = time.monotonic()
+
+    def _look_back(self) -> None:
+        """Nothing comes and nothing can go: searches the decisions of old; gives up when that has not helped for long."""
+        now = time.monotonic()
+        if now - self._searched < SEARCH_AFTER_S:
+            return
+        found = sum(self._desk.on_decision(key, value) for key, value in self._line.of_old())
+        self._searched = time.monotonic()
+        if found:
+            self._heard = self._searched
+        elif now - self._heard > self._wait_s:
+            self._desk.give_up()
+
+    def send_labels(self) -> int:
+        """Sends what is known by now of the rows, in the order in which it was learned; returns how many."""
+        self.labels.sort(key=lambda each: (each[0], each[1].label_id))
+        for _, label in self.labels:
+            self._line.send(LABELS.name, label.account_id.encode(), encode(label))
+        self._line.flush()
+        return len(self.labels)
+
+
+# The command.
+
+
+def _parser(settings: Settings) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="holdfast replay", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("file", type=Path, help="CSV or Parquet")
+    parser.add_argument("--map", type=Path, required=True, help="the mapping file (TOML): which column is which field")
+    parser.add_argument("--out", type=Path, help="where the decision rows go, .csv or .parquet (default: <file>.decisions.csv here)")
+    parser.add_argument(
+        "--kafka", choices=("real", "embedded"), help=f"where a system must be started (default: embedded up to {EMBEDDED_ROWS_MAX} rows)"
+    )
+    parser.add_argument("--data", type=Path, default=settings.data_dir, metavar="DIR", help="folder of the system (default %(default)s)")
+    parser.add_argument("--rate", type=float, metavar="N", help="rows a second at most")
+    parser.add_argument("--wait", type=float, default=60.0, metavar="S", help="give up when no answer came for so long (default %(default)s)")
+    parser.add_argument("--no-labels", action="store_true", help="do not send the labels of the file")
+    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    return parser
+
+
+def replay(argv: list[str], settings: Settings) -> int:
+    """`holdfast replay`: exit status 0 if each row has its answer (and, where it started the system, the books agree)."""
+    args = _parser(settings).parse_args(argv)
+    settings = settings.changed(data_dir=args.data)
+    mapping = mapping_in(args.map)
+    out = args.out or Path(f"{args.file.stem}.decisions.csv")
+    rows_in(args.file, mapping, TokenKey(b"", ""), now_ms=0)  # a file that does not fit is said before anything is started
+    total = rows_count(args.file, mapping)
+    results = results_in(out)
+    there = _reached(settings)
+    if there is not None:
+        figures = _replayed(there, args, mapping, results, total)
+        whole = figures["unanswered"] == 0
+    else:
+        figures, whole = _on_own_system(settings, args, mapping, results, total)
+    print(f"{figures['rows']} rows in {figures['seconds']} s ({figures['rows_per_s']}/s) -> {out}")
+    print("  " + ", ".join(f"{count} {outcome}" for outcome, count in sorted(figures["outcomes"].items())))
+    if args.json:
+        print(json.dumps(figures))
+    return 0 if whole else 1
+
+
+def _reached(settings: Settings) -> Settings | None:
+    """The settings of the system that is there: one that runs in the data folder, or one that the environment names."""
+    there = running_settings(settings)
+    return settings if there is None and "HOLDFAST_KAFKA_BOOTSTRAP" in os.environ else there
+
+
+def _on_own_system(settings: Settings, args: Any, mapping: Mapping, results: Results, total: int) -> tuple[dict[str, Any], bool]:
+    """Starts a system for the run, replays, checks the books, stops it."""
+    kafka: BrokerName = args.kafka or ("embedded" if total <= EMBEDDED_ROWS_MAX else "real")
+    say_on_stderr(
+        f"no system runs in {settings.data_dir}: starting one for this run ({kafka} Kafka; unknown accounts are held without a funds check)"
+    )
+    settings = with_kept_secrets(settings.changed(unknown_account="hold", http_port=0))
+    ensure_champion(settings, say_on_stderr)
+    with running(settings, broker_name=kafka, apps=APPS) as stack:
+        figures = _replayed(stack.settings, args, mapping, results, total)
+        report = agreed(stack.settings, 60.0)
+    print("\n".join(report.lines(10)))
+    return figures | {"books_agree": report.agrees}, report.agrees and figures["unanswered"] == 0
+
+
+def _replayed(settings: Settings, args: Any, mapping: Mapping, results: Results, total: int) -> dict[str, Any]:
+    """Sends the file through the system of these settings; returns the figures of the run."""
+    key = TokenKey(settings.token_key.encode(), settings.token_key_id)
+    rows = rows_in(args.file, mapping, key, now_ms=time.time_ns() // 1_000_000, future_ms_max=settings.future_ms_max)
+    began = time.monotonic()
+    try:
+        with contextlib.closing(Line(settings)) as line, _progress(total) as said:
+            desk = Desk(results)
+            run = Replay(rows, desk, line, args.rate, args.wait, said)
+            run.run()
+            seconds = time.monotonic() - began
+            labels = 0 if args.no_labels else run.send_labels()
+    except KafkaException as error:
+        raise LogUnavailable(str(error)) from error
+    finally:
+        results.close()
+    return {
+        "rows": desk.written,
+        "outcomes": dict(desk.outcomes),
+        "unanswered": desk.outcomes["unanswered"],
+        "seconds": round(seconds, 1),
+        "rows_per_s": round(desk.written / max(seconds, 1e-9)),
+        "labels_sent": labels,
+        "labels_not_yet_learned": run.unlearned,
+    }
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """A bar with rate and time left on a terminal; a line every five seconds elsewhere."""
+    console = Console(stderr=True)
+    began = said_at = time.monotonic()
+    bar = Progress(
+        TextColumn("replay"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}/s"), TimeRemainingColumn(), console=console
+    )
+    task: TaskID = bar.add_task("replay", total=total, rate=0)
+
+    def said(done: int) -> None:
+        nonlocal said_at
+        now = time.monotonic()
+        rate = done / max(now - began, 1e-9)
+        bar.update(task, completed=done, rate=round(rate))
+        if not console.is_terminal and now - said_at > 5.0:
+            said_at = now
+            left_s = (total - done) / rate if rate else 0.0
+            print(f"replay {done}/{total} rows, {rate:.0f}/s, {left_s:.0f} s left", file=sys.stderr, flush=True)
+
+    with bar if console.is_terminal else contextlib.nullcontext():
+        yield said
