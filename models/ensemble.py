@@ -52,8 +52,9 @@ class Ensemble:
 
     def __post_init__(self) -> None:
         """Weights of those present, so that they sum to 1."""
-        heard = [0.0 if m.name in self.absent else m.weight for m in self.members]
-        object.__setattr__(self, "_weights", tuple(w / sum(heard) for w in heard) if sum(heard) > 0 else tuple(heard))
+        heard = tuple(0.0 if m.name in self.absent else m.weight for m in self.members)
+        share = 1.0 if math.isclose(sum(heard), 1.0) else sum(heard) or 1.0
+        object.__setattr__(self, "_weights", tuple(w / share for w in heard))
 
     def without(self, *names: str) -> Ensemble:
         """The ensemble that does not listen to these members; the weights of the others are scaled to sum to 1."""

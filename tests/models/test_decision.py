@@ -1,0 +1,175 @@
+"""Proves that the most severe voice stands, that whatever is not approved has its reasons, and that a missing member is a fact."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from features.catalogue import CATALOGUE
+from models.decision import REASONS_MAX, Verdict, judge, refused
+from models.ensemble import Ensemble
+from models.hold import Refusal
+from models.policy import Policy, policy_from_toml
+from models.registry import default_policy_text
+from models.train import Artefact, train
+from schemas.decision import Outcome, ReasonSource, Risk
+from schemas.transaction import Transaction, TransactionKind
+from tests.models.conftest import a_history
+
+WIDTH = len(CATALOGUE.names)
+POLICY = policy_from_toml(default_policy_text()).bound(CATALOGUE.names)
+VECTORS, TRUTH, _ = a_history(400)
+
+
+def a_transaction(kind: TransactionKind = TransactionKind.CARD_PRESENT, amount_minor: int = 1200) -> Transaction:
+    return Transaction(transaction_id="T", kind=kind, at_ms=0, amount_minor=amount_minor, currency="EUR", account_id="A")
+
+
+def quiet(**values: float) -> np.ndarray:
+    """A vector like any honest one of the history, but for these features (double underscores are dots); no rule fires by itself."""
+    vector = np.full(WIDTH, 0.1)
+    vector[[CATALOGUE.index[f"behavioural.{name}"] for name in ("account_amount_over_limit", "txn_keystroke_dwell_ms")]] = np.nan
+    for name, value in values.items():
+        vector[CATALOGUE.index[name.replace("__", ".")]] = value
+    return vector
+
+
+def judged(ensemble: Ensemble, vector: np.ndarray, policy: Policy = POLICY, degradations: tuple[str, ...] = ()) -> Verdict:
+    return judge(ensemble, policy, CATALOGUE.reason_of, a_transaction(), vector, degradations)
+
+
+@pytest.fixture(scope="module")
+def ensemble(artefact: Artefact) -> Ensemble:
+    return artefact.ensemble
+
+
+@functools.cache
+def any_ensemble() -> Ensemble:
+    """An ensemble for hypothesis, which takes no fixtures that it would have to reset."""
+    return train(*a_history(1500), CATALOGUE, POLICY, seed=7).ensemble
+
+
+NUMBERS = st.one_of(st.just(math.nan), st.floats(0, 6), st.sampled_from([0.0, 1.0, 1e4, 1e6]))
+
+
+@settings(max_examples=200, deadline=None)
+@given(hnp.arrays(np.float64, WIDTH, elements=NUMBERS), st.sampled_from(list(TransactionKind)), st.sampled_from([(), ("memory_stale",)]))
+def test_every_outcome_but_approve_has_one_to_four_specific_reasons(vector: np.ndarray, kind: TransactionKind, missing: tuple[str, ...]) -> None:
+    verdict = judge(any_ensemble(), POLICY, CATALOGUE.reason_of, a_transaction(kind), vector, missing)
+    codes = [r.code for r in verdict.reasons]
+    assert len(codes) == 0 if verdict.outcome is Outcome.APPROVE else 1 <= len(codes) <= REASONS_MAX
+    assert len(set(codes)) == len(codes)
+    assert all(r.value is None or math.isfinite(r.value) for r in verdict.reasons)
+    msgspec.json.encode(verdict)
+
+
+@settings(max_examples=200, deadline=None)
+@given(hnp.arrays(np.float64, WIDTH, elements=NUMBERS))
+def test_the_outcome_is_the_most_severe_of_the_score_and_every_rule(vector: np.ndarray) -> None:
+    verdict = judged(any_ensemble(), vector)
+    assert verdict.score is not None
+    banded = Outcome.BLOCK if verdict.score > 800 else Outcome.REVIEW if verdict.score > 500 else Outcome.APPROVE
+    asked = [banded, *(r.outcome for r in POLICY.fired(vector))]
+    assert verdict.outcome is next(o for o in (Outcome.BLOCK, Outcome.REVIEW, Outcome.APPROVE) if o in asked)
+    assert verdict.risk is (Risk.HIGH if verdict.score > 700 else Risk.MEDIUM if verdict.score > 400 else Risk.LOW)
+
+
+def test_the_score_is_the_weighted_sum_of_what_the_members_said(ensemble: Ensemble) -> None:
+    for vector in VECTORS[:50]:
+        verdict = judged(ensemble, vector)
+        assert [c.weight for c in verdict.contributions] == pytest.approx([0.4, 0.2, 0.15, 0.15, 0.1])
+        assert verdict.score == round(1000 * sum(c.weight * (c.probability or 0) for c in verdict.contributions))
+
+
+def test_a_pure_velocity_attack_is_blocked_by_a_rule(ensemble: Ensemble) -> None:
+    verdict = judged(ensemble, quiet(velocity__card_count_1m=6, velocity__card_count_10m=6))
+    assert verdict.outcome is Outcome.BLOCK
+    assert [(r.code, r.source, r.value) for r in verdict.reasons][:2] == [
+        ("many_card_payments_1m", ReasonSource.RULE, 6.0),
+        ("many_card_payments_10m", ReasonSource.RULE, 6.0),
+    ]
+    assert not verdict.holds
+
+
+def test_impossible_travel_needs_the_card_at_the_terminal(ensemble: Ensemble) -> None:
+    far = {"geographic__card_speed_kmh": 5000.0, "geographic__card_distance_km": 4000.0}
+    assert judged(ensemble, quiet(**far, behavioural__txn_not_present=0)).reasons[0].code == "impossible_travel"
+    assert "impossible_travel" not in [r.code for r in judged(ensemble, quiet(**far, behavioural__txn_not_present=1)).reasons if r.source == "rule"]
+
+
+def test_a_models_reason_names_a_value_that_is_unusual_in_the_suspicious_direction(ensemble: Ensemble) -> None:
+    seen = 0
+    for vector in VECTORS[TRUTH]:
+        for reason in judged(ensemble, vector).reasons:
+            if reason.source is ReasonSource.MODEL and reason.value is not None:
+                column = CATALOGUE.index[reason.feature or ""]
+                low = CATALOGUE.rows[column].suspicious == "low"
+                assert (reason.value < ensemble.usual[column]) if low else (reason.value > ensemble.usual[column])
+                seen += 1
+    assert seen > 5
+
+
+def test_a_debit_is_held_where_it_is_approved_or_reviewed_and_a_credit_never(ensemble: Ensemble) -> None:
+    calm = judged(ensemble, quiet())
+    assert (calm.outcome, calm.debits, calm.holds) == (Outcome.APPROVE, True, True)
+    credit = judge(ensemble, POLICY, CATALOGUE.reason_of, a_transaction(TransactionKind.REFUND), quiet())
+    assert (credit.debits, credit.holds) == (False, False)
+    nothing = judge(ensemble, POLICY, CATALOGUE.reason_of, a_transaction(amount_minor=0), quiet())
+    assert (nothing.debits, nothing.holds) == (True, False), "an account verification holds nothing"
+
+
+def test_an_account_that_cannot_pay_is_declined_for_its_own_reason(ensemble: Ensemble) -> None:
+    reviewed = judged(ensemble, quiet(velocity__card_count_10m=5))
+    assert reviewed.outcome is Outcome.REVIEW
+    declined = refused(reviewed, Refusal.INSUFFICIENT_FUNDS)
+    assert (declined.outcome, declined.holds) == (Outcome.DECLINE, False)
+    assert [(r.code, r.source) for r in declined.reasons] == [
+        ("insufficient_funds", ReasonSource.ACCOUNT),
+        ("many_card_payments_10m", ReasonSource.RULE),
+    ]
+    blocked = judged(ensemble, quiet(velocity__card_count_1m=9))
+    assert refused(blocked, Refusal.ACCOUNT_FROZEN) is blocked
+
+
+def test_a_member_without_a_voice_is_left_out_and_the_others_speak_for_it(ensemble: Ensemble) -> None:
+    verdict = judged(ensemble.without("device"), quiet())
+    whole = judged(ensemble, quiet())
+    assert verdict.degradations == ("member_missing:device",)
+    assert sum(c.weight for c in verdict.contributions) == pytest.approx(1)
+    said = {c.member: c for c in verdict.contributions}
+    assert (said["device"].weight, said["device"].probability) == (0.0, None)
+    assert said["learned"].weight == pytest.approx(0.40 / 0.85)
+    assert said["learned"].probability == {c.member: c.probability for c in whole.contributions}["learned"]
+    assert verdict.outcome is Outcome.APPROVE
+
+
+def test_a_broken_member_is_left_out_like_a_missing_one(ensemble: Ensemble) -> None:
+    baselines = ensemble.forest.baselines.copy()
+    baselines[0] = np.nan
+    broken = dataclasses.replace(ensemble, forest=ensemble.forest._replace(baselines=baselines))
+    verdict = judged(broken, VECTORS[0])
+    assert verdict.degradations == ("member_missing:learned",)
+    assert verdict.outcome is Outcome.REVIEW, "the policy does not approve without the learned member"
+    assert verdict.reasons[-1] == msgspec.structs.replace(verdict.reasons[-1], code="member_missing", source=ReasonSource.DEGRADED)
+
+
+def test_without_any_member_the_rules_still_speak_and_nothing_is_approved(ensemble: Ensemble) -> None:
+    deaf = ensemble.without(*(m.name for m in ensemble.members))
+    verdict = judged(deaf, quiet())
+    assert (verdict.score, verdict.risk, verdict.outcome) == (None, None, Outcome.REVIEW)
+    assert [r.code for r in verdict.reasons] == ["score_missing"]
+    assert judged(deaf, quiet(velocity__card_count_1m=9)).outcome is Outcome.BLOCK
+
+
+def test_what_was_missing_before_the_judgement_is_kept_and_judged(ensemble: Ensemble) -> None:
+    verdict = judged(ensemble, quiet(), degradations=("profile_missing",))
+    assert (verdict.outcome, verdict.degradations) == (Outcome.REVIEW, ("profile_missing",))
+    assert [(r.code, r.source) for r in verdict.reasons] == [("profile_missing", ReasonSource.DEGRADED)]

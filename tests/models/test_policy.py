@@ -1,0 +1,145 @@
+"""Proves that the policy file is read row by row, that its mistakes are named, and that its rules fire as they read."""
+
+from __future__ import annotations
+
+import math
+from decimal import Decimal
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from features.catalogue import CATALOGUE
+from models.policy import Comparison, Policy, hold_lifetime_ms, policy_from_toml
+from models.registry import default_policy_text
+from schemas.decision import Outcome
+from schemas.errors import SettingsError
+from schemas.transaction import Transaction, TransactionKind
+
+DAY_MS = 86_400_000
+TEXT = default_policy_text()
+
+
+def with_rules(*rows: str) -> str:
+    """The default policy's text with other rules."""
+    start, end = TEXT.index("rules = ["), TEXT.index("\n]\n") + 3
+    return TEXT[:start] + "rules = [" + ",\n".join(rows) + "]\n" + TEXT[end:]
+
+
+def row(feature: str = "a", comparison: str = "at_least", value: float = 3, outcome: str = "review", more: str = "") -> str:
+    return f'{{ feature = "{feature}", comparison = "{comparison}", value = {value}, outcome = "{outcome}", reason = "r_{feature}" {more} }}'
+
+
+def test_the_default_policy_has_the_numbers_of_the_field() -> None:
+    policy = policy_from_toml(TEXT)
+    assert (policy.review_above, policy.block_above, policy.medium_above, policy.high_above) == (500, 800, 400, 700)
+    assert policy.weights == {"learned": 0.40, "behavioural": 0.20, "device": 0.15, "geographic": 0.15, "velocity": 0.10}
+    assert policy.policy_id.startswith("pol_")
+
+
+def test_the_default_policys_rules_read_features_of_the_catalogue() -> None:
+    assert policy_from_toml(TEXT).bound(CATALOGUE.names).plan is not None
+
+
+def test_a_rule_of_a_feature_that_no_row_computes_is_refused_by_name() -> None:
+    with pytest.raises(SettingsError, match=r"rules\[2\].*'zeal'"):
+        policy_from_toml(with_rules(row("a"), row("zeal"))).bound(["a"])
+
+
+def test_other_numbers_are_another_policy() -> None:
+    assert policy_from_toml(TEXT.replace("review_above = 0.50", "review_above = 0.51")).policy_id != policy_from_toml(TEXT).policy_id
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("review_above = 0.50", "review_abov = 0.50", "policy.score.review_above"),
+        ("review_above = 0.50", "review_above = 50", "policy.score.review_above"),
+        ("review_above = 0.50", "review_above = 0.5001", "policy.score.review_above"),
+        ("review_above = 0.50", "review_above = true", "policy.score.review_above"),
+        ("review_above = 0.50", "review_above = 0.50\nextra = 1", "policy.score.extra"),
+        ("review_above = 0.50", "review_above = 0.9", "review_above must not exceed"),
+        ("velocity = 0.10", "velocity = 0.11", "policy.members"),
+        ("recurring = 5", "recuring = 5", "policy.hold.days_by_kind.recuring"),
+        ('"4411" = 30', '"441" = 30', "policy.hold.days_by_mcc.441"),
+        ("ZAR = 0.055", "ZZZ = 1", "policy.sar.usd_per_unit.ZZZ"),
+        ('otherwise = "review"', 'otherwise = "maybe"', "policy.degraded.otherwise"),
+        ("2026-01-01T00:00:00Z", "2026-01-01T00:00:00", "policy.effective_from"),
+        ('name = "default"', 'name = "default', "policy:"),
+        ('outcome = "block"', 'outcome = "decline"', r"policy.rules\[1\].outcome"),
+        ("value = 5,", 'value = "5",', r"policy.rules\[1\].value"),
+        ('comparison = "at_least"', 'comparison = ">="', r"policy.rules\[1\].comparison"),
+    ],
+)
+def test_a_mistake_in_the_file_is_named(old: str, new: str, named: str) -> None:
+    assert old in TEXT
+    with pytest.raises(SettingsError, match=named):
+        policy_from_toml(TEXT.replace(old, new, 1))
+
+
+ORACLE = {
+    Comparison.ABOVE: lambda given, value: given > value,
+    Comparison.AT_LEAST: lambda given, value: given >= value,
+    Comparison.BELOW: lambda given, value: given < value,
+    Comparison.AT_MOST: lambda given, value: given <= value,
+    Comparison.EQUALS: lambda given, value: given == value,
+}
+SMALL = st.sampled_from([-1.0, 0.0, 1.0, 2.0])
+CONDITIONS = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(list(Comparison)), SMALL), min_size=1, max_size=3)
+Drawn = list[tuple[list[tuple[str, Comparison, float]], str]]
+
+
+@given(
+    st.lists(st.tuples(CONDITIONS, st.sampled_from(["review", "block"])), min_size=1, max_size=5),
+    st.lists(st.one_of(SMALL, st.just(math.nan)), min_size=3, max_size=3),
+)
+def test_rules_fire_exactly_where_all_their_conditions_hold(rules: Drawn, values: list[float]) -> None:
+    rows = []
+    for (first, *rest), outcome in rules:
+        more = ", ".join(f'{{ feature = "{f}", comparison = "{c}", value = {v} }}' for f, c, v in rest)
+        rows.append(row(*first[:2], first[2], outcome, f", and = [{more}]" if rest else ""))
+    policy = policy_from_toml(with_rules(*rows)).bound(["a", "b", "c"])
+    given_values = dict(zip("abc", values, strict=True))
+    wanted = [r for r, (conditions, _) in zip(policy.rules, rules, strict=True) if all(ORACLE[c](given_values[f], v) for f, c, v in conditions)]
+    fired = policy.fired(np.array(values))
+    assert sorted(fired) == sorted(wanted)
+    assert [r.outcome for r in fired] == sorted((r.outcome for r in fired), key=[Outcome.BLOCK, Outcome.REVIEW].index)
+
+
+def test_a_policy_without_rules_is_a_policy() -> None:
+    assert policy_from_toml(with_rules()).bound(["a"]).fired(np.zeros(1)) == ()
+
+
+def txn(kind: TransactionKind, mcc: str | None = None) -> Transaction:
+    return Transaction(transaction_id="T", kind=kind, at_ms=0, amount_minor=1, currency="EUR", account_id="A", mcc=mcc)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mcc", "days"),
+    [
+        (TransactionKind.CARD_PRESENT, None, 7),
+        (TransactionKind.CARD_PRESENT, "5411", 7),
+        (TransactionKind.ECOMMERCE, "5411", 10),
+        (TransactionKind.RECURRING, None, 5),
+        (TransactionKind.ECOMMERCE, "7011", 30),
+        (TransactionKind.CARD_PRESENT, "3351", 30),
+        (TransactionKind.CARD_PRESENT, "3441", 30),
+        (TransactionKind.CARD_PRESENT, "3442", 7),
+    ],
+)
+def test_a_hold_lives_by_merchant_category_then_kind_then_seven_days(policy: Policy, kind: TransactionKind, mcc: str | None, days: int) -> None:
+    assert hold_lifetime_ms(policy, txn(kind, mcc)) == days * DAY_MS
+
+
+def test_dollar_thresholds_are_rounded_up_in_other_currencies(policy: Policy) -> None:
+    assert policy.sar.minor(Decimal(10_000), "USD") == 1_000_000
+    assert policy.sar.minor(Decimal(10_000), "EUR") == 869_566
+    assert policy.sar.minor(Decimal(10_000), "JPY") == 1_492_538
+    assert policy.sar.minor(Decimal(10_000), "KWD") == 3_125_000
+
+
+def test_what_is_missing_has_an_outcome_by_its_whole_name_then_by_its_kind(policy: Policy) -> None:
+    assert policy.outcome_without("member_missing:learned") is Outcome.REVIEW
+    assert policy.outcome_without("member_missing:device") is Outcome.APPROVE
+    assert policy.outcome_without("something_else:device") is Outcome.REVIEW
