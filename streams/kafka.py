@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from confluent_kafka import KafkaException
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
@@ -148,7 +148,10 @@ def answers(node: Node) -> bool:
 
 
 def ensure_topics(settings: Settings, brokers: int, timeout_s: float = 60.0, topics: Sequence[Topic] = TOPICS) -> None:
-    """Waits until `brokers` brokers have joined, then makes the topics of the table that are missing. Unavailable when that does not succeed."""
+    """Makes the topics of the table that are missing, once `brokers` brokers have joined; returns when each partition has a leader that answers.
+
+    Unavailable when that does not succeed in time.
+    """
     admin = AdminClient(librdkafka(settings) | {"log_level": 0})
     deadline = time.monotonic() + timeout_s
     while len(present := _joined(admin)) < brokers:
@@ -162,6 +165,26 @@ def ensure_topics(settings: Settings, brokers: int, timeout_s: float = 60.0, top
             future.result()
     except KafkaException as error:
         raise Unavailable(f"the topics could not be made: {error}") from None
+    _await_leaders(settings, [TopicPartition(topic.name, number) for topic in topics for number in range(topic.partitions)], deadline)
+
+
+def _await_leaders(settings: Settings, places: Sequence[TopicPartition], deadline: float) -> None:
+    asker = Consumer(librdkafka(settings) | {"log_level": 0, "group.id": "holdfast-stack"})
+    try:
+        for place in places:
+            while not _has_leader(asker, place):
+                if time.monotonic() > deadline:
+                    raise Unavailable(f"partition {place.partition} of {place.topic} has no leader that answers")
+                time.sleep(0.05)
+    finally:
+        asker.close()
+
+
+def _has_leader(asker: Consumer, place: TopicPartition) -> bool:
+    try:
+        return asker.get_watermark_offsets(place, timeout=2.0) is not None
+    except KafkaException:
+        return False
 
 
 def _joined(admin: AdminClient) -> list[int]:

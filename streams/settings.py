@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,6 +67,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     # Deciding
     token_key: Annotated[Secret, doc("key of the tokens that stand for card numbers, devices, e-mails, phones")] = ""
     token_key_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9]{1,8}$"), doc("names the key inside each token, so that it can be changed")] = "k1"
+    explain_key: Annotated[Secret, doc("bearer key with which the bank's own people read whole decisions over HTTP; empty: nobody does")] = ""
     model_key: Annotated[Secret, doc("key with which models are signed when registered, and checked when loaded")] = ""
     unknown_account: Annotated[
         Literal["decline", "hold"], doc("an account that nobody described: `decline`, or `hold` without a funds check")
@@ -217,3 +219,11 @@ def librdkafka(settings: Settings) -> dict[str, str | int | float | bool]:
     if settings.kafka_ca_file:
         client["ssl.ca.location"] = settings.kafka_ca_file
     return client
+
+
+def command(argv: list[str], settings: Settings) -> int:
+    """Prints the table of settings. Secrets are never printed; `settings` only proves that what is set now can be read."""
+    parser = argparse.ArgumentParser(prog="holdfast settings", description="The table of settings, as Markdown.")
+    parser.parse_args(argv)
+    print(table(), end="")
+    return 0

@@ -171,13 +171,13 @@ def running(
     apps: Sequence[str] = APPS,
     app_command: AppCommand = run_app,
     say: Say = say_on_stderr,
-    ready_s: float = 180.0,
+    ready_s: float | None = 180.0,
 ) -> Iterator[Stack]:
     """A system in `settings.data_dir`, ready when the block begins and stopped when it ends; data stays on disk for the next one.
 
     `settings.http_port` 0 chooses a free port. Addresses and missing secrets are filled in: use `stack.settings`.
     SettingsError: the folder is in use or holds another kind of system, or the HTTP port is taken. Unavailable: a program is missing, or a
-    part did not become ready (`ready_s` is the apps' time together).
+    part did not become ready (`ready_s` is the apps' time together; None does not wait for them).
     """
     kind: Literal["kafka", "embedded"] = "kafka" if broker_name == "real" else "embedded"
     with folder.owned(settings.data_dir), contextlib.ExitStack() as ending:
@@ -188,7 +188,8 @@ def running(
         stack.start_broker(brokers)
         stack.start_apps(apps, app_command)
         stack.remember()
-        stack.wait_ready((REDIS, *apps), ready_s)
+        if ready_s is not None:
+            stack.wait_ready((REDIS, *apps), ready_s)
         yield stack
 
 
