@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from features.online import Wire
 from schemas.errors import Conflict, MemoryUnavailable
@@ -35,14 +35,14 @@ class Answers:
         (marked,) = await self._wire.send((b"EXISTS", WHOLE))
         return bool(marked)
 
-    def claim(self, transaction_id: str, digest: bytes) -> asyncio.Future[list[object]]:
+    def claim(self, transaction_id: str, digest: bytes) -> asyncio.Future[list[Any]]:
         """Sends, with what else this turn of the loop sends: is Redis whole, and is this id new? See `first`."""
         return self._wire.send(
             (b"EXISTS", WHOLE),
             (b"SET", b"txn:" + transaction_id.encode(), digest, b"NX", b"EX", self._ttl),
         )
 
-    async def first(self, transaction_id: str, digest: bytes, claimed: list[object]) -> Kept | None:
+    async def first(self, transaction_id: str, digest: bytes, claimed: list[Any]) -> Kept | None:
         """The first answer, if there is one. Conflict if the id came with other contents; MemoryUnavailable if Redis forgot."""
         whole, fresh = claimed
         if not whole:
@@ -69,7 +69,7 @@ class Answers:
             raise MemoryUnavailable("the kept answer vanished")
         return Kept(answer[1:], answer[:1] == TOLD)
 
-    def told(self, transaction_id: str) -> asyncio.Future[list[object]]:
+    def told(self, transaction_id: str) -> asyncio.Future[list[Any]]:
         """Notes that the log has the answer; nobody needs to wait for it (a repeat would only tell the same bytes again)."""
         return self._wire.send((b"SETRANGE", b"ans:" + transaction_id.encode(), b"0", TOLD))
 
@@ -106,12 +106,12 @@ class DictAnswers:
         """See `Answers.whole`."""
         return True
 
-    def claim(self, transaction_id: str, digest: bytes) -> asyncio.Future[list[object]]:
+    def claim(self, transaction_id: str, digest: bytes) -> asyncio.Future[list[Any]]:
         """See `Answers.claim`."""
         fresh = b"OK" if self.digests.setdefault(transaction_id, digest) is digest else None
         return _done([1, fresh])
 
-    async def first(self, transaction_id: str, digest: bytes, claimed: list[object]) -> Kept | None:
+    async def first(self, transaction_id: str, digest: bytes, claimed: list[Any]) -> Kept | None:
         """See `Answers.first`."""
         if self.digests[transaction_id] != digest:
             raise Conflict(transaction_id)
@@ -122,7 +122,7 @@ class DictAnswers:
         self.ids[decision_id] = transaction_id
         return self.kept.setdefault(transaction_id, Kept(message, told=False))
 
-    def told(self, transaction_id: str) -> asyncio.Future[list[object]]:
+    def told(self, transaction_id: str) -> asyncio.Future[list[Any]]:
         """See `Answers.told`."""
         self.kept[transaction_id] = Kept(self.kept[transaction_id].message, told=True)
         return _done([1])
@@ -136,7 +136,7 @@ class DictAnswers:
         return self.kept.get(self.ids.get(decision_id, ""))
 
 
-def _done(result: list[object]) -> asyncio.Future[list[object]]:
-    future: asyncio.Future[list[object]] = asyncio.get_running_loop().create_future()
+def _done(result: list[Any]) -> asyncio.Future[list[Any]]:
+    future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
     future.set_result(result)
     return future

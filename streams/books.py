@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from features.online import Wire
 from models.hold import EMPTY, Book, Step
@@ -44,7 +44,7 @@ class Books:
         """Puts the one script in place (after each restart of Redis it is put back when it is missed)."""
         await self._wire.send((b"SCRIPT", b"LOAD", _SWAP))
 
-    def read(self, account_id: str) -> asyncio.Future[list[object]]:
+    def read(self, account_id: str) -> asyncio.Future[list[Any]]:
         """Sends the read of an account's book, to ride along with what else this turn of the loop sends."""
         return self._wire.send((b"GET", b"book:" + account_id.encode()))
 
@@ -103,9 +103,9 @@ class DictBooks:
     def __init__(self) -> None:
         self.books: dict[str, Book] = {}
 
-    def read(self, account_id: str) -> asyncio.Future[list[object]]:
+    def read(self, account_id: str) -> asyncio.Future[list[Any]]:
         """See `Books.read`."""
-        future: asyncio.Future[list[object]] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
         book = self.books.get(account_id)
         future.set_result([None if book is None else book.to_bytes()])
         return future

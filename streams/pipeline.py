@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Container
 from dataclasses import dataclass
 from time import perf_counter
@@ -16,19 +17,20 @@ from models.policy import Policy, hold_lifetime_ms
 from schemas import avro, identity
 from schemas.account import AccountEvent
 from schemas.decision import Decision, Outcome
+from schemas.errors import Unavailable
 from schemas.topics import DECISIONS
 from schemas.transaction import Transaction
-from streams.answers import Answers, Kept
-from streams.books import Books
+from streams.answers import Answers, DictAnswers, Kept
+from streams.books import Books, DictBooks
 from streams.bus import Bus
 
 
 class Memory(Protocol):
     """What decide asks of the features' memory (`features/online.py` on Redis, `features/memory.py` in a test's world)."""
 
-    async def recall(self, txn: Transaction) -> Past: ...
-    async def decline(self, txn: Transaction) -> tuple[int, ...]: ...
-    async def remember_event(self, event: AccountEvent) -> None: ...
+    def recall(self, txn: Transaction) -> Awaitable[Past]: ...
+    def decline(self, txn: Transaction) -> Awaitable[tuple[int, ...]]: ...
+    def remember_event(self, event: AccountEvent) -> Awaitable[tuple[int, ...]]: ...
 
 
 class Origin(NamedTuple):
@@ -50,8 +52,8 @@ class World:
     ensemble: Ensemble
     policy: Policy
     memory: Memory
-    books: Books
-    answers: Answers
+    books: Books | DictBooks
+    answers: Answers | DictAnswers
     bus: Bus
     unknown_account: UnknownAccount
     hold_lease_ms: int
@@ -100,17 +102,21 @@ async def decide(txn: Transaction, world: World, now_ms: int, origin: Origin = H
     return Decided(first.message, decision)
 
 
-async def recall(txn: Transaction, content: bytes, world: World) -> tuple[Past, object, Kept | None]:
+async def recall(txn: Transaction, request: bytes, world: World) -> tuple[Past, bytes | None, Kept | None]:
     """One round trip: remembers the transaction and looks at the past, the account's book, and whether the id is new."""
-    digest = identity.digest(content)
-    claim = world.answers.claim(txn.transaction_id, digest)
-    book = world.books.read(txn.account_id)
-    past = await world.memory.recall(txn)
+    digest = identity.digest(request)
+    claim, book = world.answers.claim(txn.transaction_id, digest), world.books.read(txn.account_id)
+    try:
+        past = await world.memory.recall(txn)
+    except Unavailable:
+        await asyncio.gather(claim, book, return_exceptions=True)  # they failed with it
+        raise
     first = await world.answers.first(txn.transaction_id, digest, await claim)
-    return past, (await book)[0], first
+    (content,) = await book
+    return past, content if isinstance(content, bytes) else None, first
 
 
-async def settle(txn: Transaction, verdict: Verdict, book: object, world: World, now_ms: int) -> tuple[Verdict, OpenHold | None]:
+async def settle(txn: Transaction, verdict: Verdict, book: bytes | None, world: World, now_ms: int) -> tuple[Verdict, OpenHold | None]:
     """The hold, placed in one atomic step, or the verdict that the account's refusal makes of it."""
     if not verdict.holds:
         refusal = standing(Book.from_bytes(book), txn.own_currency, world.unknown_account) if verdict.debits else None

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from features.catalogue import CATALOGUE
 from features.online import RedisMemory, Wire
-from models.hold import FINAL, Book, Step, confirm, post, release, state_known
+from models.hold import EMPTY, FINAL, Book, Step, confirm, post, release, state_known
 from schemas import avro, identity
 from schemas.account import AccountState
 from schemas.decision import Decision
@@ -30,6 +30,7 @@ R = TypeVar("R", bound=Record)
 LOCK = b"rebuilding"
 LOCK_S = b"60"
 POLL_S = 0.2
+BATCH = 500
 
 
 async def ensure_whole(wire: Wire, rebuild: Callable[[], Awaitable[object]]) -> bool:
@@ -62,7 +63,7 @@ class Rebuild:
         ends = end_offsets(self._settings, DECISIONS)
         books: dict[str, Book] = {}
         for _, _, state in self._records(ACCOUNTS, AccountState):
-            books[state.account_id] = state_known(books.get(state.account_id, Book()), state)
+            books[state.account_id] = state_known(books.get(state.account_id, EMPTY), state)
             await self._memory.know_account(state)
         resolved = {event.hold_id: event for _, _, event in self._records(HOLDS, HoldEvent) if event.state in FINAL}
         await self._resolved(resolved)
@@ -89,20 +90,24 @@ class Rebuild:
             seen.add(decision.transaction_id)
             digest = identity.digest(avro.body(decision.transaction))
             kept.append((decision.transaction_id, decision.decision_id, digest, message))
-            self._memory.restore(decision)
-            if decision.hold_id is not None:
-                books[decision.account_id] = held(books.get(decision.account_id, Book()), decision, resolved.get(decision.hold_id))
-                if decision.hold_id not in resolved:
-                    end, due = str(decision.hold_expires_at_ms).encode(), f"{decision.account_id}\x1f{decision.hold_id}".encode()
-                    await self._send((b"ZADD", due_key(partition), end, due))
-            if len(kept) >= 500:
+            await self._held(books, decision, partition, resolved)
+            if len(kept) >= BATCH:
                 await self._answers.restore(kept)
                 kept.clear()
                 await self._send((b"EXPIRE", LOCK, LOCK_S))
-        if kept:
-            await self._answers.restore(kept)
+        await self._answers.restore(kept)
         self.counts["decisions"] = len(seen)
-        self.counts["log rows"] = await self._memory.restored()
+        self.counts["logs"] = await self._memory.restore(
+            (d.transaction, d.positions, d.declined_positions) for _, _, d in self._records(DECISIONS, Decision)
+        )
+
+    async def _held(self, books: dict[str, Book], decision: Decision, partition: int, resolved: dict[str, HoldEvent]) -> None:
+        if decision.hold_id is None:
+            return
+        books[decision.account_id] = held(books.get(decision.account_id, EMPTY), decision, resolved.get(decision.hold_id))
+        if decision.hold_id not in resolved:
+            end, due = str(decision.hold_expires_at_ms).encode(), f"{decision.account_id}\x1f{decision.hold_id}".encode()
+            await self._send((b"ZADD", due_key(partition), end, due))
 
     def _records(self, topic: Topic, kind: type[R]) -> Iterator[tuple[int, bytes, R]]:
         for batch in read_topic(self._settings, topic):
