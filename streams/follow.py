@@ -80,6 +80,8 @@ class Follower:
     """Called before any record of newly assigned places (topic, partition) is applied."""
     settle: Callable[[Any, Mapping[Place, int]], Awaitable[Mapping[Place, int]]] | None = None
     """Gets by place the offset after the last record that is worked off, returns what may be acknowledged of it."""
+    leaving: Callable[[Any], Awaitable[None]] | None = None
+    """Called when partitions are taken away or the process ends, after the last batch and before the last acknowledgement."""
 
 
 class Written(NamedTuple):
@@ -273,7 +275,7 @@ class Harness:
         self.reading.turn.end()
         for lane in self.lanes.values():
             lane.empty()
-        await self._idle(SESSION_S / 2)
+        await self._rest(SESSION_S / 2)
         await app.consumer.commit()
         self.reading.begin(Turn())
 
@@ -310,9 +312,17 @@ class Harness:
                         written.sources.add((record.source_topic, record.source_partition, record.source_offset))
         return written
 
-    async def _idle(self, timeout_s: float) -> None:
-        with suppress(TimeoutError):
+    async def _rest(self, timeout_s: float) -> None:
+        """Waits for the batches under way; if they finish in time, lets the world finish too."""
+        turn = self.reading.turn
+        try:
             await asyncio.wait_for(asyncio.gather(*(lane.idle.wait() for lane in self.lanes.values())), timeout_s)
+            if self._follower.leaving and turn.places:
+                await self._follower.leaving(self._world)
+                for lane in self.lanes.values():
+                    await asyncio.wait_for(self._settle(lane, turn), timeout_s)
+        except (TimeoutError, Unavailable) as error:
+            self._log.warning("work was left unfinished: it will be done again", reason=repr(error))
 
     async def finish(self) -> None:
         """Begins no batch any more, and lets those under way finish."""
@@ -320,7 +330,7 @@ class Harness:
         for task in self._tasks:
             task.cancel()
         if not (self.fault.done() and self.fault.exception()):
-            await self._idle(FINISH_S)
+            await self._rest(FINISH_S)
 
 
 def assembled(harness: Harness, name: str, settings: Settings) -> Any:

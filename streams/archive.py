@@ -1,0 +1,288 @@
+"""The archive app: decisions and labels as Parquet files by day, each record once, even after a crash.
+
+A file holds what one partition said from one offset (in its name) up to another (in its footer), and a partition's files
+follow each other without a gap. A file is whole before its name appears, its name appears before its offsets are acknowledged,
+and no file replaces another: so a restart goes on after the last file, and who was cut off from the group cannot write beside its heir.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import typing
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from features.catalogue import CATALOGUE
+from schemas.decision import Decision
+from schemas.label import Label
+from schemas.record import Record
+from schemas.topics import DECISIONS, LABELS, Topic
+from schemas.transaction import BehaviouralSession, Transaction
+from streams import journal
+from streams.bus import Bus
+from streams.follow import Follower, Source, run_follower
+from streams.lane import Place
+from streams.settings import Settings
+
+ROWS_MAX = 20_000
+AGE_S_MAX = 10.0
+"""A file is written when so many rows wait, or the oldest has waited so long."""
+IDS_MAX = 500_000
+"""Ids of the newest records of a partition, by which a record that came twice is known."""
+NEXT = b"holdfast.next_offset"
+_ARROW: dict[object, pa.DataType] = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_(), bytes: pa.binary()}
+
+Row = tuple[int, Any]
+"""An offset and the record at it."""
+
+
+class Shelf(NamedTuple):
+    """One topic's part of the archive: which field is its id, on which time its day goes, how rows become a table."""
+
+    topic: Topic
+    id_field: str
+    at_field: str
+    table: Callable[[int, list[Row]], pa.Table]
+
+
+@dataclass
+class Waiting:
+    """What one partition said since its last file. `first` is where the next file begins, `next` what it will reach."""
+
+    first: int | None = None
+    next: int = 0
+    rows: list[Row] = field(default_factory=list)
+    ids: dict[str, None] = field(default_factory=dict)
+    since_s: float = 0.0
+
+
+class Archive:
+    """The files under one folder, and what waits to be written into them."""
+
+    def __init__(self, folder: Path, clock_s: Callable[[], float]) -> None:
+        self._folder = folder
+        self._clock_s = clock_s
+        self._waiting: dict[Place, Waiting] = {}
+
+    def open(self, places: Collection[Place]) -> None:
+        """Forgets what waited, and goes on where the files of these places end."""
+        for topic, partition in places:
+            for draft in (self._folder / topic).glob(f"day=*/.part-{partition}-*"):
+                draft.unlink(missing_ok=True)
+        self._waiting = {place: self._resumed(SHELVES[place[0]], place[1]) for place in places}
+
+    def add(self, record: Record, place: Place, offset: int) -> None:
+        """Takes one record, unless it is in the archive."""
+        waiting, shelf = self._waiting[place], SHELVES[place[0]]
+        if waiting.first is None:
+            waiting.first = offset
+        if offset < max(waiting.first, waiting.next):
+            return
+        waiting.next = offset + 1
+        name = getattr(record, shelf.id_field)
+        if name in waiting.ids:
+            return
+        _remember(waiting.ids, [name])
+        if not waiting.rows:
+            waiting.since_s = self._clock_s()
+        waiting.rows.append((offset, record))
+
+    def written(self, done: Mapping[Place, int]) -> dict[Place, int]:
+        """Writes what has waited long enough; the offset after the last record of each place that is safely in the archive."""
+        for place in done:
+            waiting = self._waiting[place]
+            if len(waiting.rows) >= ROWS_MAX or (waiting.rows and self._clock_s() - waiting.since_s >= AGE_S_MAX):
+                self._write(place, waiting)
+        return {place: self._waiting[place].first if self._waiting[place].rows else offset for place, offset in done.items()}  # type: ignore[misc]
+
+    def write_all(self) -> None:
+        """Writes all that waits."""
+        for place, waiting in self._waiting.items():
+            if waiting.rows:
+                self._write(place, waiting)
+
+    def _write(self, place: Place, waiting: Waiting) -> None:
+        """One file for each run of rows of the same day, in order of offset."""
+        shelf, rows = SHELVES[place[0]], waiting.rows
+        runs = [list(run) for _, run in groupby(rows, lambda row: _day(getattr(row[1], shelf.at_field)))]
+        for i, run in enumerate(runs):
+            first = int(waiting.first or 0)
+            after = runs[i + 1][0][0] if i + 1 < len(runs) else waiting.next
+            day = self._folder / shelf.topic.name / f"day={_day(getattr(run[0][1], shelf.at_field))}"
+            table = shelf.table(place[1], run)
+            _put(day / f"part-{place[1]}-{first:015d}.parquet", table.replace_schema_metadata({NEXT: str(after).encode()}))
+            waiting.first = after
+            waiting.rows = waiting.rows[len(run) :]
+        journal.logger().info("archived", topic=place[0], partition=place[1], rows=len(rows), files=len(runs))
+
+    def _resumed(self, shelf: Shelf, partition: int) -> Waiting:
+        files = self._files(shelf.topic.name, partition)
+        if not files:
+            return Waiting()
+        after = int(pq.read_schema(files[-1]).metadata[NEXT])
+        ids: list[str] = []
+        for path in reversed(files):
+            ids = pq.read_table(path, columns=[shelf.id_field], partitioning=None).column(0).to_pylist() + ids
+            if len(ids) >= IDS_MAX:
+                break
+        return Waiting(first=after, next=after, ids=dict.fromkeys(ids[-IDS_MAX:]))
+
+    def _files(self, topic: str, partition: int) -> list[Path]:
+        """A partition's files, in order of their first offset (which has a fixed number of digits)."""
+        return sorted((self._folder / topic).glob(f"day=*/part-{partition}-*.parquet"), key=lambda path: path.name)
+
+
+def _remember(ids: dict[str, None], names: Sequence[str]) -> None:
+    ids.update(dict.fromkeys(names))
+    while len(ids) > IDS_MAX:
+        del ids[next(iter(ids))]
+
+
+def _put(path: Path, table: pa.Table) -> None:
+    """Makes the file appear whole and for good; FileExistsError if another process wrote it, which is then this partition's owner."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with draft.open("wb") as file:
+        pq.write_table(table, file, compression="zstd")
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        os.link(draft, path)
+    finally:
+        draft.unlink()
+    for folder in (path.parent, path.parent.parent):
+        descriptor = os.open(folder, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def _day(at_ms: int) -> str:
+    """The day in UTC."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC).date().isoformat()
+
+
+# How records become tables.
+
+
+def _arrow(annotation: Any) -> pa.DataType:
+    """The Arrow type of a field's annotation: what the wire format calls long, double, string, array and record."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _arrow(typing.get_args(annotation)[0])
+    args = typing.get_args(annotation)
+    if typing.get_origin(annotation) is tuple:
+        return pa.list_(_arrow(args[0]))
+    if args:
+        return _arrow(next(a for a in args if a is not type(None)))
+    if issubclass(annotation, Record):
+        return pa.struct(_types(annotation).items())
+    return _ARROW.get(annotation, pa.string())  # a Word is a string
+
+
+def _types(record: type[Record]) -> dict[str, pa.DataType]:
+    """The Arrow types of a record's fields, by name."""
+    return {name: _arrow(hint) for name, hint in typing.get_type_hints(record, include_extras=True).items()}
+
+
+def _columns(records: Sequence[Any], kind: type[Record], prefix: str = "", without: tuple[str, ...] = ()) -> dict[str, pa.Array]:
+    """A column for each field; what is nested is struct or list."""
+    return {
+        prefix + name: pa.array([msgspec.to_builtins(getattr(r, name), builtin_types=(bytes,)) for r in records], arrow)
+        for name, arrow in _types(kind).items()
+        if name not in without
+    }
+
+
+def _at(partition: int, rows: list[Row]) -> dict[str, pa.Array]:
+    """Where in the log each row is."""
+    return {"log_partition": pa.array([partition] * len(rows), pa.int32()), "log_offset": pa.array([offset for offset, _ in rows], pa.int64())}
+
+
+def decisions_table(partition: int, rows: list[Row]) -> pa.Table:
+    """Decisions as columns: their own fields, each feature by its name, the transaction's fields as `txn_*` and its session's as
+    `txn_session_*`.
+
+    A decision that was made on another catalogue has null features; `vector` keeps the bytes of those decisions only.
+    """
+    decisions: list[Decision] = [record for _, record in rows]
+    columns = _at(partition, rows) | _columns(decisions, Decision, without=("vector", "transaction"))
+    known = [d.catalogue_id == CATALOGUE.catalogue_id and len(d.vector) == 8 * len(CATALOGUE.names) for d in decisions]
+    columns["vector"] = pa.array([None if k else d.vector for k, d in zip(known, decisions, strict=True)], pa.binary())
+    nothing = np.full(len(CATALOGUE.names), np.nan).tobytes()
+    values = np.frombuffer(b"".join(d.vector if k else nothing for k, d in zip(known, decisions, strict=True)), "<f8").reshape(len(rows), -1)
+    unknown = ~np.array(known)
+    for number, name in enumerate(CATALOGUE.names):
+        columns[name] = pa.array(np.ascontiguousarray(values[:, number]), pa.float64(), mask=unknown)
+    transactions = [d.transaction for d in decisions]
+    columns |= _columns(transactions, Transaction, "txn_", without=("session",))
+    sessions = [txn.session or BehaviouralSession() for txn in transactions]
+    return pa.table(columns | _columns(sessions, BehaviouralSession, "txn_session_"))
+
+
+def labels_table(partition: int, rows: list[Row]) -> pa.Table:
+    """Labels as columns, named as their fields."""
+    return pa.table(_at(partition, rows) | _columns([record for _, record in rows], Label))
+
+
+SHELVES: dict[str, Shelf] = {
+    DECISIONS.name: Shelf(DECISIONS, "decision_id", "decided_at_ms", decisions_table),
+    LABELS.name: Shelf(LABELS, "label_id", "learned_at_ms", labels_table),
+}
+
+
+# The app.
+
+
+def on_record(archive: Archive, record: Record, source: Source) -> Sequence[Record]:
+    """Takes it in."""
+    archive.add(record, (source.topic, source.partition), source.offset)
+    return ()
+
+
+async def assigned(archive: Archive, places: frozenset[Place]) -> None:
+    """Goes on where the files end."""
+    archive.open(places)
+
+
+async def settle(archive: Archive, done: Mapping[Place, int]) -> Mapping[Place, int]:
+    """Only what is in a file may be acknowledged."""
+    return archive.written(done)
+
+
+async def leaving(archive: Archive) -> None:
+    """Writes what waits, while the partitions are still ours."""
+    archive.write_all()
+
+
+async def look_again(_: Archive, __: frozenset[int]) -> Sequence[Record]:
+    """Nothing by itself: after it what has waited long enough is written."""
+    return ()
+
+
+APP = Follower(
+    name="archive",
+    reads={DECISIONS: on_record, LABELS: on_record},
+    every=((AGE_S_MAX / 10, look_again),),
+    assigned=assigned,
+    settle=settle,
+    leaving=leaving,
+)
+
+
+async def archive_world(settings: Settings, bus: Bus) -> Archive:
+    """The archive in the folder of the settings."""
+    return Archive(settings.archive_dir, time.monotonic)
+
+
+def run(settings: Settings) -> int:
+    """`holdfast run archive`."""
+    return run_follower(APP, archive_world, settings)

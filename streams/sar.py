@@ -1,0 +1,147 @@
+"""The SAR app: holds each decision against its account's recent movements, and tells the patterns that it completes.
+
+The movements are kept in Redis (`moves:<account>`, a list, the newest last) and can be had again from the log: `moves:whole` says
+that Redis has not forgotten them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from features.online import Wire
+from models.policy import Policy
+from models.registry import Registry
+from models.sar import Movement, candidates, movement_of, window_ms
+from schemas.avro import decode
+from schemas.decision import Decision
+from schemas.errors import HoldfastError, InvalidRecord, MemoryUnavailable
+from schemas.record import Record
+from schemas.topics import DECISIONS, SAR_CANDIDATES
+from streams import journal
+from streams.bus import Bus, read_topic
+from streams.follow import Follower, Source, run_follower
+from streams.settings import Settings
+
+WHOLE = b"moves:whole"
+MOVES_MAX = 1_000
+"""Movements that are kept of an account: the newest."""
+ACCOUNTS_AT_A_TIME = 200
+POLICY_S = 5.0
+
+
+@dataclass(slots=True)
+class SarWorld:
+    """Redis, the policy in force, and how to put Redis back."""
+
+    wire: Wire
+    policy: Policy
+    settings: Settings
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def close(self) -> None:
+        """Lets Redis go."""
+        await self.wire.close()
+
+
+async def on_decision(world: SarWorld, decision: Decision, source: Source) -> Sequence[Record]:
+    """Remembers the movement, looks at those before it, and says which patterns it completes. A repeat says the same."""
+    new = movement_of(decision)
+    if new is None:
+        return ()
+    key = _key(decision.account_id)
+    whole, _, _, _, moves = await world.wire.send(
+        (b"EXISTS", WHOLE),
+        (b"RPUSH", key, new.to_bytes()),
+        (b"LTRIM", key, -MOVES_MAX, -1),
+        (b"PEXPIRE", key, _kept_ms(world)),
+        (b"LRANGE", key, 0, -1),
+    )
+    if not whole:
+        await rebuild(world)
+        raise MemoryUnavailable("Redis had forgotten the movements: they were put back from the log")
+    if not isinstance(moves, list):
+        raise MemoryUnavailable(f"the movements of an account could not be read: {moves}")
+    return candidates(world.policy, _once(map(Movement.from_bytes, moves)), decision, source.topic, source.partition, source.offset)
+
+
+async def rebuild(world: SarWorld) -> None:
+    """Puts the movements of all accounts back from the log of decisions, unless it was done meanwhile."""
+    async with world.turn:
+        (whole,) = await world.wire.send((b"EXISTS", WHOLE))
+        if whole:
+            return
+        moves = await asyncio.to_thread(_movements, world.settings)
+        for some in _in_parts(list(moves.items())):
+            await world.wire.send(*(command for account_id, kept in some for command in _put_back(world, _key(account_id), kept)))
+        await world.wire.send((b"SET", WHOLE, b"1"))
+        journal.logger().info("movements put back from the log", accounts=len(moves))
+
+
+def _in_parts(accounts: list[tuple[str, deque[Movement]]]) -> Iterable[list[tuple[str, deque[Movement]]]]:
+    return (accounts[i : i + ACCOUNTS_AT_A_TIME] for i in range(0, len(accounts), ACCOUNTS_AT_A_TIME))
+
+
+def _put_back(world: SarWorld, key: bytes, kept: Iterable[Movement]) -> tuple[tuple[object, ...], ...]:
+    return (b"DEL", key), (b"RPUSH", key, *(m.to_bytes() for m in kept)), (b"PEXPIRE", key, _kept_ms(world))
+
+
+def _movements(settings: Settings) -> dict[str, deque[Movement]]:
+    """Each account's newest movements, as the log tells them."""
+    moves: dict[str, deque[Movement]] = defaultdict(lambda: deque(maxlen=MOVES_MAX))
+    for batch in read_topic(settings, DECISIONS):
+        for message in batch:
+            try:
+                decision = decode(Decision, message.value)
+            except InvalidRecord:
+                continue
+            if movement := movement_of(decision):
+                moves[decision.account_id].append(movement)
+    return moves
+
+
+def _once(movements: Iterable[Movement]) -> list[Movement]:
+    """Each movement once, where it came first (a redelivered decision appends its movement again)."""
+    first: dict[str, Movement] = {}
+    for movement in movements:
+        first.setdefault(movement.transaction_id, movement)
+    return list(first.values())
+
+
+def _key(account_id: str) -> bytes:
+    return b"moves:" + account_id.encode()
+
+
+def _kept_ms(world: SarWorld) -> int:
+    return 2 * window_ms(world.policy)
+
+
+async def stay_current(world: SarWorld, _: frozenset[int]) -> Sequence[Record]:
+    """Takes over a policy that was promoted."""
+    world.policy = await asyncio.to_thread(_policy, world.settings)
+    return ()
+
+
+def _policy(settings: Settings) -> Policy:
+    return Registry(settings.registry_dir, settings.model_key.encode()).policy()
+
+
+APP = Follower(name="sar", reads={DECISIONS: on_decision}, writes=(SAR_CANDIDATES,), every=((POLICY_S, stay_current),))
+
+
+async def sar_world(settings: Settings, bus: Bus) -> SarWorld:
+    """Redis and the promoted policy of the settings; the movements are there."""
+    wire = await Wire.connect(settings.redis_url, settings.redis_password or None)
+    world = SarWorld(wire, _policy(settings), settings)
+    try:
+        await rebuild(world)
+    except HoldfastError as error:
+        journal.logger().warning("the movements cannot be put back yet", reason=str(error))
+    return world
+
+
+def run(settings: Settings) -> int:
+    """`holdfast run sar`."""
+    return run_follower(APP, sar_world, settings)
