@@ -1,4 +1,4 @@
-"""One small trained ensemble for all proofs of this floor: made by the real training, from vectors that hypothesis could not wait for."""
+"""One small ensemble for all proofs of this floor, made by the real training from drawn vectors."""
 
 from __future__ import annotations
 
