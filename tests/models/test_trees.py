@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.ensemble import HistGradientBoostingClassifier
+from threadpoolctl import threadpool_limits
 
 from models.trees import contributions, flattened, joined, probabilities, probabilities_of_all, sound
 from schemas.errors import ArtefactError
@@ -27,7 +28,7 @@ NUMBERS = st.one_of(st.just(np.nan), st.just(np.inf), st.just(-np.inf), st.float
 @given(hnp.arrays(np.float64, 6, elements=NUMBERS))
 def test_one_row_gives_what_scikit_learn_gives_for_it(vector: np.ndarray) -> None:
     said = probabilities(FOREST, vector)
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), threadpool_limits(limits=1):
         wanted = [_sklearn(e, vector[None, c]) for e, c in zip(ESTIMATORS, COLUMNS, strict=True)]
     assert np.abs(said - wanted).max() <= 1e-12
 
