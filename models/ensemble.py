@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -93,3 +94,19 @@ class Ensemble:
     def contributions(self, scored: Scored, vector: Floats) -> Floats:
         """float64[columns]: how far each column moved the weighted log-odds of the members that were heard, for reasons."""
         return contributions(self.forest, np.array(scored.weights), vector)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Artefact:
+    """What training made: an ensemble without an id yet, and what its card says of how it was made."""
+
+    ensemble: Ensemble
+    rows: int
+    frauds: int
+    from_at_ms: int
+    until_at_ms: int
+    seed: int
+    sklearn_version: str
+    policy_id: str
+    shift: float  # added to every member's log-odds
+    figures: Mapping[str, float | None]  # measured on the held-out rows; None: could not be measured

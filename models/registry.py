@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from models.ensemble import Ensemble, Member
+from models.ensemble import Artefact, Ensemble, Member
 from models.policy import Policy, policy_from_toml
-from models.train import Artefact
 from models.trees import Forest, sound
 from schemas.errors import ArtefactError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # c
 
 from features.catalogue import Catalogue
 from models.ensemble import LEARNED, Ensemble, Member
+from models.ensemble import Artefact as Artefact
 from models.policy import Policy
 from models.trees import Floats, Grown, flattened, joined, probabilities_of_all
 from schemas.errors import ArtefactError
@@ -34,22 +35,6 @@ TREES = {LEARNED: 64}
 TREES_OF_A_FAMILY = 32
 TUNED_FROM, HELD_OUT_FROM = 0.70, 0.80
 """In order of time: the first 70 % grow the trees, the next 10 % set the level of the score, the last 20 % are only measured."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Artefact:
-    """What training made: an ensemble without an id yet, and what its card says of how it was made."""
-
-    ensemble: Ensemble
-    rows: int
-    frauds: int
-    from_at_ms: int
-    until_at_ms: int
-    seed: int
-    sklearn_version: str
-    policy_id: str
-    shift: float  # added to every member's log-odds
-    figures: Mapping[str, float | None]  # measured on the held-out rows; None: could not be measured
 
 
 def train(
