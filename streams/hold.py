@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from features.online import RedisMemory, Wire
+from features.memory import Memory
+from features.online import Wire
 from models.hold import (
     Book,
     OpenHold,
@@ -50,7 +51,7 @@ class HoldWorld:
     wire: Wire
     books: Books
     answers: Answers
-    memory: RedisMemory
+    memory: Memory
     bus: Bus
     clock_ms: Callable[[], int]
     close: Callable[[], Awaitable[None]]

@@ -6,16 +6,16 @@ import asyncio
 from collections.abc import Awaitable, Callable, Container
 from dataclasses import dataclass
 from time import perf_counter
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from features.catalogue import Catalogue
 from features.engine import Look, Past, look
+from features.memory import Memory
 from models.decision import Verdict, judge, refused
 from models.ensemble import Ensemble
 from models.hold import Book, OpenHold, Refusal, UnknownAccount, place, standing
 from models.policy import Policy, hold_lifetime_ms
 from schemas import avro, identity
-from schemas.account import AccountEvent
 from schemas.decision import Decision, Outcome
 from schemas.errors import Unavailable
 from schemas.topics import DECISIONS
@@ -23,14 +23,6 @@ from schemas.transaction import Transaction
 from streams.answers import Answers, DictAnswers, Kept
 from streams.books import Books, DictBooks
 from streams.bus import Bus
-
-
-class Memory(Protocol):
-    """What decide asks of the features' memory (`features/online.py` on Redis, `features/memory.py` in a test's world)."""
-
-    def recall(self, txn: Transaction) -> Awaitable[Past]: ...
-    def decline(self, txn: Transaction) -> Awaitable[tuple[int, ...]]: ...
-    def remember_event(self, event: AccountEvent) -> Awaitable[tuple[int, ...]]: ...
 
 
 class Origin(NamedTuple):

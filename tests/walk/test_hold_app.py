@@ -1,0 +1,234 @@
+"""The life of a hold as the app applies it: confirmed by the log, posted, voided or expired exactly once, whatever comes twice or late."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from features.catalogue import CATALOGUE
+from features.online import RedisMemory, Wire
+from models.hold import Book, UnknownAccount
+from schemas.account import AccountState
+from schemas.avro import decode
+from schemas.decision import Decision
+from schemas.errors import Unavailable
+from schemas.hold import Clearing, ClearingKind, HoldEvent, HoldState
+from schemas.topics import DECISIONS, HOLDS
+from streams.answers import Answers
+from streams.books import Books
+from streams.bus import ListBus
+from streams.follow import Refused, Source
+from streams.hold import HoldWorld, expire_due, on_account, on_clearing, on_decision
+from streams.pipeline import World, decide
+from tests.world import NOON, a_policy, a_transaction, an_ensemble
+
+DAY = 86_400_000
+
+
+class Scene:
+    """A decider and the hold app on one Redis and one log."""
+
+    def __init__(self, wire: Wire) -> None:
+        self.now_ms = NOON
+        self.bus = ListBus()
+        books, answers, memory = Books(wire), Answers(wire, 3600), RedisMemory(wire, CATALOGUE)
+        self.world = World(
+            CATALOGUE, an_ensemble(), a_policy(), memory, books, answers, self.bus, UnknownAccount.DECLINE, 30_000, 300_000, self.clock,
+            lambda stop, seconds: None,
+        )  # fmt: skip
+        self.holds = HoldWorld(wire, books, answers, memory, self.bus, self.clock, memory.close)
+
+    def clock(self) -> int:
+        """The scene's time."""
+        return self.now_ms
+
+    async def know(self, balance_minor: int, as_of_ms: int = 1) -> None:
+        """The bank says the balance."""
+        state = AccountState(account_id="a1", currency="EUR", balance_minor=balance_minor, as_of_ms=as_of_ms)
+        await on_account(self.holds, state, a_source("accounts", 0))
+
+    async def pay(self, transaction_id: str, amount_minor: int, follow: bool = True) -> Decision:
+        """A payment is decided, and the hold app follows."""
+        made = await decide(a_transaction(transaction_id, amount_minor=amount_minor), self.world, self.now_ms)
+        decision = decode(Decision, made.message)
+        if follow:
+            await on_decision(self.holds, decision, a_source("decisions", len(self.bus.told[DECISIONS.name])))
+        return decision
+
+    async def clear(self, transaction_id: str, amount_minor: int, clearing_id: str = "c1") -> Any:
+        """A capture of the amount, or a reversal for 0."""
+        clearing = Clearing(
+            clearing_id=clearing_id,
+            transaction_id=transaction_id,
+            account_id="a1",
+            kind=ClearingKind.CAPTURE if amount_minor else ClearingKind.REVERSAL,
+            amount_minor=amount_minor,
+            currency="EUR",
+            at_ms=self.now_ms,
+        )
+        return await on_clearing(self.holds, clearing, a_source("clearings", 0))
+
+    def states(self) -> list[HoldState]:
+        """What the log says became of holds."""
+        return [decode(HoldEvent, m.value).state for m in self.bus.told[HOLDS.name]]
+
+    async def available(self) -> int:
+        """What the account may spend now."""
+        (content,) = await self.world.books.read("a1")
+        return Book.from_bytes(content).available_minor(self.now_ms)
+
+
+def a_source(topic: str, offset: int) -> Source:
+    """A record's place."""
+    return Source(topic, 0, offset, 0, b"a1", b"", frozenset())
+
+
+@pytest.fixture
+def on_stage(redis_url: str) -> Callable[[Callable[[Scene], Awaitable[None]]], None]:
+    """Runs a scene to its end."""
+
+    def run(play: Callable[[Scene], Awaitable[None]]) -> None:
+        async def main() -> None:
+            wire = await Wire.connect(redis_url)
+            scene = Scene(wire)
+            await play(scene)
+            await scene.holds.close()
+            await wire.close()
+
+        asyncio.run(main())
+
+    return run
+
+
+Stage = Callable[[Callable[[Scene], Awaitable[None]]], None]
+
+
+def test_a_hold_is_confirmed_and_posted_once(on_stage: Stage) -> None:
+    async def play(scene: Scene) -> None:
+        await scene.know(10_000)
+        await scene.pay("t1", 4_000)
+        assert await scene.available() == 6_000
+        assert await scene.clear("t1", 3_000) == ()
+        assert await scene.available() == 7_000, "the rest is returned"
+        assert await scene.clear("t1", 3_000) == (), "the same clearing again is nothing new"
+        again = await scene.clear("t1", 1_000, "c2")
+        assert isinstance(again, Refused)
+        assert again.code == "already_posted"
+        assert scene.states() == [HoldState.CONFIRMED, HoldState.POSTED]
+
+    on_stage(play)
+
+
+def test_a_reversal_returns_the_money(on_stage: Stage) -> None:
+    async def play(scene: Scene) -> None:
+        await scene.know(10_000)
+        await scene.pay("t1", 4_000)
+        await scene.clear("t1", 0)
+        assert await scene.available() == 10_000
+        assert scene.states() == [HoldState.CONFIRMED, HoldState.VOIDED]
+
+    on_stage(play)
+
+
+def test_a_hold_expires_to_the_millisecond(on_stage: Stage) -> None:
+    async def play(scene: Scene) -> None:
+        await scene.know(10_000)
+        end = (await scene.pay("t1", 4_000)).hold_expires_at_ms
+        assert end == NOON + 7 * DAY
+        scene.now_ms = end - 1
+        await expire_due(scene.holds, frozenset({0}))
+        assert scene.states() == [HoldState.CONFIRMED]
+        scene.now_ms = end
+        await expire_due(scene.holds, frozenset({0}))
+        await expire_due(scene.holds, frozenset({0}))
+        assert scene.states() == [HoldState.CONFIRMED, HoldState.EXPIRED]
+        assert await scene.available() == 10_000
+        late = await scene.clear("t1", 4_000)
+        assert isinstance(late, Refused)
+        assert late.code == "already_expired"
+
+    on_stage(play)
+
+
+def test_more_than_was_held_is_refused_and_the_hold_stays(on_stage: Stage) -> None:
+    async def play(scene: Scene) -> None:
+        await scene.know(10_000)
+        await scene.pay("t1", 4_000)
+        more = await scene.clear("t1", 4_001)
+        assert isinstance(more, Refused)
+        assert more.code == "exceeds_hold"
+        assert scene.states() == [HoldState.CONFIRMED]
+
+    on_stage(play)
+
+
+def test_a_clearing_ahead_of_the_log_waits_and_one_for_nothing_is_refused(on_stage: Stage) -> None:
+    async def play(scene: Scene) -> None:
+        await scene.know(10_000)
+        await scene.pay("t1", 4_000, follow=False)
+        with pytest.raises(Unavailable):
+            await scene.clear("t1", 4_000)
+        nothing = await scene.clear("t9", 4_000)
+        assert isinstance(nothing, Refused)
+        assert nothing.code == "unknown_hold"
+
+    on_stage(play)
+
+
+def test_a_crash_before_the_last_event_was_told_tells_it_once_more(on_stage: Stage) -> None:
+    async def play(scene: Scene) -> None:
+        await scene.know(10_000)
+        await scene.pay("t1", 4_000)
+        scene.bus.down = True
+        with pytest.raises(Unavailable):
+            await scene.clear("t1", 4_000)
+        assert scene.states() == [HoldState.CONFIRMED]
+        scene.bus.down = False
+        await scene.clear("t1", 4_000)
+        assert scene.states() == [HoldState.CONFIRMED, HoldState.POSTED]
+        assert await scene.available() == 6_000
+
+    on_stage(play)
+
+
+def test_a_crash_before_an_expiry_was_told_tells_it_once_more(on_stage: Stage) -> None:
+    async def play(scene: Scene) -> None:
+        await scene.know(10_000)
+        await scene.pay("t1", 4_000)
+        scene.now_ms += 8 * DAY
+        scene.bus.down = True
+        with pytest.raises(Unavailable):
+            await expire_due(scene.holds, frozenset({0}))
+        scene.bus.down = False
+        await expire_due(scene.holds, frozenset({0}))
+        assert scene.states() == [HoldState.CONFIRMED, HoldState.EXPIRED]
+
+    on_stage(play)
+
+
+def test_a_lapsed_hold_that_the_log_knows_is_reinstated(on_stage: Stage) -> None:
+    async def play(scene: Scene) -> None:
+        await scene.know(10_000)
+        decision = await scene.pay("t1", 4_000, follow=False)
+        scene.now_ms += 60_000
+        assert await scene.available() == 10_000, "the lease is over"
+        await on_decision(scene.holds, decision, a_source("decisions", 0))
+        assert await scene.available() == 6_000
+
+    on_stage(play)
+
+
+def test_a_decision_followed_again_after_its_hold_was_posted_holds_nothing(on_stage: Stage) -> None:
+    async def play(scene: Scene) -> None:
+        await scene.know(10_000)
+        decision = await scene.pay("t1", 4_000)
+        await scene.clear("t1", 4_000)
+        await on_decision(scene.holds, decision, a_source("decisions", 0))
+        assert await scene.available() == 6_000
+        (content,) = await scene.world.books.read("a1")
+        assert Book.from_bytes(content).holds == ()
+
+    on_stage(play)

@@ -1,0 +1,145 @@
+"""One contract, every store: answers and books in this process and in a real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from features.online import Wire
+from models.hold import EMPTY, Book, Refusal, Step, UnknownAccount, place, state_known
+from schemas.account import AccountState
+from schemas.errors import Conflict, MemoryUnavailable
+from streams.answers import Answers, DictAnswers
+from streams.books import Books, DictBooks
+
+Use = Callable[[Any], Awaitable[None]]
+
+
+@asynccontextmanager
+async def opened(kind: str, url: str) -> Any:
+    """(answers, books, wire) of one kind."""
+    if kind == "dict":
+        yield DictAnswers(), DictBooks(), None
+        return
+    wire = await Wire.connect(url)
+    yield Answers(wire, 3600), Books(wire), wire
+    await wire.close()
+
+
+@pytest.fixture(params=["dict", "redis"])
+def using(request: pytest.FixtureRequest, redis_url: str) -> Callable[[Use], None]:
+    """Runs a test's coroutine with the stores."""
+
+    def run(use: Use) -> None:
+        async def main() -> None:
+            async with opened(request.param, redis_url) as stores:
+                await use(stores)
+
+        asyncio.run(main())
+
+    return run
+
+
+def test_an_id_is_new_once_and_its_first_answer_stands(using: Callable[[Use], None]) -> None:
+    async def use(stores: Any) -> None:
+        answers = stores[0]
+        digest = b"d" * 16
+        assert await answers.first("t", digest, await answers.claim("t", digest)) is None
+        assert await answers.first("t", digest, await answers.claim("t", digest)) is None, "claimed, and not yet answered"
+        assert (await answers.keep("t", "dec_t", b"one")).message == b"one"
+        assert (await answers.keep("t", "dec_t", b"two")).message == b"one"
+        kept = await answers.first("t", digest, await answers.claim("t", digest))
+        assert (kept.message, kept.told) == (b"one", False)
+        await answers.told("t")
+        kept = await answers.first("t", digest, await answers.claim("t", digest))
+        assert (kept.message, kept.told) == (b"one", True)
+        assert (await answers.of_transaction("t")).message == (await answers.of_decision("dec_t")).message == b"one"
+        assert await answers.of_transaction("u") is None
+        assert await answers.of_decision("dec_u") is None
+
+    using(use)
+
+
+def test_another_digest_is_a_conflict(using: Callable[[Use], None]) -> None:
+    async def use(stores: Any) -> None:
+        answers = stores[0]
+        await answers.first("t", b"d" * 16, await answers.claim("t", b"d" * 16))
+        with pytest.raises(Conflict):
+            await answers.first("t", b"e" * 16, await answers.claim("t", b"e" * 16))
+
+    using(use)
+
+
+def a_place(i: int) -> Callable[[Book], Step | Refusal]:
+    """A hold of 10 of the account's money."""
+    return lambda book: place(book, f"h{i}", f"t{i}", 10, "EUR", 1_000, 30_000, 9_000_000, UnknownAccount.DECLINE)
+
+
+def test_concurrent_holds_never_spend_more_than_there_is(using: Callable[[Use], None]) -> None:
+    async def use(stores: Any) -> None:
+        books = stores[1]
+        state = AccountState(account_id="a", currency="EUR", balance_minor=255, as_of_ms=1)
+        await books.change("a", lambda book: state_known(book, state))
+        (seen,) = await books.read("a")
+        steps = await asyncio.gather(*(books.change("a", a_place(i), seen=seen) for i in range(40)))
+        assert sum(isinstance(step, Step) for step in steps) == 25
+        assert {step for step in steps if not isinstance(step, Step)} == {Refusal.INSUFFICIENT_FUNDS}
+        book = Book.from_bytes((await books.read("a"))[0])
+        assert book.available_minor(1_000) == 5
+
+    using(use)
+
+
+def test_a_move_that_changes_nothing_writes_nothing(using: Callable[[Use], None]) -> None:
+    async def use(stores: Any) -> None:
+        books = stores[1]
+        assert await books.change("a", a_place(1)) is Refusal.UNKNOWN_ACCOUNT
+        assert Book.from_bytes((await books.read("a"))[0]) == EMPTY
+
+    using(use)
+
+
+def test_processes_that_race_for_an_account_lose_no_hold(redis_url: str) -> None:
+    async def main() -> None:
+        wires = [await Wire.connect(redis_url) for _ in range(4)]
+        stores = [Books(wire) for wire in wires]
+        state = AccountState(account_id="a", currency="EUR", balance_minor=10_000, as_of_ms=1)
+        await stores[0].change("a", lambda book: state_known(book, state))
+        await asyncio.gather(*(stores[i % 4].change("a", a_place(i)) for i in range(60)))
+        book = Book.from_bytes((await stores[0].read("a"))[0])
+        assert len(book.holds) == 60
+        assert book.available_minor(1_000) == 10_000 - 600
+        for wire in wires:
+            await wire.close()
+
+    asyncio.run(main())
+
+
+def test_a_redis_that_forgot_decides_nothing(redis_url: str) -> None:
+    async def main() -> None:
+        wire = await Wire.connect(redis_url)
+        answers = Answers(wire, 3600)
+        await wire.send((b"FLUSHALL",))
+        with pytest.raises(MemoryUnavailable):
+            await answers.first("t", b"d" * 16, await answers.claim("t", b"d" * 16))
+        assert not await answers.whole()
+        await wire.close()
+
+    asyncio.run(main())
+
+
+def test_the_script_is_put_back_after_redis_lost_it(redis_url: str) -> None:
+    async def main() -> None:
+        wire = await Wire.connect(redis_url)
+        books = Books(wire)
+        state = AccountState(account_id="a", currency="EUR", balance_minor=10, as_of_ms=1)
+        await wire.send((b"SCRIPT", b"FLUSH"))
+        await books.change("a", lambda book: state_known(book, state))
+        assert Book.from_bytes((await books.read("a"))[0]).balance_minor == 10
+        await wire.close()
+
+    asyncio.run(main())
