@@ -227,13 +227,12 @@ class Line:
         self._failed: KafkaError | None = None
         self.old_ends = {partition: end for partition, (_, end) in end_offsets(settings, DECISIONS).items()}
         letters = end_offsets(settings, DEAD_LETTERS)
+        quiet = librdkafka(settings) | {"log_level": 0}  # what goes wrong is raised here, or seen by who waits for answers
         self._producer = Producer(
-            librdkafka(settings)
-            | {"acks": "all", "enable.idempotence": True, "partitioner": "murmur2_random", "linger.ms": 5, "delivery.timeout.ms": 120_000}
+            quiet | {"acks": "all", "enable.idempotence": True, "partitioner": "murmur2_random", "linger.ms": 5, "delivery.timeout.ms": 120_000}
         )
         self._consumer = Consumer(
-            librdkafka(settings)
-            | {"group.id": "holdfast-replay", "enable.auto.commit": False, "auto.offset.reset": "earliest", "fetch.wait.max.ms": 50}
+            quiet | {"group.id": "holdfast-replay", "enable.auto.commit": False, "auto.offset.reset": "earliest", "fetch.wait.max.ms": 50}
         )
         places = [TopicPartition(DECISIONS.name, p, end) for p, end in self.old_ends.items()]
         self._consumer.assign(places + [TopicPartition(DEAD_LETTERS.name, p, end) for p, (_, end) in letters.items()])

@@ -324,7 +324,8 @@ def _attacks(rng: Rng, world: World, fraud: Fraud, rows: int, days: int, past: E
     gaps = _lognormal(rng, fraud.gap_s, 0.5, len(attack)) * SECOND_MS
     elapsed = np.cumsum(gaps) - gaps
     elapsed -= np.repeat(elapsed[np.cumsum(long) - long], long)
-    onset = rng.uniform(0.06, 0.97, count) * days * DAY_MS
+    last = elapsed[np.cumsum(long) - 1]
+    onset = rng.uniform(0.06, 0.99, count) * np.maximum(days * DAY_MS - last, 1.0)
     victim = rng.choice(np.flatnonzero(world.c_ring < 0), count)
     at_ms = (onset[attack] + elapsed).astype(np.int64)
     return Attacks(attack, step, at_ms, victim[attack], past, (long - 1)[attack])
