@@ -130,6 +130,8 @@ def _properties(node: Node, nodes: Sequence[Node]) -> str:
         "share.coordinator.state.topic.min.isr": insync,
         "group.initial.rebalance.delay.ms": 0,
         "log.cleaner.dedupe.buffer.size": 16 << 20,  # of the heap; 128 MB by default
+        "broker.heartbeat.interval.ms": 1000,
+        "broker.session.timeout.ms": 4000,  # a broker that was killed may join again after this; 9 s by default
         "num.network.threads": 2,
         "num.io.threads": 4,
         "num.recovery.threads.per.data.dir": 2,

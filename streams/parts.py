@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from schemas.errors import Unavailable
 
 TETHER = Path(__file__).with_name("tether.py")
@@ -42,7 +44,7 @@ class Part(NamedTuple):
     """A vital part holds what no restart brings back: when it ends, the run is over."""
 
 
-class Seen(NamedTuple):
+class Seen(msgspec.Struct, frozen=True):
     """What is known of a part now. `state`: starting, ready, ended (it will be started again), stopped (on purpose), failed (vital)."""
 
     name: str

@@ -1,0 +1,56 @@
+# Sourced by deploy/demo and deploy/test: makes this checkout's own virtual environment, .venv, from the lock, and only when the lock has changed.
+
+say() { printf '%s %s\n' "$(date +%H:%M:%S)" "$*" >&2; }
+
+fail() {
+    say "$*"
+    exit 1
+}
+
+# as_root COMMAND...: runs it as root where that needs no password; otherwise returns 1.
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; elif sudo -n true 2>/dev/null; then sudo -n "$@"; else return 1; fi
+}
+
+# Prints the Python to use: 3.11, or else one that pyproject.toml allows.
+find_python() {
+    local name
+    for name in python3.11 python3.12 python3.13 python3; do
+        if "$name" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+            command -v "$name"
+            return
+        fi
+    done
+    return 1
+}
+
+# Shows how far pip is, from its output, and leaves the rest in .venv/install.log.
+show_progress() {
+    local line count=0 started=$SECONDS all
+    all=$(grep -c '^[a-z0-9]' deploy/requirements.lock)
+    while IFS= read -r line; do
+        printf '%s\n' "$line" >>.venv/install.log
+        case $line in
+        Collecting*) count=$((count + 1)) ;;
+        Installing*) say "  installing what was fetched ($((SECONDS - started)) s)" ;;
+        esac
+        if [ "${line%% *}" = Collecting ] && [ $((count % 15)) = 0 ]; then say "  $count of about $all packages ($((SECONDS - started)) s)"; fi
+    done
+}
+
+make_environment() {
+    local python started=$SECONDS wanted
+    wanted=$(cat deploy/requirements.lock pyproject.toml | sha256sum)
+    if [ "$(cat .venv/lock 2>/dev/null)" = "$wanted" ] && .venv/bin/python -c '' 2>/dev/null; then return; fi
+    python=$(find_python) || fail "Python 3.11 is missing (Debian and Ubuntu: apt-get install python3.11 python3.11-venv; or https://www.python.org/downloads/)"
+    say "making the virtual environment .venv with $("$python" --version) (900 MB, once)"
+    "$python" -m venv --clear .venv ||
+        fail "$python cannot make a virtual environment (Debian and Ubuntu: apt-get install python3-venv, as the message above says)"
+    : >.venv/install.log
+    .venv/bin/python -m pip install --disable-pip-version-check --require-hashes -r deploy/requirements.lock 2>&1 | show_progress ||
+        { tail -n 20 .venv/install.log >&2; fail "the packages could not be installed; all of pip's output is in .venv/install.log"; }
+    .venv/bin/python -m pip install --disable-pip-version-check --quiet --no-build-isolation --no-deps --editable . >>.venv/install.log 2>&1 ||
+        { tail -n 20 .venv/install.log >&2; fail "Holdfast itself could not be installed; all of pip's output is in .venv/install.log"; }
+    printf '%s\n' "$wanted" >.venv/lock
+    say "the virtual environment is ready ($((SECONDS - started)) s)"
+}
