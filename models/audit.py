@@ -33,7 +33,7 @@ class _Made(NamedTuple):
     currency: str | None
     expires_at_ms: int | None
     origin: tuple[str, int, int]
-    credit: tuple[str, ...]
+    credit: tuple[LedgerTransfer, ...]
 
 
 @dataclass(slots=True)
@@ -73,7 +73,7 @@ class Audit:
             decision.hold_currency,
             decision.hold_expires_at_ms,
             (decision.source_topic, decision.source_partition, decision.source_offset),
-            tuple(t.transfer_id for t in transfer_of_credit(decision)),
+            transfer_of_credit(decision),
         )
 
     def hold_event(self, event: HoldEvent, message: bytes) -> None:
@@ -167,12 +167,16 @@ class Audit:
 
     def _unbooked(self) -> Iterable[Disagreement]:
         events = [*self._confirmed.values(), *self._resolved.values()]
-        due: set[str] = {t.transfer_id for event in events for t in transfers_of_hold(event)}
-        due.update(transfer_id for made in self._made.values() for transfer_id in made.credit)
-        for transfer_id in sorted(due - self._transfers.keys()):
-            yield Disagreement("missing_transfer", transfer_id, "a hold or credit has no such ledger transfer")
-        for transfer_id in sorted(self._transfers.keys() - due):
+        due = {t.transfer_id: t for event in events for t in transfers_of_hold(event)}
+        due |= {t.transfer_id: t for made in self._made.values() for t in made.credit}
+        for transfer_id in sorted(due.keys() - self._transfers.keys()):
+            yield Disagreement("missing_transfer", transfer_id, f"a hold or credit of {due[transfer_id].transaction_id} has no such transfer")
+        for transfer_id in sorted(self._transfers.keys() - due.keys()):
             yield Disagreement("orphan_transfer", transfer_id, f"no hold or credit asks for it ({self._transfers[transfer_id].transaction_id})")
+        for transfer_id in sorted(due.keys() & self._transfers.keys()):
+            asked, made = _moves(due[transfer_id]), _moves(self._transfers[transfer_id])
+            if asked != made:
+                yield Disagreement("transfer_differs", transfer_id, f"is {made}, must be {asked}")
 
     def _leaning(self) -> Iterable[Disagreement]:
         for currency, total in self.sums().items():
@@ -200,3 +204,8 @@ class Audit:
             unknown = [t for t in candidate.transaction_ids if t not in self._made]
             if unknown:
                 yield Disagreement("orphan_candidate", candidate.candidate_id, f"rests on undecided transactions: {', '.join(unknown)}")
+
+
+def _moves(transfer: LedgerTransfer) -> tuple[str, str, int, str, str]:
+    """What a transfer does: from, to, how much, of what, and which step it is."""
+    return transfer.debit_account_id, transfer.credit_account_id, transfer.amount_minor, transfer.currency, str(transfer.phase)

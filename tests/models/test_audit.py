@@ -1,0 +1,174 @@
+"""The audit: books that agree, and each way in which they may not, by name."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from models.audit import Audit
+from models.hold import OpenHold, confirmed_event, resolved_event
+from models.ledger import transfer_of_credit, transfers_of_hold
+from schemas.avro import encode
+from schemas.decision import Decision
+from schemas.hold import HoldEvent, HoldState
+from schemas.ledger import LedgerTransfer
+from schemas.transaction import Transaction, TransactionKind
+from streams.pipeline import Origin
+from tests.world import NOON, a_transaction, a_world
+
+LONG_AFTER = NOON + 40 * 86_400_000
+
+
+class Books:
+    """Three decided payments and a credit with all that follows: one hold open, one posted in part, one voided."""
+
+    def __init__(self) -> None:
+        world = a_world()
+        world.know()
+        self.transactions = [a_transaction(f"t{i}", at_ms=NOON + i) for i in range(3)]
+        self.transactions.append(a_transaction("t3", kind=TransactionKind.REFUND))
+        for offset, txn in enumerate(self.transactions):
+            asyncio.run(world.decide(txn, Origin("transactions", 0, offset)))
+        self.decisions: list[Decision] = world.decisions
+        held = [d for d in self.decisions if d.hold_id]
+        self.holds: list[HoldEvent] = [confirmed_event(d, "decisions", 0, i) for i, d in enumerate(held)]
+        for d, state, posted in ((held[1], HoldState.POSTED, 400), (held[2], HoldState.VOIDED, 0)):
+            end = OpenHold(str(d.hold_id), d.transaction_id, d.held_minor, "EUR", state, 0, int(d.hold_expires_at_ms or 0), posted, NOON + 9)
+            self.holds.append(resolved_event("a1", end, "clearings", 0, 0))
+        self.transfers: list[LedgerTransfer] = [t for e in self.holds for t in transfers_of_hold(e)]
+        self.transfers += [t for d in self.decisions for t in transfer_of_credit(d)]
+        self.dead: list[tuple[str, int, int]] = []
+
+    def audit(self) -> Audit:
+        """All of it, read."""
+        audit = Audit()
+        for offset, txn in enumerate(self.transactions):
+            audit.transaction(txn, 0, offset)
+        for place in self.dead:
+            audit.dead_letter(*place)
+        for d in self.decisions:
+            audit.decision(d, encode(d))
+        for e in self.holds:
+            audit.hold_event(e, encode(e))
+        for t in self.transfers:
+            audit.transfer(t, encode(t))
+        return audit
+
+    def codes(self, now_ms: int = NOON) -> set[str]:
+        """The codes of what is wrong."""
+        return {d.code for d in self.audit().disagreements(now_ms, 0, {0: 0})}
+
+
+def changed(records: list[Decision] | list[HoldEvent] | list[LedgerTransfer], index: int, **changes: object) -> None:
+    """Replaces one record by a changed one."""
+    records[index] = msgspec.structs.replace(records[index], **changes)  # type: ignore[call-overload]
+
+
+def test_whole_books_agree_and_sum_to_zero() -> None:
+    audit = Books().audit()
+    assert audit.disagreements(NOON, 0, {0: 0}) == []
+    assert audit.sums() == {"EUR": 0}
+    assert audit.counts["holds confirmed"] == 3
+    assert sum(abs(v) for v in audit.balances().values()) > 0, "zero, and not because nothing moved"
+
+
+def test_the_same_record_twice_is_a_repeat_and_no_disagreement() -> None:
+    books = Books()
+    books.decisions.append(books.decisions[0])
+    books.holds.append(books.holds[0])
+    assert books.codes() == set()
+    assert books.audit().counts["repeated decisions"] == 1
+
+
+def an_extra_transaction(b: Books) -> None:
+    b.transactions.append(a_transaction("t9"))
+
+
+def no_first_decision(b: Books) -> None:
+    del b.decisions[0]
+
+
+def another_decision_of_one_id(b: Books) -> None:
+    b.decisions.append(msgspec.structs.replace(b.decisions[0], decided_at_ms=1))
+
+
+def another_transaction_at_its_place(b: Books) -> None:
+    b.transactions[0] = a_transaction("t8")
+
+
+def no_confirmation(b: Books) -> None:
+    del b.holds[0]
+
+
+def another_amount_held(b: Books) -> None:
+    changed(b.holds, 0, held_minor=1)
+
+
+def resolved_twice(b: Books) -> None:
+    b.holds.append(msgspec.structs.replace(b.holds[3], state=HoldState.VOIDED, posted_minor=0))
+
+
+def posted_too_much(b: Books) -> None:
+    changed(b.holds, 3, posted_minor=10_000)
+
+
+def no_transfer(b: Books) -> None:
+    del b.transfers[0]
+
+
+def a_transfer_of_another_amount(b: Books) -> None:
+    changed(b.transfers, 0, amount_minor=1)
+
+
+def a_transfer_of_nothing(b: Books) -> None:
+    b.transfers.append(msgspec.structs.replace(b.transfers[0], transfer_id="trf_x"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "codes"),
+    [
+        (an_extra_transaction, {"undecided_transaction"}),
+        (no_first_decision, {"undecided_transaction", "orphan_hold"}),
+        (another_decision_of_one_id, {"two_records_of_one_id"}),
+        (another_transaction_at_its_place, {"undecided_transaction", "orphan_decision"}),
+        (no_confirmation, {"unconfirmed_hold", "orphan_transfer"}),
+        (another_amount_held, {"hold_differs", "transfer_differs"}),
+        (resolved_twice, {"two_records_of_one_id"}),
+        (posted_too_much, {"posted_above_hold", "transfer_differs"}),
+        (no_transfer, {"missing_transfer"}),
+        (a_transfer_of_another_amount, {"transfer_differs"}),
+        (a_transfer_of_nothing, {"orphan_transfer"}),
+    ],
+)
+def test_each_disagreement_is_named(spoil: Callable[[Books], None], codes: set[str]) -> None:
+    books = Books()
+    spoil(books)
+    assert books.codes() == codes
+
+
+def test_a_hold_that_nobody_ended_in_time_is_named() -> None:
+    assert Books().codes(LONG_AFTER) == {"overdue_hold"}
+
+
+def test_a_dead_letter_explains_an_undecided_transaction() -> None:
+    books = Books()
+    books.transactions.append(a_transaction("t9"))
+    books.dead.append(("transactions", 0, 4))
+    assert books.codes() == set()
+
+
+def test_what_aged_away_is_not_missed() -> None:
+    books = Books()
+    audit = books.audit()
+    fresh: list[Transaction] = books.transactions[2:]
+    aged = Audit()
+    for offset, txn in enumerate(fresh, 2):
+        aged.transaction(txn, 0, offset)
+    for d in books.decisions:
+        aged.decision(d, encode(d))
+    codes = {d.code for d in aged.disagreements(NOON, 0, {0: 2})}
+    assert "orphan_decision" not in codes
+    assert audit.disagreements(NOON, 0, {0: 2}) == []
