@@ -8,13 +8,15 @@ import pytest
 
 from streams.settings import Settings
 
+MODEL_KEY = "tests"
+"""The key that signs it."""
+
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A registry with a first model, made by the steps of the risk team."""
-    from streams.lab import first_model
+    from streams.lab import ensure_champion
 
-    data = tmp_path_factory.mktemp("trained")
-    settings = Settings(data_dir=data)
-    first_model(settings)
+    settings = Settings(data_dir=tmp_path_factory.mktemp("trained"), model_key=MODEL_KEY)
+    ensure_champion(settings, lambda text: None)
     return settings.registry_dir

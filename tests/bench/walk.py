@@ -166,12 +166,13 @@ def walk(argv: list[str], settings: Settings) -> int:
     parser.add_argument("--count", type=int, default=60_000, help="transactions in the topic's backlog")
     parser.add_argument("--json", action="store_true", help="end with one JSON object of the figures")
     args = parser.parse_args(argv)
-    from streams.lab import first_model
+    from streams.lab import ensure_champion
 
     figures: dict[str, float] = {}
     with scratch() as folder:
         registry = folder / "registry"
-        first_model(settings.changed(data_dir=folder, registry_dir=registry))
+        settings = settings.changed(model_key="bench", data_dir=folder, registry_dir=registry)
+        ensure_champion(settings, lambda text: print(text, file=sys.stderr))
         figures |= http(settings.changed(data_dir=folder / "http", registry_dir=registry), args.seconds)
         figures |= score(settings.changed(data_dir=folder / "score", registry_dir=registry), args.count)
     holds = (

@@ -23,6 +23,7 @@ from streams.check import Report, agreed
 from streams.settings import Settings
 from streams.stack import APPS, Stack, running
 from tests.bench.walk import transactions
+from tests.conftest import MODEL_KEY
 
 pytestmark = pytest.mark.integration
 
@@ -35,7 +36,7 @@ VICTIMS = (*APPS, "redis")
 def stack(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Iterator[Stack]:
     """All apps on real Kafka and Redis, with a trained model."""
     data = tmp_path_factory.mktemp("kill")
-    settings = Settings(data_dir=data, registry_dir=trained, http_port=0, unknown_account="hold", request_deadline_ms=5_000)
+    settings = Settings(data_dir=data, registry_dir=trained, http_port=0, unknown_account="hold", request_deadline_ms=5_000, model_key=MODEL_KEY)
     with running(settings, broker_name="real") as stack:
         yield stack
 
@@ -98,7 +99,7 @@ class Run:
                 self.answers[txn.transaction_id] = asked(self.stack, txn, 60)
                 if i % 3 == 0:
                     self._clear(txn, i)
-        except BaseException as error:  # a thread's assertion is the test's
+        except BaseException as error:  # noqa: BLE001  a thread's assertion is the test's
             self.errors.append(error)
 
     def _clear(self, txn: Transaction, i: int) -> None:
