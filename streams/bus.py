@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import threading
 from collections import defaultdict, deque
 from collections.abc import Collection, Iterator, Mapping
@@ -17,6 +18,7 @@ from schemas.record import Record
 from schemas.topics import Topic
 from streams.settings import Settings, librdkafka
 
+_LOGGER = logging.getLogger("librdkafka")
 QUERY_S = 10.0
 READ_MAX = 10_000
 GROUP = "holdfast-reader"  # a consumer must name one; nothing is ever committed under it
@@ -96,7 +98,7 @@ class KafkaBus:
             self._lost = True
 
     def _new_producer(self) -> Any:
-        return Producer(self._conf | {"error_cb": self.on_error})
+        return Producer(self._conf | {"error_cb": self.on_error}, logger=_LOGGER)
 
     def _produce(self, topic: Topic, key: str, value: bytes, future: asyncio.Future[None]) -> None:
         try:
@@ -230,7 +232,8 @@ def _reader(settings: Settings) -> Any:
             "enable.partition.eof": True,
             "fetch.wait.max.ms": 50,
             "queued.max.messages.kbytes": 16_384,
-        }
+        },
+        logger=_LOGGER,
     )
 
 

@@ -17,7 +17,7 @@ from streams.bus import Message
 from streams.lane import Lane, Turn
 from streams.settings import Settings
 
-SESSION_S, HEARTBEAT_S, COMMIT_S = 10.0, 2.0, 1.0
+SESSION_S, HEARTBEAT_S, COMMIT_S = 6.0, 1.5, 1.0
 POLL_S, POLL_PRESSED_S = 1.0, 0.02
 
 

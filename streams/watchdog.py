@@ -27,7 +27,7 @@ class Watchdog(threading.Thread):
         self._app = name
         self._reading = reading
         self._limit_s = float(settings.watchdog_s)
-        self._consumer: Any = Consumer(librdkafka(settings) | {"group.id": name, "enable.auto.commit": False})
+        self._consumer: Any = Consumer(librdkafka(settings) | {"group.id": name, "enable.auto.commit": False, "log_level": 0})
         self._over = threading.Event()
         self._turn: Turn | None = None
         self._began: dict[tuple[str, int], int] = {}
