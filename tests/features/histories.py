@@ -31,7 +31,7 @@ class _Choices:
 
     def time(self) -> int:
         """On, one before or one after the edge of a window or of two."""
-        return NOON + self.of(*_SPANS) + self.of(*_SPANS) + int(self.of(0, 1, -1))
+        return NOON + self.of(*_SPANS) + self.of(0, 0, *_SPANS) + int(self.of(0, 0, 1, -1))
 
 
 numbers = st.binary(min_size=8, max_size=8).map(lambda drawn: int.from_bytes(drawn, "little"))

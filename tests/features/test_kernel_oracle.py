@@ -22,7 +22,7 @@ from features.memory import DictMemory
 from schemas.account import AccountEvent
 from schemas.transaction import Transaction
 
-SMALL = Catalogue(CATALOGUE.rows, Cap(rows=4, chunk=2, slack_ms=86_400_000))
+SMALL = Catalogue(CATALOGUE.rows, Cap(rows=4, chunk=2))
 """A log so short that every history reaches its caps."""
 many = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
