@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient
-from confluent_kafka.cimpl import NewTopic
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic  # type: ignore[attr-defined] # exported without saying so
 
 from schemas.errors import Unavailable
 from schemas.topics import TOPICS, Topic
@@ -204,3 +203,23 @@ def new_topic(topic: Topic, settings: Settings) -> NewTopic:
         "min.insync.replicas": str(settings.min_insync),
     }
     return NewTopic(topic.name, num_partitions=topic.partitions, replication_factor=settings.topic_replication, config=config)
+
+
+class Described(NamedTuple):
+    """A topic as it is on the brokers."""
+
+    partitions: int
+    copies: int
+    config: dict[str, str]
+
+
+def describe_topics(settings: Settings) -> dict[str, Described]:
+    """The topics that exist, with the settings that they have. KafkaException when Kafka does not answer."""
+    admin = AdminClient(librdkafka(settings) | {"log_level": 0})
+    topics = admin.list_topics(timeout=ADMIN_S).topics
+    answers = admin.describe_configs([ConfigResource(ConfigResource.Type.TOPIC, name) for name in topics], request_timeout=ADMIN_S)
+    config = {resource.name: {name: entry.value for name, entry in answer.result().items()} for resource, answer in answers.items()}
+    return {
+        name: Described(len(topic.partitions), min(len(partition.replicas) for partition in topic.partitions.values()), config[name])
+        for name, topic in topics.items()
+    }

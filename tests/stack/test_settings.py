@@ -1,0 +1,87 @@
+"""Settings: one table, read from the environment and from secret files; a mistake names its variable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.errors import SettingsError
+from streams.settings import ROWS, Settings, settings_from, table
+
+
+def test_nothing_given_is_the_defaults() -> None:
+    assert settings_from({"PATH": "/bin"}) == Settings()
+
+
+def test_each_setting_has_a_meaning_and_a_line_in_the_table() -> None:
+    lines = table().splitlines()
+    assert len(lines) == len(ROWS) + 2
+    for row, line in zip(ROWS, lines[2:], strict=True):
+        assert row.meaning
+        assert line.startswith(f"| `HOLDFAST_{row.name.upper()}` |")
+        assert ("secret" in line.split("|")[2]) == row.secret
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("HOLDFAST_HTTP_PORT", "eighty"),
+        ("HOLDFAST_HTTP_PORT", "65536"),
+        ("HOLDFAST_HTTP_PORT", ""),
+        ("HOLDFAST_BROKER_KIND", "rabbit"),
+        ("HOLDFAST_REDIS_URL", "localhost"),
+        ("HOLDFAST_REDIS_URL", "redis://user:secret@host:1"),
+        ("HOLDFAST_DATA_DIR", ""),
+        ("HOLDFAST_PRODUCE_TIMEOUT_MS", "0"),
+        ("HOLDFAST_HTPP_PORT", "80"),
+        ("HOLDFAST_HTTP_PORT_FILE", "/etc/hostname"),
+        ("HOLDFAST_TOKEN_KEY_FILE", "/no/such/file"),
+    ],
+)
+def test_a_mistake_names_its_variable(variable: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=variable):
+        settings_from({variable: value})
+
+
+def test_a_mistyped_name_is_told_the_right_one() -> None:
+    with pytest.raises(SettingsError, match=r"did you mean HOLDFAST_HTTP_PORT\?"):
+        settings_from({"HOLDFAST_HTTP_PRT": "80"})
+
+
+def test_a_secret_may_come_from_a_file_without_its_line_break(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(" a key \n")
+    assert settings_from({"HOLDFAST_TOKEN_KEY_FILE": str(tmp_path / "key")}).token_key == " a key "
+
+
+def test_a_secret_given_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("a")
+    with pytest.raises(SettingsError, match="HOLDFAST_TOKEN_KEY: given both"):
+        settings_from({"HOLDFAST_TOKEN_KEY": "a", "HOLDFAST_TOKEN_KEY_FILE": str(tmp_path / "key")})
+
+
+def test_a_secret_is_never_shown() -> None:
+    settings = settings_from({"HOLDFAST_TOKEN_KEY": "hunter2", "HOLDFAST_KAFKA_PASSWORD": "hunter2"})
+    assert "hunter2" not in repr(settings) + str(settings) + table()
+
+
+@given(st.builds(dict, http_port=st.integers(0, 65_535), token_key=st.text(max_size=9), unknown_account=st.sampled_from(("decline", "hold"))))
+def test_a_child_process_gets_the_same_settings(changes: dict[str, object]) -> None:
+    settings = Settings().changed(**changes)
+    assert settings_from(settings.as_environ()) == settings
+
+
+def test_folders_are_absolute_and_move_with_the_data_folder(tmp_path: Path) -> None:
+    settings = Settings(data_dir=Path("here"))
+    assert settings.registry_dir == Path.cwd() / "here" / "registry"
+    assert settings.changed(data_dir=tmp_path).registry_dir == tmp_path / "registry"
+    assert settings.changed(registry_dir=Path("/elsewhere")).changed(data_dir=tmp_path).registry_dir == Path("/elsewhere")
+
+
+def test_a_change_is_checked_like_a_variable() -> None:
+    with pytest.raises(SettingsError, match="HOLDFAST_HTTP_PORT"):
+        Settings().changed(http_port=-1)
+    with pytest.raises(SettingsError, match="no_such"):
+        Settings().changed(no_such=1)

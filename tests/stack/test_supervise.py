@@ -1,0 +1,127 @@
+"""`holdfast up` keeps a system running and stops it cleanly; `holdfast ps` tells about it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from schemas.errors import SettingsError, Unavailable
+from streams.folder import is_owned, running_settings, state_of
+from streams.lag import Lag
+from streams.settings import Settings
+from streams.stack import APPS, running
+from streams.supervise import Progress, grown, ps, up
+from tests.stack.trivial_app import trivial
+from tests.stack.world import comes_true
+
+ROOT = Path(__file__).parents[2]
+
+
+@contextmanager
+def an_embedded_system(settings: Settings) -> Iterator[subprocess.Popen[str]]:
+    """`holdfast up` with the least apps there are, all ready."""
+    command = [sys.executable, "-m", "tests.stack.trivial_app", "up", "--kafka", "embedded", "--data", str(settings.data_dir)]
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | settings.as_environ(), stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        assert any("parts are ready" in line for line in process.stdout)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def shown(settings: Settings, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, dict[str, object]]]:
+    """The exit status of `holdfast ps --json`, and its parts by name."""
+    status = ps(["--json"], settings)
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return status, {part["part"]: part for part in said["parts"]}
+
+
+@pytest.mark.integration
+def test_a_killed_app_comes_back_and_ps_tells(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    with an_embedded_system(settings):
+        status, before = shown(settings, capsys)
+        assert status == 0
+        assert set(before) == {"redis", "broker", *APPS}
+        assert before["authorize"]["lag"] is None
+        assert before["ledger"]["lag"] == 0
+        psutil.Process(int(str(before["score"]["pid"]))).kill()
+        assert comes_true(lambda: (after := shown(settings, capsys)[1]["score"])["restarts"] == 1 and after["state"] == "ready")
+        assert ps([], settings) == 0
+        assert "score" in capsys.readouterr().out
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_stops_all_cleanly(settings: Settings, number: int) -> None:
+    with an_embedded_system(settings) as process:
+        pids = pids_of(settings)
+        process.send_signal(number)
+        assert process.stdout is not None
+        said = process.stdout.read()
+        assert process.wait(30) == 0
+    assert said.splitlines()[-1].endswith("stopped")
+    assert "killed" not in said.replace("kills", "")
+    assert not any(map(lives, pids))
+    assert not is_owned(settings.data_dir)
+
+
+@pytest.mark.integration
+def test_nothing_outlives_a_killed_supervisor(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    with an_embedded_system(settings) as process:
+        pids = pids_of(settings)
+        assert len(pids) == len(APPS) + 2
+        process.kill()
+        assert comes_true(lambda: not any(map(lives, pids)))
+    assert shown(settings, capsys) == (3, {})
+
+
+@pytest.mark.integration
+def test_another_command_finds_the_running_system_and_no_second_one_may_start(settings: Settings) -> None:
+    assert running_settings(settings) is None
+    with running(settings, apps=("hold",), app_command=trivial) as stack:
+        assert running_settings(settings) == stack.settings
+        assert stack.settings.token_key
+        assert stack.settings.token_key not in (settings.data_dir / "state.json").read_text()
+        with pytest.raises(SettingsError, match="runs in this folder already"):
+            up(["--kafka", "embedded"], settings)
+    assert running_settings(settings) is None
+
+
+@pytest.mark.integration
+def test_an_app_that_never_becomes_ready_fails_the_start_and_shows_why(settings: Settings) -> None:
+    system = running(settings, apps=("broken",), app_command=trivial, ready_s=5)
+    with pytest.raises(Unavailable, match=r"broken is not ready .*: this app is broken"), system:
+        raise AssertionError("a broken app was taken for ready")
+
+
+def test_progress_is_dated_when_the_committed_offsets_grow() -> None:
+    first = grown({}, {"hold": Lag(10, 5)}, 1_000)
+    assert first == {"hold": Progress(10, 0)}
+    second = grown(first, {"hold": Lag(12, 3)}, 2_000)
+    assert second == {"hold": Progress(12, 2_000)}
+    assert grown(second, {"hold": Lag(12, 3)}, 3_000) == second
+
+
+def pids_of(settings: Settings) -> list[int]:
+    state = state_of(settings.data_dir)
+    assert state is not None
+    return [part.pid for part in state.parts]
+
+
+def lives(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
