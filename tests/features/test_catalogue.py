@@ -1,0 +1,102 @@
+"""The catalogue as a table: what every row must have, and that a new row is all that a new feature takes."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from payments import HOUR, T0, a_payment, number, seen
+
+from features.backfill import backfill
+from features.catalogue import CATALOGUE, Catalogue
+from features.columns import columns_of
+from features.fact import CARD, CUSTOMER, EVENT_CODES, KIND_CODES
+from features.layout import Cap
+from features.memory import DictMemory
+from features.row import Feature, Fold, Own, Shape, count, days, distinct, hours, spread, total
+from schemas.account import AccountEventKind
+from schemas.transaction import TransactionKind
+
+NEW = (
+    Feature("velocity", total("amount_minor", of=CARD, window=hours(6)), "high_card_spend_6h", "velocity", "Spent within six hours"),
+    Feature("device", distinct("terminal_id", of=CARD, window=days(7)), "many_terminals_7d", "terminal_compromise", "A column no log had"),
+    Feature("velocity", count(of=CUSTOMER, window=hours(1)), "many_customer_payments_1h", "velocity", "An entity no log had"),
+    Feature("behavioural", spread("amount_minor", of=CARD, window=days(7)), "uneven_amounts", "velocity", "Spread of the card's amounts"),
+)
+
+
+def test_there_are_at_least_24_features_in_the_five_families() -> None:
+    assert len(CATALOGUE.rows) >= 24
+    assert list(CATALOGUE.families) == ["velocity", "geographic", "device", "behavioural", "memory"]
+    assert sorted(column for columns in CATALOGUE.families.values() for column in columns) == list(range(len(CATALOGUE.rows)))
+
+
+def test_every_row_has_a_derived_name_a_reason_and_a_line_for_the_analyst() -> None:
+    for row in CATALOGUE.rows:
+        assert re.fullmatch(r"[a-z]+\.[a-z0-9_]+", row.name)
+        assert re.fullmatch(r"[a-z][a-z0-9_]+", row.reason)
+        assert row.catches
+        assert 10 < len(row.why) < 120
+        assert "\n" not in row.why
+    assert CATALOGUE.index["velocity.card_count_10m"] == CATALOGUE.names.index("velocity.card_count_10m")
+
+
+def test_rows_are_narrow() -> None:
+    assert {layout.kind: layout.row_bytes for layout in CATALOGUE.log_layouts} == {"card": 40, "account": 36, "device": 23}
+
+
+def test_every_kind_of_transaction_and_event_has_its_own_code() -> None:
+    codes = [*KIND_CODES.values(), *EVENT_CODES.values()]
+    assert set(KIND_CODES) == set(TransactionKind)
+    assert set(EVENT_CODES) == set(AccountEventKind)
+    assert len(set(codes)) == len(codes)
+    assert max(codes) < 63
+
+
+def test_the_id_follows_what_is_computed_and_not_how_it_is_described() -> None:
+    row = CATALOGUE.rows[0]
+    described = Catalogue((replace(row, why="Said otherwise", reason="other"), *CATALOGUE.rows[1:]), CATALOGUE.cap)
+    assert described.catalogue_id == CATALOGUE.catalogue_id
+    assert CATALOGUE.extended(NEW[:1]).catalogue_id != CATALOGUE.catalogue_id
+    assert Catalogue(CATALOGUE.rows, Cap(rows=256)).catalogue_id != CATALOGUE.catalogue_id
+
+
+def test_a_new_column_is_a_new_layout_and_nothing_else_moves() -> None:
+    more = CATALOGUE.extended(NEW[1:2])
+    old, new = CATALOGUE.log_layouts, more.log_layouts
+    assert old[0].version != new[0].version
+    assert [layout.version for layout in old[1:]] == [layout.version for layout in new[1:]]
+    assert more.names[: len(CATALOGUE.names)] == CATALOGUE.names
+
+
+def test_a_new_row_is_served_and_backfilled_at_once() -> None:
+    catalogue = CATALOGUE.extended(NEW)
+    payments = [
+        a_payment(str(n), T0 + n * HOUR // 4, amount_minor=100 + n, terminal_id=f"t{n % 3}", customer_id=("k1", None)[n % 2]) for n in range(40)
+    ]
+
+    async def served() -> list[np.ndarray]:
+        memory = DictMemory(catalogue)
+        looks = [await seen(catalogue, memory, txn) for txn in payments]
+        assert number(catalogue, looks[-1], "velocity.card_amount_6h") == sum(100 + n for n in range(16, 39))
+        assert number(catalogue, looks[-1], "device.card_terminals_7d") == 3
+        assert number(catalogue, looks[-2], "velocity.customer_count_1h") == 1
+        assert number(catalogue, looks[-1], "behavioural.card_amount_spread_7d") == pytest.approx(np.std([100 + n for n in range(39)]))
+        assert catalogue.logs == ("card", "account", "device", "customer")
+        return [looked.values for looked in looks]
+
+    matrix = backfill(catalogue, columns_of(payments))
+    assert matrix.tobytes() == np.array(asyncio.run(served())).tobytes()
+
+
+def test_a_row_that_names_what_does_not_exist_is_refused_when_the_catalogue_is_made() -> None:
+    wrong = (
+        Shape("txn_colour", Own("colour")),
+        Shape("card_colours_7d", Fold(CARD, "distinct", "colour", days(7), ())),
+    )
+    for shape in wrong:
+        with pytest.raises(AssertionError, match="colour"):
+            CATALOGUE.extended([Feature("velocity", shape, "colour", "velocity", "There is no colour")])

@@ -1,0 +1,58 @@
+"""A log at rest: what tidying and rebuilding leave depends on the unique rows alone, never on when they were done."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from payments import DAY, T0, a_payment
+
+from features.catalogue import CATALOGUE, Catalogue
+from features.engine import row_bytes
+from features.layout import Cap
+from features.log import rebuilt_log, row_count, tidied
+
+SHORT = Catalogue(CATALOGUE.rows, Cap(rows=8, chunk=4))
+SIZE = SHORT.log_layouts[0].row_bytes
+days = st.lists(st.sampled_from([0, 0, 1, 2, 90, 97, 98, 200]), min_size=1, max_size=60)
+
+
+def rows_of(when: list[int]) -> list[bytes]:
+    """A card's rows, on these days."""
+    rows = [row_bytes(SHORT, a_payment(str(n), T0 + day * DAY))[0] for n, day in enumerate(when)]
+    return [row for row in rows if row is not None]
+
+
+@settings(max_examples=200, deadline=None)
+@given(days, st.sets(st.integers(0, 59)), st.sets(st.integers(0, 59)))
+def test_a_log_at_rest_does_not_depend_on_when_it_was_tidied(when: list[int], tidy_after: set[int], twice: set[int]) -> None:
+    rows = rows_of(when)
+    log = b""
+    for number, row in enumerate(rows):
+        log += row + (row if number in twice else b"")
+        if number in tidy_after:
+            log = tidied(SHORT, 0, log)
+    at_rest = tidied(SHORT, 0, b"".join(rows))
+    assert tidied(SHORT, 0, log) == at_rest
+    assert tidied(SHORT, 0, at_rest) == at_rest
+    assert row_count(at_rest, SIZE, len(at_rest)) == len(rows)
+    assert len(at_rest) <= (8 + 2 * 4 + 1) * SIZE
+
+
+@settings(max_examples=200, deadline=None)
+@given(days, st.randoms())
+def test_a_log_is_rebuilt_from_positions_to_the_same_bytes(when: list[int], chance: object) -> None:
+    placed = list(enumerate(rows_of(when)))
+    at_rest = tidied(SHORT, 0, b"".join(row for _, row in placed))
+    chance.shuffle(placed)  # type: ignore[attr-defined]
+    assert rebuilt_log(SHORT, 0, placed) == at_rest
+
+
+def test_a_log_that_had_expired_and_begun_again_is_rebuilt_without_its_older_time() -> None:
+    rows = rows_of([0, 1, 2, 400, 401])
+    old, new = list(enumerate(rows[:3])), list(enumerate(rows[3:]))
+    assert rebuilt_log(SHORT, 0, old + new) == tidied(SHORT, 0, b"".join(rows[3:]))
+
+
+def test_a_row_that_was_cut_off_is_not_read() -> None:
+    rows = rows_of([0, 1])
+    assert tidied(SHORT, 0, b"".join(rows) + rows[0][:7]) == b"".join(rows)

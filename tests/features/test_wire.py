@@ -1,0 +1,130 @@
+"""The transport to Redis: one write a tick, errors as values, and MemoryUnavailable for everything that means 'it did not answer'."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import hiredis
+import pytest
+from stores import a_redis, a_wire
+
+from features.online import Wire
+from schemas.errors import MemoryUnavailable, SettingsError
+
+
+def on_a_wire(scenario: Callable[[Wire], Awaitable[None]], *options: str, password: str | None = None, timeout_s: float = 5.0) -> None:
+    async def run(url: str) -> None:
+        async with a_wire(url, password, timeout_s) as wire:
+            await scenario(wire)
+
+    with a_redis(*options) as url:
+        asyncio.run(run(url))
+
+
+def test_replies_come_in_order_and_an_error_is_a_value_in_its_place() -> None:
+    async def scenario(wire: Wire) -> None:
+        ok, error, value = await wire.send(("SET", "k", b"\x00\xff"), ("LPUSH", "k", 1), ("GET", "k"))
+        assert (ok, value) == (b"OK", b"\x00\xff")
+        assert isinstance(error, hiredis.ReplyError)
+        assert await wire.send(("MULTI",), ("INCR", "n"), ("EXEC",)) == [b"OK", b"QUEUED", [1]]
+        assert await wire.send() == []
+        assert await wire.send(("GET", "nothing"), ("MGET", "k", "nothing")) == [None, [b"\x00\xff", None]]
+
+    on_a_wire(scenario)
+
+
+def test_what_is_sent_in_one_tick_goes_out_in_one_write() -> None:
+    async def reads(wire: Wire) -> int:
+        (info,) = await wire.send(("INFO", "stats"))
+        return next(int(line.split(b":")[1]) for line in info.splitlines() if line.startswith(b"total_reads_processed"))
+
+    async def scenario(wire: Wire) -> None:
+        before = await reads(wire)
+        await asyncio.gather(*[wire.send(("INCR", "n"), ("APPEND", "log", b"row")) for _ in range(50)])
+        assert await reads(wire) - before == 2
+        assert await wire.send(("GET", "n")) == [b"50"]
+
+    on_a_wire(scenario)
+
+
+def test_a_server_that_does_not_answer_in_time_is_unavailable_and_is_found_again() -> None:
+    async def scenario(wire: Wire) -> None:
+        await wire.send(("CLIENT", "PAUSE", 600))
+        waiting = [wire.send(("SET", "k", 0)), wire.send(("GET", "k"))]
+        for request in waiting:
+            with pytest.raises(MemoryUnavailable):
+                await request
+        with pytest.raises(MemoryUnavailable):
+            await wire.send(("GET", "k"))
+        await _until_connected(wire)
+        assert await wire.send(("SET", "k", 1), ("GET", "k")) == [b"OK", b"1"]
+
+    on_a_wire(scenario, timeout_s=0.2)
+
+
+async def _until_connected(wire: Wire) -> None:
+    async with asyncio.timeout(10):
+        while not wire.connected:
+            await asyncio.sleep(0.01)
+
+
+def test_a_server_that_dies_is_unavailable_until_another_takes_its_place(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder: Path = tmp_path_factory.mktemp("r")
+
+    async def run() -> None:
+        with a_redis(folder=folder) as url:
+            wire = await Wire.connect(url)
+        async with asyncio.timeout(10):
+            while wire.connected:
+                await asyncio.sleep(0.01)
+        with pytest.raises(MemoryUnavailable):
+            await wire.send(("GET", "k"))
+        with a_redis(folder=folder):
+            await _until_connected(wire)
+            assert await wire.send(("GET", "k")) == [None]
+            await wire.close()
+
+    asyncio.run(run())
+
+
+def test_a_server_that_refuses_writes_for_want_of_memory_is_unavailable() -> None:
+    async def scenario(wire: Wire) -> None:
+        await wire.send(("CONFIG", "SET", "maxmemory", "1"))
+        with pytest.raises(MemoryUnavailable, match="OOM"):
+            await wire.send(("SET", "k", 1))
+
+    on_a_wire(scenario)
+
+
+def test_the_password_is_asked_for() -> None:
+    async def scenario(wire: Wire) -> None:
+        assert await wire.send(("SET", "k", 1)) == [b"OK"]
+        for wrong in (None, "wrong"):
+            with pytest.raises(MemoryUnavailable):
+                await Wire.connect(wire.url, wrong)
+
+    on_a_wire(scenario, "--requirepass", "secret", password="secret")
+
+
+def test_nobody_there_is_unavailable_and_a_wrong_address_is_a_wrong_setting() -> None:
+    with pytest.raises(MemoryUnavailable):
+        asyncio.run(Wire.connect("unix:///nowhere/redis.sock"))
+    for url in ("http://localhost", "unix://", "localhost:6379"):
+        with pytest.raises(SettingsError):
+            asyncio.run(Wire.connect(url))
+
+
+def test_requests_of_a_wire_that_is_closed_fail_and_nothing_is_left_running() -> None:
+    async def scenario(wire: Wire) -> None:
+        request = wire.send(("BLPOP", "nothing", 0))
+        await asyncio.sleep(0.01)
+        await wire.close()
+        with pytest.raises(MemoryUnavailable):
+            await request
+        with pytest.raises(MemoryUnavailable):
+            await wire.send(("GET", "k"))
+        assert len(asyncio.all_tasks()) == 1
+
+    on_a_wire(scenario)
