@@ -348,7 +348,7 @@ def _live(console: Console, board: Board) -> Iterator[Live | None]:
     if not console.is_terminal:
         yield None
         return
-    with Live(table_of(board), console=console, refresh_per_second=4) as live:
+    with Live(table_of(board), console=console, refresh_per_second=4, transient=True) as live:
         yield live
 
 

@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -30,6 +30,7 @@ from schemas.avro import decode, encode
 from schemas.dead_letter import DeadLetter
 from schemas.decision import Decision
 from schemas.errors import InvalidRecord, LogUnavailable, SettingsError
+from schemas.identity import digest
 from schemas.label import Label
 from schemas.topics import DEAD_LETTERS, DECISIONS, LABELS, TRANSACTIONS
 from streams.bus import end_offsets, read_topic
@@ -41,8 +42,8 @@ from streams.settings import Settings, librdkafka
 from streams.stack import BrokerName, running, say_on_stderr
 
 FRAME = 5
-WINDOW = 20_000
-"""Rows that are sent and not yet written, at most: what bounds the memory."""
+WINDOW, RECENT = 20_000, 50_000
+"""Rows that are sent and not yet written, and answers that are kept for rows that repeat them, at most: what bounds the memory."""
 SEARCH_AFTER_S = 3.0
 EMBEDDED_ROWS_MAX = 5_000
 APPS = ("score", "hold", "ledger", "sar", "archive")
@@ -158,9 +159,14 @@ class Desk:
         self._results = results
         self._waiting: dict[bytes, list[Sent]] = {}
         self._answers: dict[int, Answer] = {}
+        self._recent: OrderedDict[bytes, Answer] = OrderedDict()
 
     def expect(self, account: bytes, sent: Sent) -> None:
-        """A row was sent."""
+        """A row was sent. If it repeats one that was decided lately, byte for byte, its answer is that one's: the first stands."""
+        known = self._recent.get(digest(sent.content))
+        if known is not None:
+            self.answer(known._replace(row=sent.number))
+            return
         self._waiting.setdefault(account, []).append(sent)
         self.waiting += 1
 
@@ -192,8 +198,14 @@ class Desk:
             del self._waiting[account or b""]
         for sent in found:
             self.answer(answer(sent))
+        self._keep(found[0].content, self._answers[found[0].number])
         self.waiting -= len(found)
         return len(found)
+
+    def _keep(self, content: bytes, answer: Answer) -> None:
+        self._recent[digest(content)] = answer
+        if len(self._recent) > RECENT:
+            self._recent.popitem(last=False)
 
     def give_up(self) -> int:
         """Rows that got no answer say so; returns how many."""
