@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
-from confluent_kafka import Producer
+from confluent_kafka import cimpl
 
 from schemas.errors import Unavailable
 from streams.ready import write_whole
@@ -23,6 +24,9 @@ LIMITS = """What the mock cluster does not do (measured on librdkafka 2.16):
   what was forgotten goes on at the oldest record that is left; so does `holdfast check`, which then finds books that do not agree.
 - Its log ends with its process. Nothing is compacted. Every topic appears on first use, with four partitions, one copy.
 """
+
+
+PRODUCER = 0
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -53,13 +57,26 @@ def main(argv: list[str]) -> None:
     """Starts the cluster, says where it is, and waits to be ended."""
     wanted = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
-    cluster = Producer({"test.mock.num.brokers": 1, "log_level": 0})
-    brokers = cluster.list_topics(timeout=10).brokers.values()
-    if not brokers:
-        raise Unavailable("librdkafka's mock cluster did not answer")
-    bootstrap = ",".join(f"{broker.host}:{broker.port}" for broker in brokers)
-    write_whole(Path(argv[0]), msgspec.json.encode(Address(os.getpid(), bootstrap)))
+    write_whole(Path(argv[0]), msgspec.json.encode(Address(os.getpid(), _cluster())))
     signal.sigwait(wanted)
+
+
+def _cluster() -> str:
+    """Starts it in this process, by librdkafka's own functions; returns `host:port`.
+
+    The setting `test.mock.num.brokers` would start one too, but each group would then wait 3 s for more members before it begins.
+    """
+    librdkafka = ctypes.CDLL(cimpl.__file__)  # the wheel's library is among what this module links to
+    for function in (librdkafka.rd_kafka_new, librdkafka.rd_kafka_mock_cluster_new):
+        function.restype = ctypes.c_void_p
+    librdkafka.rd_kafka_mock_cluster_bootstraps.restype = ctypes.c_char_p
+    error = ctypes.create_string_buffer(512)
+    client = librdkafka.rd_kafka_new(PRODUCER, None, error, ctypes.c_size_t(len(error)))
+    cluster = librdkafka.rd_kafka_mock_cluster_new(ctypes.c_void_p(client), 1) if client else None
+    if not cluster:
+        raise Unavailable(f"librdkafka's mock cluster did not start: {error.value.decode()}")
+    librdkafka.rd_kafka_mock_group_initial_rebalance_delay_ms(ctypes.c_void_p(cluster), ctypes.c_int32(0))
+    return str(librdkafka.rd_kafka_mock_cluster_bootstraps(ctypes.c_void_p(cluster)).decode())
 
 
 if __name__ == "__main__":
