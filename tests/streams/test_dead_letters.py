@@ -1,0 +1,94 @@
+"""Dead letters are listed, mended and sent back; what is still not valid is not sent."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from pathlib import Path
+
+import fastavro
+import msgspec
+import pytest
+
+from schemas.avro import decode, encode, frame
+from schemas.catalogue import VERSIONS
+from schemas.dead_letter import DeadLetter
+from schemas.errors import InvalidRecord, SettingsError
+from schemas.hold import Clearing
+from schemas.topics import CLEARINGS, DEAD_LETTERS
+from streams.bus import KafkaBus
+from streams.dead_letters import dead_letters, mended
+from streams.settings import Settings
+from tests.streams.conftest import a_clearing, messages
+
+
+def a_letter(name: str, value: bytes) -> DeadLetter:
+    """A clearing that could not be applied."""
+    return DeadLetter(
+        dead_letter_id=f"dlq_{name}",
+        app="hold",
+        topic=CLEARINGS.name,
+        partition=0,
+        offset=7,
+        code="invalid_field",
+        field="amount_minor",
+        reason="too small",
+        key=b"a1",
+        value=value,
+        at_ms=1,
+    )
+
+
+def wire_bytes(**changes: object) -> bytes:
+    """A clearing as someone may write it who does not validate."""
+    schema = json.loads(next(v.schema for v in VERSIONS if v.record == "Clearing"))
+    out = io.BytesIO()
+    fastavro.schemaless_writer(out, schema, msgspec.to_builtins(a_clearing("c1", "a1")) | changes)
+    return frame(Clearing) + out.getvalue()
+
+
+def test_a_field_is_mended_and_the_rest_stays() -> None:
+    letter = a_letter("1", wire_bytes(amount_minor=-5, currency="eur"))
+    assert mended(letter, CLEARINGS, None, ["amount_minor=5", "currency=EUR"]) == msgspec.structs.replace(a_clearing("c1", "a1"), amount_minor=5)
+    with pytest.raises(InvalidRecord) as fault:
+        mended(letter, CLEARINGS, None, ["amount_minor=5"])
+    assert fault.value.field == "currency"
+    with pytest.raises(SettingsError):
+        mended(letter, CLEARINGS, None, ["amount_minor"])
+
+
+def test_bytes_that_do_not_decode_need_a_whole_new_value() -> None:
+    letter = a_letter("1", b"rubbish")
+    with pytest.raises(InvalidRecord, match="--value-file"):
+        mended(letter, CLEARINGS, None, ["amount_minor=5"])
+    clearing = a_clearing("c1", "a1")
+    assert mended(letter, CLEARINGS, msgspec.json.encode(clearing), []) == clearing
+    assert mended(letter, CLEARINGS, encode(clearing), []) == clearing
+
+
+def test_letters_are_listed_and_sent_back(real: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = real.changed(produce_timeout_ms=20_000)
+
+    async def told() -> None:
+        bus = KafkaBus(settings)
+        for name, value in (("mend1", wire_bytes(amount_minor=-5)), ("mend2", b"rubbish"), ("mend2", b"rubbish")):
+            await bus.tell(DEAD_LETTERS, f"dlq_{name}", encode(a_letter(name, value)))
+        await bus.close()
+
+    asyncio.run(told())
+    assert dead_letters(["--json", "--code", "invalid_field"], settings) == 0
+    shown = json.loads(capsys.readouterr().out.splitlines()[-1])
+    by_id = {letter["dead_letter_id"]: letter for letter in shown["dead_letters"]}
+    assert shown["count"] == len(by_id)
+    assert by_id["dlq_mend1"]["record"]["amount_minor"] == -5
+    assert by_id["dlq_mend2"]["record"] is None
+    assert dead_letters(["resend", "dlq_mend1"], settings) == 1
+    assert "amount_minor" in capsys.readouterr().err
+    assert dead_letters(["resend", "dlq_mend1", "--set", "amount_minor=42"], settings) == 0
+    assert dead_letters(["resend", "dlq_none"], settings) == 1
+    file = tmp_path / "mended.json"
+    file.write_bytes(msgspec.json.encode(a_clearing("c2", "a2")))
+    assert dead_letters(["resend", "dlq_mend2", "--value-file", str(file)], settings) == 0
+    sent = [decode(Clearing, m.value) for m in messages(settings, CLEARINGS)]
+    assert [(c.clearing_id, c.amount_minor) for c in sent if c.clearing_id in ("c1", "c2")] == [("c1", 42), ("c2", 100)]
