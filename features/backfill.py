@@ -75,5 +75,6 @@ def backfill(catalogue: Catalogue, columns: TransactionColumns, declined: Array 
     first, begins = np.array([log.first for log in logs]), np.array([log.begins for log in logs])
     strides = np.array([len(log.source) for log in logs], np.int64)
     known = _known(catalogue, columns)
-    kernel.look_at_all(catalogue.program, facts, columns.measure_matrix, known, first, begins, flat, bases, strides, out)
+    walk = np.argsort(first[np.argmax(strides)], kind="stable") if len(logs) else np.arange(columns.n)
+    kernel.look_at_all(catalogue.program, walk, facts, columns.measure_matrix, known, first, begins, flat, bases, strides, out)
     return out

@@ -66,6 +66,17 @@ def _load64(typing_context: Any, buffer: Any, offset: Any) -> Any:
     return types.int64(buffer, types.int64), generate
 
 
+def _word(typing_context: Any, array: Any, index: Any) -> Any:
+    """`array[index]` of an int64 array, for an index that is known to be inside: no test for negative ones, so that loops become vectors."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        words = context.make_array(signature.args[0])(context, builder, args[0])
+        return builder.load(builder.gep(words.data, [args[1]]))
+
+    return types.int64(array, types.int64), generate
+
+
+word: Callable[[Array, int], int] = cast(Any, intrinsic(_word))
 load64: Callable[[Array, int], int] = cast(Any, intrinsic(_load64))
 
 
@@ -138,50 +149,70 @@ def visible_from(flat: Array, at: int, newest: int, position: int, trimmed: int,
 
 
 @compiled
+def _after(flat: Array, newest: int, lo: int, hi: int, since: int) -> int:
+    """The first of rows lo to hi that may be later than `since`: up to it even the newest event time is not (`newest` never falls)."""
+    while lo < hi:
+        middle = (lo + hi) >> 1
+        if flat[newest + middle] <= since:
+            lo = middle + 1
+        else:
+            hi = middle
+    return lo
+
+
+@compiled
+def _mark_one(op: int, value: int, number: int, own: int, flat: Array, column: int, bits: Array, rows: int) -> None:
+    """Sets bit `number` of each row that meets one condition."""
+    bit = 1 << number
+    if op == KINDS:
+        for i in range(rows):
+            bits[i] |= ((value >> word(flat, column + i)) & 1) << number
+    elif op == BELOW:
+        for i in range(rows):
+            bits[i] |= bit if word(flat, column + i) < value else 0
+    elif op == SAME:
+        for i in range(rows):
+            bits[i] |= bit if word(flat, column + i) == own else 0
+    elif op == NEAR:
+        for i in range(rows):
+            apart = abs(word(flat, column + i) - own) % DAY
+            bits[i] |= bit if min(apart, DAY - apart) <= value else 0
+    else:
+        for i in range(rows):
+            bits[i] |= bit if word(flat, column + i) != 0 else 0
+
+
+@compiled
 def _mark(plan: Array, line: int, flat: Array, base: int, stride: int, lo: int, hi: int, facts: Array, bits: Array) -> int:
     """Sets, for each row, the bits of the conditions that it meets; returns the bits of those that have no own value to compare with."""
     now = facts[AT_MS_COLUMN]
-    for i in range(lo, hi):
-        bits[i - lo] = PAST_BIT if flat[base + AT_MS_COLUMN * stride + i] <= now else 0
+    ats, rows = base + AT_MS_COLUMN * stride + lo, hi - lo
+    for i in range(rows):
+        bits[i] = PAST_BIT if word(flat, ats + i) <= now else 0
     void = 0
     for number in range(plan[line + L_CONDITIONS]):
         condition = plan[line + L_CONDITION_AT] + number * CONDITION_LINE
-        op, value, bit = plan[condition], plan[condition + 2], 1 << number
-        column = base + plan[condition + 1] * stride
-        own = facts[plan[condition + 3]]
-        if op == KINDS:
-            for i in range(lo, hi):
-                bits[i - lo] |= ((value >> flat[column + i]) & 1) << number
-        elif op == BELOW:
-            for i in range(lo, hi):
-                bits[i - lo] |= bit if flat[column + i] < value else 0
-        elif op == SAME:
-            if own == 0:
-                void |= bit
-            for i in range(lo, hi):
-                bits[i - lo] |= bit if flat[column + i] == own else 0
-        elif op == NEAR:
-            for i in range(lo, hi):
-                apart = abs(flat[column + i] - own) % DAY
-                bits[i - lo] |= bit if min(apart, DAY - apart) <= value else 0
-        else:
-            for i in range(lo, hi):
-                bits[i - lo] |= bit if flat[column + i] != 0 else 0
+        column, own = base + plan[condition + 1] * stride + lo, facts[plan[condition + 3]]
+        if plan[condition] == SAME and own == 0:
+            void |= 1 << number
+        _mark_one(plan[condition], plan[condition + 2], number, own, flat, column, bits, rows)
     return void
 
 
 @compiled
-def _distinct(flat: Array, ats: int, column: int, since: int, need: int, lo: int, hi: int, bits: Array, table: Array) -> int:
+def _distinct(flat: Array, column: int, ats: int, rows: int, bits: Array, skip: int, since: int, need: int, table: Array) -> int:
     """How many different values, other than 0, a column has in the rows that count."""
-    mask = table.size - 1
+    slots = 16
+    while slots < 2 * rows:
+        slots *= 2
+    table[:slots] = 0
     count = 0
-    table[:] = 0
-    for i in range(lo, hi):
-        value = flat[column + i]
-        if value != 0 and (bits[i - lo] & need) == need and flat[ats + i] > since:
-            slot = (value ^ (value >> 13)) & mask
+    for i in range(rows):
+        value = word(flat, column + i)
+        if value != 0 and (word(bits, skip + i) & need) == need and word(flat, ats + i) > since:
+            slot = (value ^ (value >> 13)) & (slots - 1)
             while table[slot] != 0 and table[slot] != value:
-                slot = (slot + 1) & mask
+                slot = (slot + 1) & (slots - 1)
             if table[slot] == 0:
                 table[slot] = value
                 count += 1
@@ -189,12 +220,12 @@ def _distinct(flat: Array, ats: int, column: int, since: int, need: int, lo: int
 
 
 @compiled
-def _spread(flat: Array, ats: int, column: int, since: int, need: int, lo: int, hi: int, bits: Array) -> float:
+def _spread(flat: Array, column: int, ats: int, rows: int, bits: Array, skip: int, since: int, need: int) -> float:
     """Population standard deviation from exact whole sums: n * sum(x^2) - sum(x)^2 in three parts that each fit in 64 bits."""
     n, high, low, hh, hl, ll = 0, 0, 0, 0, 0, 0
-    for i in range(lo, hi):
-        if (bits[i - lo] & need) == need and flat[ats + i] > since:
-            value = min(flat[column + i], SPREAD_MAX - 1)
+    for i in range(rows):
+        if (word(bits, skip + i) & need) == need and word(flat, ats + i) > since:
+            value = min(word(flat, column + i), SPREAD_MAX - 1)
             a, b = value >> 20, value & 0xFFFFF
             n, high, low, hh, hl, ll = n + 1, high + a, low + b, hh + a * a, hl + a * b, ll + b * b
     if n == 0:
@@ -206,58 +237,96 @@ def _spread(flat: Array, ats: int, column: int, since: int, need: int, lo: int, 
 
 
 @compiled
-def _cell(plan: Array, cell: int, flat: Array, base: int, stride: int, lo: int, hi: int, now: int, bits: Array, table: Array) -> float:
-    """One aggregate over rows lo to hi: those whose event time is in (now - window, now] and that have all the bits needed."""
-    op, window, need = plan[cell], plan[cell + 2], plan[cell + 3]
-    column, ats = base + plan[cell + 1] * stride, base + AT_MS_COLUMN * stride
-    since = now - window
-    if op == DISTINCT:
-        return float(_distinct(flat, ats, column, since, need, lo, hi, bits, table))
-    if op == SPREAD:
-        return _spread(flat, ats, column, since, need, lo, hi, bits)
-    n, total, largest, smallest, last_at, last = 0, 0, -1, 1 << 62, -1, 0
+def _last(flat: Array, column: int, ats: int, rows: int, bits: Array, skip: int, since: int, need: int, zero_is_missing: int) -> float:
+    """The column in the latest row that counts; of one event time the one that arrived last."""
+    at, value = -1, 0
+    for i in range(rows):
+        if (word(bits, skip + i) & need) == need and word(flat, ats + i) > since and word(flat, ats + i) >= at:
+            at, value = word(flat, ats + i), word(flat, column + i)
+    return math.nan if at < 0 or (value == 0 and zero_is_missing != 0) else float(value)
+
+
+@compiled
+def _sum(op: int, flat: Array, column: int, ats: int, rows: int, bits: Array, skip: int, since: int, need: int) -> float:
+    """Count, sum or mean of the rows that count."""
+    n, total = 0, 0
+    for i in range(rows):
+        counts = (word(bits, skip + i) & need) == need and word(flat, ats + i) > since
+        n += 1 if counts else 0
+        total += word(flat, column + i) if counts else 0
     if op == COUNT:
-        for i in range(lo, hi):
-            n += 1 if (bits[i - lo] & need) == need and flat[ats + i] > since else 0
         return float(n)
-    if op == LAST:
-        for i in range(lo, hi):
-            if (bits[i - lo] & need) == need and flat[ats + i] > since and flat[ats + i] >= last_at:
-                last_at, last = flat[ats + i], flat[column + i]
-        return math.nan if last_at < 0 or (last == 0 and plan[cell + 5] != 0) else float(last)
-    for i in range(lo, hi):
-        if (bits[i - lo] & need) == need and flat[ats + i] > since:
-            value = flat[column + i]
-            n, total, largest, smallest = n + 1, total + value, max(largest, value), min(smallest, value)
     if op == SUM:
         return float(total)
-    if n == 0:
+    return float(total) / n if n > 0 else math.nan
+
+
+@compiled
+def _extreme(op: int, flat: Array, column: int, ats: int, rows: int, bits: Array, skip: int, since: int, need: int) -> float:
+    """The largest or the smallest value in the rows that count."""
+    largest, smallest = -1, 1 << 62
+    for i in range(rows):
+        if (word(bits, skip + i) & need) == need and word(flat, ats + i) > since:
+            largest, smallest = max(largest, word(flat, column + i)), min(smallest, word(flat, column + i))
+    if largest < 0:
         return math.nan
-    if op == MEAN:
-        return float(total) / n
     return float(largest) if op == MAX else float(smallest)
+
+
+@compiled
+def _cell(
+    op: int, flat: Array, column: int, ats: int, rows: int, bits: Array, skip: int, since: int, need: int, zero_is_missing: int, table: Array
+) -> float:
+    """One aggregate over the rows whose event time is after `since` and that have all the bits needed."""
+    if op <= MEAN:
+        return _sum(op, flat, column, ats, rows, bits, skip, since, need)
+    if op == DISTINCT:
+        return float(_distinct(flat, column, ats, rows, bits, skip, since, need, table))
+    if op == SPREAD:
+        return _spread(flat, column, ats, rows, bits, skip, since, need)
+    if op == LAST:
+        return _last(flat, column, ats, rows, bits, skip, since, need, zero_is_missing)
+    return _extreme(op, flat, column, ats, rows, bits, skip, since, need)
 
 
 @compiled
 def fold(
     plan: Array, log: int, flat: Array, base: int, stride: int, lo: int, hi: int, facts: Array, registers: Array, bits: Array, table: Array
 ) -> None:
-    """All aggregates of one log over its rows lo to hi (columns side by side in `flat`), each into its register."""
+    """All aggregates of one log over its rows lo to hi, each into its register.
+
+    Columns lie side by side in `flat`, the newest event time so far behind the last. Cells come by falling window, so that the
+    rows of a window begin where those of the one before did, or later.
+    """
     line = plan[LOG_AT] + log * LOG_LINE
     now = facts[AT_MS_COLUMN]
-    ats = base + AT_MS_COLUMN * stride
-    while lo < hi and flat[ats + lo] <= now - plan[LONGEST_MS]:
-        lo += 1
+    ats, newest = base + AT_MS_COLUMN * stride, base + plan[line + L_COLUMNS] * stride
+    lo = _after(flat, newest, lo, hi, now - plan[LONGEST_MS])
     void = _mark(plan, line, flat, base, stride, lo, hi, facts, bits)
-    slots = 16
-    while slots < 2 * (hi - lo):
-        slots *= 2
+    first, window = lo, 0
     for number in range(plan[line + L_CELLS]):
         cell = plan[line + L_CELL_AT] + number * CELL_LINE
-        if (plan[cell + 3] & void) != 0:
+        need, since = plan[cell + 3], now - plan[cell + 2]
+        if plan[cell + 2] != window:
+            window = plan[cell + 2]
+            first = _after(flat, newest, first, hi, since)
+        if (need & void) != 0:
             registers[plan[cell + 4]] = math.nan
-        else:
-            registers[plan[cell + 4]] = _cell(plan, cell, flat, base, stride, lo, hi, now, bits, table[:slots])
+            continue
+        column = base + plan[cell + 1] * stride
+        registers[plan[cell + 4]] = _cell(
+            plan[cell],
+            flat,
+            column + first,
+            ats + first,
+            hi - first,
+            bits,
+            first - lo,
+            since,
+            need,
+            plan[cell + 5],
+            table,
+        )
 
 
 @compiled
@@ -442,9 +511,22 @@ def columns_into(
 
 @compiled
 def look_at_all(
-    plan: Array, facts: Array, measures: Array, known: Array, first: Array, begins: Array, flat: Array, bases: Array, strides: Array, out: Array
+    plan: Array,
+    walk: Array,
+    facts: Array,
+    measures: Array,
+    known: Array,
+    first: Array,
+    begins: Array,
+    flat: Array,
+    bases: Array,
+    strides: Array,
+    out: Array,
 ) -> None:
-    """Backfill: the vector of every transaction, over the columns of all logs in `flat` (`first[log, transaction]` -1: no such entity)."""
+    """Backfill: the vector of every transaction, over the columns of all logs in `flat` (`first[log, transaction]` -1: no such entity).
+
+    `walk` is the order of work: neighbours in a log one after the other find its columns in the processor's cache.
+    """
     registers = np.empty(plan[REGISTERS], np.float64)
     most = plan[CAP] + plan[CHUNK] + 1
     bits = np.empty(most, np.int64)
@@ -452,7 +534,7 @@ def look_at_all(
     while slots < 2 * most:
         slots *= 2
     table = np.empty(slots, np.int64)
-    for number in range(facts.shape[0]):
+    for number in walk:
         own = facts[number]
         _begin(plan, own, registers)
         for measure in range(plan[MEASURES]):

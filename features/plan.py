@@ -120,7 +120,7 @@ def _log_line(writer: _Writer, layout: LogLayout, cells: list[tuple[int, Fold]],
             register,
             int(FACTS[FACT_NUMBER[fold.column]].zero_is_missing),
         )
-        for register, fold in cells
+        for register, fold in sorted(cells, key=lambda cell: -cell[1].window.ms)
     )
     return [layout.row_bytes, len(layout.columns), column_at, len(conditions), condition_at, len(cells), cell_at, capped]
 
