@@ -89,14 +89,23 @@ def _members(weights: Mapping[str, float], families: Mapping[str, Sequence[int]]
 def _grown(member: Member, rows: Floats, truth: Labels, until: int, seed: int) -> Grown:
     """One member, fitted on the first rows and proven equal to its flattened self on all."""
     estimator = HistGradientBoostingClassifier(max_iter=TREES.get(member.name, TREES_OF_A_FAMILY), random_state=seed, **GROWTH)
-    mine = rows[:, member.columns]
     told = _often(truth[:until])
+    columns = _with_values(member.columns, rows[:until])
+    mine = rows[:, columns] if columns else np.zeros((len(rows), 1))
     estimator.fit(mine[told], truth[told])
-    grown = flattened(estimator, member.columns)
+    grown = flattened(estimator, columns or member.columns[:1])
     apart = np.abs(probabilities_of_all(joined([grown]), rows)[:, 0] - estimator.predict_proba(mine)[:, 1]).max()
     if not apart <= EQUAL_WITHIN:
         raise ArtefactError(f"member {member.name}: flattened trees are {apart} apart from scikit-learn")
     return grown
+
+
+def _with_values(columns: Sequence[int], rows: Floats) -> tuple[int, ...]:
+    """The columns that have a value in some row: scikit-learn (1.9) cannot bin one that has none, and nothing is to be learned from it.
+
+    A bank whose files know no devices has a whole family of them; that member then says the same of every row.
+    """
+    return tuple(c for c in columns if not np.isnan(rows[:, c]).all())
 
 
 def _often(truth: Labels) -> npt.NDArray[np.intp]:

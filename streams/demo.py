@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import json
 import random
+import shutil
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -32,7 +33,8 @@ from schemas.decision import Decision, Outcome
 from schemas.errors import InvalidRecord, LogUnavailable
 from schemas.hold import Clearing, ClearingKind
 from schemas.identity import derived_id
-from schemas.topics import ACCOUNTS, CLEARINGS, DECISIONS, HOLDS, LEDGER, SAR_CANDIDATES, TRANSACTIONS
+from schemas.label import Label
+from schemas.topics import ACCOUNTS, CLEARINGS, DECISIONS, HOLDS, LABELS, LEDGER, SAR_CANDIDATES, TRANSACTIONS
 from schemas.transaction import Transaction
 from streams.bus import end_offsets
 from streams.check import Report, agreed
@@ -279,11 +281,12 @@ async def show(board: Board, steps: Steps, live: Live | None) -> None:
 
 @dataclass(frozen=True)
 class Cast:
-    """Who takes part: payments in order, the kind of each by id, and the accounts."""
+    """Who takes part: payments in order, the kind of each by id, the accounts, and what has been learned of the payments by now."""
 
     payments: list[Transaction]
     kinds: dict[str, str]
     accounts: list[AccountState]
+    labels: list[Label]
 
 
 def cast(folder: Path, settings: Settings, payments: int, now_ms: int) -> Cast:
@@ -296,7 +299,8 @@ def cast(folder: Path, settings: Settings, payments: int, now_ms: int) -> Cast:
     rows = list(rows_in(folder / "transactions.parquet", mapping, key, now_ms=now_ms))
     kinds = {row.label.transaction_id: row.label.fraud_kind or HONEST for row in rows if row.label}
     accounts = list(accounts_in(folder / "accounts.parquet", mapping, key, start_ms))
-    return Cast([row.content for row in rows if not isinstance(row.content, InvalidRecord)], kinds, accounts)
+    labels = sorted((row.label for row in rows if row.label and row.label.learned_at_ms <= now_ms), key=lambda label: label.learned_at_ms)
+    return Cast([row.content for row in rows if not isinstance(row.content, InvalidRecord)], kinds, accounts, labels)
 
 
 def feed(line: Line, accounts: Sequence[AccountState], settings: Settings, steps: Steps) -> None:
@@ -368,6 +372,7 @@ def demo(argv: list[str], settings: Settings) -> int:
     with steps.step("simulating customers and fraudsters"):
         who = cast(args.data / "cast", settings, round(args.seconds * args.rate), time.time_ns() // 1_000_000)
     board = Board(who.kinds, time.monotonic() - steps.elapsed_s)
+    shutil.rmtree(settings.archive_dir, ignore_errors=True)  # of a log that ended with its broker
     with contextlib.ExitStack() as ending:
         with steps.step("starting broker, Redis and six apps"):
             stack = ending.enter_context(running(settings, broker_name="embedded", say=steps.say))
@@ -376,6 +381,9 @@ def demo(argv: list[str], settings: Settings) -> int:
             feed(line, who.accounts, stack.settings, steps)
         with _live(console, board) as live:
             asyncio.run(_traffic(who, board, line, stack.settings, args, steps, live))
+        for label in who.labels:
+            line.send(LABELS.name, label.account_id.encode(), encode(label))
+        line.flush()
         with steps.step("letting the apps finish"):
             _drained(stack.settings, stack.apps, DRAIN_S, steps)
         with steps.step("checking the books"):

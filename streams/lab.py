@@ -249,12 +249,40 @@ def examples_in(folder: Path, catalogue: Catalogue, cutoff_ms: int | None = None
     return Examples(vectors, table["fraud"].to_numpy(zero_copy_only=False) & known, kinds, table["at_ms"].to_numpy(), cutoff_ms)
 
 
+def examples_in_archive(folder: Path, catalogue: Catalogue, cutoff_ms: int, mature_ms: int) -> Examples:
+    """The examples in a system's archive: the vectors that were served, and the newest label of each that was known at the cutoff.
+
+    A decision old enough that nobody complained of is believed honest. SettingsError where there is no archive.
+    """
+    if not (folder / "decisions").is_dir():
+        raise SettingsError(f"{folder}: holds no archive of decisions")
+    decisions = pq.read_table(folder / "decisions", columns=["transaction_id", "at_ms", "catalogue_id", *catalogue.names], partitioning=None)
+    fits = (decisions["at_ms"].to_numpy() <= cutoff_ms - mature_ms) & (np.array(decisions["catalogue_id"]) == catalogue.catalogue_id)
+    decisions = decisions.take(pa.array(np.flatnonzero(fits))).sort_by("at_ms")
+    labels = _labels_known(folder / "labels", cutoff_ms)
+    believed = [labels.get(each, (False, None)) for each in decisions["transaction_id"].to_pylist()]
+    vectors = np.column_stack([decisions[name].to_numpy() for name in catalogue.names])
+    kinds = np.array([kind for _, kind in believed], dtype=object)
+    return Examples(vectors, np.array([fraud for fraud, _ in believed], np.bool_), kinds, decisions["at_ms"].to_numpy(), cutoff_ms)
+
+
+def _labels_known(folder: Path, cutoff_ms: int) -> dict[str, tuple[bool, str | None]]:
+    """What was known of each transaction at the cutoff: fraud or not, and which kind."""
+    if not folder.is_dir():
+        return {}
+    columns = ["transaction_id", "fraud", "fraud_kind", "learned_at_ms"]
+    table = pq.read_table(folder, columns=columns, partitioning=None).sort_by("learned_at_ms")
+    known = table.take(pa.array(np.flatnonzero(table["learned_at_ms"].to_numpy() <= cutoff_ms)))
+    rows = (known[name].to_pylist() for name in columns[:3])
+    return {transaction_id: (fraud, kind) for transaction_id, fraud, kind in zip(*rows, strict=True)}
+
+
 def trained(examples: Examples, catalogue: Catalogue, policy: Policy, seed: int) -> Trained:
     """Trains on the first part of the time and measures on the last. ArtefactError if there is nothing to learn from."""
     artefact = training.train(examples.vectors, examples.frauds, examples.at_ms, catalogue, policy, seed)
     held = slice(int(len(examples.vectors) * HELD_OUT_FROM), None)
     severity = severities(artefact, policy.bound(catalogue.names), examples.vectors[held])
-    kinds = np.where(examples.frauds[held], examples.kinds[held], "honest")
+    kinds = np.where(examples.frauds[held], np.where(examples.kinds[held] == None, "unnamed", examples.kinds[held]), "honest")  # noqa: E711 - by element
     return Trained(artefact, {str(kind): _caught(severity[kinds == kind]) for kind in sorted(set(kinds), key=str)})
 
 
@@ -290,19 +318,26 @@ def figure_lines(made: Trained) -> list[str]:
 
 
 def train(argv: list[str], settings: Settings) -> int:
-    """`holdfast train --features DIR --out DIR`: trains the ensemble on backfilled features and says how good it is on later rows."""
+    """`holdfast train --features DIR --out DIR`: trains the ensemble on backfilled or archived vectors; says how good it is on later rows."""
     parser = argparse.ArgumentParser(prog="holdfast train", description=(train.__doc__ or "").splitlines()[0])
-    parser.add_argument("--features", type=Path, required=True, metavar="DIR", help="what `holdfast backfill` wrote")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--features", type=Path, metavar="DIR", help="what `holdfast backfill` wrote")
+    source.add_argument("--archive", type=Path, metavar="DIR", help="what the archive app wrote: the vectors that were served")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the artefact, to be registered")
     parser.add_argument("--cutoff", metavar="ISO8601", help="train as of this moment (default: the history's last)")
-    parser.add_argument("--mature-days", type=float, help="leave out rows younger than this at the cutoff (default: the label's delay)")
+    parser.add_argument("--mature-days", type=float, help="leave out rows younger than this at the cutoff (default: the label's delay, or 14)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     args = parser.parse_args(argv)
     cutoff_ms = None if args.cutoff is None else _moment_ms(args.cutoff)
     mature_ms = None if args.mature_days is None else int(args.mature_days * DAY_MS)
     _say("training five members (some tens of seconds for 100,000 rows)")
-    made = trained(examples_in(args.features, CATALOGUE, cutoff_ms, mature_ms), CATALOGUE, _registry(settings).policy(), args.seed)
+    if args.features:
+        examples = examples_in(args.features, CATALOGUE, cutoff_ms, mature_ms)
+    else:
+        mature_ms = 14 * DAY_MS if mature_ms is None else mature_ms
+        examples = examples_in_archive(args.archive, CATALOGUE, _now_ms() if cutoff_ms is None else cutoff_ms, mature_ms)
+    made = trained(examples, CATALOGUE, registry_of(settings).policy(), args.seed)
     save(made.artefact, args.out)
     print("\n".join(figure_lines(made)))
     print(f"artefact in {args.out}: `holdfast register {args.out}` puts it into the registry")
@@ -318,7 +353,7 @@ def register(argv: list[str], settings: Settings) -> int:
     """`holdfast register DIR`: checks a trained artefact, signs it and puts it into the registry; prints its id."""
     parser = argparse.ArgumentParser(prog="holdfast register", description=(register.__doc__ or "").splitlines()[0])
     parser.add_argument("artefact", type=Path, help="what `holdfast train` wrote")
-    print(_registry(settings).register(parser.parse_args(argv).artefact))
+    print(registry_of(settings).register(parser.parse_args(argv).artefact))
     return 0
 
 
@@ -327,7 +362,7 @@ def promote(argv: list[str], settings: Settings) -> int:
     parser = argparse.ArgumentParser(prog="holdfast promote", description=(promote.__doc__ or "").splitlines()[0])
     parser.add_argument("model_id")
     model_id = parser.parse_args(argv).model_id
-    registry = _registry(settings)
+    registry = registry_of(settings)
     if registry.load(model_id).catalogue_id != CATALOGUE.catalogue_id:
         raise ArtefactError(f"{model_id} was trained on another catalogue than this release has ({CATALOGUE.catalogue_id}): train again")
     registry.promote(model_id, _now_ms())
@@ -340,7 +375,7 @@ def models(argv: list[str], settings: Settings) -> int:
     parser = argparse.ArgumentParser(prog="holdfast models", description=(models.__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     args = parser.parse_args(argv)
-    listed = _registry(settings).models()
+    listed = registry_of(settings).models()
     for model in listed:
         figures, about = model.card["figures"], model.card["trained"]
         said = ", ".join(f"{name} {figures[name]:.3f}" for name in ("auc", "average_precision") if figures.get(name) is not None)
@@ -358,7 +393,7 @@ def ensure_champion(settings: Settings, say: Say) -> str:
 
     Its history is simulated: it gets a system going and finds what the simulator does. A bank trains its own.
     """
-    registry = _registry(settings)
+    registry = registry_of(settings)
     champion = registry.champion_id()
     if champion is not None and registry.load(champion).catalogue_id == CATALOGUE.catalogue_id:
         return champion
@@ -387,7 +422,7 @@ def first_model(place: Path, settings: Settings, policy: Policy, say: Say) -> Tr
     return made
 
 
-def _registry(settings: Settings) -> Registry:
+def registry_of(settings: Settings) -> Registry:
     """The registry of these settings, with the key of its data folder."""
     settings = with_kept_secrets(settings)
     return Registry(settings.registry_dir, settings.model_key.encode())

@@ -58,3 +58,13 @@ def test_the_order_in_which_rows_come_does_not_matter_their_time_does(artefact: 
     mixed = np.random.default_rng(5).permutation(len(truth))
     again = train(vectors[mixed], truth[mixed], at_ms[mixed], CATALOGUE, policy, seed=7)
     assert again.figures == artefact.figures
+
+
+def test_columns_that_never_had_a_value_and_whole_families_of_them_do_not_stop_training(policy: Policy) -> None:
+    vectors, truth, at_ms = a_history()
+    vectors = vectors.copy()
+    vectors[:, [*CATALOGUE.families["device"], CATALOGUE.families["geographic"][0]]] = np.nan
+    blind = train(vectors, truth, at_ms, CATALOGUE, policy, seed=7)
+    said = [blind.ensemble.score(vector).probabilities[2] for vector in vectors[:50]]
+    assert blind.ensemble.members[2].name == "device"
+    assert len(set(said)) == 1

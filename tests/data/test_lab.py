@@ -1,0 +1,149 @@
+"""The risk team's steps on a small history, end to end; and that a label counts when it was learned, not when it happened."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from features.catalogue import CATALOGUE
+from features.engine import look
+from features.memory import DictMemory
+from models.hold import UnknownAccount
+from schemas.decision import Decision
+from schemas.errors import ArtefactError, InvalidRecord, SettingsError
+from schemas.topics import DECISIONS, LABELS
+from streams import lab
+from streams.archive import Archive
+from streams.mapping import Row, TokenKey, accounts_in, mapping_in, rows_in
+from streams.settings import Settings
+from tests.world import a_world
+
+KEY = TokenKey(b"a test's key", "k1")
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "quality.ipynb"
+
+
+def good_rows(history: Path) -> list[Row]:
+    rows = rows_in(history / "transactions.parquet", mapping_in(history / "mapping.toml"), KEY, now_ms=2**41)
+    return [row for row in rows if not isinstance(row.content, InvalidRecord)]
+
+
+@pytest.fixture(scope="module")
+def features(history: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The backfilled features of the small history."""
+    folder = tmp_path_factory.mktemp("features")
+    files, accounts = [str(history / "transactions.parquet")], str(history / "accounts.parquet")
+    argv = [*files, "--map", str(history / "mapping.toml"), "--accounts", accounts, "--out", str(folder)]
+    assert lab.backfill(argv, Settings(token_key="a test's key")) == 0
+    return folder
+
+
+def test_a_backfill_gives_what_would_have_been_served(history: Path, features: Path) -> None:
+    mapping = mapping_in(history / "mapping.toml")
+    memory = DictMemory(CATALOGUE)
+    for state in accounts_in(history / "accounts.parquet", mapping, KEY, 1):
+        memory.know_account(state)
+    backfilled = pq.read_table(features / lab.FEATURES_FILE)
+    matrix = np.column_stack([backfilled[name].to_numpy() for name in CATALOGUE.names])
+    for number, row in enumerate(good_rows(history)[:800]):
+        assert not isinstance(row.content, InvalidRecord)
+        served = look(CATALOGUE, row.content, memory.recall(row.content).value).values  # type: ignore[attr-defined]  # it is there already
+        assert served.tobytes() == matrix[number].tobytes(), backfilled["transaction_id"][number]
+        if row.declined:
+            memory.decline(row.content)
+
+
+def test_simulate_backfill_train_register_promote(features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = Settings(data_dir=tmp_path / "data")
+    assert lab.train(["--features", str(features), "--out", str(tmp_path / "artefact"), "--json"], settings) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["held_out"]["auc"] > 0.8
+    assert "honest" in figures["held_out_by_kind"]
+    assert lab.register([str(tmp_path / "artefact")], settings) == 0
+    model_id = capsys.readouterr().out.strip()
+    assert lab.promote([model_id], settings) == 0
+    capsys.readouterr()
+    assert lab.models([], settings) == 0
+    assert capsys.readouterr().out.startswith(f"* {model_id}")
+    assert lab.ensure_champion(settings, lambda text: pytest.fail("there is a champion already")) == model_id
+
+
+def test_fraud_that_nobody_had_noticed_by_the_cutoff_is_honest_in_training(features: Path) -> None:
+    table = pq.read_table(features / lab.FEATURES_FILE)
+    at_ms, learned = table["at_ms"].to_numpy(), table["learned_at_ms"].to_numpy()
+    fraud = table["fraud"].to_numpy(zero_copy_only=False)
+    cutoff_ms, mature_ms = int(np.quantile(at_ms, 0.7)), 2 * lab.DAY_MS
+    examples = lab.examples_in(features, CATALOGUE, cutoff_ms, mature_ms)
+    old = at_ms <= cutoff_ms - mature_ms
+    assert len(examples.vectors) == old.sum()
+    assert examples.frauds.sum() == (old & fraud & (learned <= cutoff_ms)).sum()
+    assert examples.frauds.sum() < (old & fraud).sum(), "some fraud was learned later"
+    assert (np.diff(examples.at_ms) >= 0).all()
+
+
+def test_features_of_another_catalogue_are_refused(features: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match="backfill again"):
+        lab.examples_in(features, CATALOGUE.extended(()).extended([_another()]))
+    with pytest.raises(SettingsError, match="holdfast backfill"):
+        lab.examples_in(tmp_path, CATALOGUE)
+
+
+def _another() -> Any:
+    from features.fact import CARD
+    from features.row import Feature, count, days
+
+    return Feature("velocity", count(of=CARD, window=days(3)), "many_card_payments_3d", "velocity", "Payments on the card within three days")
+
+
+def test_bad_rows_are_named_and_left_out(history: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import pyarrow.csv as pa_csv
+
+    pa_csv.write_csv(pq.read_table(history / "transactions.parquet").slice(0, 20), tmp_path / "t.csv")
+    lines = (tmp_path / "t.csv").read_text().splitlines()
+    lines[3] = lines[3].replace("POS", "XXX").replace("TAP", "XXX").replace("WEB", "XXX").replace("SUB", "XXX")
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    argv = [str(tmp_path / "t.csv"), "--map", str(history / "mapping.toml"), "--out", str(tmp_path / "out"), "--json"]
+    assert lab.backfill(argv, Settings()) == 0
+    said = capsys.readouterr()
+    assert "row 3: kind:" in said.err
+    assert json.loads(said.out.splitlines()[-1])["bad_rows"] == 1
+
+
+def archived(history: Path, folder: Path, count: int) -> None:
+    """Decides some rows of the history in a world, and archives decisions and labels as the app does."""
+    world, archive = a_world(UnknownAccount.HOLD), Archive(folder, lambda: 0.0)
+    archive.open([(DECISIONS.name, 0), (LABELS.name, 0)])
+    rows = good_rows(history)[:count]
+
+    async def decide_all() -> list[Decision]:
+        world.now_ms = 2**41
+        return [d for row in rows if (d := (await world.decide(row.content)).decision)]  # type: ignore[arg-type]  # good rows
+
+    for offset, decision in enumerate(asyncio.run(decide_all())):
+        archive.add(decision, (DECISIONS.name, 0), offset)
+    for offset, row in enumerate(rows):
+        if row.label is not None and row.label.fraud:
+            archive.add(row.label, (LABELS.name, 0), offset)
+    archive.write_all()
+
+
+def test_the_notebook_runs(history: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archived(history, tmp_path / "archive", 2500)
+    monkeypatch.setenv("HOLDFAST_ARCHIVE_DIR", str(tmp_path / "archive"))
+    monkeypatch.setenv("HOLDFAST_DATA_DIR", str(tmp_path / "data"))
+    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    assert (notebook["nbformat"], len({cell["id"] for cell in notebook["cells"]})) == (4, len(notebook["cells"]))
+    names: dict[str, Any] = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+    assert names["decisions"].num_rows == 2500
+    assert names["labels"].num_rows > 20
+    assert names["registry"].models()[0].model_id == names["model_id"]
+    assert names["now_ms"] <= time.time_ns() // 1_000_000
