@@ -1,6 +1,12 @@
-"""The embedded broker: librdkafka's mock cluster in a process of its own. In memory, and small: see `LIMITS`.
+"""The embedded broker: librdkafka's mock cluster in a process of its own. `python -m streams.broker <file>` writes its address to the file.
 
-`python -m streams.broker <file>` writes its address to the file and serves until it is ended.
+What it does not do (measured on librdkafka 2.16):
+- It keeps 5 MB a partition (as sent, so compressed if the producer compresses; 20 MB a topic) and forgets the oldest batches beyond that,
+  whatever the topic's retention says: of 10,000 records of 1,000 bytes in one partition the last 5,050 stay. A consumer that comes late to
+  what was forgotten goes on at the oldest record that is left; so does `holdfast check`, which then finds books that do not agree.
+- Its log ends with its process. Nothing is compacted. Every topic appears on first use, with four partitions, one copy.
+- Two members that join a group at the same moment may be told InvalidRequest, and must come again. One process per app, then. A member that
+  was killed keeps its partitions for the session timeout and about 5 s more.
 """
 
 from __future__ import annotations
@@ -17,14 +23,6 @@ from confluent_kafka import cimpl
 
 from schemas.errors import Unavailable
 from streams.ready import write_whole
-
-LIMITS = """What the mock cluster does not do (measured on librdkafka 2.16):
-- It keeps 5 MB a partition (compressed bytes as sent, 20 MB a topic of its four partitions) and forgets the oldest batches beyond that,
-  whatever the topic's retention says: of 10,000 records of 1,000 bytes in one partition the last 5,050 stay. A consumer that comes late to
-  what was forgotten goes on at the oldest record that is left; so does `holdfast check`, which then finds books that do not agree.
-- Its log ends with its process. Nothing is compacted. Every topic appears on first use, with four partitions, one copy.
-"""
-
 
 PRODUCER = 0
 
