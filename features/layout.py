@@ -19,11 +19,19 @@ TRIMMED_AT, TRIMMED_WIDTH = 14, 6
 @dataclass(frozen=True)
 class Cap:
     """How long a log gets. After `rows + chunk` unique rows its oldest `chunk` are no longer seen, and so on; nor are rows that are
-    older than the longest window and `slack_ms` more. Both counted at each `chunk` rows, so that it depends on the rows alone."""
+    older than the longest window and `slack_ms` more. Both counted at each `chunk` rows, so that it depends on the rows alone.
+
+    Bytes go one chunk later than sight: who comes again within `chunk` rows still meets the same past, whom only a stored
+    answer protects after that.
+    """
 
     rows: int = 512
     chunk: int = 128
     slack_ms: int = 7 * DAY_MS
+
+    def __post_init__(self) -> None:
+        assert self.chunk > 0, "a chunk has at least one row"
+        assert self.rows % self.chunk == 0, "rows is a multiple of chunk: both are counted together"
 
 
 def content_hash(text: str, digits: int) -> str:

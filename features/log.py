@@ -9,10 +9,10 @@ import numpy as np
 
 from features import kernel
 from features.catalogue import Catalogue
-from features.engine import packed
+from features.engine import Past, look, packed, place_in, row_bytes
 from features.fact import declined_facts, facts_of
 from features.layout import TRIMMED_AT, TRIMMED_WIDTH
-from schemas.transaction import Transaction
+from schemas.transaction import Transaction, TransactionKind
 
 
 def row_count(log: bytes, row_size: int, length: int) -> int:
@@ -67,15 +67,18 @@ class LogRow(NamedTuple):
 
 
 def log_rows(catalogue: Catalogue, txn: Transaction, positions: tuple[int, ...], declined_positions: tuple[int, ...]) -> Iterator[LogRow]:
-    """The rows that a decided transaction has in its logs, with their positions; its decline rows too, if it has any."""
+    """The rows that a decided transaction has in its logs, with their positions; its decline rows too, if it has any.
+
+    A decision that knew fewer logs than this catalogue has (new entities come last) gives rows to those that it knew.
+    """
     facts = facts_of(txn)
     kinds = [(facts, positions)]
     if declined_positions:
         kinds.append((declined_facts(facts), declined_positions))
     for these, places in kinds:
-        for number, row in enumerate(packed(catalogue, txn, these)):
-            if row is not None and places[number] >= 0:
-                yield LogRow(number, getattr(txn, catalogue.log_fields[number]), places[number], row)
+        for number, (row, place) in enumerate(zip(packed(catalogue, txn, these), places, strict=False)):
+            if row is not None and place >= 0:
+                yield LogRow(number, getattr(txn, catalogue.log_fields[number]), place, row)
 
 
 def rebuilt_log(catalogue: Catalogue, log_number: int, rows: Iterable[tuple[int, bytes]]) -> bytes:
@@ -95,3 +98,13 @@ def rebuilt_log(catalogue: Catalogue, log_number: int, rows: Iterable[tuple[int,
     lost = max(0, ordered[-1][0] + 1 - len(unique))
     header = layout.header(lost, 0) if lost else b""
     return tidied(catalogue, log_number, header + b"".join(row for _, row in sorted(unique.values(), key=lambda row: row[0])))
+
+
+def warm(catalogue: Catalogue) -> None:
+    """Loads (the first time on a machine: compiles) what serving runs, so that the first payment does not wait for it."""
+    txn = Transaction(transaction_id="warm", kind=TransactionKind.ECOMMERCE, at_ms=0, amount_minor=0, currency="EUR", account_id="warm")
+    rows = row_bytes(catalogue, txn)
+    look(catalogue, txn, Past(rows, (None,) * len(catalogue.profiles)))
+    row = next(row for row in rows if row is not None)
+    place_in(row, len(row), 1)
+    kernel.visible_from(np.zeros(2, np.int64), 0, 1, 1, 0, 0, catalogue.cap.rows, catalogue.cap.chunk, catalogue.keep_ms)

@@ -9,7 +9,7 @@ from payments import DAY, T0, a_payment
 from features.catalogue import CATALOGUE, Catalogue
 from features.engine import row_bytes
 from features.layout import Cap
-from features.log import rebuilt_log, row_count, tidied
+from features.log import log_rows, rebuilt_log, row_count, tidied, warm
 
 SHORT = Catalogue(CATALOGUE.rows, Cap(rows=8, chunk=4))
 SIZE = SHORT.log_layouts[0].row_bytes
@@ -56,3 +56,14 @@ def test_a_log_that_had_expired_and_begun_again_is_rebuilt_without_its_older_tim
 def test_a_row_that_was_cut_off_is_not_read() -> None:
     rows = rows_of([0, 1])
     assert tidied(SHORT, 0, b"".join(rows) + rows[0][:7]) == b"".join(rows)
+
+
+def test_a_decision_gives_rows_to_the_logs_that_it_has_positions_in() -> None:
+    txn = a_payment("1", device_token=None)
+    assert [(row.log_number, row.token, row.position) for row in log_rows(CATALOGUE, txn, (3, 4, -1), ())] == [(0, "c1", 3), (1, "a1", 4)]
+    assert [(row.log_number, row.position) for row in log_rows(CATALOGUE, txn, (3, 4, -1), (4, 5, -1))] == [(0, 3), (1, 4), (0, 4), (1, 5)]
+    assert [row.log_number for row in log_rows(CATALOGUE, a_payment("1"), (3,), ())] == [0]
+
+
+def test_warming_needs_nothing_and_leaves_nothing() -> None:
+    warm(CATALOGUE)
