@@ -19,6 +19,8 @@ from streams.settings import Settings
 
 SESSION_S, HEARTBEAT_S, COMMIT_S = 6.0, 1.5, 1.0
 POLL_S, POLL_PRESSED_S = 1.0, 0.02
+FETCH_WAIT_MS = {"kafka": 500, "embedded": 50}
+"""How long a broker may hold a fetch that finds nothing. The embedded one holds it so long even if something comes meanwhile."""
 
 
 class Reading:
@@ -34,6 +36,15 @@ class Reading:
         for lane in self.lanes.values():
             lane.empty()
             lane.done = {}
+
+
+class Thread(driver.AIOKafkaConsumerThread):
+    """Faust's thread around aiokafka's consumer, where Faust fixes how long a fetch is held."""
+
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        consumer._fetch_max_wait_ms = transport.fetch_wait_ms
+        return consumer
 
 
 class Consumer(driver.Consumer):
@@ -52,7 +63,7 @@ class Consumer(driver.Consumer):
         return cast(Transport, self.transport).reading
 
     def _new_consumer_thread(self) -> Any:
-        return driver.AIOKafkaConsumerThread(self, loop=self.loop, beacon=self.beacon, thread_loop=uvloop.new_event_loop())
+        return Thread(self, loop=self.loop, beacon=self.beacon, thread_loop=uvloop.new_event_loop())
 
     def _filter_tps_with_pending_acks(self, topics: object = None) -> Iterator[TP]:
         return iter([TP(*place) for place in self.reading.turn.next])
@@ -107,6 +118,7 @@ class Transport(driver.Transport):
 
     Consumer = Consumer
     reading: Reading
+    fetch_wait_ms: int
 
 
 def faust_app(name: str, reading: Reading, settings: Settings) -> Any:
@@ -136,7 +148,7 @@ def faust_app(name: str, reading: Reading, settings: Settings) -> Any:
         stream_wait_empty=False,
     )
     app.transport = transport = Transport(brokers, app)
-    transport.reading = reading
+    transport.reading, transport.fetch_wait_ms = reading, FETCH_WAIT_MS[settings.broker_kind]
     return app
 
 

@@ -64,7 +64,7 @@ def _list(args: argparse.Namespace, settings: Settings) -> int:
         print(f"{letter.dead_letter_id}  {letter.app:<8} {place:<28} {letter.code:<22} {letter.field or '-'}: {letter.reason}")
     print(f"{len(found):,} dead letters")
     if args.json:
-        print(json.dumps({"count": len(found), "dead_letters": [_shown(letter) for letter in found]}))
+        print(json.dumps({"count": len(found), "letters": [_shown(letter) for letter in found]}))
     return 0
 
 

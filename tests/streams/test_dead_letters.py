@@ -79,7 +79,7 @@ def test_letters_are_listed_and_sent_back(real: Settings, tmp_path: Path, capsys
     asyncio.run(told())
     assert dead_letters(["--json", "--code", "invalid_field"], settings) == 0
     shown = json.loads(capsys.readouterr().out.splitlines()[-1])
-    by_id = {letter["dead_letter_id"]: letter for letter in shown["dead_letters"]}
+    by_id = {letter["dead_letter_id"]: letter for letter in shown["letters"]}
     assert shown["count"] == len(by_id)
     assert by_id["dlq_mend1"]["record"]["amount_minor"] == -5
     assert by_id["dlq_mend2"]["record"] is None
