@@ -12,13 +12,16 @@ from histories import histories
 from hypothesis import HealthCheck, given, settings
 from past_oracle import Arrival
 from payments import DAY, HOUR, MINUTE, T0, a_payment, number, seen
-from stores import a_memory, a_redis
+from stores import a_memory, a_redis, a_wire
 
+from features.backfill import backfill
 from features.catalogue import CATALOGUE, Catalogue
+from features.columns import columns_of
 from features.engine import Look
 from features.fact import country_code
 from features.layout import Cap
 from features.memory import Memory
+from features.online import RedisMemory
 from schemas.account import AccountEvent, AccountState
 from schemas.transaction import Transaction
 
@@ -261,5 +264,37 @@ def test_both_memories_say_the_same_and_keep_the_same_bytes(redis_url: str, hist
     async def both() -> None:
         async with a_memory(SHORT, redis_url) as redis, a_memory(SHORT, None) as own:
             assert await _told(redis, history, SHORT) == await _told(own, history, SHORT)
+
+    asyncio.run(both())
+
+
+def test_two_writers_at_once_leave_one_order_and_positions_say_which(redis_url: str) -> None:
+    """Two wires, payments of one card interleaved and some sent twice: positions order them, and that order backfills to the same bits."""
+    payments = [a_payment(str(n), T0 + (n * 7919 % 600) * MINUTE, amount_minor=n) for n in range(600)]
+
+    async def write(memory: Memory, part: list[Transaction]) -> list[tuple[Transaction, Look]]:
+        looks = []
+        for begin in range(0, len(part), 7):
+            some = part[begin : begin + 7]
+            looks += list(zip(some, await asyncio.gather(*[seen(CATALOGUE, memory, txn) for txn in some]), strict=True))
+        return looks
+
+    async def both() -> None:
+        async with a_memory(CATALOGUE, redis_url) as one, a_wire(redis_url) as wire:
+            other = RedisMemory(wire, CATALOGUE)
+            parts = await asyncio.gather(write(one, payments[::2] + payments[:60]), write(other, payments[1::2] + payments[:60:3]))
+            first = {looked.positions[0]: (txn, looked) for txn, looked in (*parts[1], *parts[0])}
+            assert sorted(first) == list(range(600))
+            for txn, looked in (*parts[0], *parts[1]):
+                assert first[looked.positions[0]][1].values.tobytes() == looked.values.tobytes(), txn.transaction_id
+            await asyncio.gather(one.settle(), other.settle())
+            await other.close()
+            in_order = [first[position] for position in range(600)]
+            matrix = backfill(CATALOGUE, columns_of([txn for txn, _ in in_order]))
+            assert matrix.tobytes() == b"".join(looked.values.tobytes() for _, looked in in_order)
+            live = await one.log("card", "c1")
+            async with a_memory(CATALOGUE, None) as restored:
+                await restored.restore((txn, looked.positions, ()) for txn, looked in parts[0] + parts[1])
+                assert await restored.log("card", "c1") == live
 
     asyncio.run(both())
