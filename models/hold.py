@@ -174,6 +174,11 @@ def confirm(book: Book, hold_id: str, transaction_id: str, amount_minor: int, cu
     return Step(_with(book, hold), hold)
 
 
+def with_provisional(book: Book, hold_id: str, transaction_id: str, amount_minor: int, currency: str, expires_at_ms: int) -> Book:
+    """The book with a hold that the log speaks of and nobody has confirmed yet: provisional for as long as it lives, funds unasked."""
+    return _with(book, OpenHold(hold_id, transaction_id, amount_minor, currency, HoldState.PROVISIONAL, expires_at_ms, expires_at_ms))
+
+
 def post(book: Book, hold_id: str, amount_minor: int, currency: str, at_ms: int) -> Step | Refusal:
     """Takes the held money, or part of it, out of the balance; the rest is returned. More than was held is refused.
 

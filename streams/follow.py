@@ -34,8 +34,12 @@ from streams.settings import Settings
 from streams.watchdog import Watchdog
 
 TOPIC_OF: dict[type[Record], Topic] = {topic.record: topic for topic in TOPICS}
+VALUE_MAX = 900_000
+"""Bytes of a value that a dead letter can hold: the log takes no record of more than a megabyte."""
 TAIL = 20_000
 """Records at the end of an app's output that are read when partitions are assigned, so that they are not written again."""
+RECENT = 100_000
+"""Ids of records that this process has written and remembers."""
 BACKOFF_S, BACKOFF_S_MAX = 0.05, 2.0
 FINISH_S = 8.0
 FAILED = 1
@@ -103,6 +107,7 @@ class Harness:
         self._bus = bus
         self._settings = settings
         self._written = Written(set(), set())
+        self._recent: dict[str, None] = {}
         self._log = journal.logger()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -194,6 +199,8 @@ class Harness:
         name = self._follower.name
         letter_id = derived_id("dlq", name, topic, str(partition), str(offset))
         metrics.DEAD_LETTERS.labels(str(code)).inc()
+        if value is not None and len(value) > VALUE_MAX:
+            value, reason = None, f"{reason} (its {len(value):,} bytes are too many for a dead letter: they are only where it came from)"
         self._log.warning("dead letter", dead_letter_id=letter_id, topic=topic, partition=partition, offset=offset, code=str(code), field=field)
         return DeadLetter(
             dead_letter_id=letter_id,
@@ -227,8 +234,9 @@ class Harness:
             told = [self._bus.tell(t, str(getattr(r, t.key)), encode(r)) for t, r in zip(topics, left, strict=True)]
             results = await asyncio.gather(*told, return_exceptions=True)
             failed = next((i for i, result in enumerate(results) if result is not None), len(left))
-            for topic in topics[:failed]:
+            for topic, record in zip(topics[:failed], left[:failed], strict=True):
                 metrics.TOLD.labels(topic.name).inc()
+                self._note(record)
             left = left[failed:]
             if left:
                 error = results[failed]
@@ -236,8 +244,15 @@ class Harness:
                     raise error or AssertionError("a result that is neither None nor an error")
                 pause_s = await self._pause(error, pause_s, lane)
 
+    def _note(self, record: Record) -> None:
+        """Remembers what was written, so that an input that comes again elsewhere in the log (the same id) writes nothing new."""
+        self._recent[getattr(record, record.__struct_fields__[0])] = None
+        if len(self._recent) > RECENT:
+            del self._recent[next(iter(self._recent))]
+
     def _is_written(self, record: Record) -> bool:
-        written = getattr(record, record.__struct_fields__[0]) in self._written.ids
+        identity = getattr(record, record.__struct_fields__[0])
+        written = identity in self._written.ids or identity in self._recent
         if written:
             metrics.SKIPPED.labels(TOPIC_OF[type(record)].name).inc()
         return written

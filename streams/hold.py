@@ -58,18 +58,23 @@ class HoldWorld:
 
 
 async def on_decision(world: HoldWorld, decision: Decision, source: Source) -> Sequence[Record]:
-    """Confirms the hold that a decision in the log speaks of: told first, so that nothing can resolve what was not said to be held."""
+    """Confirms the hold that a decision in the log speaks of: told first, so that nothing can resolve what was not said to be held.
+
+    A decision that lies in the log twice (an indefinite tell was told again) is followed once: the book says so.
+    """
     if decision.hold_id is None:
         return ()
     hold, account_id = decision.hold_id, decision.account_id
     read, gone = world.books.read(account_id), world.wire.send((b"EXISTS", b"resolved:" + hold.encode()))
-    (book,), (resolved,) = await read, await gone
+    (content,), (resolved,) = await read, await gone
+    earlier = Book.from_bytes(content).hold(hold)
+    if resolved or (earlier is not None and earlier.state is not HoldState.PROVISIONAL):
+        return ()
     if source[:3] not in source.logged:
         await world.bus.tell(HOLDS, account_id, encode(confirmed_event(decision, source.topic, source.partition, source.offset)))
-    if not resolved:
-        amount, currency, end = decision.held_minor, str(decision.hold_currency), int(decision.hold_expires_at_ms or 0)
-        await world.books.change(account_id, lambda before: confirm(before, hold, decision.transaction_id, amount, currency, end), seen=book)
-        await world.wire.send((b"ZADD", due_key(source.partition), str(end).encode(), f"{account_id}\x1f{hold}".encode()))
+    amount, currency, end = decision.held_minor, str(decision.hold_currency), int(decision.hold_expires_at_ms or 0)
+    await world.wire.send((b"ZADD", due_key(source.partition), str(end).encode(), f"{account_id}\x1f{hold}".encode()))
+    await world.books.change(account_id, lambda before: confirm(before, hold, decision.transaction_id, amount, currency, end), seen=content)
     return ()
 
 

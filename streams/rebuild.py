@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from features.catalogue import CATALOGUE
 from features.online import RedisMemory, Wire
-from models.hold import EMPTY, FINAL, Book, Step, confirm, post, release, state_known
+from models.hold import EMPTY, FINAL, Book, Step, confirm, post, release, state_known, with_provisional
 from schemas import avro, identity
 from schemas.account import AccountState
 from schemas.decision import Decision
@@ -65,9 +65,15 @@ class Rebuild:
         for _, _, state in self._records(ACCOUNTS, AccountState):
             books[state.account_id] = state_known(books.get(state.account_id, EMPTY), state)
             await self._memory.know_account(state)
-        resolved = {event.hold_id: event for _, _, event in self._records(HOLDS, HoldEvent) if event.state in FINAL}
+        confirmed: set[str] = set()
+        resolved: dict[str, HoldEvent] = {}
+        for _, _, event in self._records(HOLDS, HoldEvent):
+            if event.state in FINAL:
+                resolved[event.hold_id] = event
+            else:
+                confirmed.add(event.hold_id)
         await self._resolved(resolved)
-        await self._decisions(books, resolved)
+        await self._decisions(books, confirmed, resolved)
         for account_id, book in books.items():
             await self._send((b"SET", b"book:" + account_id.encode(), book.to_bytes()))
         fields = [part for p, (_, end) in ends.items() for part in (f"{DECISIONS.name}:{p}".encode(), str(end).encode())]
@@ -81,7 +87,7 @@ class Rebuild:
         for hold_id, event in resolved.items():
             await self._send((b"SET", b"resolved:" + hold_id.encode(), f"{event.state} ".encode(), b"EX", RESOLVED_TTL_S))
 
-    async def _decisions(self, books: dict[str, Book], resolved: dict[str, HoldEvent]) -> None:
+    async def _decisions(self, books: dict[str, Book], confirmed: set[str], resolved: dict[str, HoldEvent]) -> None:
         seen: set[str] = set()
         kept: list[tuple[str, str, bytes, bytes]] = []
         for partition, message, decision in self._records(DECISIONS, Decision):
@@ -90,7 +96,7 @@ class Rebuild:
             seen.add(decision.transaction_id)
             digest = identity.digest(avro.body(decision.transaction))
             kept.append((decision.transaction_id, decision.decision_id, digest, message))
-            await self._held(books, decision, partition, resolved)
+            await self._held(books, decision, partition, confirmed, resolved)
             if len(kept) >= BATCH:
                 await self._answers.restore(kept)
                 kept.clear()
@@ -101,11 +107,14 @@ class Rebuild:
             (d.transaction, d.positions, d.declined_positions) for _, _, d in self._records(DECISIONS, Decision)
         )
 
-    async def _held(self, books: dict[str, Book], decision: Decision, partition: int, resolved: dict[str, HoldEvent]) -> None:
+    async def _held(
+        self, books: dict[str, Book], decision: Decision, partition: int, confirmed: set[str], resolved: dict[str, HoldEvent]
+    ) -> None:
         if decision.hold_id is None:
             return
-        books[decision.account_id] = held(books.get(decision.account_id, EMPTY), decision, resolved.get(decision.hold_id))
-        if decision.hold_id not in resolved:
+        book = books.get(decision.account_id, EMPTY)
+        books[decision.account_id] = held(book, decision, decision.hold_id in confirmed, resolved.get(decision.hold_id))
+        if decision.hold_id in confirmed and decision.hold_id not in resolved:
             end, due = str(decision.hold_expires_at_ms).encode(), f"{decision.account_id}\x1f{decision.hold_id}".encode()
             await self._send((b"ZADD", due_key(partition), end, due))
 
@@ -125,14 +134,18 @@ class Rebuild:
             raise MemoryUnavailable(f"{command[0].decode()} {command[1].decode()}: {reply}")
 
 
-def held(book: Book, decision: Decision, end: HoldEvent | None) -> Book:
-    """The book with the hold that a decision in the log speaks of, or what its last event left of it."""
+def held(book: Book, decision: Decision, confirmed: bool, end: HoldEvent | None) -> Book:
+    """The book with the hold that a decision in the log speaks of, or what its last event left of it.
+
+    One that the log of holds does not confirm yet stays provisional until it would expire: the `hold` app is on its way to it.
+    """
     assert decision.hold_id is not None
     if end is not None and (end.state is not HoldState.POSTED or (book.known and end.at_ms <= book.as_of_ms)):
         return book  # nothing is left of it, or the balance that its owner said since contains it
-    step = confirm(
-        book, decision.hold_id, decision.transaction_id, decision.held_minor, str(decision.hold_currency), int(decision.hold_expires_at_ms or 0)
-    )
+    amount, currency, expires_at_ms = decision.held_minor, str(decision.hold_currency), int(decision.hold_expires_at_ms or 0)
+    if not confirmed:
+        return with_provisional(book, decision.hold_id, decision.transaction_id, amount, currency, expires_at_ms)
+    step = confirm(book, decision.hold_id, decision.transaction_id, amount, currency, expires_at_ms)
     if end is None:
         return step.book
     posted = post(step.book, decision.hold_id, end.posted_minor, end.currency, end.at_ms)

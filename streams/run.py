@@ -11,7 +11,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from features.catalogue import CATALOGUE, Catalogue
+from features.log import warm
 from features.online import RedisMemory, Wire
 from models.ensemble import Ensemble
 from models.hold import UnknownAccount
@@ -28,6 +31,8 @@ from streams.rebuild import Rebuild, ensure_whole
 from streams.settings import Settings
 
 REFRESH_S = 2.0
+NOTHING_KNOWN = np.full(len(CATALOGUE.names), np.nan)
+"""The vector with which the compiled code is made to load before the first payment."""
 
 
 def clock_ms() -> int:
@@ -122,6 +127,9 @@ async def deciding_world(settings: Settings, bus: Bus) -> World:
     """The World of the apps that decide: `authorize` and `score`."""
     parts = await connected(settings)
     ensemble, policy = judgement(settings, parts.catalogue)
+    warm(parts.catalogue)
+    ensemble.contributions(ensemble.score(NOTHING_KNOWN), NOTHING_KNOWN)
+    policy.fired(NOTHING_KNOWN)
     world = World(
         catalogue=parts.catalogue,
         ensemble=ensemble,
