@@ -200,7 +200,8 @@ class Harness:
         letter_id = derived_id("dlq", name, topic, str(partition), str(offset))
         metrics.DEAD_LETTERS.labels(str(code)).inc()
         if value is not None and len(value) > VALUE_MAX:
-            value, reason = None, f"{reason} (its {len(value):,} bytes are too many for a dead letter: they are only where it came from)"
+            reason = f"{reason} (its {len(value):,} bytes are too many for a dead letter: they are only where it came from)"
+            value = None
         self._log.warning("dead letter", dead_letter_id=letter_id, topic=topic, partition=partition, offset=offset, code=str(code), field=field)
         return DeadLetter(
             dead_letter_id=letter_id,

@@ -9,12 +9,15 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 import pyarrow.dataset as pads
 import pytest
 from confluent_kafka import Producer
+from redis import Redis
 
+from models.hold import Book
 from schemas.avro import encode
 from schemas.hold import Clearing, ClearingKind
 from schemas.topics import CLEARINGS, DEAD_LETTERS, TRANSACTIONS
@@ -152,3 +155,36 @@ def test_every_decision_is_archived_exactly_once_after_all_that(stack: Stack) ->
         time.sleep(1)
     ids = archived(stack)
     assert len(ids) == len(set(ids)) == decisions
+
+
+def remembered(stack: Stack, pattern: str) -> dict[bytes, bytes]:
+    """What Redis holds under keys of this pattern."""
+    with Redis(unix_socket_path=urlsplit(stack.settings.redis_url).path) as redis:
+        keys = sorted(redis.scan_iter(pattern, count=1_000))
+        return dict(zip(keys, redis.mget(keys), strict=True)) if keys else {}
+
+
+def test_a_redis_that_lost_everything_is_rebuilt_from_the_log(stack: Stack) -> None:
+    run = Run(stack, "rebuild")
+    with run:
+        pass
+    assert settled(stack).agrees
+    logs, answers = remembered(stack, "log:*"), remembered(stack, "ans:*")
+    books = {key: Book.from_bytes(content) for key, content in remembered(stack, "book:*").items()}
+    assert len(logs) > 1_000
+    with Redis(unix_socket_path=urlsplit(stack.settings.redis_url).path) as redis:
+        redis.flushall()
+        end = time.monotonic() + 60
+        while not redis.exists("whole"):
+            assert time.monotonic() < end, "nobody rebuilt Redis"
+            time.sleep(0.1)
+    assert remembered(stack, "log:*") == logs, "every log, byte for byte"
+    assert {key: kept[1:] for key, kept in remembered(stack, "ans:*").items()} == {key: kept[1:] for key, kept in answers.items()}
+    now_ms = time.time_ns() // 1_000_000
+    for key, content in remembered(stack, "book:*").items():
+        assert Book.from_bytes(content).available_minor(now_ms) == books[key].available_minor(now_ms), key
+    for txn in run.by_http[::10]:
+        assert asked(stack, txn, 10) == run.answers[txn.transaction_id]
+    with Run(stack, "afterwards"):
+        pass
+    assert settled(stack).agrees
