@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from schemas.avro import decode
-from schemas.errors import LogUnavailable
+from schemas.errors import HoldfastError, InvalidRecord, LogUnavailable
 from schemas.record import Record
 from schemas.topics import Topic
 from streams.settings import Settings, librdkafka
@@ -39,7 +39,10 @@ class Bus(Protocol):
     """What `decide` and the apps need of the log."""
 
     def tell(self, topic: Topic, key: str, value: bytes) -> asyncio.Future[None]:
-        """Sends; the future is done once all in-sync replicas have it. LogUnavailable: indefinite, it may be in the log or not."""
+        """Sends; the future is done once all in-sync replicas have it.
+
+        LogUnavailable: indefinite, it may be in the log or not. InvalidRecord: it is too large, and is not in the log.
+        """
         ...
 
     async def close(self) -> None:
@@ -106,7 +109,7 @@ class KafkaBus:
         except KafkaException as error:
             if error.args[0].fatal():
                 self._lost = True
-            future.set_exception(LogUnavailable(str(error)))
+            future.set_exception(_named(error.args[0]))
 
     def _delivered(self, future: asyncio.Future[None], error: KafkaError | None, _: object) -> None:
         self._acked.append((future, error))
@@ -139,7 +142,7 @@ class KafkaBus:
             if error is None:
                 future.set_result(None)
             else:
-                future.set_exception(LogUnavailable(error.str()))
+                future.set_exception(_named(error))
         while self._waiting:
             topic, key, value, future = self._waiting[0]
             try:
@@ -152,6 +155,12 @@ class KafkaBus:
     def _wait_for_room(self, topic: Topic, key: str, value: bytes, future: asyncio.Future[None]) -> None:
         self._waiting.append((topic, key, value, future))
         self._loop.call_later(self._timeout_s, _give_up, future)
+
+
+def _named(error: KafkaError) -> HoldfastError:
+    if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+        return InvalidRecord("value", "is larger than the log takes", code="too_large")
+    return LogUnavailable(error.str())
 
 
 def _give_up(future: asyncio.Future[None]) -> None:

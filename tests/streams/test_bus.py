@@ -11,7 +11,7 @@ from aiokafka.partitioner import DefaultPartitioner
 from confluent_kafka import KafkaError, Producer
 
 from schemas.avro import encode
-from schemas.errors import LogUnavailable
+from schemas.errors import InvalidRecord, LogUnavailable
 from schemas.topics import CLEARINGS, DECISIONS, SAR_CANDIDATES
 from streams.bus import KafkaBus, ListBus, end_offsets, read_tail, read_topic
 from streams.settings import Settings
@@ -88,6 +88,17 @@ def test_a_full_queue_makes_records_wait_and_keeps_their_order(bench: Bench) -> 
 
     asyncio.run(story())
     assert [m.value for m in messages(bench.settings, bench.topic)] == [b"%d" % n for n in range(500)]
+
+
+def test_a_record_that_the_log_never_takes_is_refused_and_not_tried_again(bench: Bench) -> None:
+    async def story() -> None:
+        bus = KafkaBus(bench.settings)
+        with pytest.raises(InvalidRecord) as fault:
+            await bus.tell(bench.topic, "a1", b"x" * 1_100_000)
+        assert fault.value.code == "too_large"
+        await bus.close()
+
+    asyncio.run(story())
 
 
 def test_the_embedded_broker_serves_as_well(tmp_path: Path) -> None:

@@ -25,15 +25,17 @@ def numbers(count: int) -> list[str]:
 def test_what_cannot_be_applied_becomes_a_dead_letter_and_the_stream_goes_on(bench: Bench) -> None:
     bench.tell("1")
     bench.tell_bytes(("a0", b"no frame"), ("a0", b"\0\0\0\0\4cut short"), ("a1", b"\0\0\1\0\0"))
+    bench.tell_bytes(("a1", b"x" * 950_000))
     bench.tell("refuse", "2")
     worker = bench.start("plain")
-    bench.until(lambda: len(bench.written) == 2 and len(bench.dead) == 4)
+    bench.until(lambda: len(bench.written) == 2 and len(bench.dead) == 5)
     codes = {letter.value: letter.code for letter in bench.dead}
     assert codes[b"no frame"] == "unknown_schema"
     assert codes[b"\0\0\0\0\4cut short"] in ("unreadable_bytes", "unknown_schema")
     refused = next(letter for letter in bench.dead if letter.code == "not_today")
     assert (refused.field, refused.reason, refused.topic) == ("clearing_id", "the test says so", bench.topic.name)
-    bench.until(lambda: committed(bench) == 6)
+    assert "950,000 bytes" in next(letter.reason for letter in bench.dead if letter.value is None)
+    bench.until(lambda: committed(bench) == 7)
     bench.until(lambda: "tick [0, 1, 2, 3]" in bench.said)
     listening = [c for c in psutil.Process(worker.pid).net_connections() if c.status == psutil.CONN_LISTEN]
     assert not listening, "an app listens only for Prometheus, and only where it is told to"
