@@ -40,6 +40,8 @@ TAIL = 20_000
 """Records at the end of an app's output that are read when partitions are assigned, so that they are not written again."""
 RECENT = 100_000
 """Ids of records that this process has written and remembers."""
+IDS_MAX = 200_000
+"""Ids of written records that are remembered: the newest."""
 BACKOFF_S, BACKOFF_S_MAX = 0.05, 2.0
 FINISH_S = 8.0
 FAILED = 1
@@ -89,9 +91,9 @@ class Follower:
 
 
 class Written(NamedTuple):
-    """What the end of the output says: ids of records, and the inputs that they came from."""
+    """What the end of the output says (and what was written since): ids of records, oldest first, and the inputs that they came from."""
 
-    ids: set[str]
+    ids: dict[str, None]
     sources: set[tuple[str, int, int]]
 
 
@@ -106,7 +108,7 @@ class Harness:
         self._world = world
         self._bus = bus
         self._settings = settings
-        self._written = Written(set(), set())
+        self._written = Written({}, set())
         self._recent: dict[str, None] = {}
         self._log = journal.logger()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -229,7 +231,7 @@ class Harness:
     async def _tell(self, records: Sequence[Record], lane: Lane | None = None) -> None:
         """Writes the records, in order, and returns when the log has them all. From the first that failed on, all go again."""
         pause_s = BACKOFF_S
-        left = [record for record in records if not self._is_written(record)]
+        left = list({_id(record): record for record in records if not self._is_written(record)}.values())
         while left:
             topics = [TOPIC_OF[type(record)] for record in left]
             told = [self._bus.tell(t, str(getattr(r, t.key)), encode(r)) for t, r in zip(topics, left, strict=True)]
@@ -250,6 +252,13 @@ class Harness:
         self._recent[getattr(record, record.__struct_fields__[0])] = None
         if len(self._recent) > RECENT:
             del self._recent[next(iter(self._recent))]
+
+    def _remember(self, record_id: str) -> None:
+        """What was written is not written again, though what it follows from may lie in the log twice."""
+        ids = self._written.ids
+        ids[record_id] = None
+        if len(ids) > IDS_MAX:
+            del ids[next(iter(ids))]
 
     def _is_written(self, record: Record) -> bool:
         identity = getattr(record, record.__struct_fields__[0])
@@ -317,14 +326,14 @@ class Harness:
         self._log.info("following", partitions=sorted(f"{topic}:{partition}" for topic, partition in turn.places))
 
     def _read_written(self, partitions: set[int]) -> Written:
-        written = Written(set(), set())
+        written = Written({}, set())
         for topic in self._follower.writes:
             count = max(1, TAIL // max(1, len(partitions)))
             for batch in read_tail(self._settings, topic, partitions, count):
                 for message in batch:
                     with suppress(InvalidRecord):
                         record: Any = decode(topic.record, message.value)
-                        written.ids.add(getattr(record, record.__struct_fields__[0]))
+                        written.ids[_id(record)] = None
                         written.sources.add((record.source_topic, record.source_partition, record.source_offset))
         return written
 
@@ -347,6 +356,11 @@ class Harness:
             task.cancel()
         if not (self.fault.done() and self.fault.exception()):
             await self._rest(FINISH_S)
+
+
+def _id(record: Any) -> str:
+    """A record's id: its first field (`schemas/`)."""
+    return str(getattr(record, record.__struct_fields__[0]))
 
 
 def assembled(harness: Harness, name: str, settings: Settings) -> Any:

@@ -79,6 +79,16 @@ def test_what_is_delivered_again_is_not_written_again(bench: Bench) -> None:
     assert sorted(bench.written) == sorted(numbers(500))
 
 
+def test_what_lies_in_the_log_twice_is_followed_by_one_record(bench: Bench) -> None:
+    for _ in range(2):
+        bench.tell("1", "2")
+    bench.start("plain")
+    bench.until(lambda: committed(bench) == 4)
+    bench.tell("1", "2")
+    bench.until(lambda: committed(bench) == 6)
+    assert sorted(bench.written) == ["1", "2"]
+
+
 def test_workers_share_the_partitions_and_nothing_is_lost_when_one_joins_and_one_leaves(bench: Bench) -> None:
     bench.settings = bench.settings.changed(batch_max=20)
     bench.tell(*numbers(3_000))
