@@ -421,7 +421,7 @@ def _figures(board: Board, report: Report, undecided: int) -> dict[str, Any]:
         "http_p50_ms": board.quantile_ms(0.5),
         "http_p99_ms": board.quantile_ms(0.99),
         "http_statuses": {str(status): count for status, count in board.statuses.items()},
-        "clearings": dict(board.cleared),
+        "cleared": dict(board.cleared),
         "dead_letters": board.dead_letters,
         "books": report.figures(),
     }

@@ -36,7 +36,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TextIO
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -592,38 +592,54 @@ def _records(path: Path, rule: CsvRule) -> Iterator[dict[str, Any]]:
             for batch in file.iter_batches(batch_size=BATCH_ROWS):
                 yield from batch.to_pylist()
         return
-    with path.open(encoding="utf-8-sig" if rule.encoding.lower() in ("utf-8", "utf8") else rule.encoding, newline="") as text:
+    with _csv_file(path, rule) as text:
         yield from csv.DictReader(text, delimiter=rule.delimiter, quotechar=rule.quote)
 
 
 def rows_count(path: Path, mapping: Mapping) -> int:
     """How many rows the file has: exact for Parquet, by counting for CSV."""
     if is_parquet(path):
-        count: int = pq.ParquetFile(path).metadata.num_rows
+        count: int = pq.read_metadata(path).num_rows
         return count
     return sum(1 for _ in _csv_cells(path, mapping)[1])
 
 
 def _csv_cells(path: Path, mapping: Mapping) -> tuple[list[str], Iterator[Cells | InvalidRecord]]:
     """The header, and each record's cells or what is wrong with it; blank lines are no records."""
-    rule = mapping.csv
-    encoding = "utf-8-sig" if rule.encoding.lower() in ("utf-8", "utf8") else rule.encoding
-    file = path.open(encoding=encoding, errors="surrogateescape", newline="")
-    reader = csv.reader(file, delimiter=rule.delimiter, quotechar=rule.quote)
-    header = [name.strip() for name in next(reader, [])]
-    try:
-        _checked_columns(mapping, path, header)
-    except SettingsError:
-        file.close()
-        raise
+    with _csv_file(path, mapping.csv) as file:
+        header = [name.strip() for name in next(filter(None, _csv_reader(file, mapping.csv)), [])]
+    _checked_columns(mapping, path, header)
 
     def cells() -> Iterator[Cells | InvalidRecord]:
-        with file:
-            for record in reader:
-                if record:
-                    yield _sound_record(record, len(header))
+        with _csv_file(path, mapping.csv) as file:
+            records = _csv_reader(file, mapping.csv)
+            next(filter(None, records), None)
+            yield from _sound_records(records, len(header))
 
     return header, cells()
+
+
+def _csv_file(path: Path, rule: CsvRule) -> TextIO:
+    encoding = "utf-8-sig" if rule.encoding.lower() in ("utf-8", "utf8") else rule.encoding
+    return path.open(encoding=encoding, errors="surrogateescape", newline="")
+
+
+def _csv_reader(file: TextIO, rule: CsvRule) -> Iterator[list[str]]:
+    return csv.reader(file, delimiter=rule.delimiter, quotechar=rule.quote)
+
+
+def _sound_records(records: Iterator[list[str]], width: int) -> Iterator[Cells | InvalidRecord]:
+    """The records that are not blank; one that the csv module cannot read is a bad row of its own."""
+    while True:
+        try:
+            record = next(records)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield InvalidRecord("row", f"is not CSV: {error}", code="wrong_width")
+            continue
+        if record:
+            yield _sound_record(record, width)
 
 
 def _sound_record(record: list[str], width: int) -> Cells | InvalidRecord:
@@ -640,14 +656,14 @@ def _sound_record(record: list[str], width: int) -> Cells | InvalidRecord:
 def _parquet_cells(path: Path, mapping: Mapping) -> tuple[list[str], Iterator[Cells | InvalidRecord]]:
     """The columns that the mapping reads, and each row's cells."""
     try:
-        file = pq.ParquetFile(path)
+        names = pq.read_schema(path).names
     except pa.ArrowException as error:
         raise SettingsError(f"{path}: {error}") from None
-    _checked_columns(mapping, path, file.schema_arrow.names)
-    wanted = [name for name in file.schema_arrow.names if name in mapping.columns]
+    _checked_columns(mapping, path, names)
+    wanted = [name for name in names if name in mapping.columns]
 
     def cells() -> Iterator[Cells | InvalidRecord]:
-        with file:
+        with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=wanted):
                 yield from zip(*(_values(batch.column(name)) for name in wanted), strict=True)
 

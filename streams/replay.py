@@ -45,7 +45,8 @@ FRAME = 5
 WINDOW, RECENT = 20_000, 50_000
 """Rows that are sent and not yet written, and answers that are kept for rows that repeat them, at most: what bounds the memory."""
 SEARCH_AFTER_S = 3.0
-EMBEDDED_ROWS_MAX = 5_000
+EMBEDDED_ROWS, EMBEDDED_ROWS_MAX = 5_000, 8_000
+"""Up to how many rows an embedded broker is chosen, and how many it can keep (it forgets beyond 5 MB a partition)."""
 APPS = ("score", "hold", "ledger", "sar", "archive")
 CONFLICT = "transaction_conflict"
 
@@ -237,8 +238,6 @@ class Line:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._failed: KafkaError | None = None
-        self.old_ends = {partition: end for partition, (_, end) in end_offsets(settings, DECISIONS).items()}
-        letters = end_offsets(settings, DEAD_LETTERS)
         quiet = librdkafka(settings) | {"log_level": 0}  # what goes wrong is raised here, or seen by who waits for answers
         self._producer = Producer(
             quiet | {"acks": "all", "enable.idempotence": True, "partitioner": "murmur2_random", "linger.ms": 5, "delivery.timeout.ms": 120_000}
@@ -246,8 +245,11 @@ class Line:
         self._consumer = Consumer(
             quiet | {"group.id": "holdfast-replay", "enable.auto.commit": False, "auto.offset.reset": "earliest", "fetch.wait.max.ms": 50}
         )
-        places = [TopicPartition(DECISIONS.name, p, end) for p, end in self.old_ends.items()]
-        self._consumer.assign(places + [TopicPartition(DEAD_LETTERS.name, p, end) for p, (_, end) in letters.items()])
+        places = []
+        for topic in (DECISIONS, DEAD_LETTERS):
+            self._producer.list_topics(topic.name, timeout=10)  # on the embedded broker a topic appears when a producer asks for it
+            places += [TopicPartition(topic.name, p, end) for p, (_, end) in end_offsets(settings, topic).items()]
+        self._consumer.assign(places)
 
     def send(self, topic: str, key: bytes, value: bytes) -> None:
         """Sends a record; waits while the producer's queue is full. LogUnavailable if one before it did not arrive."""
@@ -387,7 +389,7 @@ def _parser(settings: Settings) -> argparse.ArgumentParser:
     parser.add_argument("--map", type=Path, required=True, help="the mapping file (TOML): which column is which field")
     parser.add_argument("--out", type=Path, help="where the decision rows go, .csv or .parquet (default: <file>.decisions.csv here)")
     parser.add_argument(
-        "--kafka", choices=("real", "embedded"), help=f"where a system must be started (default: embedded up to {EMBEDDED_ROWS_MAX} rows)"
+        "--kafka", choices=("real", "embedded"), help=f"where a system must be started (default: embedded up to {EMBEDDED_ROWS} rows)"
     )
     parser.add_argument("--data", type=Path, default=settings.data_dir, metavar="DIR", help="folder of the system (default %(default)s)")
     parser.add_argument("--rate", type=float, metavar="N", help="rows a second at most")
@@ -427,7 +429,9 @@ def _reached(settings: Settings) -> Settings | None:
 
 def _on_own_system(settings: Settings, args: Any, mapping: Mapping, results: Results, total: int) -> tuple[dict[str, Any], bool]:
     """Starts a system for the run, replays, checks the books, stops it."""
-    kafka: BrokerName = args.kafka or ("embedded" if total <= EMBEDDED_ROWS_MAX else "real")
+    kafka: BrokerName = args.kafka or ("embedded" if total <= EMBEDDED_ROWS else "real")
+    if kafka == "embedded" and total > EMBEDDED_ROWS_MAX:
+        raise SettingsError(f"--kafka embedded keeps the decisions of some {EMBEDDED_ROWS_MAX} rows only, and the file has {total}: use --kafka real")
     say_on_stderr(
         f"no system runs in {settings.data_dir}: starting one for this run ({kafka} Kafka; unknown accounts are held without a funds check)"
     )

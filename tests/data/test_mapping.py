@@ -155,6 +155,14 @@ def test_bytes_that_are_no_text_make_a_bad_row_not_a_failed_file(tmp_path: Path)
     assert isinstance(second, Transaction)
 
 
+def test_a_record_that_is_no_csv_makes_a_bad_row_and_blank_lines_are_no_rows(tmp_path: Path) -> None:
+    path = a_csv(tmp_path / "a.csv", GOOD, changed("comment", "x" * 200_000), GOOD)
+    path.write_text("\n" + path.read_text().replace("\n", "\n\n"))
+    rows = read(path)
+    assert [row.number for row in rows] == [1, 2, 3]
+    assert [isinstance(row.content, InvalidRecord) for row in rows] == [False, True, False]
+
+
 def test_a_label_is_known_after_its_delay_or_when_the_file_says_so(tmp_path: Path) -> None:
     unlabelled, fraud, honest = read(a_csv(tmp_path / "a.csv", GOOD, changed("fraud", "TRUE"), changed("fraud", "no")))
     assert unlabelled.label is None
