@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import time
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from schemas.errors import HoldfastError
@@ -17,6 +17,8 @@ class Command(NamedTuple):
 
     target: str
     help: str
+    live: bool = False
+    """Whether it is about the system that runs in the data folder, if one does, and takes that one's addresses."""
 
 
 COMMANDS: dict[str, Command] = {
@@ -24,7 +26,7 @@ COMMANDS: dict[str, Command] = {
     "up": Command("streams.supervise:up", "start broker, Redis and all apps, and keep them running"),
     "ps": Command("streams.supervise:ps", "each part's state, lag and last progress"),
     "run": Command("streams.run:run", "one app, against the Kafka and Redis of the settings"),
-    "check": Command("streams.check:check", "whether the books agree"),
+    "check": Command("streams.check:check", "whether the books agree", live=True),
     "replay": Command("streams.replay:replay", "send a file through the live system: one decision row for each input row"),
     "simulate": Command("streams.simulate:simulate", "a labelled history of honest customers and of each fraud kind"),
     "backfill": Command("streams.lab:backfill", "the features of a history, as they would have been served"),
@@ -32,10 +34,12 @@ COMMANDS: dict[str, Command] = {
     "register": Command("streams.lab:register", "check a trained artefact and put it into the registry"),
     "promote": Command("streams.lab:promote", "make a registered model the one that decides"),
     "models": Command("streams.lab:models", "the registered models"),
-    "rebuild": Command("streams.rebuild:rebuild", "put back into Redis what the log says"),
-    "dead-letters": Command("streams.dead_letters:dead_letters", "list what could not be applied; send mended records back"),
+    "policy": Command("streams.policy:command", "rules and thresholds without a deploy: show, check, promote"),
+    "rebuild": Command("streams.rebuild:rebuild", "put back into Redis what the log says", live=True),
+    "dead-letters": Command("streams.dead_letters:dead_letters", "list what could not be applied; send mended records back", live=True),
     "features": Command("streams.features:command", "the catalogue of features"),
     "schemas": Command("streams.schemas:command", "topics and wire schemas: show, check, freeze, publish"),
+    "metrics": Command("streams.metrics:command", "the table of metrics"),
     "settings": Command("streams.settings:command", "the table of settings"),
     "bench": Command("streams.bench:bench", "measure, each figure with its limit beside it"),
 }
@@ -45,6 +49,16 @@ def usage() -> str:
     """What `holdfast` says when asked nothing it knows."""
     lines = [f"  {name:<13} {row.help}" for name, row in COMMANDS.items()]
     return "\n".join(["usage: holdfast <command> [options]", "", *lines, "", "`holdfast <command> --help` says more."])
+
+
+def settings_of(command: Command, environ: Mapping[str, str]) -> Settings:
+    """The settings that the environment says; for a live command those of the system in the data folder, unless a broker is named."""
+    settings = settings_from(environ)
+    if not command.live or "HOLDFAST_KAFKA_BOOTSTRAP" in environ:
+        return settings
+    from streams.folder import running_settings
+
+    return running_settings(settings) or settings
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -58,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     module, _, function = COMMANDS[name].target.partition(":")
     try:
-        settings: Settings = settings_from(os.environ)
+        settings = settings_of(COMMANDS[name], os.environ)
         return int(getattr(importlib.import_module(module), function)(rest, settings))
     except HoldfastError as error:
         print(f"holdfast {name}: {error}", file=sys.stderr)
@@ -67,9 +81,6 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def clock_ms() -> int:
-    """The one clock, milliseconds since 1970-01-01 UTC."""
-    return time.time_ns() // 1_000_000
 
 
 if __name__ == "__main__":

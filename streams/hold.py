@@ -29,7 +29,7 @@ from schemas.hold import Clearing, ClearingKind, HoldState
 from schemas.identity import hold_id
 from schemas.record import Record
 from schemas.topics import ACCOUNTS, CLEARINGS, DECISIONS, HOLDS
-from streams.answers import Answers
+from streams.answers import Answers, Kept
 from streams.books import Books
 from streams.bus import Bus
 from streams.follow import Follower, Refused, Source
@@ -41,6 +41,8 @@ RESOLVED_TTL_S = b"3456000"
 DUE_AT_A_TIME = b"500"
 APPLIED = b"applied"
 """By topic and partition, the offset after the last record of which the books know."""
+UNTOLD_MS_MAX = 120_000
+"""A kept decision that the log still does not have after this was given up by its asker: nobody answered for it."""
 CLOCK = Origin("clock", -1, -1)
 
 
@@ -113,9 +115,15 @@ async def _refusal(world: HoldWorld, hold: str, clearing: Clearing, refusal: Ref
             refusal = Refusal(f"already_{state}")
         else:
             answer = await world.answers.of_transaction(clearing.transaction_id)
-            if answer is not None and decode(Decision, answer.message).hold_id is not None:
+            if answer is not None and _is_on_its_way(answer, world.clock_ms()):
                 raise Unavailable(f"the decision that places {hold} was not followed yet")
     return Refused(code=refusal, field="transaction_id", reason=f"{clearing.clearing_id} cannot clear {hold}: {refusal}")
+
+
+def _is_on_its_way(answer: Kept, now_ms: int) -> bool:
+    """Whether this app will yet read a decision that places a hold: the log has it, or its asker may still be telling it."""
+    decision = decode(Decision, answer.message)
+    return decision.hold_id is not None and (answer.told or now_ms < decision.decided_at_ms + UNTOLD_MS_MAX)
 
 
 async def on_account(world: HoldWorld, state: AccountState, source: Source) -> Sequence[Record]:

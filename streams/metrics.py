@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
@@ -98,3 +99,10 @@ def serve(settings: Settings) -> Callable[[], None]:
         thread.join()
 
     return end
+
+
+def command(argv: list[str], settings: Settings) -> int:
+    """`holdfast metrics`: the table of metrics."""
+    argparse.ArgumentParser(prog="holdfast metrics", description=__doc__).parse_args(argv)
+    print(table(), end="")
+    return 0

@@ -232,3 +232,20 @@ def test_a_decision_followed_again_after_its_hold_was_posted_holds_nothing(on_st
         assert Book.from_bytes(content).holds == ()
 
     on_stage(play)
+
+
+def test_a_clearing_for_a_decision_that_nobody_told_is_refused_after_a_while(on_stage: Stage) -> None:
+    async def play(scene: Scene) -> None:
+        await scene.know(10_000)
+        scene.bus.down = True
+        with pytest.raises(Unavailable):
+            await scene.pay("t1", 4_000)
+        scene.bus.down = False
+        with pytest.raises(Unavailable):
+            await scene.clear("t1", 4_000)
+        scene.now_ms += 120_000
+        refused = await scene.clear("t1", 4_000)
+        assert isinstance(refused, Refused)
+        assert refused.code in ("unknown_hold", "not_confirmed")
+
+    on_stage(play)
