@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import fastavro
 import msgspec
 
+from schemas.catalogue import VERSIONS
 from schemas.encoder import Writer, fields_writer, writer_of
 from schemas.errors import InvalidRecord, UnknownSchema, UnreadableBytes
 from schemas.record import Record, Word
@@ -89,8 +90,6 @@ def _without_logical_types(schema: Any) -> Any:
 @functools.cache
 def _written_by(schema_id: int) -> tuple[str, Any]:
     """Record name and parsed schema of a committed id."""
-    from schemas.catalogue import VERSIONS
-
     for version in VERSIONS:
         if version.schema_id == schema_id:
             return version.record, fastavro.parse_schema(_without_logical_types(json.loads(version.schema)))
@@ -100,8 +99,6 @@ def _written_by(schema_id: int) -> tuple[str, Any]:
 @functools.cache
 def _newest(record: type[Record]) -> tuple[int, Any]:
     """Newest committed schema id of a record, and its parsed schema."""
-    from schemas.catalogue import VERSIONS
-
     ids = [v.schema_id for v in VERSIONS if v.record == record.__name__]
     if not ids:
         raise UnknownSchema(f"record {record.__name__} is not in the catalogue")

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple
+from typing import Any
 
 from schemas.avro import avro_schema
 from schemas.topics import TOPICS
-
-
-class Version(NamedTuple):
-    """One committed schema: the id on the wire, the record's name, its version, the Avro schema as JSON text."""
-
-    schema_id: int
-    record: str
-    version: int
-    schema: str
+from schemas.version import Version
 
 
 def frozen(committed: tuple[Version, ...]) -> tuple[Version, ...]:
@@ -36,7 +28,7 @@ def module_text(versions: tuple[Version, ...]) -> str:
         '"""The committed catalogue of wire schemas. Written by `holdfast schemas freeze`; a row is never edited."""',
         "# ruff: noqa: E501",
         "",
-        "from schemas.freeze import Version",
+        "from schemas.version import Version",
         "",
         "VERSIONS: tuple[Version, ...] = (",
     ]

@@ -76,7 +76,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     hold_lease_ms: Annotated[Milliseconds, doc("a provisional hold that the log does not confirm lapses after this")] = 30_000
     answer_ttl_s: Annotated[int, Meta(ge=60, le=31_536_000), doc("how long the first answer of a transaction is kept in Redis")] = 691_200
     future_ms_max: Annotated[int, Meta(ge=0, le=86_400_000), doc("a transaction dated further ahead of our clock is refused")] = 300_000
-    log_rows_max: Annotated[int, Meta(ge=16, le=65_536), doc("rows that an entity's log in Redis keeps, at most")] = 1_024
 
     # Running
     watchdog_s: Annotated[int, Meta(ge=1, le=3_600), doc("an app with lag and no progress for this long ends, and is started again")] = 30

@@ -114,3 +114,12 @@ def test_the_top_level_holds_only_what_the_plan_lists() -> None:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     extra = {name.split("/")[0] for name in listed if not name.startswith(".")} - TOP_LEVEL
     assert not extra, f"not in the plan: {sorted(extra)}"
+
+
+def test_every_setting_is_read_somewhere() -> None:
+    import re
+
+    from streams.settings import Settings
+
+    code = "\n".join(path.read_text() for path in sources(*FLOORS) if name_of(path) != "streams/settings.py")
+    assert [name for name in Settings.__struct_fields__ if not re.search(rf"\b{name}\b", code)] == []

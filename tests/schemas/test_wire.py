@@ -17,9 +17,10 @@ from schemas.catalogue import VERSIONS
 from schemas.decision import Contribution, Decision, Outcome, Reason, ReasonSource, Risk
 from schemas.encoder import varint
 from schemas.errors import InvalidRecord, UnknownSchema, UnreadableBytes
-from schemas.freeze import Version, frozen, incompatible
+from schemas.freeze import frozen, incompatible
 from schemas.topics import TOPICS
 from schemas.transaction import Attribute, BehaviouralSession, CheckResult, EntryMode, Transaction, TransactionKind, sound
+from schemas.version import Version
 
 IDS = st.text("abcdefghij0123456789-_é", min_size=1, max_size=20)
 MAYBE_ID = st.none() | IDS
