@@ -29,6 +29,7 @@ from schemas.hold import Clearing, ClearingKind, HoldState
 from schemas.identity import hold_id
 from schemas.record import Record
 from schemas.topics import ACCOUNTS, CLEARINGS, DECISIONS, HOLDS
+from streams import journal
 from streams.answers import Answers, Kept
 from streams.books import Books
 from streams.bus import Bus
@@ -168,6 +169,7 @@ async def _tell(world: HoldWorld, account_id: str, hold: OpenHold, source: Sourc
     state = f"{hold.state} {by}".encode()
     await world.wire.send((b"SET", b"resolved:" + hold.hold_id.encode(), state, b"EX", RESOLVED_TTL_S))
     await world.books.change(account_id, lambda book: release(book, hold.hold_id))
+    journal.logger().debug("hold ended", transaction_id=hold.transaction_id, hold_id=hold.hold_id, state=str(hold.state))
 
 
 async def applied(world: HoldWorld, done: Mapping[Place, int]) -> Mapping[Place, int]:

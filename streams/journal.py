@@ -11,6 +11,7 @@ from typing import Any
 
 import structlog
 
+from schemas.decision import Decision, Outcome
 from streams.settings import Settings
 
 _DIGITS = re.compile(r"[a-z]{3}_[0-9a-f]{32}|(?<!\d)\d(?:[ -]?\d){12,18}(?!\d)")
@@ -94,6 +95,20 @@ def start(settings: Settings, app: str) -> None:
 def logger(**bound: Any) -> Any:
     """A logger that adds these fields to each line. Cheap below the level: `log.info(...)` is then one call that does nothing."""
     return structlog.get_logger(**bound)
+
+
+def decided(decision: Decision) -> None:
+    """One line for a decision of which somebody may ask why. Approvals are in the log of decisions, and not said again here."""
+    if decision.outcome is Outcome.APPROVE:
+        return
+    logger().info(
+        "decided",
+        transaction_id=decision.transaction_id,
+        decision_id=decision.decision_id,
+        outcome=str(decision.outcome),
+        reasons=[reason.code for reason in decision.reasons],
+        score=decision.score,
+    )
 
 
 def _named(app: str) -> Any:

@@ -99,6 +99,17 @@ def judgement(settings: Settings, catalogue: Catalogue) -> tuple[Ensemble, Polic
     return ensemble, registry.policy().bound(catalogue.names)
 
 
+async def first_judgement(settings: Settings, catalogue: Catalogue) -> tuple[Ensemble, Policy]:
+    """The promoted model and policy, waited for where none was promoted yet: an app that cannot decide is not ready, but not broken."""
+    said = False
+    while Registry(settings.registry_dir, settings.model_key.encode()).champion_id() is None:
+        if not said:
+            journal.logger().warning("no model was promoted yet: waiting for one", registry=str(settings.registry_dir))
+            said = True
+        await asyncio.sleep(REFRESH_S)
+    return judgement(settings, catalogue)
+
+
 async def stay_current(world: World, settings: Settings) -> None:
     """Takes over a model or policy that is promoted while the app runs; one that does not fit is said and not taken."""
     seen = promoted(settings)
@@ -126,7 +137,7 @@ def promoted(settings: Settings) -> tuple[int, ...]:
 async def deciding_world(settings: Settings, bus: Bus) -> World:
     """The World of the apps that decide: `authorize` and `score`."""
     parts = await connected(settings)
-    ensemble, policy = judgement(settings, parts.catalogue)
+    ensemble, policy = await first_judgement(settings, parts.catalogue)
     warm(parts.catalogue)
     ensemble.contributions(ensemble.score(NOTHING_KNOWN), NOTHING_KNOWN)
     policy.fired(NOTHING_KNOWN)

@@ -9,7 +9,7 @@ from schemas.account import AccountEvent
 from schemas.record import Record
 from schemas.topics import ACCOUNT_EVENTS, DECISIONS, TRANSACTIONS
 from schemas.transaction import Transaction, sound
-from streams import metrics
+from streams import journal, metrics
 from streams.follow import Follower, Source
 from streams.pipeline import Origin, World, decide
 
@@ -21,6 +21,7 @@ async def on_transaction(world: World, txn: Transaction, source: Source) -> Sequ
     made = await decide(txn, world, now_ms, Origin(source.topic, source.partition, source.offset), source.logged)
     if made.decision is not None:
         metrics.decided(made.decision.outcome, made.decision.degradations, perf_counter() - began)
+        journal.decided(made.decision)
     return ()
 
 

@@ -66,6 +66,8 @@ def up(argv: list[str], settings: Settings, app_command: AppCommand = run_app) -
     status = 0
     settings = settings.changed(data_dir=asked.data)
     system = running(settings, broker_name=asked.kafka, brokers=asked.brokers, apps=apps, app_command=app_command, say=_say, ready_s=None)
+    if not (settings.registry_dir / "champion.json").exists():
+        _say(f"no model was promoted in {settings.registry_dir}: authorize and score wait until one is (README: a first model)")
     with contextlib.suppress(KeyboardInterrupt), system as stack:
         with contextlib.suppress(KeyboardInterrupt):
             status = _watch(stack)

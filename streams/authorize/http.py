@@ -18,7 +18,7 @@ from schemas.decision import Decision
 from schemas.errors import Conflict, InvalidRecord, Unavailable
 from schemas.record import doc
 from schemas.transaction import Transaction, sound
-from streams import metrics
+from streams import journal, metrics
 from streams.pipeline import Decided, World, decide
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -129,6 +129,7 @@ class HttpDoor:
             return problem(503, "deadline", "not decided in time; the result is indefinite: ask again with the same transaction_id")
         decision = made.decision or avro.decode(Decision, made.message)
         metrics.decided(decision.outcome, decision.degradations, time.perf_counter() - started)
+        journal.decided(decision)
         return 200, host_view(decision)
 
     def _once(self, txn: Transaction, now_ms: int) -> asyncio.Task[Decided]:
