@@ -84,6 +84,7 @@ class Stack:
         place, path = self.settings.data_dir / REDIS, folder.socket_path(self.settings.data_dir, "redis.sock")
         if embedded:
             shutil.rmtree(place, ignore_errors=True)
+            self._set_archive_aside()
         place.mkdir(parents=True, exist_ok=True)
         executable = memory_server.embedded_executable() if embedded else memory_server.real_executable()
         self.settings = self.settings.changed(redis_url=f"unix://{path}", redis_username="", redis_password="")
@@ -109,6 +110,12 @@ class Stack:
     def port(self, name: str) -> int:
         """A free port, the same at each start if it can be."""
         return folder.port_of(self._memory, name)
+
+    def _set_archive_aside(self) -> None:
+        """An embedded broker counts its offsets from 0 again: an archive of the run before would seem to have them already."""
+        archive = self.settings.archive_dir
+        if archive.exists():
+            archive.rename(archive.with_name(f"{archive.name}-until-{time.strftime('%Y%m%dT%H%M%S')}"))
 
     def _start_embedded(self) -> None:
         served = broker.Served(self.settings.data_dir / "broker.json")

@@ -61,7 +61,7 @@ def up(argv: list[str], settings: Settings, app_command: AppCommand = run_app) -
     apps = tuple(filter(None, asked.apps.split(",")))
     if asked.kafka == "embedded" and asked.brokers != 1:
         raise SettingsError("--brokers: the embedded broker is one")
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # SIGINT too: a shell starts its background jobs with it ignored
         signal.signal(number, _interrupt)
     status = 0
     settings = settings.changed(data_dir=asked.data)

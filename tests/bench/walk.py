@@ -156,7 +156,25 @@ def score(settings: Settings, count: int) -> dict[str, float]:
         fed(stack.settings, transactions(count, "s", now_ms))
         seconds = worked_off(stack, count, "score")
         cpu = sum(psutil.Process(stack.part("score").pid).cpu_times()[:2])
-    return {"score_per_s": count / seconds, "score_transactions": count, "score_cpu_us": cpu / count * 1e6}
+        stack.part("score").stop()
+        limit = idle(stack.settings, count)
+    return {
+        "score_per_s": count / seconds,
+        "score_transactions": count,
+        "score_cpu_us": cpu / count * 1e6,
+        "score_limit_per_s": limit,
+        "score_over_limit": count / seconds / limit,
+    }
+
+
+def idle(settings: Settings, count: int) -> float:
+    """Records/s of an app on the same harness and backlog that decides nothing."""
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("HOLDFAST_")} | settings.as_environ() | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.bench.idle_app", str(count)]
+    ran = subprocess.run(command, capture_output=True, cwd=ROOT, env=environ, timeout=120, check=False)
+    if ran.returncode:
+        raise RuntimeError(ran.stderr.decode())
+    return float(ran.stdout)
 
 
 def walk(argv: list[str], settings: Settings) -> int:
@@ -185,6 +203,7 @@ def walk(argv: list[str], settings: Settings) -> int:
     print(f"  same server, /health              {figures['http_limit_per_s']:>10,.0f} /s   ratio {figures['http_over_limit']:.2f}")
     print(f"HTTP, open loop at {OPEN_RATE}/s           p99 {figures['open_p99_ms']:>6.2f} ms   less than {P99_MS_MAX}")
     print(f"score on real Kafka, one worker     {figures['score_per_s']:>10,.0f} /s   at least {SCORE_PER_S_MIN:,}")
+    print(f"  same harness, an app that idles   {figures['score_limit_per_s']:>10,.0f} /s   ratio {figures['score_over_limit']:.2f}")
     print("holds" if holds else "does NOT hold")
     if args.json:
         print(json.dumps(figures | {"holds": holds}))
