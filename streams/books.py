@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -29,7 +28,7 @@ class _Turn:
     """Who in this process changes an account: one at a time, each starting from what the one before left."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    waiting: int = 0
+    users: int = 0
     newest: bytes | None = None
 
 
@@ -54,37 +53,35 @@ class Books:
         `move(book)` gives a Step, a Book or a Refusal; the very book it got means that there is nothing to write. `seen` is
         the book's bytes if the caller has just read them: a stale read costs one more round trip, never a wrong book.
         """
-        async with self._turn(account_id) as turn:
-            known = turn.newest or await self._current(account_id, seen)
-            for _ in range(_TRIES):
-                book = Book.from_bytes(known)
-                result = move(book)
-                changed = result.book if isinstance(result, Step) else result if isinstance(result, Book) else book
-                if changed is book:
-                    return result
-                content = changed.to_bytes()
-                reply = await self._swap(account_id, known[:8] if known else b"", content)
-                if reply == 1:
-                    turn.newest = content
-                    return result
-                known = reply if isinstance(reply, bytes) else None
-            raise MemoryUnavailable(f"the book of {account_id} changed under {_TRIES} tries")
-
-    async def _current(self, account_id: str, seen: object) -> bytes | None:
-        content = (await self.read(account_id))[0] if seen is UNREAD else seen
-        return content if isinstance(content, bytes) else None
-
-    @asynccontextmanager
-    async def _turn(self, account_id: str) -> AsyncIterator[_Turn]:
-        turn = self._turns.setdefault(account_id, _Turn())
-        turn.waiting += 1
+        turn = self._turns.get(account_id)
+        if turn is None:
+            turn = self._turns[account_id] = _Turn()
+        turn.users += 1
         try:
             async with turn.lock:
-                yield turn
+                return await self._change(account_id, move, seen, turn)
         finally:
-            turn.waiting -= 1
-            if not turn.waiting:
+            turn.users -= 1
+            if not turn.users:
                 del self._turns[account_id]
+
+    async def _change(self, account_id: str, move: Callable[[Book], M], seen: object, turn: _Turn) -> M:
+        known = turn.newest or (seen if isinstance(seen, bytes) else None)
+        if known is None and seen is UNREAD:
+            known = (await self.read(account_id))[0]
+        for _ in range(_TRIES):
+            book = Book.from_bytes(known)
+            result = move(book)
+            changed = result.book if isinstance(result, Step) else result if isinstance(result, Book) else book
+            if changed is book:
+                return result
+            content = changed.to_bytes()
+            reply = await self._swap(account_id, known[:8] if known else b"", content)
+            if reply == 1:
+                turn.newest = content
+                return result
+            known = reply if isinstance(reply, bytes) else None
+        raise MemoryUnavailable(f"the book of {account_id} changed under {_TRIES} tries")
 
     async def _swap(self, account_id: str, version: bytes, content: bytes) -> object:
         command = (b"EVALSHA", _SWAP_SHA, b"1", b"book:" + account_id.encode(), version, content)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import threading
 from collections import defaultdict, deque
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -21,6 +20,8 @@ from streams.settings import Settings, librdkafka
 _LOGGER = logging.getLogger("librdkafka")
 QUERY_S = 10.0
 READ_MAX = 10_000
+POLL_S, IDLE_S = 0.001, 0.1
+"""How often acknowledgements are taken while records are under way (uvloop's timers have milliseconds), and how often otherwise."""
 GROUP = "holdfast-reader"  # a consumer must name one; nothing is ever committed under it
 
 
@@ -51,7 +52,7 @@ class Bus(Protocol):
 
 
 class KafkaBus:
-    """An idempotent acks=all producer. One thread polls it; a burst of acknowledgements reaches the loop in one call.
+    """An idempotent acks=all producer, polled by the loop itself: no thread of Python's competes with the loop for the interpreter.
 
     Partitions are those of Java's and aiokafka's default (murmur2 of the key). After a fatal producer error (the idempotent
     session is lost) it makes itself a new producer: what was under way is indefinite, what comes after is not touched.
@@ -69,13 +70,12 @@ class KafkaBus:
         }
         self._timeout_s = settings.produce_timeout_ms / 1000
         self._loop = asyncio.get_running_loop()
-        self._acked: list[tuple[asyncio.Future[None], KafkaError | None]] = []
+        self._under_way = 0
         self._waiting: deque[tuple[Topic, str, bytes, asyncio.Future[None]]] = deque()
         self._lost = False
-        self._closing = False
+        self._closed = False
         self._producer = self._new_producer()
-        self._thread = threading.Thread(target=self._poll, name="bus", daemon=True)
-        self._thread.start()
+        self._pump = self._loop.call_later(IDLE_S, self._serve)
 
     def tell(self, topic: Topic, key: str, value: bytes) -> asyncio.Future[None]:
         """See `Bus.tell`. Where the producer's queue is full the record waits its turn, for as long as a delivery may take."""
@@ -91,12 +91,14 @@ class KafkaBus:
 
     async def close(self) -> None:
         """Waits for what is under way, at most as long as a delivery may take; then it is indefinite."""
-        if not self._closing:
-            self._closing = True
-            await asyncio.to_thread(self._thread.join)
+        deadline = self._loop.time() + self._timeout_s
+        while (self._under_way or self._waiting) and self._loop.time() < deadline:
+            await asyncio.sleep(POLL_S)
+        self._closed = True
+        self._pump.cancel()
 
     def on_error(self, error: KafkaError) -> None:
-        """Called by librdkafka, in the polling thread. Only a fatal error matters: the rest heals by itself."""
+        """Called by librdkafka within `poll`. Only a fatal error matters: the rest heals by itself."""
         if error.fatal():
             self._lost = True
 
@@ -110,39 +112,27 @@ class KafkaBus:
             if error.args[0].fatal():
                 self._lost = True
             future.set_exception(_named(error.args[0]))
+            return
+        self._under_way += 1
+        if self._under_way == 1 and not self._closed:
+            self._pump.cancel()
+            self._pump = self._loop.call_later(POLL_S, self._serve)
 
     def _delivered(self, future: asyncio.Future[None], error: KafkaError | None, _: object) -> None:
-        self._acked.append((future, error))
+        """Called by librdkafka within `poll`, so in the loop's own thread."""
+        self._under_way -= 1
+        if future.done():
+            return
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(_named(error))
 
-    def _poll(self) -> None:
-        while not self._closing:
-            self._producer.poll(0.1)
-            if self._lost:
-                self._renew()
-            self._hand_over()
-        self._producer.flush(self._timeout_s)
-        self._hand_over()
-
-    def _renew(self) -> None:
-        """A new producer for the lost one, whose records fail as indefinite."""
-        lost, self._producer, self._lost = self._producer, self._new_producer(), False
-        lost.purge(in_queue=True, in_flight=True, blocking=False)
-        lost.flush(self._timeout_s)
-
-    def _hand_over(self) -> None:
-        if self._acked or self._waiting:
-            acked, self._acked = self._acked, []
-            if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._settle, acked)
-
-    def _settle(self, acked: list[tuple[asyncio.Future[None], KafkaError | None]]) -> None:
-        for future, error in acked:
-            if future.done():
-                continue
-            if error is None:
-                future.set_result(None)
-            else:
-                future.set_exception(_named(error))
+    def _serve(self) -> None:
+        """Takes what was acknowledged, as often as there is something under way, and now and then for errors."""
+        self._producer.poll(0)
+        if self._lost:
+            self._renew()
         while self._waiting:
             topic, key, value, future = self._waiting[0]
             try:
@@ -151,6 +141,13 @@ class KafkaBus:
             except BufferError:
                 break
             self._waiting.popleft()
+        self._pump = self._loop.call_later(POLL_S if self._under_way or self._waiting else IDLE_S, self._serve)
+
+    def _renew(self) -> None:
+        """A new producer for the lost one, whose records fail as indefinite."""
+        lost, self._producer, self._lost = self._producer, self._new_producer(), False
+        lost.purge(in_queue=True, in_flight=True, blocking=False)
+        lost.flush(self._timeout_s)
 
     def _wait_for_room(self, topic: Topic, key: str, value: bytes, future: asyncio.Future[None]) -> None:
         self._waiting.append((topic, key, value, future))

@@ -31,6 +31,8 @@ from streams.rebuild import Rebuild, ensure_whole
 from streams.settings import Settings
 
 REFRESH_S = 2.0
+GARBAGE = 50_000
+"""Objects made before a collection of the youngest: a decision's records hold no circles, so that collecting often finds nothing."""
 NOTHING_KNOWN = np.full(len(CATALOGUE.names), np.nan)
 """The vector with which the compiled code is made to load before the first payment."""
 
@@ -159,6 +161,7 @@ async def deciding_world(settings: Settings, bus: Bus) -> World:
     parts.tasks += [asyncio.create_task(stay_whole(parts)), asyncio.create_task(stay_current(world, settings))]
     gc.collect()
     gc.freeze()
+    gc.set_threshold(GARBAGE)
     return world
 
 

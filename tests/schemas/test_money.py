@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from decimal import Decimal
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.errors import InvalidRecord
-from schemas.identity import decision_id, hash32, hash64, hold_id, keyed_token
+from schemas.identity import NAMESPACE, decision_id, hash32, hash64, hold_id, keyed_token
 from schemas.money import EXPONENTS, to_major, to_minor
 
 
@@ -38,6 +39,11 @@ def test_ids_are_derived_and_never_change() -> None:
     assert decision_id("t1") == decision_id("t1") != decision_id("t2")
     assert hold_id("t1")[4:] != decision_id("t1")[4:]
     assert hash64("t1") != 0 != hash32("t1")
+
+
+@given(st.text(max_size=30))
+def test_a_derived_id_is_a_uuid_of_version_5(text: str) -> None:
+    assert decision_id(text) == f"dec_{uuid.uuid5(NAMESPACE, f'dec:{text}').hex}"
 
 
 def test_a_token_needs_its_key() -> None:
