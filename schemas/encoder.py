@@ -18,6 +18,10 @@ _DOUBLE = struct.Struct("<d").pack
 def varint(number: int) -> bytes:
     """An Avro long: zigzag, then seven bits a byte, lowest first (Avro specification, binary encoding)."""
     rest = (number << 1) ^ (number >> 63)
+    if 1 << 35 <= rest < 1 << 42:  # six bytes: every timestamp in milliseconds from 1970-07 to 2039
+        return bytes(
+            (rest & 127 | 128, rest >> 7 & 127 | 128, rest >> 14 & 127 | 128, rest >> 21 & 127 | 128, rest >> 28 & 127 | 128, rest >> 35)
+        )
     out = bytearray()
     while rest > 0x7F:
         out.append((rest & 0x7F) | 0x80)
@@ -26,11 +30,11 @@ def varint(number: int) -> bytes:
     return bytes(out)
 
 
-_SMALL = tuple(varint(n) for n in range(1024))
+_SMALL = tuple(varint(n) for n in range(8192))
 
 
 def _long(number: int) -> bytes:
-    return _SMALL[number] if 0 <= number < 1024 else varint(number)
+    return _SMALL[number] if 0 <= number < 8192 else varint(number)
 
 
 def _bytes(value: bytes) -> bytes:
@@ -68,10 +72,10 @@ def writer_of(schema: Any, named: dict[str, Writer] | None = None) -> Writer:
 
 
 def fields_writer(fields: list[Any], named: dict[str, Writer] | None = None) -> Callable[[tuple[Any, ...]], bytes]:
-    """What turns the values of these fields, in their order, into their bytes."""
+    """What turns the values of these fields, in their order, into their bytes. (None is written here: most fields are.)"""
     writers = tuple(writer_of(field["type"], named) for field in fields)
     join = b"".join
-    return lambda values: join([write(value) for write, value in zip(writers, values, strict=False)])
+    return lambda values: join([b"\x00" if value is None else write(value) for write, value in zip(writers, values, strict=False)])
 
 
 def _nullable(write: Writer) -> Writer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import re
 import sys
@@ -86,6 +87,7 @@ def start(settings: Settings, app: str) -> None:
         logger_factory=lambda *_: _Stderr(),
         cache_logger_on_first_use=False,
     )
+    _bound.cache_clear()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[_without_meta, *final]))
     logging.raiseExceptions = False
@@ -97,11 +99,17 @@ def logger(**bound: Any) -> Any:
     return structlog.get_logger(**bound)
 
 
+@functools.cache
+def _bound() -> Any:
+    """A logger that is made once after `start`."""
+    return structlog.get_logger().bind()
+
+
 def decided(decision: Decision) -> None:
     """One line for a decision of which somebody may ask why. Approvals are in the log of decisions, and not said again here."""
     if decision.outcome is Outcome.APPROVE:
         return
-    logger().info(
+    _bound().info(
         "decided",
         transaction_id=decision.transaction_id,
         decision_id=decision.decision_id,

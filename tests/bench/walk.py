@@ -33,10 +33,11 @@ OPEN_RATE = 500
 P99_MS_MAX = 15
 SCORE_PER_S_MIN = 4_000
 CARDS = 5_000
+SPAN_MS = 20 * 86_400_000
 
 
 def transactions(count: int, prefix: str, now_ms: int) -> list[Transaction]:
-    """A busy minute of plain payments: `count` of them by 5,000 cards, a tenth from a device, a third with coordinates."""
+    """Twenty days of plain payments: `count` of them by 5,000 cards in turn, a third from a device, a third with coordinates."""
     from schemas.transaction import EntryMode, TransactionKind
 
     kinds = (TransactionKind.CARD_PRESENT, TransactionKind.CONTACTLESS, TransactionKind.ECOMMERCE)
@@ -44,7 +45,7 @@ def transactions(count: int, prefix: str, now_ms: int) -> list[Transaction]:
         Transaction(
             transaction_id=f"{prefix}{i:08d}",
             kind=kinds[i % 3],
-            at_ms=now_ms - (count - i) * 10,
+            at_ms=now_ms - (count - i) * SPAN_MS // count,
             amount_minor=500 + (i * 7919) % 9_000,
             currency="EUR",
             account_id=f"acc{i % CARDS}",
