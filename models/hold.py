@@ -182,7 +182,8 @@ def with_provisional(book: Book, hold_id: str, transaction_id: str, amount_minor
 def post(book: Book, hold_id: str, amount_minor: int, currency: str, at_ms: int) -> Step | Refusal:
     """Takes the held money, or part of it, out of the balance; the rest is returned. More than was held is refused.
 
-    `at_ms` is the capture's own time: from `expires_at_ms` on it is too late.
+    `at_ms` is the capture's own time: from `expires_at_ms` on it is too late, and up to the book's `as_of_ms` the balance that the
+    owner said contains it already.
     """
     hold = _resolvable(book, hold_id, at_ms)
     if not isinstance(hold, OpenHold):
@@ -192,7 +193,7 @@ def post(book: Book, hold_id: str, amount_minor: int, currency: str, at_ms: int)
     if amount_minor > hold.amount_minor:
         return Refusal.EXCEEDS_HOLD
     assert amount_minor >= 0
-    taken = amount_minor if book.known and hold.currency == book.currency else 0
+    taken = amount_minor if book.known and hold.currency == book.currency and at_ms > book.as_of_ms else 0
     return _resolved(book, hold, HoldState.POSTED, at_ms, posted_minor=amount_minor, taken_minor=taken)
 
 

@@ -23,6 +23,24 @@ class Kept(NamedTuple):
     told: bool
 
 
+class Restored(NamedTuple):
+    """One decision as the log has it, and how long its answer is still to be kept."""
+
+    transaction_id: str
+    decision_id: str
+    digest: bytes
+    message: bytes
+    ttl_s: int
+
+
+def sound(replies: list[Any]) -> list[Any]:
+    """The replies, if Redis did what it was asked; MemoryUnavailable if one is an error, so that an error is never taken for data."""
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise MemoryUnavailable(f"Redis: {reply}")
+    return replies
+
+
 class Answers:
     """The answers of one Redis. `ttl_s` is how long a repeat is recognised (a day at least: Stripe's contract)."""
 
@@ -32,7 +50,7 @@ class Answers:
 
     async def whole(self) -> bool:
         """Whether Redis answers and knows how far it is."""
-        (marked,) = await self._wire.send((b"EXISTS", WHOLE))
+        (marked,) = sound(await self._wire.send((b"EXISTS", WHOLE)))
         return bool(marked)
 
     def claim(self, transaction_id: str, digest: bytes) -> asyncio.Future[list[Any]]:
@@ -44,13 +62,13 @@ class Answers:
 
     async def first(self, transaction_id: str, digest: bytes, claimed: list[Any]) -> Kept | None:
         """The first answer, if there is one. Conflict if the id came with other contents; MemoryUnavailable if Redis forgot."""
-        whole, fresh = claimed
+        whole, fresh = sound(claimed)
         if not whole:
             raise MemoryUnavailable("Redis does not know how far it is: it must be rebuilt from the log")
         if fresh is not None:
             return None
         txn = transaction_id.encode()
-        owner, answer = await self._wire.send((b"GET", b"txn:" + txn), (b"GET", b"ans:" + txn))
+        owner, answer = sound(await self._wire.send((b"GET", b"txn:" + txn), (b"GET", b"ans:" + txn)))
         if owner != digest:
             raise Conflict(transaction_id)
         return Kept(answer[1:], answer[:1] == TOLD) if isinstance(answer, bytes) and len(answer) > 1 else None
@@ -58,40 +76,49 @@ class Answers:
     async def keep(self, transaction_id: str, decision_id: str, message: bytes) -> Kept:
         """Keeps the message if it is the first, and returns the first."""
         txn = transaction_id.encode()
-        kept, _ = await self._wire.send(
-            (b"SET", b"ans:" + txn, KEPT + message, b"NX", b"EX", self._ttl),
-            (b"SET", b"dec:" + decision_id.encode(), txn, b"EX", self._ttl),
+        kept, _ = sound(
+            await self._wire.send(
+                (b"SET", b"ans:" + txn, KEPT + message, b"NX", b"EX", self._ttl),
+                (b"SET", b"dec:" + decision_id.encode(), txn, b"EX", self._ttl),
+            )
         )
         if kept is not None:
             return Kept(message, told=False)
-        (answer,) = await self._wire.send((b"GET", b"ans:" + txn))
-        if not isinstance(answer, bytes):
-            raise MemoryUnavailable("the kept answer vanished")
-        return Kept(answer[1:], answer[:1] == TOLD)
+        first = await self.of_transaction(transaction_id)
+        if first is None:  # a stub that `told` left where Redis had lost the answer
+            sound(await self._wire.send((b"SET", b"ans:" + txn, KEPT + message, b"EX", self._ttl)))
+        return first or Kept(message, told=False)
 
     def told(self, transaction_id: str) -> asyncio.Future[list[Any]]:
         """Notes that the log has the answer; nobody needs to wait for it (a repeat would only tell the same bytes again)."""
-        return self._wire.send((b"SETRANGE", b"ans:" + transaction_id.encode(), b"0", TOLD))
+        noted = self._wire.send((b"SETRANGE", b"ans:" + transaction_id.encode(), b"0", TOLD))
+        noted.add_done_callback(_looked_at)
+        return noted
 
-    async def restore(self, decisions: list[tuple[str, str, bytes, bytes]]) -> None:
-        """Puts back (transaction id, decision id, digest, message) read from the log; what is there stays."""
+    async def restore(self, decisions: list[Restored]) -> None:
+        """Puts back what the log says was decided, over whatever is there: the log is the truth."""
         commands: list[tuple[bytes, ...]] = []
-        for transaction_id, decision_id, digest, message in decisions:
-            txn = transaction_id.encode()
-            commands.append((b"SET", b"txn:" + txn, digest, b"NX", b"EX", self._ttl))
-            commands.append((b"SET", b"ans:" + txn, TOLD + message, b"NX", b"EX", self._ttl))
-            commands.append((b"SET", b"dec:" + decision_id.encode(), txn, b"EX", self._ttl))
-        await self._wire.send(*commands)
+        for transaction_id, decision_id, digest, message, ttl_s in decisions:
+            txn, ttl = transaction_id.encode(), str(ttl_s).encode()
+            commands.append((b"SET", b"txn:" + txn, digest, b"EX", ttl))
+            commands.append((b"SET", b"ans:" + txn, TOLD + message, b"EX", ttl))
+            commands.append((b"SET", b"dec:" + decision_id.encode(), txn, b"EX", ttl))
+        sound(await self._wire.send(*commands))
 
     async def of_transaction(self, transaction_id: str) -> Kept | None:
         """The answer to a transaction, if there is one."""
-        (answer,) = await self._wire.send((b"GET", b"ans:" + transaction_id.encode()))
+        (answer,) = sound(await self._wire.send((b"GET", b"ans:" + transaction_id.encode())))
         return Kept(answer[1:], answer[:1] == TOLD) if isinstance(answer, bytes) and len(answer) > 1 else None
 
     async def of_decision(self, decision_id: str) -> Kept | None:
         """The answer that a decision's id names, if there is one."""
-        (txn,) = await self._wire.send((b"GET", b"dec:" + decision_id.encode()))
+        (txn,) = sound(await self._wire.send((b"GET", b"dec:" + decision_id.encode())))
         return await self.of_transaction(txn.decode()) if isinstance(txn, bytes) else None
+
+
+def _looked_at(done: asyncio.Future[list[Any]]) -> None:
+    if not done.cancelled():
+        done.exception()
 
 
 class DictAnswers:

@@ -11,9 +11,11 @@ from typing import Any, TypeVar
 from features.online import Wire
 from models.hold import EMPTY, Book, Step
 from schemas.errors import MemoryUnavailable
+from streams.answers import sound
 
 M = TypeVar("M")
 _SWAP = b"""
+if redis.call('EXISTS', 'whole') == 0 then return redis.error_reply('FORGOT Redis does not know how far it is') end
 if redis.call('GETRANGE', KEYS[1], 0, 7) ~= ARGV[1] then return redis.call('GET', KEYS[1]) end
 redis.call('SET', KEYS[1], ARGV[2])
 return 1
@@ -21,6 +23,11 @@ return 1
 _SWAP_SHA = hashlib.sha1(_SWAP, usedforsecurity=False).hexdigest().encode()
 _TRIES = 64
 UNREAD = object()
+
+
+def book_key(account_id: str) -> bytes:
+    """Where an account's book is."""
+    return b"book:" + account_id.encode()
 
 
 @dataclass(slots=True)
@@ -45,7 +52,7 @@ class Books:
 
     def read(self, account_id: str) -> asyncio.Future[list[Any]]:
         """Sends the read of an account's book, to ride along with what else this turn of the loop sends."""
-        return self._wire.send((b"GET", b"book:" + account_id.encode()))
+        return self._wire.send((b"GET", book_key(account_id)))
 
     async def change(self, account_id: str, move: Callable[[Book], M], seen: object = UNREAD) -> M:
         """Applies a pure move to the account's book and returns what the move says; atomic against every other change.
@@ -68,7 +75,7 @@ class Books:
     async def _change(self, account_id: str, move: Callable[[Book], M], seen: object, turn: _Turn) -> M:
         known = turn.newest or (seen if isinstance(seen, bytes) else None)
         if known is None and seen is UNREAD:
-            known = (await self.read(account_id))[0]
+            (known,) = sound(await self.read(account_id))
         for _ in range(_TRIES):
             book = Book.from_bytes(known)
             result = move(book)
@@ -84,7 +91,7 @@ class Books:
         raise MemoryUnavailable(f"the book of {account_id} changed under {_TRIES} tries")
 
     async def _swap(self, account_id: str, version: bytes, content: bytes) -> object:
-        command = (b"EVALSHA", _SWAP_SHA, b"1", b"book:" + account_id.encode(), version, content)
+        command = (b"EVALSHA", _SWAP_SHA, b"1", book_key(account_id), version, content)
         (reply,) = await self._wire.send(command)
         if isinstance(reply, Exception) and "NOSCRIPT" in str(reply):
             await self.load()

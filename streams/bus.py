@@ -130,18 +130,23 @@ class KafkaBus:
 
     def _serve(self) -> None:
         """Takes what was acknowledged, as often as there is something under way, and now and then for errors."""
-        self._producer.poll(0)
-        if self._lost:
-            self._renew()
+        try:
+            self._producer.poll(0)
+            if self._lost:
+                self._renew()
+            self._send_waiting()
+        finally:
+            self._pump = self._loop.call_later(POLL_S if self._under_way or self._waiting else IDLE_S, self._serve)
+
+    def _send_waiting(self) -> None:
         while self._waiting:
             topic, key, value, future = self._waiting[0]
             try:
                 if not future.done():
                     self._produce(topic, key, value, future)
             except BufferError:
-                break
+                return
             self._waiting.popleft()
-        self._pump = self._loop.call_later(POLL_S if self._under_way or self._waiting else IDLE_S, self._serve)
 
     def _renew(self) -> None:
         """A new producer for the lost one, whose records fail as indefinite."""
@@ -227,11 +232,25 @@ def end_offsets(settings: Settings, topic: Topic, partitions: Collection[int] | 
         consumer.close()
 
 
-def _reader(settings: Settings) -> Any:
+def committed_offsets(settings: Settings, group: str, topic: Topic) -> dict[int, int]:
+    """By partition the offset that a consumer group has committed; partitions without one are left out. LogUnavailable without an answer."""
+    consumer = _reader(settings, group)
+    try:
+        there = consumer.list_topics(topic.name, timeout=QUERY_S).topics[topic.name].partitions
+        places = consumer.committed([TopicPartition(topic.name, p) for p in there], timeout=QUERY_S)
+        return {place.partition: place.offset for place in places if place.offset >= 0}
+    except KafkaException as error:
+        raise LogUnavailable(f"{topic.name}: {error}") from error
+    finally:
+        consumer.close()
+
+
+def _reader(settings: Settings, group: str = GROUP) -> Any:
     return Consumer(
         librdkafka(settings)
         | {
-            "group.id": GROUP,
+            "group.id": group,
+            "log_level": 0,
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             "auto.offset.reset": "earliest",

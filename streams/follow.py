@@ -38,10 +38,10 @@ VALUE_MAX = 900_000
 """Bytes of a value that a dead letter can hold: the log takes no record of more than a megabyte."""
 TAIL = 20_000
 """Records at the end of an app's output that are read when partitions are assigned, so that they are not written again."""
-RECENT = 100_000
-"""Ids of records that this process has written and remembers."""
 IDS_MAX = 200_000
 """Ids of written records that are remembered: the newest."""
+REASON_MAX, KEY_MAX = 1_000, 10_000
+"""Characters of a dead letter's reason and bytes of its key, so that no record is so bad that its letter cannot be written."""
 BACKOFF_S, BACKOFF_S_MAX = 0.05, 2.0
 FINISH_S = 8.0
 FAILED = 1
@@ -109,7 +109,6 @@ class Harness:
         self._bus = bus
         self._settings = settings
         self._written = Written({}, set())
-        self._recent: dict[str, None] = {}
         self._log = journal.logger()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -201,9 +200,12 @@ class Harness:
         name = self._follower.name
         letter_id = derived_id("dlq", name, topic, str(partition), str(offset))
         metrics.DEAD_LETTERS.labels(str(code)).inc()
+        reason, field = reason[:REASON_MAX], field and field[:REASON_MAX]
         if value is not None and len(value) > VALUE_MAX:
             reason = f"{reason} (its {len(value):,} bytes are too many for a dead letter: they are only where it came from)"
             value = None
+        if key is not None and len(key) > KEY_MAX:
+            key = None
         self._log.warning("dead letter", dead_letter_id=letter_id, topic=topic, partition=partition, offset=offset, code=str(code), field=field)
         return DeadLetter(
             dead_letter_id=letter_id,
@@ -239,19 +241,13 @@ class Harness:
             failed = next((i for i, result in enumerate(results) if result is not None), len(left))
             for topic, record in zip(topics[:failed], left[:failed], strict=True):
                 metrics.TOLD.labels(topic.name).inc()
-                self._note(record)
+                self._remember(getattr(record, record.__struct_fields__[0]))
             left = left[failed:]
             if left:
                 error = results[failed]
                 if not isinstance(error, LogUnavailable):
                     raise error or AssertionError("a result that is neither None nor an error")
                 pause_s = await self._pause(error, pause_s, lane)
-
-    def _note(self, record: Record) -> None:
-        """Remembers what was written, so that an input that comes again elsewhere in the log (the same id) writes nothing new."""
-        self._recent[getattr(record, record.__struct_fields__[0])] = None
-        if len(self._recent) > RECENT:
-            del self._recent[next(iter(self._recent))]
 
     def _remember(self, record_id: str) -> None:
         """What was written is not written again, though what it follows from may lie in the log twice."""
@@ -262,7 +258,7 @@ class Harness:
 
     def _is_written(self, record: Record) -> bool:
         identity = getattr(record, record.__struct_fields__[0])
-        written = identity in self._written.ids or identity in self._recent
+        written = identity in self._written.ids
         if written:
             metrics.SKIPPED.labels(TOPIC_OF[type(record)].name).inc()
         return written

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from features.memory import Memory
-from features.online import Wire
+from features.online import Command, Wire
 from models.hold import (
     Book,
     OpenHold,
@@ -24,21 +25,21 @@ from models.hold import (
 from schemas.account import AccountState
 from schemas.avro import decode, encode
 from schemas.decision import Decision
-from schemas.errors import Unavailable
+from schemas.errors import MemoryUnavailable, Unavailable
 from schemas.hold import Clearing, ClearingKind, HoldState
 from schemas.identity import hold_id
 from schemas.record import Record
 from schemas.topics import ACCOUNTS, CLEARINGS, DECISIONS, HOLDS
 from streams import journal
-from streams.answers import Answers, Kept
-from streams.books import Books
+from streams.answers import WHOLE, Answers, sound
+from streams.books import Books, DictBooks, book_key
 from streams.bus import Bus
 from streams.follow import Follower, Refused, Source
 from streams.lane import Place
 from streams.pipeline import Origin
 
-RESOLVED_TTL_S = b"3456000"
-"""A resolved hold is remembered for 40 days, longer than any hold lives, so that a late clearing is refused by name."""
+RESOLVED_TTL_S = 3_456_000
+"""A resolved hold is remembered for 40 days, longer than any hold lives."""
 DUE_AT_A_TIME = b"500"
 APPLIED = b"applied"
 """By topic and partition, the offset after the last record of which the books know."""
@@ -49,15 +50,23 @@ CLOCK = Origin("clock", -1, -1)
 
 @dataclass(slots=True)
 class HoldWorld:
-    """What the app needs, wired in `streams/run.py`."""
+    """What the app needs, wired in `streams/run.py`. `log_end(partition)` is the next offset of `decisions`."""
 
     wire: Wire
-    books: Books
+    books: Books | DictBooks
     answers: Answers
     memory: Memory
     bus: Bus
     clock_ms: Callable[[], int]
+    log_end: Callable[[int], Awaitable[int]]
     close: Callable[[], Awaitable[None]]
+
+    async def ask(self, *commands: Command) -> list[Any]:
+        """The replies of a Redis that is whole; MemoryUnavailable from one that forgot: nothing may be concluded from what it lacks."""
+        whole, *replies = sound(await self.wire.send((b"EXISTS", WHOLE), *commands))
+        if not whole:
+            raise MemoryUnavailable("Redis does not know how far it is: it must be rebuilt from the log")
+        return replies
 
 
 async def on_decision(world: HoldWorld, decision: Decision, source: Source) -> Sequence[Record]:
@@ -65,28 +74,29 @@ async def on_decision(world: HoldWorld, decision: Decision, source: Source) -> S
 
     A decision that lies in the log twice (an indefinite tell was told again) is followed once: the book says so.
     """
+    world.answers.told(decision.transaction_id)  # its asker may have died before it noted that the log has it
     if decision.hold_id is None:
         return ()
     hold, account_id = decision.hold_id, decision.account_id
-    read, gone = world.books.read(account_id), world.wire.send((b"EXISTS", b"resolved:" + hold.encode()))
-    (content,), (resolved,) = await read, await gone
+    content, resolved = await world.ask((b"GET", book_key(account_id)), (b"EXISTS", resolved_key(hold)))
     earlier = Book.from_bytes(content).hold(hold)
     if resolved or (earlier is not None and earlier.state is not HoldState.PROVISIONAL):
         return ()
     if source[:3] not in source.logged:
         await world.bus.tell(HOLDS, account_id, encode(confirmed_event(decision, source.topic, source.partition, source.offset)))
     amount, currency, end = decision.held_minor, str(decision.hold_currency), int(decision.hold_expires_at_ms or 0)
-    await world.wire.send((b"ZADD", due_key(source.partition), str(end).encode(), f"{account_id}\x1f{hold}".encode()))
+    await world.ask((b"ZADD", due_key(source.partition), str(end).encode(), f"{account_id}\x1f{hold}".encode()))
     await world.books.change(account_id, lambda before: confirm(before, hold, decision.transaction_id, amount, currency, end), seen=content)
     return ()
 
 
 async def on_clearing(world: HoldWorld, clearing: Clearing, source: Source) -> Sequence[Record] | Refused:
     """Posts or voids the hold, or says why not."""
+    await world.ask()
     hold = hold_id(clearing.transaction_id)
     step = await world.books.change(clearing.account_id, lambda before: _cleared(before, hold, clearing))
     if isinstance(step, Refusal):
-        return await _refusal(world, hold, clearing, step)
+        return await _refusal(world, hold, clearing, source, step)
     await _tell(world, clearing.account_id, step.hold, source, clearing.clearing_id)
     return ()
 
@@ -105,30 +115,48 @@ def _cleared(book: Book, hold: str, clearing: Clearing) -> Step | Refusal:
     return step
 
 
-async def _refusal(world: HoldWorld, hold: str, clearing: Clearing, refusal: Refusal) -> Sequence[Record] | Refused:
+async def _refusal(world: HoldWorld, hold: str, clearing: Clearing, source: Source, refusal: Refusal) -> Sequence[Record] | Refused:
     """The refusal by its best name; nothing for a clearing that was applied before; Unavailable while the hold is on its way."""
+    code: str = refusal
     if refusal in (Refusal.UNKNOWN_HOLD, Refusal.NOT_CONFIRMED):
-        (resolved,) = await world.wire.send((b"GET", b"resolved:" + hold.encode()))
+        (resolved,) = await world.ask((b"GET", resolved_key(hold)))
         if isinstance(resolved, bytes):
             state, _, by = resolved.decode().partition(" ")
-            if by == clearing.clearing_id:
+            if by in (clearing.clearing_id, f"{source.topic} {source.partition} {source.offset}"):
                 return ()
-            refusal = Refusal(f"already_{state}")
+            code = f"already_{state}"
         else:
-            answer = await world.answers.of_transaction(clearing.transaction_id)
-            if answer is not None and _is_on_its_way(answer, world.clock_ms()):
-                raise Unavailable(f"the decision that places {hold} was not followed yet")
-    return Refused(code=refusal, field="transaction_id", reason=f"{clearing.clearing_id} cannot clear {hold}: {refusal}")
+            code = await _unfollowed(world, clearing, source, refusal)
+    return Refused(code=code, field="transaction_id", reason=f"{clearing.clearing_id} cannot clear {hold}: {code}")
 
 
-def _is_on_its_way(answer: Kept, now_ms: int) -> bool:
-    """Whether this app will yet read a decision that places a hold: the log has it, or its asker may still be telling it."""
+async def _unfollowed(world: HoldWorld, clearing: Clearing, source: Source, refusal: Refusal) -> str:
+    """Why there is no hold to clear. Unavailable if this app has yet to read the decision that places it.
+
+    A decision lies in the partition of the clearing's own number (both are keyed by account), so once that is followed to its end,
+    what is not there will not come.
+    """
+    answer = await world.answers.of_transaction(clearing.transaction_id)
+    if answer is None:
+        return refusal
     decision = decode(Decision, answer.message)
-    return decision.hold_id is not None and (answer.told or now_ms < decision.decided_at_ms + UNTOLD_MS_MAX)
+    if decision.account_id != clearing.account_id:
+        return "wrong_account"
+    if decision.hold_id is None:
+        return "nothing_held"
+    waiting = Unavailable(f"the decision that places {decision.hold_id} was not followed yet")
+    if not answer.told and world.clock_ms() < decision.decided_at_ms + UNTOLD_MS_MAX:
+        raise waiting
+    end = await world.log_end(source.partition)
+    (applied,) = await world.ask((b"HGET", APPLIED, f"{DECISIONS.name}:{source.partition}".encode()))
+    if int(applied or 0) < end:
+        raise waiting
+    return refusal
 
 
 async def on_account(world: HoldWorld, state: AccountState, source: Source) -> Sequence[Record]:
     """Takes over balance, limit and status, and what the features' profile wants to know of an account."""
+    await world.ask()
     await world.books.change(state.account_id, lambda book: state_known(book, state))
     await world.memory.know_account(state)
     return ()
@@ -138,22 +166,37 @@ async def expire_due(world: HoldWorld, partitions: frozenset[int]) -> Sequence[R
     """Ends the holds of these partitions that nobody resolved in time, and notes that they need no more watching."""
     now_ms = world.clock_ms()
     for partition in sorted(partitions):
-        (due,) = await world.wire.send((b"ZRANGEBYSCORE", due_key(partition), b"-inf", str(now_ms).encode(), b"LIMIT", b"0", DUE_AT_A_TIME))
-        for entry in due if isinstance(due, list) else ():
-            account_id, hold = entry.decode().split("\x1f")
-            step = await world.books.change(account_id, lambda book, hold=hold: _ended(book, hold, now_ms))  # type: ignore[misc]
-            if isinstance(step, Step):
-                await _tell(world, account_id, step.hold, CLOCK, "")
-            await world.wire.send((b"ZREM", due_key(partition), entry))
+        (due,) = await world.ask((b"ZRANGEBYSCORE", due_key(partition), b"-inf", str(now_ms).encode(), b"LIMIT", b"0", DUE_AT_A_TIME))
+        for entry in due:
+            account_id, hold = entry.decode().rsplit("\x1f", 1)
+            if await _ended(world, account_id, hold, now_ms):
+                await world.ask((b"ZREM", due_key(partition), entry))
     return ()
 
 
-def _ended(book: Book, hold: str, now_ms: int) -> Step | Refusal:
+async def _ended(world: HoldWorld, account_id: str, hold: str, now_ms: int) -> bool:
+    """Expires the hold and tells it; whether it needs no more watching. One that is not confirmed yet does."""
+    step = await world.books.change(account_id, lambda book: _expired(book, hold, now_ms))
+    if isinstance(step, Step):
+        await _tell(world, account_id, step.hold, CLOCK, "")
+        return True
+    if step is Refusal.UNKNOWN_HOLD:
+        (resolved,) = await world.ask((b"EXISTS", resolved_key(hold)))
+        return bool(resolved)
+    return step in (Refusal.ALREADY_POSTED, Refusal.ALREADY_VOIDED)
+
+
+def _expired(book: Book, hold: str, now_ms: int) -> Step | Refusal:
     """The expiry, once more if a crash came before it was told. A clearing that resolved the hold comes again by itself."""
     earlier = book.hold(hold)
     if earlier is not None and earlier.state is HoldState.EXPIRED:
         return Step(book, earlier)
     return expire(book, hold, now_ms)
+
+
+def resolved_key(hold: str) -> bytes:
+    """What a hold ended as, and by which clearing: kept longer than any hold lives, so that a late clearing is refused by name."""
+    return b"resolved:" + hold.encode()
 
 
 def due_key(partition: int) -> bytes:
@@ -167,7 +210,7 @@ async def _tell(world: HoldWorld, account_id: str, hold: OpenHold, source: Sourc
     if isinstance(source, Origin) or source[:3] not in source.logged:
         await world.bus.tell(HOLDS, account_id, encode(event))
     state = f"{hold.state} {by}".encode()
-    await world.wire.send((b"SET", b"resolved:" + hold.hold_id.encode(), state, b"EX", RESOLVED_TTL_S))
+    await world.ask((b"SET", resolved_key(hold.hold_id), state, b"EX", RESOLVED_TTL_S))
     await world.books.change(account_id, lambda book: release(book, hold.hold_id))
     journal.logger().debug("hold ended", transaction_id=hold.transaction_id, hold_id=hold.hold_id, state=str(hold.state))
 
@@ -175,7 +218,7 @@ async def _tell(world: HoldWorld, account_id: str, hold: OpenHold, source: Sourc
 async def applied(world: HoldWorld, done: Mapping[Place, int]) -> Mapping[Place, int]:
     """Redis notes how far it is in the log, before the group's own offsets do."""
     fields = [part for (topic, partition), offset in done.items() for part in (f"{topic}:{partition}".encode(), str(offset).encode())]
-    await world.wire.send((b"HSET", APPLIED, *fields))
+    await world.ask((b"HSET", APPLIED, *fields))
     return done
 
 

@@ -5,62 +5,109 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import sys
+import time
+import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from typing import TypeVar
+
+import msgspec
 
 from features.catalogue import CATALOGUE
 from features.online import RedisMemory, Wire
 from models.hold import EMPTY, FINAL, Book, Step, confirm, post, release, state_known, with_provisional
 from schemas import avro, identity
-from schemas.account import AccountState
+from schemas.account import AccountEvent, AccountState
 from schemas.decision import Decision
 from schemas.errors import InvalidRecord, MemoryUnavailable
 from schemas.hold import HoldEvent, HoldState
 from schemas.record import Record
-from schemas.topics import ACCOUNTS, DECISIONS, HOLDS, Topic
-from streams.answers import WHOLE, Answers
-from streams.bus import end_offsets, read_topic
+from schemas.topics import ACCOUNT_EVENTS, ACCOUNTS, DECISIONS, HOLDS, Topic
+from streams.answers import WHOLE, Answers, Restored, sound
+from streams.bus import committed_offsets, end_offsets, read_topic
 from streams.hold import APPLIED, RESOLVED_TTL_S, due_key
 from streams.settings import Settings
 
 R = TypeVar("R", bound=Record)
 LOCK = b"rebuilding"
-LOCK_S = b"60"
+LOCK_S = 30
 POLL_S = 0.2
 BATCH = 500
+_UNLOCK = b"if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+_RENEW = b"if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('EXPIRE', KEYS[1], ARGV[2]) end return 0"
 
 
 async def ensure_whole(wire: Wire, rebuild: Callable[[], Awaitable[object]]) -> bool:
     """Redis knows how far it is; if not, one process rebuilds it and the others wait. True if this one did."""
+    token = uuid.uuid4().hex.encode()
     while True:
-        whole, mine = await wire.send((b"EXISTS", WHOLE), (b"SET", LOCK, str(os.getpid()).encode(), b"NX", b"EX", LOCK_S))
-        try:
-            if whole:
-                return False
-            if mine is not None:
-                await rebuild()
-                return True
-        finally:
-            if mine is not None:
-                await wire.send((b"DEL", LOCK))
+        whole, mine = sound(await wire.send((b"EXISTS", WHOLE), (b"SET", LOCK, token, b"NX", b"EX", LOCK_S)))
+        if mine is not None:
+            renewing = asyncio.create_task(_renewed(wire, token))
+            try:
+                if not whole:
+                    await rebuild()
+                    if sound(await wire.send((b"EVAL", _RENEW, b"1", LOCK, token, LOCK_S))) != [1]:
+                        raise MemoryUnavailable("another process took over the rebuilding")
+                    await wire.send((b"SET", WHOLE, b"1"))
+            finally:
+                renewing.cancel()
+                await wire.send((b"EVAL", _UNLOCK, b"1", LOCK, token))
+            return not whole
+        if whole:
+            return False
         await asyncio.sleep(POLL_S)
 
 
-class Rebuild:
-    """One rebuilding of a Redis from the topics: books, holds, answers, logs and profiles."""
+async def _renewed(wire: Wire, token: bytes) -> None:
+    while True:
+        await asyncio.sleep(LOCK_S / 3)
+        with suppress(MemoryUnavailable):
+            await wire.send((b"EVAL", _RENEW, b"1", LOCK, token, LOCK_S))
 
-    def __init__(self, settings: Settings, wire: Wire, answers: Answers, memory: RedisMemory, say: Callable[[str], None]) -> None:
+
+def behind(settings: Settings, applied: dict[int, int]) -> bool:
+    """Whether the `hold` app has committed more of the log than Redis says was applied: then Redis has gone back in time.
+
+    In health it is never so: Redis is told first. LogUnavailable if the brokers do not answer.
+    """
+    return any(offset > applied.get(partition, 0) for partition, offset in committed_offsets(settings, "hold", DECISIONS).items())
+
+
+async def forget_if_behind(settings: Settings, wire: Wire) -> None:
+    """Takes the mark away from a Redis that came back older than it was (a power failure, a replica that took over)."""
+    whole, fields = sound(await wire.send((b"EXISTS", WHOLE), (b"HGETALL", APPLIED)))
+    if not whole:
+        return
+    known = dict(zip(fields[::2], fields[1::2], strict=True))
+    prefix = f"{DECISIONS.name}:".encode()
+    applied = {int(name[len(prefix) :]): int(offset) for name, offset in known.items() if name.startswith(prefix)}
+    if await asyncio.to_thread(behind, settings, applied):
+        await wire.send((b"DEL", WHOLE))
+
+
+class Rebuild:
+    """One rebuilding of a Redis from the topics: books, holds, answers, logs and profiles. Who calls it holds the lock."""
+
+    def __init__(self, settings: Settings, wire: Wire, say: Callable[[str], None]) -> None:
         self._settings = settings
-        self._wire, self._answers, self._memory = wire, answers, memory
+        self._wire = wire
+        self._answers, self._memory = Answers(wire, settings.answer_ttl_s), RedisMemory(wire, CATALOGUE)
         self._say = say
+        self._now_ms = time.time_ns() // 1_000_000
         self.counts: Counter[str] = Counter()
 
     async def run(self) -> Counter[str]:
-        """Reads accounts, holds and decisions from their first records to their present ends, writes, and marks Redis as whole."""
+        """Reads the topics from their first records to their present ends, and writes what still counts.
+
+        It begins when nothing can be under way any more that was decided before Redis forgot.
+        """
         ends = end_offsets(self._settings, DECISIONS)
+        if any(end for _, end in ends.values()):
+            await asyncio.sleep(self._settings.produce_timeout_ms / 1000 + 0.5)
+            ends = end_offsets(self._settings, DECISIONS)
         books: dict[str, Book] = {}
         for _, _, state in self._records(ACCOUNTS, AccountState):
             books[state.account_id] = state_known(books.get(state.account_id, EMPTY), state)
@@ -74,38 +121,51 @@ class Rebuild:
                 confirmed.add(event.hold_id)
         await self._resolved(resolved)
         await self._decisions(books, confirmed, resolved)
-        for account_id, book in books.items():
-            await self._send((b"SET", b"book:" + account_id.encode(), book.to_bytes()))
+        for _, _, happened in self._records(ACCOUNT_EVENTS, AccountEvent):
+            await self._memory.remember_event(happened)
+        await self._books(books)
         fields = [part for p, (_, end) in ends.items() for part in (f"{DECISIONS.name}:{p}".encode(), str(end).encode())]
         if fields:
             await self._send((b"HSET", APPLIED, *fields))
-        await self._send((b"SET", WHOLE, b"1"))
-        self.counts["books"] = len(books)
         return self.counts
+
+    async def _books(self, books: dict[str, Book]) -> None:
+        """The books, in versions that no book before the loss had: a change that began then cannot match by accident."""
+        version = self._now_ms << 20
+        for account_id, book in books.items():
+            content = msgspec.structs.replace(book, version=version).to_bytes()
+            await self._send((b"SET", b"book:" + account_id.encode(), content))
+        self.counts["books"] = len(books)
 
     async def _resolved(self, resolved: dict[str, HoldEvent]) -> None:
         for hold_id, event in resolved.items():
-            await self._send((b"SET", b"resolved:" + hold_id.encode(), f"{event.state} ".encode(), b"EX", RESOLVED_TTL_S))
+            left_s = RESOLVED_TTL_S - (self._now_ms - event.at_ms) // 1000
+            if left_s > 0:
+                said = f"{event.state} {event.source_topic} {event.source_partition} {event.source_offset}".encode()
+                await self._send((b"SET", b"resolved:" + hold_id.encode(), said, b"EX", left_s))
 
     async def _decisions(self, books: dict[str, Book], confirmed: set[str], resolved: dict[str, HoldEvent]) -> None:
         seen: set[str] = set()
-        kept: list[tuple[str, str, bytes, bytes]] = []
+        kept: list[Restored] = []
+        oldest_row_ms = self._now_ms - CATALOGUE.keep_ms - CATALOGUE.cap.slack_ms
+        rows = []
         for partition, message, decision in self._records(DECISIONS, Decision):
             if decision.transaction_id in seen:
                 continue
             seen.add(decision.transaction_id)
-            digest = identity.digest(avro.body(decision.transaction))
-            kept.append((decision.transaction_id, decision.decision_id, digest, message))
+            if decision.decided_at_ms > oldest_row_ms:
+                rows.append((decision.transaction, decision.positions, decision.declined_positions))
+            left_s = self._settings.answer_ttl_s - (self._now_ms - decision.decided_at_ms) // 1000
+            if left_s > 0:
+                digest = identity.digest(avro.body(decision.transaction))
+                kept.append(Restored(decision.transaction_id, decision.decision_id, digest, message, left_s))
             await self._held(books, decision, partition, confirmed, resolved)
             if len(kept) >= BATCH:
                 await self._answers.restore(kept)
                 kept.clear()
-                await self._send((b"EXPIRE", LOCK, LOCK_S))
         await self._answers.restore(kept)
         self.counts["decisions"] = len(seen)
-        self.counts["logs"] = await self._memory.restore(
-            (d.transaction, d.positions, d.declined_positions) for _, _, d in self._records(DECISIONS, Decision)
-        )
+        self.counts["logs"] = await self._memory.restore(rows)
 
     async def _held(
         self, books: dict[str, Book], decision: Decision, partition: int, confirmed: set[str], resolved: dict[str, HoldEvent]
@@ -128,10 +188,8 @@ class Rebuild:
                 except InvalidRecord:
                     self.counts[f"unreadable {topic.name}"] += 1
 
-    async def _send(self, command: tuple[bytes, ...]) -> None:
-        (reply,) = await self._wire.send(command)
-        if isinstance(reply, Exception):
-            raise MemoryUnavailable(f"{command[0].decode()} {command[1].decode()}: {reply}")
+    async def _send(self, command: tuple[bytes | int, ...]) -> None:
+        sound(await self._wire.send(command))
 
 
 def held(book: Book, decision: Decision, confirmed: bool, end: HoldEvent | None) -> Book:
@@ -140,8 +198,8 @@ def held(book: Book, decision: Decision, confirmed: bool, end: HoldEvent | None)
     One that the log of holds does not confirm yet stays provisional until it would expire: the `hold` app is on its way to it.
     """
     assert decision.hold_id is not None
-    if end is not None and (end.state is not HoldState.POSTED or (book.known and end.at_ms <= book.as_of_ms)):
-        return book  # nothing is left of it, or the balance that its owner said since contains it
+    if end is not None and end.state is not HoldState.POSTED:
+        return book
     amount, currency, expires_at_ms = decision.held_minor, str(decision.hold_currency), int(decision.hold_expires_at_ms or 0)
     if not confirmed:
         return with_provisional(book, decision.hold_id, decision.transaction_id, amount, currency, expires_at_ms)
@@ -155,23 +213,37 @@ def held(book: Book, decision: Decision, confirmed: bool, end: HoldEvent | None)
     return released if isinstance(released, Book) else book
 
 
-async def _rebuild(settings: Settings) -> Counter[str]:
-    wire = await Wire.connect(settings.redis_url, settings.redis_password or None)
+async def rebuilt(settings: Settings, say: Callable[[str], None]) -> Counter[str]:
+    """Rebuilds on a connection of its own. It reads and computes without pause: run it in a loop that serves nobody."""
+    wire = await Wire.connect(settings.redis_url, settings.redis_password or None, settings.redis_username or None)
     try:
-        memory = RedisMemory(wire, CATALOGUE)
-        answers = Answers(wire, settings.answer_ttl_s)
+        return await Rebuild(settings, wire, say).run()
+    finally:
+        await wire.close()
+
+
+async def _forgotten_and_rebuilt(settings: Settings) -> Counter[str]:
+    wire = await Wire.connect(settings.redis_url, settings.redis_password or None, settings.redis_username or None)
+    counts: Counter[str] = Counter()
+
+    async def rebuild() -> None:
+        counts.update(await rebuilt(settings, lambda text: print(text, file=sys.stderr)))
+
+    try:
         await wire.send((b"DEL", WHOLE))
-        return await Rebuild(settings, wire, answers, memory, lambda text: print(text, file=sys.stderr)).run()
+        if not await ensure_whole(wire, rebuild):
+            print("another process of the system rebuilt it", file=sys.stderr)
+        return counts
     finally:
         await wire.close()
 
 
 def rebuild(argv: list[str], settings: Settings) -> int:
-    """`holdfast rebuild [--json]`: forgets the mark that says how far Redis is, and puts back what the topics say."""
+    """`holdfast rebuild [--json]`: forgets the mark that says that Redis is whole, and puts back what the topics say."""
     parser = argparse.ArgumentParser(prog="holdfast rebuild", description=__doc__)
     parser.add_argument("--json", action="store_true", help="end with one JSON object of the figures")
     args = parser.parse_args(argv)
-    counts = asyncio.run(_rebuild(settings))
+    counts = asyncio.run(_forgotten_and_rebuilt(settings))
     for what, count in sorted(counts.items()):
         print(f"{count:>10,}  {what}")
     if args.json:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import os
+import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,13 +23,14 @@ from models.hold import UnknownAccount
 from models.policy import Policy
 from models.registry import Registry
 from schemas.errors import ArtefactError, HoldfastError
+from schemas.topics import DECISIONS
 from streams import journal, metrics
-from streams.answers import WHOLE, Answers
+from streams.answers import WHOLE, Answers, sound
 from streams.books import Books
-from streams.bus import Bus
+from streams.bus import Bus, end_offsets
 from streams.hold import HoldWorld
 from streams.pipeline import World
-from streams.rebuild import Rebuild, ensure_whole
+from streams.rebuild import ensure_whole, forget_if_behind, rebuilt
 from streams.settings import Settings
 
 REFRESH_S = 2.0
@@ -66,19 +69,18 @@ class Parts:
 
 
 async def connected(settings: Settings) -> Parts:
-    """The parts on the Redis of the settings, once it is whole: rebuilt from the log if it has forgotten."""
-    wire = await Wire.connect(settings.redis_url, settings.redis_password or None)
-    catalogue = CATALOGUE
-    memory = RedisMemory(wire, catalogue)
-    parts = Parts(settings, wire, catalogue, memory, Answers(wire, settings.answer_ttl_s), Books(wire))
-    await ensure_whole(wire, rebuilder(parts))
+    """The parts on the Redis of the settings, once it is whole: rebuilt from the log if it has forgotten, or has gone back in time."""
+    wire = await Wire.connect(settings.redis_url, settings.redis_password or None, settings.redis_username or None)
+    parts = Parts(settings, wire, CATALOGUE, RedisMemory(wire, CATALOGUE), Answers(wire, settings.answer_ttl_s), Books(wire))
+    await forget_if_behind(settings, wire)
+    await ensure_whole(wire, rebuilder(settings))
     return parts
 
 
-def rebuilder(parts: Parts) -> Callable[[], Awaitable[object]]:
-    """What puts Redis back from the log."""
+def rebuilder(settings: Settings) -> Callable[[], Awaitable[object]]:
+    """What puts Redis back from the log, in a thread and a loop of its own: this one goes on answering."""
     log = journal.logger()
-    return lambda: Rebuild(parts.settings, parts.wire, parts.answers, parts.memory, lambda text: log.info(text)).run()
+    return lambda: asyncio.to_thread(lambda: asyncio.run(rebuilt(settings, log.info)))
 
 
 async def stay_whole(parts: Parts) -> None:
@@ -86,10 +88,23 @@ async def stay_whole(parts: Parts) -> None:
     while True:
         await asyncio.sleep(REFRESH_S)
         with suppress(HoldfastError):
-            (whole,) = await parts.wire.send((b"EXISTS", WHOLE))
+            (whole,) = sound(await parts.wire.send((b"EXISTS", WHOLE)))
             if not whole:
                 journal.logger().warning("redis has forgotten: rebuilding from the log")
-                await ensure_whole(parts.wire, rebuilder(parts))
+                await ensure_whole(parts.wire, rebuilder(parts.settings))
+
+
+def beside(parts: Parts, work: Coroutine[Any, Any, None]) -> None:
+    """Runs something beside the work. If it ends by an error, so does the process: it must not be missed in silence."""
+
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            journal.logger().critical("failed beside the work", exc_info=task.exception())
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    task = asyncio.create_task(work)
+    task.add_done_callback(ended)
+    parts.tasks.append(task)
 
 
 def judgement(settings: Settings, catalogue: Catalogue) -> tuple[Ensemble, Policy]:
@@ -158,7 +173,8 @@ async def deciding_world(settings: Settings, bus: Bus) -> World:
         observe=metrics.observe,
         close=parts.close,
     )
-    parts.tasks += [asyncio.create_task(stay_whole(parts)), asyncio.create_task(stay_current(world, settings))]
+    beside(parts, stay_whole(parts))
+    beside(parts, stay_current(world, settings))
     gc.collect()
     gc.freeze()
     gc.set_threshold(GARBAGE)
@@ -168,8 +184,13 @@ async def deciding_world(settings: Settings, bus: Bus) -> World:
 async def hold_world(settings: Settings, bus: Bus) -> HoldWorld:
     """The World of the `hold` app."""
     parts = await connected(settings)
-    parts.tasks.append(asyncio.create_task(stay_whole(parts)))
-    return HoldWorld(parts.wire, parts.books, parts.answers, parts.memory, bus, clock_ms, parts.close)
+    beside(parts, stay_whole(parts))
+
+    async def log_end(partition: int) -> int:
+        ends = await asyncio.to_thread(end_offsets, settings, DECISIONS, [partition])
+        return ends[partition][1] if partition in ends else 0
+
+    return HoldWorld(parts.wire, parts.books, parts.answers, parts.memory, bus, clock_ms, log_end, parts.close)
 
 
 def run_authorize(settings: Settings) -> int:

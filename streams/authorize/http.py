@@ -25,6 +25,7 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Reply = tuple[int, bytes]
 BODY_BYTES_MAX = 65_536
+INDEFINITE = "the result is indefinite: ask again with the same transaction_id"
 Pan = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{12,19}$")]
 Raw = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
 
@@ -64,6 +65,13 @@ def transaction_of(request: AuthorizationRequest, key: bytes, key_id: str) -> Tr
 def problem(status: int, code: str, detail: str, field: str | None = None) -> Reply:
     """An error as JSON: its stable code, the field if one is to blame, and words for a person."""
     return status, msgspec.json.encode({"error": code, "field": field, "detail": detail})
+
+
+def refused(status: int, code: str, detail: str, field: str | None, transaction_id: str | None) -> Reply:
+    """A `problem` that is counted and said in the log."""
+    metrics.REFUSED.labels(code=code).inc()
+    journal.logger().info("refused", status=status, code=code, field=field, transaction_id=transaction_id)
+    return problem(status, code, detail, field)
 
 
 class HttpDoor:
@@ -109,24 +117,22 @@ class HttpDoor:
 
     async def _authorize(self, scope: dict[str, Any], receive: Receive) -> Reply:
         started = time.perf_counter()
+        transaction_id = None
         try:
             body = await _body(scope, receive)
             request = avro.checked(lambda: _REQUESTS.decode(body))
+            transaction_id = request.transaction_id
             now_ms = self._world.clock_ms()
             txn = sound(transaction_of(request, self._key, self._key_id), now_ms, self._world.future_ms_max)
             made = await asyncio.wait_for(asyncio.shield(self._once(txn, now_ms)), self._deadline_s)
         except InvalidRecord as error:
-            metrics.REFUSED.labels(code=error.code).inc()
-            return problem(422, error.code, error.reason, error.field)
+            return refused(422, error.code, error.reason, error.field, transaction_id)
         except Conflict as error:
-            metrics.REFUSED.labels(code=error.code).inc()
-            return problem(409, error.code, str(error), "transaction_id")
+            return refused(409, error.code, str(error), "transaction_id", transaction_id)
         except Unavailable as error:
-            metrics.REFUSED.labels(code=error.code).inc()
-            return problem(503, error.code, f"{error}; the result is indefinite: ask again with the same transaction_id")
+            return refused(503, error.code, f"{error}; {INDEFINITE}", None, transaction_id)
         except TimeoutError:
-            metrics.REFUSED.labels(code="deadline").inc()
-            return problem(503, "deadline", "not decided in time; the result is indefinite: ask again with the same transaction_id")
+            return refused(503, "deadline", f"not decided in time; {INDEFINITE}", None, transaction_id)
         decision = made.decision or avro.decode(Decision, made.message)
         metrics.decided(decision.outcome, decision.degradations, time.perf_counter() - started)
         journal.decided(decision)

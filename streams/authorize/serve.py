@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Awaitable, Callable
 
 import uvicorn
@@ -52,6 +53,8 @@ async def _serve(settings: Settings, make_world: Callable[[Settings, Bus], Await
             backlog=2048,
         )
     )
+    for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them once more after its own clean end, for whom was there before
+        signal.signal(number, lambda *_: None)
     saying = asyncio.create_task(_say_ready(server, settings))
     try:
         await server.serve()

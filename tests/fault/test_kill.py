@@ -180,3 +180,18 @@ def test_a_redis_that_lost_everything_is_rebuilt_from_the_log(stack: Stack) -> N
     with Run(stack, "afterwards"):
         pass
     assert settled(stack).agrees
+
+
+def test_a_redis_that_loses_everything_while_payments_run_loses_nothing(stack: Stack) -> None:
+    before = dead_letters(stack)
+    with Run(stack, "flushed") as run:
+        for _ in range(2):
+            time.sleep(1.5)
+            with Redis(unix_socket_path=urlsplit(stack.settings.redis_url).path) as redis:
+                redis.flushall()
+    report = settled(stack)
+    print("\nFLUSHALL while payments run:", *report.lines(), sep="\n  ")
+    assert report.agrees, report.lines()
+    assert dead_letters(stack) == before
+    for txn in run.by_http[::10]:
+        assert asked(stack, txn, 30) == run.answers[txn.transaction_id], "a repeat gets the first answer, byte for byte"

@@ -39,7 +39,7 @@ class Desk:
         said = dict(word.split("=") for word in more)
         return state_known(self.book, AccountState(
             account_id="A", currency=said.get("currency", "EUR"), balance_minor=int(balance), credit_limit_minor=int(said.get("limit", 0)),
-            status=AccountStatus(said.get("status", "open")), as_of_ms=int(said.get("as_of", self.now_ms)),
+            status=AccountStatus(said.get("status", "open")), as_of_ms=int(said.get("as_of", self.now_ms - 1)),
         ))
 
     def hold(self, name: str, amount: str, currency: str = "EUR", unknown: str = "decline") -> Step | Refusal:
@@ -203,6 +203,7 @@ SCENARIOS = {
         hold H1 600
         confirm H1 600
         account 1000 status=frozen as_of=1
+        tick 1d
         post H1 600             -> posted
         available               -> 400
     """,
@@ -222,6 +223,14 @@ SCENARIOS = {
         version                 -> 1
         account 9999 as_of=6
         available               -> 9999
+    """,
+    "a capture that the balance said since contains is not taken again": """
+        account 1000
+        hold H1 600
+        confirm H1 600
+        account 400 as_of=99999999
+        post H1 600             -> posted
+        available               -> 400
     """,
     "a resolved hold is released once it was told and an open one never": """
         account 1000
@@ -255,7 +264,7 @@ class AnyMoves(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.book = state_known(EMPTY, AccountState(account_id="A", currency="EUR", balance_minor=1500, credit_limit_minor=500, as_of_ms=0))
-        self.now_ms = 0
+        self.now_ms = 1
         self.posted_minor = 0
         self.live: dict[str, tuple[int, int]] = {}  # hold -> amount, the moment from which it counts no more
         self.endings: dict[str, list[HoldState]] = {}

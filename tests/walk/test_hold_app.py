@@ -21,7 +21,7 @@ from streams.answers import Answers
 from streams.books import Books
 from streams.bus import ListBus
 from streams.follow import Refused, Source
-from streams.hold import HoldWorld, expire_due, on_account, on_clearing, on_decision
+from streams.hold import HoldWorld, applied, expire_due, on_account, on_clearing, on_decision
 from streams.pipeline import World, decide
 from tests.world import NOON, a_policy, a_transaction, an_ensemble
 
@@ -39,11 +39,15 @@ class Scene:
             CATALOGUE, an_ensemble(), a_policy(), memory, books, answers, self.bus, UnknownAccount.DECLINE, 30_000, 300_000, self.clock,
             lambda stop, seconds: None,
         )  # fmt: skip
-        self.holds = HoldWorld(wire, books, answers, memory, self.bus, self.clock, memory.close)
+        self.holds = HoldWorld(wire, books, answers, memory, self.bus, self.clock, self.log_end, memory.close)
 
     def clock(self) -> int:
         """The scene's time."""
         return self.now_ms
+
+    async def log_end(self, partition: int) -> int:
+        """The next offset of the log of decisions."""
+        return len(self.bus.told[DECISIONS.name])
 
     async def know(self, balance_minor: int, as_of_ms: int = 1) -> None:
         """The bank says the balance."""
@@ -56,6 +60,7 @@ class Scene:
         decision = decode(Decision, made.message)
         if follow:
             await on_decision(self.holds, decision, a_source("decisions", len(self.bus.told[DECISIONS.name])))
+            await applied(self.holds, {("decisions", 0): len(self.bus.told[DECISIONS.name])})
         return decision
 
     async def clear(self, transaction_id: str, amount_minor: int, clearing_id: str = "c1") -> Any:
@@ -246,6 +251,68 @@ def test_a_clearing_for_a_decision_that_nobody_told_is_refused_after_a_while(on_
         scene.now_ms += 120_000
         refused = await scene.clear("t1", 4_000)
         assert isinstance(refused, Refused)
-        assert refused.code in ("unknown_hold", "not_confirmed")
+        assert refused.code == "not_confirmed"
+
+    on_stage(play)
+
+
+def test_a_clearing_for_another_account_is_refused_at_once(on_stage: Stage) -> None:
+    async def play(scene: Scene) -> None:
+        await scene.know(10_000)
+        await scene.pay("t1", 4_000)
+        clearing = Clearing(
+            clearing_id="c1",
+            transaction_id="t1",
+            account_id="a2",
+            kind=ClearingKind.CAPTURE,
+            amount_minor=4_000,
+            currency="EUR",
+            at_ms=NOON,
+        )
+        refused = await on_clearing(scene.holds, clearing, a_source("clearings", 0))
+        assert isinstance(refused, Refused)
+        assert refused.code == "wrong_account"
+
+    on_stage(play)
+
+
+def test_nothing_is_concluded_from_a_redis_that_forgot(on_stage: Stage) -> None:
+    async def play(scene: Scene) -> None:
+        await scene.know(10_000)
+        decision = await scene.pay("t1", 4_000)
+        await scene.holds.wire.send(("FLUSHALL",))
+        with pytest.raises(Unavailable):
+            await scene.clear("t1", 4_000)
+        with pytest.raises(Unavailable):
+            await on_decision(scene.holds, decision, a_source("decisions", 0))
+        with pytest.raises(Unavailable):
+            await expire_due(scene.holds, frozenset({0}))
+        with pytest.raises(Unavailable):
+            await scene.know(10_000, as_of_ms=2)
+        assert scene.states() == [HoldState.CONFIRMED]
+
+    on_stage(play)
+
+
+def test_a_capture_that_the_banks_balance_contains_is_not_taken_again(on_stage: Stage) -> None:
+    async def play(scene: Scene) -> None:
+        await scene.know(10_000)
+        await scene.pay("t1", 4_000)
+        await scene.know(6_000, as_of_ms=NOON + 1)
+        await scene.clear("t1", 4_000)
+        assert await scene.available() == 6_000
+
+    on_stage(play)
+
+
+def test_an_account_with_any_name_expires(on_stage: Stage) -> None:
+    async def play(scene: Scene) -> None:
+        state = AccountState(account_id="a\x1fb", currency="EUR", balance_minor=5_000, as_of_ms=1)
+        await on_account(scene.holds, state, a_source("accounts", 0))
+        made = await decide(a_transaction("t1", account_id="a\x1fb"), scene.world, NOON)
+        await on_decision(scene.holds, decode(Decision, made.message), a_source("decisions", 0))
+        scene.now_ms += 8 * DAY
+        await expire_due(scene.holds, frozenset({0}))
+        assert scene.states() == [HoldState.CONFIRMED, HoldState.EXPIRED]
 
     on_stage(play)

@@ -7,13 +7,14 @@ from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import hiredis
 import pytest
 
 from features.online import Wire
 from models.hold import EMPTY, Book, Refusal, Step, UnknownAccount, place, state_known
 from schemas.account import AccountState
 from schemas.errors import Conflict, MemoryUnavailable
-from streams.answers import Answers, DictAnswers
+from streams.answers import Answers, DictAnswers, Kept, Restored, sound
 from streams.books import Books, DictBooks
 
 Use = Callable[[Any], Awaitable[None]]
@@ -140,6 +141,41 @@ def test_the_script_is_put_back_after_redis_lost_it(redis_url: str) -> None:
         await wire.send((b"SCRIPT", b"FLUSH"))
         await books.change("a", lambda book: state_known(book, state))
         assert Book.from_bytes((await books.read("a"))[0]).balance_minor == 10
+        await wire.close()
+
+    asyncio.run(main())
+
+
+def test_an_error_of_redis_is_never_taken_for_an_answer() -> None:
+    assert sound([b"OK", None, 1]) == [b"OK", None, 1]
+    with pytest.raises(MemoryUnavailable, match="NOREPLICAS"):
+        sound([b"OK", hiredis.ReplyError("NOREPLICAS Not enough good replicas to write.")])
+
+
+def test_a_stub_left_by_told_is_no_answer(redis_url: str) -> None:
+    async def main() -> None:
+        wire = await Wire.connect(redis_url)
+        answers = Answers(wire, 3600)
+        await answers.told("t")
+        assert await answers.of_transaction("t") is None
+        assert (await answers.keep("t", "dec_t", b"one")).message == b"one"
+        assert (await answers.keep("t", "dec_t", b"two")).message == b"one"
+        await answers.told("u")
+        await answers.restore([Restored("u", "dec_u", b"d" * 16, b"said", 60)])
+        assert (await answers.of_decision("dec_u")) == Kept(b"said", told=True)
+        await wire.close()
+
+    asyncio.run(main())
+
+
+def test_no_book_is_written_in_a_redis_that_forgot(redis_url: str) -> None:
+    async def main() -> None:
+        wire = await Wire.connect(redis_url)
+        books = Books(wire)
+        state = AccountState(account_id="a", currency="EUR", balance_minor=10, as_of_ms=1)
+        await wire.send((b"FLUSHALL",))
+        with pytest.raises(MemoryUnavailable, match="FORGOT"):
+            await books.change("a", lambda book: state_known(book, state))
         await wire.close()
 
     asyncio.run(main())
