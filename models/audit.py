@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from models.ledger import transfer_of_credit, transfers_of_hold
+from schemas import avro, identity
 from schemas.decision import Decision
-from schemas.hold import HoldEvent, HoldState
+from schemas.hold import Clearing, ClearingKind, HoldEvent, HoldState
 from schemas.ledger import LedgerTransfer, TransferPhase
 from schemas.sar import SarCandidate
+from schemas.topics import CLEARINGS, TRANSACTIONS
 from schemas.transaction import Transaction
 
 FINAL = frozenset({HoldState.POSTED, HoldState.VOIDED, HoldState.EXPIRED})
+REFUSABLE = frozenset({TRANSACTIONS.name, CLEARINGS.name})
+"""Topics that others write: a record of theirs that does not decode is explained by its dead letter."""
+FirstOffsets = Mapping[str, Mapping[int, int]]
+"""By topic and partition the oldest offset that is still there. Of a topic that is not named nothing is missed."""
 
 
 class Disagreement(NamedTuple):
@@ -33,6 +39,7 @@ class _Made(NamedTuple):
     currency: str | None
     expires_at_ms: int | None
     origin: tuple[str, int, int]
+    digest: bytes
     credit: tuple[LedgerTransfer, ...]
 
 
@@ -43,7 +50,9 @@ class Audit:
     counts: Counter[str] = field(default_factory=Counter)
     outcomes: Counter[str] = field(default_factory=Counter)
     _bytes: dict[str, bytes] = field(default_factory=dict)
-    _asked: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    _asked: dict[str, dict[tuple[int, int], bytes]] = field(default_factory=dict)
+    _clearings: dict[tuple[int, int], Clearing] = field(default_factory=dict)
+    _unreadable: list[tuple[str, int, int, str]] = field(default_factory=list)
     _dead: set[tuple[str, int, int]] = field(default_factory=set)
     _made: dict[str, _Made] = field(default_factory=dict)
     _confirmed: dict[str, HoldEvent] = field(default_factory=dict)
@@ -55,7 +64,17 @@ class Audit:
     def transaction(self, txn: Transaction, partition: int, offset: int) -> None:
         """One record of `transactions`."""
         self.counts["transaction records"] += 1
-        self._asked.setdefault(txn.transaction_id, []).append((partition, offset))
+        self._asked.setdefault(txn.transaction_id, {})[partition, offset] = _digest(txn)
+
+    def clearing(self, clearing: Clearing, partition: int, offset: int) -> None:
+        """One record of `clearings`."""
+        self.counts["clearing records"] += 1
+        self._clearings[partition, offset] = clearing
+
+    def unreadable(self, topic: str, partition: int, offset: int, reason: str) -> None:
+        """A record of any topic that does not decode, and why."""
+        self.counts["unreadable records"] += 1
+        self._unreadable.append((topic, partition, offset, reason))
 
     def dead_letter(self, topic: str, partition: int, offset: int) -> None:
         """The origin of one record of `dead_letters`."""
@@ -73,6 +92,7 @@ class Audit:
             decision.hold_currency,
             decision.hold_expires_at_ms,
             (decision.source_topic, decision.source_partition, decision.source_offset),
+            _digest(decision.transaction),
             transfer_of_credit(decision),
         )
 
@@ -105,36 +125,51 @@ class Audit:
             self._twice.append(Disagreement("two_records_of_one_id", identity, f"{what}: two different records have this id"))
         return False
 
-    def disagreements(self, now_ms: int, grace_ms: int, first_offsets: dict[int, int]) -> list[Disagreement]:
+    def disagreements(self, now_ms: int, grace_ms: int, first_offsets: FirstOffsets) -> list[Disagreement]:
         """Everything that is wrong, worst first: none if the books agree.
 
-        `grace_ms` is how long after its end a hold may stay unresolved. `first_offsets` are the oldest offsets that
-        `transactions` still has: what was before them has aged away and is not missed.
+        `grace_ms` is how long after its end a hold may stay unresolved. What lay in `transactions` or `clearings` before
+        `first_offsets` has aged away and is not missed.
         """
         return [
+            *self._unread(),
             *self._twice,
             *self._undecided(),
             *self._orphan_decisions(first_offsets),
             *self._unheld(),
             *self._orphan_holds(),
+            *self._unapplied(first_offsets),
+            *self._orphan_ends(first_offsets),
             *self._overdue(now_ms - grace_ms),
             *self._unbooked(),
             *self._leaning(),
             *self._orphan_candidates(),
         ]
 
-    def _undecided(self) -> Iterable[Disagreement]:
-        for transaction_id, places in self._asked.items():
-            if transaction_id not in self._made:
-                for partition, offset in places:
-                    if ("transactions", partition, offset) not in self._dead:
-                        yield Disagreement("undecided_transaction", transaction_id, f"transactions {partition}/{offset} has no decision")
+    def _unread(self) -> Iterable[Disagreement]:
+        for topic, partition, offset, reason in self._unreadable:
+            if topic not in REFUSABLE:
+                yield Disagreement("unreadable_record", f"{topic} {partition}/{offset}", reason)
+            elif (topic, partition, offset) not in self._dead:
+                yield Disagreement("unreadable_record", f"{topic} {partition}/{offset}", f"{reason}, nor is it a dead letter")
 
-    def _orphan_decisions(self, first_offsets: dict[int, int]) -> Iterable[Disagreement]:
+    def _undecided(self) -> Iterable[Disagreement]:
+        for transaction_id, asked in self._asked.items():
+            made = self._made.get(transaction_id)
+            for (partition, offset), digest in asked.items():
+                place = f"{TRANSACTIONS.name} {partition}/{offset}"
+                if (TRANSACTIONS.name, partition, offset) in self._dead:
+                    continue
+                if made is None:
+                    yield Disagreement("undecided_transaction", transaction_id, f"{place} has no decision")
+                elif digest != made.digest:
+                    yield Disagreement("undecided_conflict", transaction_id, f"{place} is not what was decided under this id, nor a dead letter")
+
+    def _orphan_decisions(self, first_offsets: FirstOffsets) -> Iterable[Disagreement]:
         for transaction_id, made in self._made.items():
             topic, partition, offset = made.origin
-            aged = offset < first_offsets.get(partition, 0)
-            if topic == "transactions" and not aged and (partition, offset) not in self._asked.get(transaction_id, ()):
+            aged = _aged(first_offsets, topic, partition, offset)
+            if topic == TRANSACTIONS.name and not aged and (partition, offset) not in self._asked.get(transaction_id, ()):
                 yield Disagreement("orphan_decision", transaction_id, f"decided, but {topic} {partition}/{offset} is not that transaction")
 
     def _unheld(self) -> Iterable[Disagreement]:
@@ -159,6 +194,33 @@ class Audit:
                 yield Disagreement("resolved_unconfirmed", hold_id, f"{event.state}, but never confirmed")
             elif event.posted_minor > before.held_minor:
                 yield Disagreement("posted_above_hold", hold_id, f"posted {event.posted_minor} of {before.held_minor}")
+
+    def _unapplied(self, first_offsets: FirstOffsets) -> Iterable[Disagreement]:
+        for (partition, offset), clearing in self._clearings.items():
+            if (CLEARINGS.name, partition, offset) in self._dead:
+                continue
+            end = self._resolved.get(identity.hold_id(clearing.transaction_id))
+            if end is None or not self._ended_by(end, clearing, first_offsets):
+                text = f"{CLEARINGS.name} {partition}/{offset}: a {clearing.kind} of {clearing.transaction_id}, ended no hold and is no dead letter"
+                yield Disagreement("unapplied_clearing", clearing.clearing_id, text)
+
+    def _ended_by(self, end: HoldEvent, clearing: Clearing, first_offsets: FirstOffsets) -> bool:
+        """Whether the clearing, or one whose repeat it is, ended the hold."""
+        if end.source_topic != CLEARINGS.name:
+            return False
+        cause = self._clearings.get((end.source_partition, end.source_offset))
+        if cause is not None:
+            return cause == clearing
+        return _aged(first_offsets, end.source_topic, end.source_partition, end.source_offset) and _ending(clearing) == _ended(end)
+
+    def _orphan_ends(self, first_offsets: FirstOffsets) -> Iterable[Disagreement]:
+        for hold_id, end in self._resolved.items():
+            topic, partition, offset = end.source_topic, end.source_partition, end.source_offset
+            if topic != CLEARINGS.name or _aged(first_offsets, topic, partition, offset):
+                continue
+            cause = self._clearings.get((partition, offset))
+            if cause is None or _ending(cause) != _ended(end):
+                yield Disagreement("orphan_end", hold_id, f"{end.state}, {end.posted_minor} taken, but {topic} {partition}/{offset} does not say so")
 
     def _overdue(self, end_ms: int) -> Iterable[Disagreement]:
         for hold_id, event in self._confirmed.items():
@@ -209,3 +271,26 @@ class Audit:
 def _moves(transfer: LedgerTransfer) -> tuple[str, str, int, str, str]:
     """What a transfer does: from, to, how much, of what, and which step it is."""
     return transfer.debit_account_id, transfer.credit_account_id, transfer.amount_minor, transfer.currency, str(transfer.phase)
+
+
+def _digest(txn: Transaction) -> bytes:
+    """What tells one transaction's contents from another's."""
+    return identity.digest(avro.body(txn))
+
+
+def _aged(first_offsets: FirstOffsets, topic: str, partition: int, offset: int) -> bool:
+    """Whether the broker has dropped that record, or nobody read its topic."""
+    first = first_offsets.get(topic)
+    return first is None or offset < first.get(partition, 0)
+
+
+def _ending(clearing: Clearing) -> tuple[str, HoldState, int, int]:
+    """How the clearing ends a hold: which, in what state, how much is taken, and when."""
+    posts = clearing.kind is ClearingKind.CAPTURE
+    taken_minor = clearing.amount_minor if posts else 0
+    return identity.hold_id(clearing.transaction_id), HoldState.POSTED if posts else HoldState.VOIDED, taken_minor, clearing.at_ms
+
+
+def _ended(end: HoldEvent) -> tuple[str, HoldState, int, int]:
+    """The same of a hold's last event."""
+    return end.hold_id, end.state, end.posted_minor, end.at_ms

@@ -14,16 +14,19 @@ from schemas.avro import decode
 from schemas.dead_letter import DeadLetter
 from schemas.decision import Decision
 from schemas.errors import InvalidRecord, LogUnavailable
-from schemas.hold import HoldEvent
+from schemas.hold import Clearing, HoldEvent
 from schemas.ledger import LedgerTransfer
 from schemas.sar import SarCandidate
-from schemas.topics import DEAD_LETTERS, DECISIONS, HOLDS, LEDGER, SAR_CANDIDATES, TRANSACTIONS, Topic
+from schemas.topics import CLEARINGS, DEAD_LETTERS, DECISIONS, HOLDS, LEDGER, SAR_CANDIDATES, TRANSACTIONS, Topic
 from schemas.transaction import Transaction
 from streams.bus import Message, end_offsets, read_topic
+from streams.folder import is_owned
 from streams.settings import Settings
 
 GRACE_MS = 60_000
-KEPT_WHOLE = (DECISIONS, HOLDS, LEDGER, SAR_CANDIDATES, DEAD_LETTERS)
+READ = (TRANSACTIONS, CLEARINGS, DEAD_LETTERS, DECISIONS, HOLDS, LEDGER, SAR_CANDIDATES)
+"""In this order: what is asked before what follows from it, so that an answer given meanwhile is not missed."""
+KEPT_WHOLE = (DECISIONS, HOLDS, LEDGER)
 """Topics that must still have their first record: books of which a part is gone cannot be checked."""
 
 
@@ -69,33 +72,31 @@ class Report:
 def check_books(settings: Settings, grace_ms: int = GRACE_MS) -> Report:
     """Reads every topic from its first record to its present end. LogUnavailable if the brokers do not answer."""
     audit = Audit()
-    unreadable: list[Disagreement] = []
     aged: dict[str, int] = {}
-    for topic in (TRANSACTIONS, DEAD_LETTERS, DECISIONS, HOLDS, LEDGER, SAR_CANDIDATES):
-        ends = end_offsets(settings, topic)
-        dropped = sum(low for low, _ in ends.values())
-        if dropped and topic in KEPT_WHOLE and topic is not SAR_CANDIDATES and topic is not DEAD_LETTERS:
+    first_offsets: dict[str, dict[int, int]] = {}
+    for topic in READ:
+        first_offsets[topic.name] = {partition: low for partition, (low, _) in end_offsets(settings, topic).items()}
+        dropped = sum(first_offsets[topic.name].values())
+        if dropped and topic in KEPT_WHOLE:
             aged[topic.name] = dropped
-        if topic is TRANSACTIONS:
-            first_offsets = {p: low for p, (low, _) in ends.items()}
         for batch in read_topic(settings, topic):
             for message in batch:
-                try:
-                    _feed(audit, topic, message)
-                except InvalidRecord as error:
-                    if topic is not TRANSACTIONS:
-                        place = f"{topic.name} {message.partition}/{message.offset}"
-                        unreadable.append(Disagreement("unreadable_record", place, str(error)))
+                _feed(audit, topic, message)
     now_ms = time.time_ns() // 1_000_000
-    found = unreadable + audit.disagreements(now_ms, grace_ms, first_offsets)
-    return Report(audit.counts, audit.outcomes, audit.sums(), found, aged)
+    return Report(audit.counts, audit.outcomes, audit.sums(), audit.disagreements(now_ms, grace_ms, first_offsets), aged)
 
 
 def _feed(audit: Audit, topic: Topic, message: Message) -> None:
-    record = decode(topic.record, message.value)
+    try:
+        record = decode(topic.record, message.value)
+    except InvalidRecord as error:
+        audit.unreadable(topic.name, message.partition, message.offset, str(error))
+        return
     match record:
         case Transaction():
             audit.transaction(record, message.partition, message.offset)
+        case Clearing():
+            audit.clearing(record, message.partition, message.offset)
         case DeadLetter():
             audit.dead_letter(record.topic, record.partition, record.offset)
         case Decision():
@@ -131,7 +132,8 @@ def check(argv: list[str], settings: Settings) -> int:
     try:
         report = agreed(settings, args.wait)
     except LogUnavailable as error:
-        print(f"holdfast check: the topics cannot be read: {error}", file=sys.stderr)
+        nobody = "" if is_owned(settings.data_dir) else f"no system runs in {settings.data_dir}, and "
+        print(f"holdfast check: {nobody}the brokers at {settings.kafka_bootstrap} do not answer: {error}", file=sys.stderr)
         return 2
     print("\n".join(report.lines()))
     if args.json:

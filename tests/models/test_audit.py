@@ -13,13 +13,27 @@ from models.hold import OpenHold, confirmed_event, resolved_event
 from models.ledger import transfer_of_credit, transfers_of_hold
 from schemas.avro import encode
 from schemas.decision import Decision
-from schemas.hold import HoldEvent, HoldState
+from schemas.hold import Clearing, ClearingKind, HoldEvent, HoldState
 from schemas.ledger import LedgerTransfer
 from schemas.transaction import Transaction, TransactionKind
 from streams.pipeline import Origin
 from tests.world import NOON, a_transaction, a_world
 
+FIRST = {"transactions": {0: 0}, "clearings": {0: 0}}
 LONG_AFTER = NOON + 40 * 86_400_000
+
+
+def a_clearing(clearing_id: str, transaction_id: str, kind: ClearingKind, amount_minor: int) -> Clearing:
+    """What the network says of a payment a little later."""
+    return Clearing(
+        clearing_id=clearing_id,
+        transaction_id=transaction_id,
+        account_id="a1",
+        kind=kind,
+        amount_minor=amount_minor,
+        currency="EUR",
+        at_ms=NOON + 9,
+    )
 
 
 class Books:
@@ -35,18 +49,24 @@ class Books:
         self.decisions: list[Decision] = world.decisions
         held = [d for d in self.decisions if d.hold_id]
         self.holds: list[HoldEvent] = [confirmed_event(d, "decisions", 0, i) for i, d in enumerate(held)]
-        for d, state, posted in ((held[1], HoldState.POSTED, 400), (held[2], HoldState.VOIDED, 0)):
+        self.clearings = [a_clearing("c1", "t1", ClearingKind.CAPTURE, 400), a_clearing("c2", "t2", ClearingKind.REVERSAL, 0)]
+        for offset, d, state, posted in ((0, held[1], HoldState.POSTED, 400), (1, held[2], HoldState.VOIDED, 0)):
             end = OpenHold(str(d.hold_id), d.transaction_id, d.held_minor, "EUR", state, 0, int(d.hold_expires_at_ms or 0), posted, NOON + 9)
-            self.holds.append(resolved_event("a1", end, "clearings", 0, 0))
+            self.holds.append(resolved_event("a1", end, "clearings", 0, offset))
         self.transfers: list[LedgerTransfer] = [t for e in self.holds for t in transfers_of_hold(e)]
         self.transfers += [t for d in self.decisions for t in transfer_of_credit(d)]
         self.dead: list[tuple[str, int, int]] = []
+        self.unreadable: list[tuple[str, int, int]] = []
 
     def audit(self) -> Audit:
         """All of it, read."""
         audit = Audit()
         for offset, txn in enumerate(self.transactions):
             audit.transaction(txn, 0, offset)
+        for offset, clearing in enumerate(self.clearings):
+            audit.clearing(clearing, 0, offset)
+        for place in self.unreadable:
+            audit.unreadable(*place, "does not decode")
         for place in self.dead:
             audit.dead_letter(*place)
         for d in self.decisions:
@@ -59,7 +79,7 @@ class Books:
 
     def codes(self, now_ms: int = NOON) -> set[str]:
         """The codes of what is wrong."""
-        return {d.code for d in self.audit().disagreements(now_ms, 0, {0: 0})}
+        return {d.code for d in self.audit().disagreements(now_ms, 0, FIRST)}
 
 
 def changed(records: list[Decision] | list[HoldEvent] | list[LedgerTransfer], index: int, **changes: object) -> None:
@@ -69,7 +89,7 @@ def changed(records: list[Decision] | list[HoldEvent] | list[LedgerTransfer], in
 
 def test_whole_books_agree_and_sum_to_zero() -> None:
     audit = Books().audit()
-    assert audit.disagreements(NOON, 0, {0: 0}) == []
+    assert audit.disagreements(NOON, 0, FIRST) == []
     assert audit.sums() == {"EUR": 0}
     assert audit.counts["holds confirmed"] == 3
     assert sum(abs(v) for v in audit.balances().values()) > 0, "zero, and not because nothing moved"
@@ -127,6 +147,40 @@ def a_transfer_of_nothing(b: Books) -> None:
     b.transfers.append(msgspec.structs.replace(b.transfers[0], transfer_id="trf_x"))
 
 
+def a_capture_that_nobody_applied(b: Books) -> None:
+    b.clearings.append(a_clearing("c3", "t0", ClearingKind.CAPTURE, 1_000))
+
+
+def a_second_capture_of_one_hold(b: Books) -> None:
+    b.clearings.append(a_clearing("c3", "t1", ClearingKind.CAPTURE, 400))
+
+
+def a_changed_repeat_of_a_clearing(b: Books) -> None:
+    b.clearings.append(msgspec.structs.replace(b.clearings[0], amount_minor=399))
+
+
+def money_taken_without_a_capture(b: Books) -> None:
+    b.clearings[0] = a_clearing("c9", "t9", ClearingKind.CAPTURE, 400)
+    b.dead.append(("clearings", 0, 0))
+
+
+def other_money_taken_than_was_captured(b: Books) -> None:
+    b.clearings[0] = msgspec.structs.replace(b.clearings[0], amount_minor=401)
+
+
+def another_transaction_under_a_decided_id(b: Books) -> None:
+    b.transactions.append(a_transaction("t0", amount_minor=2))
+
+
+def a_transaction_that_does_not_decode(b: Books) -> None:
+    b.unreadable.append(("transactions", 0, 4))
+
+
+def a_decision_that_does_not_decode(b: Books) -> None:
+    b.unreadable.append(("decisions", 0, 4))
+    b.dead.append(("decisions", 0, 4))
+
+
 @pytest.mark.parametrize(
     ("spoil", "codes"),
     [
@@ -137,10 +191,18 @@ def a_transfer_of_nothing(b: Books) -> None:
         (no_confirmation, {"unconfirmed_hold", "orphan_transfer"}),
         (another_amount_held, {"hold_differs", "transfer_differs"}),
         (resolved_twice, {"two_records_of_one_id"}),
-        (posted_too_much, {"posted_above_hold", "transfer_differs"}),
+        (posted_too_much, {"posted_above_hold", "transfer_differs", "orphan_end"}),
         (no_transfer, {"missing_transfer"}),
         (a_transfer_of_another_amount, {"transfer_differs"}),
         (a_transfer_of_nothing, {"orphan_transfer"}),
+        (a_capture_that_nobody_applied, {"unapplied_clearing"}),
+        (a_second_capture_of_one_hold, {"unapplied_clearing"}),
+        (a_changed_repeat_of_a_clearing, {"unapplied_clearing"}),
+        (money_taken_without_a_capture, {"orphan_end"}),
+        (other_money_taken_than_was_captured, {"orphan_end"}),
+        (another_transaction_under_a_decided_id, {"undecided_conflict"}),
+        (a_transaction_that_does_not_decode, {"unreadable_record"}),
+        (a_decision_that_does_not_decode, {"unreadable_record"}),
     ],
 )
 def test_each_disagreement_is_named(spoil: Callable[[Books], None], codes: set[str]) -> None:
@@ -153,11 +215,49 @@ def test_a_hold_that_nobody_ended_in_time_is_named() -> None:
     assert Books().codes(LONG_AFTER) == {"overdue_hold"}
 
 
-def test_a_dead_letter_explains_an_undecided_transaction() -> None:
+@pytest.mark.parametrize(
+    ("spoil", "place"),
+    [
+        (an_extra_transaction, ("transactions", 0, 4)),
+        (another_transaction_under_a_decided_id, ("transactions", 0, 4)),
+        (a_transaction_that_does_not_decode, ("transactions", 0, 4)),
+        (a_capture_that_nobody_applied, ("clearings", 0, 2)),
+        (a_second_capture_of_one_hold, ("clearings", 0, 2)),
+        (a_changed_repeat_of_a_clearing, ("clearings", 0, 2)),
+    ],
+)
+def test_a_dead_letter_explains_what_was_not_applied(spoil: Callable[[Books], None], place: tuple[str, int, int]) -> None:
     books = Books()
-    books.transactions.append(a_transaction("t9"))
-    books.dead.append(("transactions", 0, 4))
+    spoil(books)
+    books.dead.append((place[0], 1, place[2]))
+    assert books.codes() != set(), "the dead letter of another partition"
+    books.dead.append(place)
     assert books.codes() == set()
+
+
+def test_what_comes_twice_with_the_same_contents_is_explained_by_what_became_of_the_first() -> None:
+    books = Books()
+    books.clearings += books.clearings
+    books.transactions += books.transactions
+    assert books.codes() == set()
+
+
+def test_a_clearing_that_aged_away_explains_its_hold_and_its_repeats() -> None:
+    audit = Audit()
+    books = Books()
+    for event in books.holds:
+        audit.hold_event(event, encode(event))
+    audit.clearing(books.clearings[0], 0, 7)
+    assert not clearing_codes(audit, 2)
+    audit.clearing(msgspec.structs.replace(books.clearings[1], at_ms=NOON + 10), 0, 8)
+    assert clearing_codes(audit, 2) == {"unapplied_clearing"}
+    assert clearing_codes(audit, 1) == {"unapplied_clearing", "orphan_end"}
+
+
+def clearing_codes(audit: Audit, first_offset: int) -> set[str]:
+    """What is wrong with the clearings, of which those before an offset have aged away."""
+    found = audit.disagreements(NOON, 0, {"clearings": {0: first_offset}})
+    return {d.code for d in found} & {"unapplied_clearing", "orphan_end"}
 
 
 def test_what_aged_away_is_not_missed() -> None:
@@ -169,6 +269,6 @@ def test_what_aged_away_is_not_missed() -> None:
         aged.transaction(txn, 0, offset)
     for d in books.decisions:
         aged.decision(d, encode(d))
-    codes = {d.code for d in aged.disagreements(NOON, 0, {0: 2})}
+    codes = {d.code for d in aged.disagreements(NOON, 0, {"transactions": {0: 2}})}
     assert "orphan_decision" not in codes
-    assert audit.disagreements(NOON, 0, {0: 2}) == []
+    assert audit.disagreements(NOON, 0, FIRST | {"transactions": {0: 2}}) == []

@@ -1,0 +1,56 @@
+"""The check reads every topic that the books rest on, and says so when there is nothing to read."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from schemas.avro import encode
+from schemas.dead_letter import DeadLetter
+from schemas.topics import CLEARINGS, DEAD_LETTERS, TRANSACTIONS, Topic
+from streams import bus
+from streams.bus import KafkaBus
+from streams.check import check, check_books
+from streams.settings import Settings
+from streams.stack import running
+from tests.streams.conftest import a_clearing, messages
+
+
+def tell(settings: Settings, topic: Topic, value: bytes) -> None:
+    """Puts one record into a topic."""
+
+    async def told() -> None:
+        to = KafkaBus(settings.changed(produce_timeout_ms=20_000))
+        await to.tell(topic, "a1", value)
+        await to.close()
+
+    asyncio.run(told())
+
+
+def refuse_all(settings: Settings, topic: Topic) -> None:
+    """A dead letter for each record of a topic."""
+    for m in messages(settings, topic):
+        letter = DeadLetter(
+            dead_letter_id=f"dlq_{topic.name}", app="hold", topic=topic.name, partition=m.partition, offset=m.offset,
+            code="unknown_hold", field=None, reason="", key=m.key, value=m.value, at_ms=1,
+        )  # fmt: skip
+        tell(settings, DEAD_LETTERS, encode(letter))
+
+
+def test_a_lost_clearing_and_an_unreadable_transaction_are_missed_until_they_are_dead_letters(tmp_path: Path) -> None:
+    with running(Settings(data_dir=tmp_path, http_port=0), broker_name="embedded", apps=()) as stack:
+        tell(stack.settings, CLEARINGS, encode(a_clearing("c1", "a1")))
+        tell(stack.settings, TRANSACTIONS, b"rubbish")
+        report = check_books(stack.settings)
+        assert sorted(d.code for d in report.disagreements) == ["unapplied_clearing", "unreadable_record"], report.lines()
+        refuse_all(stack.settings, CLEARINGS)
+        refuse_all(stack.settings, TRANSACTIONS)
+        assert check_books(stack.settings).agrees
+
+
+def test_a_check_without_a_system_says_that_none_runs(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bus, "QUERY_S", 0.5)
+    assert check([], Settings(data_dir=tmp_path, kafka_bootstrap="127.0.0.1:1")) == 2
+    assert f"no system runs in {tmp_path}" in capfd.readouterr().err
