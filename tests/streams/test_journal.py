@@ -15,7 +15,7 @@ from schemas.identity import derived_id
 from streams import journal, metrics
 from streams.settings import Settings
 
-CARDS = ("4111111111111111", "5500000000000004", "378282246310005", "6011000990139424", "3530111333300000", "6304000000000000")
+CARDS = ("4111111111111111", "5500000000000004", "378282246310005", "6011000990139424", "3530111333300000", "6304000000000000", "630400000000")
 
 
 @pytest.mark.parametrize("card", CARDS)
@@ -48,7 +48,7 @@ def test_times_and_derived_ids_and_short_numbers_are_let_be() -> None:
         assert journal.without_card_numbers(text) == text
 
 
-@given(st.text(alphabet="0123456789", min_size=12, max_size=18))
+@given(st.text(alphabet="0123456789", min_size=11, max_size=18))
 def test_every_number_that_passes_the_check_is_masked(digits: str) -> None:
     card = next(digits + last for last in "0123456789" if journal.is_card_number(digits + last))
     if not journal._EPOCH_MS.fullmatch(card):
