@@ -64,7 +64,7 @@ def _list(args: argparse.Namespace, settings: Settings) -> int:
         print(f"{letter.dead_letter_id}  {letter.app:<8} {place:<28} {letter.code:<22} {letter.field or '-'}: {letter.reason}")
     print(f"{len(found):,} dead letters")
     if args.json:
-        print(json.dumps({"count": len(found), "letters": [_shown(letter) for letter in found]}))
+        print(msgspec.json.encode({"count": len(found), "letters": [_shown(letter) for letter in found]}).decode())
     return 0
 
 
@@ -81,10 +81,10 @@ def plain(topic: Topic, value: bytes | None) -> dict[str, Any]:
 
 
 def _shown(letter: DeadLetter) -> dict[str, Any]:
-    """The letter as JSON; its value as a record where it decodes, and as base64 in any case."""
+    """The letter as JSON; its value as a record where it decodes, and as base64 in any case; so is every field of bytes."""
     shown: dict[str, Any] = msgspec.to_builtins(letter)
     try:
-        shown["record"] = plain(_topic(letter), letter.value)
+        shown["record"] = msgspec.to_builtins(plain(_topic(letter), letter.value))
     except InvalidRecord:
         shown["record"] = None
     return shown

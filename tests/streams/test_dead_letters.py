@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import json
 from pathlib import Path
 
 import fastavro
 import msgspec
+import numpy as np
 import pytest
 
 from schemas.avro import decode, encode, frame
@@ -16,10 +18,12 @@ from schemas.catalogue import VERSIONS
 from schemas.dead_letter import DeadLetter
 from schemas.errors import InvalidRecord, SettingsError
 from schemas.hold import Clearing
-from schemas.topics import CLEARINGS, DEAD_LETTERS
+from schemas.topics import CLEARINGS, DEAD_LETTERS, DECISIONS
+from schemas.transaction import TransactionKind
 from streams.bus import KafkaBus
-from streams.dead_letters import dead_letters, mended
+from streams.dead_letters import _shown, dead_letters, mended
 from streams.settings import Settings
+from tests.models.decisions import a_decision
 from tests.streams.conftest import a_clearing, messages
 
 
@@ -65,6 +69,15 @@ def test_bytes_that_do_not_decode_need_a_whole_new_value() -> None:
     clearing = a_clearing("c1", "a1")
     assert mended(letter, CLEARINGS, msgspec.json.encode(clearing), []) == clearing
     assert mended(letter, CLEARINGS, encode(clearing), []) == clearing
+
+
+def test_a_letter_of_a_decision_is_shown_with_its_vector_as_base64() -> None:
+    vector = np.array([1.0, np.nan]).tobytes()
+    decision = msgspec.structs.replace(a_decision("t1", TransactionKind.REFUND, 100), vector=vector)
+    letter = msgspec.structs.replace(a_letter("1", encode(decision)), topic=DECISIONS.name)
+    shown = json.loads(json.dumps(_shown(letter)))
+    assert shown["record"]["transaction_id"] == "t1"
+    assert base64.b64decode(shown["record"]["vector"]) == vector
 
 
 def test_letters_are_listed_and_sent_back(real: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
