@@ -251,7 +251,19 @@ def _faults_of_meaning(mapping: Mapping) -> list[str]:
     faults += [f"{field}: has its own table, it cannot be in [{sources[field][0]}]" for field in sources if field in BY_TABLE]
     faults += [f"tokens.{field}: cannot be a token" for field in mapping.tokens if field in _FIELDS and field not in TOKEN_KINDS]
     faults += [f"values.{field}: is not mapped in [fields]" for field in mapping.values if field not in mapping.fields]
-    return faults + _faults_of_time(mapping) + _faults_of_amounts(mapping)
+    return faults + _faults_of_time(mapping) + _faults_of_amounts(mapping) + _faults_of_csv(mapping.csv)
+
+
+def _faults_of_csv(rule: CsvRule) -> list[str]:
+    """What is wrong with how a CSV file is said to be written."""
+    faults = []
+    try:
+        "".encode(rule.encoding)
+    except (LookupError, ValueError):
+        faults.append(f"[csv]: unknown encoding {rule.encoding!r}")
+    if rule.delimiter == rule.quote or {rule.delimiter, rule.quote} & {"\r", "\n", "\0"}:
+        faults.append("[csv]: delimiter and quote must be two different characters, and no line breaks")
+    return faults
 
 
 def _faults_of_amounts(mapping: Mapping) -> list[str]:
@@ -277,11 +289,21 @@ def _faults_of_time(mapping: Mapping) -> list[str]:
             faults.append(f"[time]: unknown zone {rule.zone!r}")
     if rule.format.startswith("offset_") and rule.origin is None:
         faults.append(f"[time]: format {rule.format} needs an origin")
+    if rule.origin is not None and not _is_iso(rule.origin):
+        faults.append(f"[time]: origin {rule.origin!r} is not a time of format iso8601")
     if "%" not in rule.format and rule.format not in ("iso8601", "epoch_s", "epoch_ms", "offset_s", "offset_h"):
         faults.append(f"[time]: unknown format {rule.format!r}")
     if "%" in rule.format and "%z" not in rule.format and rule.zone is None:
         faults.append(f"[time]: format {rule.format!r} has no zone in it, so `zone` is needed")
     return faults
+
+
+def _is_iso(text: str) -> bool:
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
 
 
 def column_faults(mapping: Mapping, columns: Sequence[str]) -> list[str]:
@@ -606,8 +628,11 @@ def rows_count(path: Path, mapping: Mapping) -> int:
 
 def _csv_cells(path: Path, mapping: Mapping) -> tuple[list[str], Iterator[Cells | InvalidRecord]]:
     """The header, and each record's cells or what is wrong with it; blank lines are no records."""
-    with _csv_file(path, mapping.csv) as file:
-        header = [name.strip() for name in next(filter(None, _csv_reader(file, mapping.csv)), [])]
+    try:
+        with _csv_file(path, mapping.csv) as file:
+            header = [name.strip() for name in next(filter(None, _csv_reader(file, mapping.csv)), [])]
+    except (csv.Error, UnicodeError) as error:
+        raise SettingsError(f"{path}: its header is not CSV in the encoding {mapping.csv.encoding!r}: {error}") from None
     _checked_columns(mapping, path, header)
 
     def cells() -> Iterator[Cells | InvalidRecord]:

@@ -18,7 +18,7 @@ import argparse
 import json
 import sys
 import time
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from schemas.errors import SettingsError
 from streams.settings import Settings
 from streams.simulation.fraud import fraudulent
 from streams.simulation.honest import honest
@@ -82,7 +83,13 @@ def simulate(argv: list[str], settings: Settings) -> int:
     if args.customers < 20 or args.days < 2 or not 0.0 <= args.fraud_rate <= 0.5:
         print("holdfast simulate: needs at least 20 customers and 2 days, and a fraud rate from 0 to 0.5", file=sys.stderr)
         return 2
-    start_ms = int(datetime.fromisoformat(args.start).replace(tzinfo=UTC).timestamp() * 1000)
+    start_ms = _start_ms(args.start)
+    if args.seed < 0:
+        raise SettingsError(f"--seed: {args.seed} is less than 0")
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"--out: {error}") from None
     print(f"simulating {args.customers} customers for {args.days} days", file=sys.stderr)
     began = time.perf_counter()
     history = simulated(
@@ -96,6 +103,17 @@ def simulate(argv: list[str], settings: Settings) -> int:
     if args.json:
         print(json.dumps(summary))
     return 0
+
+
+def _start_ms(text: str) -> int:
+    """The first moment of a day, milliseconds since 1970 UTC. SettingsError if it is no day of 1970 to 2199."""
+    try:
+        day = date.fromisoformat(text)
+    except ValueError:
+        raise SettingsError(f"--start: {text!r} is not a day as YYYY-MM-DD") from None
+    if not 1970 <= day.year < 2200:
+        raise SettingsError(f"--start: {text} is not in the years 1970 to 2199")
+    return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() * 1000)
 
 
 def _summary(history: Simulated, made_s: float, wrote_s: float) -> dict[str, object]:

@@ -90,6 +90,10 @@ def test_a_row_becomes_a_transaction_with_tokens_for_raw_values(tmp_path: Path) 
         (MINIMAL.replace("[values.kind]", "[values.entry_mode]"), "values.entry_mode: is not mapped"),
         (MINIMAL.replace('card_token = "card"', 'mcc_token = "card"'), "mcc_token: a Transaction has no such field"),
         (MINIMAL.replace('column = "when"', 'colum = "when"'), "unknown field `colum`"),
+        (MINIMAL.replace('zone = "Europe/Berlin"', 'format = "offset_s"\norigin = "foo"'), "origin 'foo' is not a time"),
+        (MINIMAL + '[csv]\nencoding = "klingon"\n', "[csv]: unknown encoding 'klingon'"),
+        (MINIMAL + '[csv]\nencoding = "hex"\n', "[csv]: unknown encoding 'hex'"),
+        (MINIMAL + "[csv]\ndelimiter = ';'\nquote = ';'\n", "[csv]: delimiter and quote"),
     ],
 )
 def test_a_fault_of_the_mapping_is_named(text: str, named: str) -> None:
@@ -102,6 +106,12 @@ def test_all_faults_of_a_mapping_are_named_at_once() -> None:
     with pytest.raises(SettingsError) as refused:
         mapping_from('[time]\ncolumn = "t"\nzone = "Nowhere"\n[amount]\ncolumn = "a"\n[fields]\nmmc = "m"\n')
     assert len(str(refused.value).splitlines()) == 1 + 6
+
+
+def test_a_file_that_is_not_in_the_mappings_encoding_is_named(tmp_path: Path) -> None:
+    path = a_csv(tmp_path / "a.csv", GOOD)
+    with pytest.raises(SettingsError, match="encoding 'utf-16'"):
+        rows_in(path, mapping_from(MINIMAL + '[csv]\nencoding = "utf-16"\n'), KEY, now_ms=NOW_MS)
 
 
 def test_columns_that_are_missing_or_unknown_are_named_before_the_first_row(tmp_path: Path) -> None:

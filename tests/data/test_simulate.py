@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from schemas.errors import InvalidRecord
+from schemas.errors import InvalidRecord, SettingsError
 from schemas.transaction import TransactionKind
 from streams.mapping import TokenKey, mapping_in, rows_in
 from streams.settings import Settings
@@ -62,3 +62,12 @@ def test_the_command_writes_what_replay_reads(tmp_path: Path, capsys: pytest.Cap
     assert {path.name for path in tmp_path.iterdir()} == {"transactions.parquet", "accounts.parquet", "mapping.toml"}
     assert '"rows"' in capsys.readouterr().out.splitlines()[-1]
     assert simulate(["--out", str(tmp_path), "--customers", "3"], Settings()) == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--start", "foo"), ("--start", "2025-13-01"), ("--start", "0001-01-01"), ("--start", "9999-12-31"), ("--seed", "-1"), ("--out", "/dev/null/x")],
+)
+def test_an_option_that_makes_no_sense_is_named(option: str, value: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=option):
+        simulate(["--out", str(tmp_path), "--customers", "30", "--days", "5", option, value], Settings())
