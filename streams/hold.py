@@ -151,6 +151,10 @@ async def _unfollowed(world: HoldWorld, clearing: Clearing, source: Source, refu
     (applied,) = await world.ask((b"HGET", APPLIED, f"{DECISIONS.name}:{source.partition}".encode()))
     if int(applied or 0) < end:
         raise waiting
+    (content,) = await world.ask((b"GET", book_key(clearing.account_id)))
+    now = Book.from_bytes(content).hold(decision.hold_id)
+    if now is not None and now.state is not HoldState.PROVISIONAL:
+        raise waiting  # it was confirmed since the refusal: the next try finds it
     return refusal
 
 
