@@ -112,7 +112,9 @@ def test_the_demo_ends_by_itself_and_its_books_agree(tmp_path: Path) -> None:
     done = ran(f"{command} --data {tmp_path} --json", ROOT, timeout_s=400)
     assert done.returncode == 0, (done.stdout[-3000:], done.stderr[-3000:])
     figures = json.loads(done.stdout.splitlines()[-1])
-    assert figures["agrees"]
+    assert figures["books"]["agrees"]
+    assert figures["undecided"] == 0
+    assert figures["decided"] > 500
 
 
 @pytest.mark.integration
@@ -122,4 +124,6 @@ def test_the_bench_measures_and_its_status_says_whether_it_holds(tmp_path: Path)
     figures = json.loads(done.stdout.splitlines()[-1])
     assert done.returncode == (0 if figures["holds"] else 1)
     assert figures["http_failed"] == 0
-    assert min(figures["http_per_s"], figures["score_per_s"], figures["http_limit_per_s"]) > 0
+    # What the machine can do today is not for a test to say; that we are not far from our limits on it is.
+    assert figures["http_over_limit"] > 0.03
+    assert figures["score_over_limit"] > 0.05
