@@ -12,6 +12,7 @@ import contextlib
 import csv
 import itertools
 import json
+import math
 import os
 import sys
 import time
@@ -20,12 +21,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from models.hold import Refusal, UnknownAccount
 from schemas.avro import decode, encode
 from schemas.dead_letter import DeadLetter
 from schemas.decision import Decision
@@ -35,7 +38,7 @@ from schemas.label import Label
 from schemas.topics import DEAD_LETTERS, DECISIONS, LABELS, TRANSACTIONS
 from streams.bus import end_offsets, read_topic
 from streams.check import agreed
-from streams.folder import running_settings, with_kept_secrets
+from streams.folder import Remembered, running_settings, with_kept_secrets
 from streams.lab import ensure_champion
 from streams.mapping import Mapping, Row, TokenKey, mapping_in, rows_count, rows_in
 from streams.settings import Settings, librdkafka
@@ -49,6 +52,8 @@ EMBEDDED_ROWS, EMBEDDED_ROWS_MAX = 5_000, 8_000
 """Up to how many rows an embedded broker is chosen, and how many it can keep (it forgets beyond 5 MB a partition)."""
 APPS = ("score", "hold", "ledger", "sar", "archive")
 CONFLICT = "transaction_conflict"
+DECLINES = f"HOLDFAST_UNKNOWN_ACCOUNT={UnknownAccount.DECLINE}"
+HOLDS = f"HOLDFAST_UNKNOWN_ACCOUNT={UnknownAccount.HOLD}"
 
 
 class Answer(NamedTuple):
@@ -144,21 +149,28 @@ class ParquetResults:
 
 
 def results_in(path: Path) -> Results:
-    """A writer by the file's ending: `.csv` or `.parquet`."""
+    """A writer by the file's ending: `.csv` or `.parquet`. SettingsError if it is another, or cannot be written."""
     if path.suffix not in (".csv", ".parquet"):
-        raise SettingsError(f"{path}: the result is written as .csv or .parquet")
-    return ParquetResults(path) if path.suffix == ".parquet" else CsvResults(path)
+        raise SettingsError(f"--out: {path}: the result is written as .csv or .parquet")
+    try:
+        return ParquetResults(path) if path.suffix == ".parquet" else CsvResults(path)
+    except OSError as error:
+        raise SettingsError(f"--out: {error}") from None
 
 
 class Desk:
-    """Which rows wait for an answer, and which answers wait for their turn. Pure: it knows no Kafka."""
+    """Which rows wait for an answer, and which answers wait for their turn. Pure: it knows no Kafka.
+
+    Rows wait by account, then by how long their bytes are, then by the bytes: a decision's ending is looked up once for each length.
+    """
 
     def __init__(self, results: Results) -> None:
         self.outcomes: Counter[str] = Counter()
+        self.unknown_accounts = 0
         self.written = 0
         self.waiting = 0
         self._results = results
-        self._waiting: dict[bytes, list[Sent]] = {}
+        self._waiting: dict[bytes, dict[int, dict[bytes, list[Sent]]]] = {}
         self._answers: dict[int, Answer] = {}
         self._recent: OrderedDict[bytes, Answer] = OrderedDict()
 
@@ -168,7 +180,7 @@ class Desk:
         if known is not None:
             self.answer(known._replace(row=sent.number))
             return
-        self._waiting.setdefault(account, []).append(sent)
+        self._waiting.setdefault(account, {}).setdefault(len(sent.content), {}).setdefault(sent.content, []).append(sent)
         self.waiting += 1
 
     def answer(self, answer: Answer) -> None:
@@ -177,29 +189,31 @@ class Desk:
 
     def on_decision(self, account: bytes | None, value: bytes | None) -> int:
         """Answers the rows whose transaction this decision ends with; returns how many."""
-        return self._settle(account, lambda sent: value is not None and value.endswith(sent.content), lambda s: _of_decision(s, value))
+        if value is None:
+            return 0
+        endings = [value[-length:] for length in self._waiting.get(account or b"", ())]
+        return sum(self._settle(account or b"", ending, lambda sent: decided(sent, decode(Decision, value))) for ending in endings)
 
     def on_dead_letter(self, value: bytes | None) -> int:
         """Answers the rows whose bytes are in this dead letter; returns how many."""
         letter = decode(DeadLetter, value)
         if letter.topic != TRANSACTIONS.name or letter.value is None:
             return 0
-        content = letter.value[FRAME:]
-        return self._settle(letter.key, lambda sent: sent.content == content, lambda sent: not_applied(sent, letter))
+        return self._settle(letter.key or b"", letter.value[FRAME:], lambda sent: not_applied(sent, letter))
 
-    def _settle(self, account: bytes | None, fits: Callable[[Sent], bool], answer: Callable[[Sent], Answer]) -> int:
-        waiting = self._waiting.get(account or b"")
-        found = [sent for sent in waiting if fits(sent)] if waiting else []
-        if not waiting or not found:
+    def _settle(self, account: bytes, content: bytes, answer: Callable[[Sent], Answer]) -> int:
+        """Answers the rows of an account that have these very bytes."""
+        lengths = self._waiting.get(account, {})
+        found = lengths.get(len(content), {}).pop(content, None)
+        if found is None:
             return 0
-        left = [sent for sent in waiting if sent not in found]
-        if left:
-            self._waiting[account or b""] = left
-        else:
-            del self._waiting[account or b""]
+        if not lengths[len(content)]:
+            del lengths[len(content)]
+        if not lengths:
+            del self._waiting[account]
         for sent in found:
             self.answer(answer(sent))
-        self._keep(found[0].content, self._answers[found[0].number])
+        self._keep(content, self._answers[found[0].number])
         self.waiting -= len(found)
         return len(found)
 
@@ -210,7 +224,7 @@ class Desk:
 
     def give_up(self) -> int:
         """Rows that got no answer say so; returns how many."""
-        lost = [sent for waiting in self._waiting.values() for sent in waiting]
+        lost = [sent for lengths in self._waiting.values() for rows in lengths.values() for waiting in rows.values() for sent in waiting]
         self._waiting, self.waiting = {}, 0
         for sent in lost:
             self.answer(Answer(sent.number, sent.transaction_id, "unanswered", error="the system gave no answer in time"))
@@ -222,14 +236,11 @@ class Desk:
         while (answer := self._answers.pop(self.written + 1, None)) is not None:
             ready.append(answer)
             self.outcomes[answer.outcome] += 1
+            self.unknown_accounts += Refusal.UNKNOWN_ACCOUNT in answer.reasons.split(";")
             self.written += 1
         if ready:
             self._results.write(ready)
         return self.written
-
-
-def _of_decision(sent: Sent, value: bytes | None) -> Answer:
-    return decided(sent, decode(Decision, value))
 
 
 class Line:
@@ -388,9 +399,8 @@ def _parser(settings: Settings) -> argparse.ArgumentParser:
     parser.add_argument("file", type=Path, help="CSV or Parquet")
     parser.add_argument("--map", type=Path, required=True, help="the mapping file (TOML): which column is which field")
     parser.add_argument("--out", type=Path, help="where the decision rows go, .csv or .parquet (default: <file>.decisions.csv here)")
-    parser.add_argument(
-        "--kafka", choices=("real", "embedded"), help=f"where a system must be started (default: embedded up to {EMBEDDED_ROWS} rows)"
-    )
+    by_default = f"as before in its folder; in a new one embedded up to {EMBEDDED_ROWS} rows"
+    parser.add_argument("--kafka", choices=("real", "embedded"), help=f"where a system must be started (default: {by_default})")
     parser.add_argument("--data", type=Path, default=settings.data_dir, metavar="DIR", help="folder of the system (default %(default)s)")
     parser.add_argument("--rate", type=float, metavar="N", help="rows a second at most")
     parser.add_argument("--wait", type=float, default=60.0, metavar="S", help="give up when no answer came for so long (default %(default)s)")
@@ -402,42 +412,96 @@ def _parser(settings: Settings) -> argparse.ArgumentParser:
 def replay(argv: list[str], settings: Settings) -> int:
     """`holdfast replay`: exit status 0 if each row has its answer (and, where it started the system, the books agree)."""
     args = _parser(settings).parse_args(argv)
+    _check_bounds(args)
     settings = settings.changed(data_dir=args.data)
     mapping = mapping_in(args.map)
     out = args.out or Path(f"{args.file.stem}.decisions.csv")
     rows_in(args.file, mapping, TokenKey(b"", ""), now_ms=0)  # a file that does not fit is said before anything is started
     total = rows_count(args.file, mapping)
+    there = _reached(settings, mapping)
     results = results_in(out)
-    there = _reached(settings)
     if there is not None:
+        for text in forewarned(there):
+            say_on_stderr(text)
         figures = _replayed(there, args, mapping, results, total)
         whole = figures["unanswered"] == 0
     else:
         figures, whole = _on_own_system(settings, args, mapping, results, total)
-    print(f"{figures['rows']} rows in {figures['seconds']} s ({figures['rows_per_s']}/s) -> {out}")
-    print("  " + ", ".join(f"{count} {outcome}" for outcome, count in sorted(figures["outcomes"].items())))
+    print("\n".join(summary(figures, out)))
     if args.json:
         print(json.dumps(figures))
     return 0 if whole else 1
 
 
-def _reached(settings: Settings) -> Settings | None:
-    """The settings of the system that is there: one that runs in the data folder, or one that the environment names."""
+def _check_bounds(args: Any) -> None:
+    """SettingsError for a rate or a wait that makes no sense."""
+    if args.rate is not None and not 0 < args.rate < math.inf:
+        raise SettingsError(f"--rate: {args.rate:g} is not a number of rows above 0")
+    if not 0 <= args.wait < math.inf:
+        raise SettingsError(f"--wait: {args.wait:g} is not a number of seconds from 0 on")
+
+
+def forewarned(there: Settings) -> list[str]:
+    """What to know of the system that is there before a file is sent through it."""
+    if UnknownAccount(there.unknown_account) is UnknownAccount.HOLD:
+        return []
+    return [f"this system declines payments of accounts that nobody described ({DECLINES}): their rows get {Refusal.UNKNOWN_ACCOUNT}"]
+
+
+def summary(figures: dict[str, Any], out: Path) -> list[str]:
+    """The figures of a run, for people."""
+    lines = [
+        f"{figures['rows']} rows in {figures['seconds']} s ({figures['rows_per_s']}/s) -> {out}",
+        "  " + ", ".join(f"{count} {outcome}" for outcome, count in sorted(figures["outcomes"].items())),
+    ]
+    if unknown := figures["unknown_accounts"]:
+        lines.append(f"  {unknown} rows were declined for {Refusal.UNKNOWN_ACCOUNT}: a system started with {HOLDS} holds without a funds check")
+    sent, unlearned = figures["labels_sent"], figures["labels_not_yet_learned"]
+    if sent or unlearned:
+        lines.append(f"  {sent} labels sent" + (f"; {unlearned} not, because they are learned only after now" if unlearned else ""))
+    return lines
+
+
+def _reached(settings: Settings, mapping: Mapping) -> Settings | None:
+    """The settings of the system that is there: one that runs in the data folder, or one that the environment names.
+
+    SettingsError for one that is named without the key of its tokens: the file's tokens would be other cards than its door's.
+    """
     there = running_settings(settings)
-    return settings if there is None and "HOLDFAST_KAFKA_BOOTSTRAP" in os.environ else there
+    if there is not None or "HOLDFAST_KAFKA_BOOTSTRAP" not in os.environ:
+        return there
+    if mapping.tokens and not settings.token_key:
+        raise SettingsError("HOLDFAST_TOKEN_KEY: not given, and the mapping has [tokens]: they must be made by the key of the system")
+    return settings
+
+
+def _kept(data_dir: Path) -> Remembered | None:
+    """What kind of system the folder holds the data of; None for a fresh one."""
+    path = data_dir / "remembered.json"
+    return msgspec.json.decode(path.read_bytes(), type=Remembered) if path.exists() else None
+
+
+def chosen_broker(asked: BrokerName | None, kept: Remembered | None, rows: int) -> tuple[BrokerName, int]:
+    """Which broker is started for so many rows, and how many of it: what was asked for, else what the folder holds, else by size."""
+    before: BrokerName | None = None if kept is None else "real" if kept.broker_kind == "kafka" else "embedded"
+    kind: BrokerName = asked or before or ("embedded" if rows <= EMBEDDED_ROWS else "real")
+    if kind == "embedded" and rows > EMBEDDED_ROWS_MAX:
+        raise SettingsError(
+            f"--kafka: an embedded broker keeps the decisions of some {EMBEDDED_ROWS_MAX} rows only, and the file has {rows}: use --kafka real"
+            + (", and another folder (--data), as this one is of an embedded system" if before == "embedded" else "")
+        )
+    return kind, kept.brokers if kept is not None and before == kind else 1
 
 
 def _on_own_system(settings: Settings, args: Any, mapping: Mapping, results: Results, total: int) -> tuple[dict[str, Any], bool]:
     """Starts a system for the run, replays, checks the books, stops it."""
-    kafka: BrokerName = args.kafka or ("embedded" if total <= EMBEDDED_ROWS else "real")
-    if kafka == "embedded" and total > EMBEDDED_ROWS_MAX:
-        raise SettingsError(f"--kafka embedded keeps the decisions of some {EMBEDDED_ROWS_MAX} rows only, and the file has {total}: use --kafka real")
+    kafka, brokers = chosen_broker(args.kafka, _kept(settings.data_dir), total)
     say_on_stderr(
         f"no system runs in {settings.data_dir}: starting one for this run ({kafka} Kafka; unknown accounts are held without a funds check)"
     )
     settings = with_kept_secrets(settings.changed(unknown_account="hold", http_port=0))
     ensure_champion(settings, say_on_stderr)
-    with running(settings, broker_name=kafka, apps=APPS) as stack:
+    with running(settings, broker_name=kafka, brokers=brokers, apps=APPS) as stack:
         figures = _replayed(stack.settings, args, mapping, results, total)
         report = agreed(stack.settings, 60.0)
     print("\n".join(report.lines(10)))
@@ -464,6 +528,7 @@ def _replayed(settings: Settings, args: Any, mapping: Mapping, results: Results,
         "rows": desk.written,
         "outcomes": dict(desk.outcomes),
         "unanswered": desk.outcomes["unanswered"],
+        "unknown_accounts": desk.unknown_accounts,
         "seconds": round(seconds, 1),
         "rows_per_s": round(desk.written / max(seconds, 1e-9)),
         "labels_sent": labels,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import random
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,8 +21,10 @@ from schemas.errors import InvalidRecord, SettingsError
 from schemas.identity import decision_id
 from schemas.topics import TRANSACTIONS
 from schemas.transaction import Transaction, TransactionKind
+from streams.folder import Remembered
 from streams.mapping import Row
-from streams.replay import Answer, Desk, Sent, refused, results_in
+from streams.replay import Answer, Desk, Sent, chosen_broker, forewarned, refused, replay, results_in, summary
+from streams.settings import Settings
 
 
 class Kept:
@@ -48,8 +51,8 @@ def txn(number: int, amount_minor: int = 100, account: str = "a1") -> Transactio
     )
 
 
-def decision(of: Transaction, outcome: Outcome = Outcome.APPROVE) -> bytes:
-    reasons = () if outcome is Outcome.APPROVE else (Reason(code="many_card_payments_1m", source=ReasonSource.RULE),)
+def decision(of: Transaction, outcome: Outcome = Outcome.APPROVE, reason: str = "many_card_payments_1m") -> bytes:
+    reasons = () if outcome is Outcome.APPROVE else (Reason(code=reason, source=ReasonSource.RULE),)
     return encode(
         Decision(
             decision_id=decision_id(of.transaction_id), transaction_id=of.transaction_id, account_id=of.account_id, at_ms=of.at_ms,
@@ -152,3 +155,65 @@ def test_what_a_decision_ends_with_is_its_transaction() -> None:
     of = txn(1)
     assert decision(of).endswith(body(of))
     assert msgspec.structs.replace(of, amount_minor=5) != of
+
+
+def test_a_file_of_one_account_takes_no_longer_for_each_row_than_one_of_many() -> None:
+    desk = Desk(Kept())
+    payments = [txn(number) for number in range(10_000)]
+    told = [(of.account_id.encode(), decision(of)) for of in payments]
+    random.Random(1).shuffle(told)
+    for number, of in enumerate(payments, 1):
+        expect(desk, number, of)
+    began_s = time.process_time()
+    assert sum(desk.on_decision(account, value) for account, value in told) == len(payments)
+    assert time.process_time() - began_s < 4.0, "each decision was compared with each row that waits"
+
+
+def test_rows_of_unknown_accounts_are_counted_and_the_summary_says_what_changes_it() -> None:
+    assert "HOLDFAST_UNKNOWN_ACCOUNT=decline" in forewarned(Settings())[0]
+    assert forewarned(Settings(unknown_account="hold")) == []
+    desk = Desk(Kept())
+    for number, reason in enumerate(("unknown_account", "many_card_payments_1m", "unknown_account"), 1):
+        expect(desk, number, txn(number))
+        desk.on_decision(b"a1", decision(txn(number), Outcome.DECLINE, reason))
+    desk.write()
+    assert desk.unknown_accounts == 2
+    figures = {
+        "rows": 3, "seconds": 1.0, "rows_per_s": 3, "outcomes": {"decline": 3}, "unknown_accounts": 2, "labels_sent": 5, "labels_not_yet_learned": 4,
+    }  # fmt: skip
+    lines = summary(figures, Path("out.csv"))
+    assert "2 rows were declined for unknown_account" in lines[2]
+    assert "HOLDFAST_UNKNOWN_ACCOUNT=hold" in lines[2]
+    assert lines[3] == "  5 labels sent; 4 not, because they are learned only after now"
+    quiet = summary(figures | {"unknown_accounts": 0, "labels_sent": 0, "labels_not_yet_learned": 0}, Path("out.csv"))
+    assert quiet == lines[:2]
+
+
+def test_a_folder_gets_the_kind_of_broker_that_it_had_before() -> None:
+    real, embedded = Remembered("kafka", 3), Remembered("embedded", 1)
+    assert chosen_broker(None, None, 5_000) == ("embedded", 1)
+    assert chosen_broker(None, None, 5_001) == ("real", 1)
+    assert chosen_broker(None, real, 10) == ("real", 3)
+    assert chosen_broker(None, embedded, 8_000) == ("embedded", 1)
+    assert chosen_broker("embedded", real, 10) == ("embedded", 1), "what is asked for stands; the folder then refuses it"
+    with pytest.raises(SettingsError, match="another folder"):
+        chosen_broker(None, embedded, 8_001)
+    with pytest.raises(SettingsError, match=r"use --kafka real$"):
+        chosen_broker("embedded", None, 8_001)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--rate", "-3"), ("--rate", "0"), ("--rate", "nan"), ("--wait", "-1"), ("--wait", "inf"), ("--out", "/dev/null/x.csv")]
+)
+def test_an_option_that_makes_no_sense_is_named_before_anything_starts(history: Path, tmp_path: Path, option: str, value: str) -> None:
+    argv = [str(history / "transactions.parquet"), "--map", str(history / "mapping.toml"), option, value]
+    with pytest.raises(SettingsError, match=option):
+        replay(argv, Settings(data_dir=tmp_path / "data"))
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_named_system_needs_the_key_of_its_tokens(history: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOLDFAST_KAFKA_BOOTSTRAP", "127.0.0.1:1")
+    argv = [str(history / "transactions.parquet"), "--map", str(history / "mapping.toml"), "--out", str(tmp_path / "out.csv")]
+    with pytest.raises(SettingsError, match="HOLDFAST_TOKEN_KEY"):
+        replay(argv, Settings(data_dir=tmp_path / "data", kafka_bootstrap="127.0.0.1:1"))
