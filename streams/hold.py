@@ -23,11 +23,11 @@ from models.hold import (
     void,
 )
 from schemas.account import AccountState
-from schemas.avro import decode, encode
+from schemas.avro import body, decode, encode
 from schemas.decision import Decision
 from schemas.errors import MemoryUnavailable, Unavailable
 from schemas.hold import Clearing, ClearingKind, HoldState
-from schemas.identity import hold_id
+from schemas.identity import digest, hold_id
 from schemas.record import Record
 from schemas.topics import ACCOUNTS, CLEARINGS, DECISIONS, HOLDS
 from streams import journal
@@ -97,8 +97,13 @@ async def on_clearing(world: HoldWorld, clearing: Clearing, source: Source) -> S
     step = await world.books.change(clearing.account_id, lambda before: _cleared(before, hold, clearing))
     if isinstance(step, Refusal):
         return await _refusal(world, hold, clearing, source, step)
-    await _tell(world, clearing.account_id, step.hold, source, clearing.clearing_id)
+    await _tell(world, clearing.account_id, step.hold, source, _contents(clearing))
     return ()
+
+
+def _contents(clearing: Clearing) -> str:
+    """What tells a repeat of a clearing from another one under its id."""
+    return digest(body(clearing)).hex()
 
 
 def _cleared(book: Book, hold: str, clearing: Clearing) -> Step | Refusal:
@@ -122,7 +127,7 @@ async def _refusal(world: HoldWorld, hold: str, clearing: Clearing, source: Sour
         (resolved,) = await world.ask((b"GET", resolved_key(hold)))
         if isinstance(resolved, bytes):
             state, _, by = resolved.decode().partition(" ")
-            if by in (clearing.clearing_id, f"{source.topic} {source.partition} {source.offset}"):
+            if by in (_contents(clearing), f"{source.topic} {source.partition} {source.offset}"):
                 return ()
             code = f"already_{state}"
         else:

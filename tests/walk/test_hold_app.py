@@ -119,6 +119,8 @@ def test_a_hold_is_confirmed_and_posted_once(on_stage: Stage) -> None:
         assert await scene.clear("t1", 3_000) == ()
         assert await scene.available() == 7_000, "the rest is returned"
         assert await scene.clear("t1", 3_000) == (), "the same clearing again is nothing new"
+        changed = await scene.clear("t1", 2_000)
+        assert isinstance(changed, Refused), "the same clearing with other contents is another one"
         again = await scene.clear("t1", 1_000, "c2")
         assert isinstance(again, Refused)
         assert again.code == "already_posted"
