@@ -12,7 +12,6 @@ import contextlib
 import itertools
 import json
 import random
-import shutil
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -358,6 +357,11 @@ def _live(console: Console, board: Board) -> Iterator[Live | None]:
         yield live
 
 
+def of_its_own(settings: Settings, data_dir: Path) -> Settings:
+    """The demo's settings: all its folders beneath its own, so that it never touches the models and the archive of a real system."""
+    return settings.changed(data_dir=data_dir, registry_dir=Path("registry"), archive_dir=Path("archive"), unknown_account="hold", http_port=0)
+
+
 def demo(argv: list[str], settings: Settings) -> int:
     """`holdfast demo`: exit status 0 if every payment was decided and the books agree."""
     parser = argparse.ArgumentParser(prog="holdfast demo", description=(__doc__ or "").splitlines()[0])
@@ -368,13 +372,12 @@ def demo(argv: list[str], settings: Settings) -> int:
     args = parser.parse_args(argv)
     console = Console()
     steps = Steps(console)
-    settings = with_kept_secrets(settings.changed(data_dir=args.data, unknown_account="hold", http_port=0))
+    settings = with_kept_secrets(of_its_own(settings, args.data))
     with steps.step("a first model, trained on simulated history"):
         ensure_champion(settings, steps.say)
     with steps.step("simulating customers and fraudsters"):
         who = cast(args.data / "cast", settings, round(args.seconds * args.rate), time.time_ns() // 1_000_000)
     board = Board(who.kinds, time.monotonic() - steps.elapsed_s)
-    shutil.rmtree(settings.archive_dir, ignore_errors=True)  # of a log that ended with its broker
     with contextlib.ExitStack() as ending:
         with steps.step("starting broker, Redis and six apps"):
             stack = ending.enter_context(running(settings, broker_name="embedded", say=steps.say))

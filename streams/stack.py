@@ -188,7 +188,8 @@ def running(
     """
     kind: Literal["kafka", "embedded"] = "kafka" if broker_name == "real" else "embedded"
     with folder.owned(settings.data_dir), contextlib.ExitStack() as ending:
-        stack = Stack(folder.with_kept_secrets(settings.changed(broker_kind=kind)), brokers, say)
+        settings = folder.with_kept_secrets(settings.changed(broker_kind=kind))
+        stack = Stack(_own_archive(settings, say) if kind == "embedded" else settings, brokers, say)
         ending.callback(stack.close)
         _choose_http_port(stack)
         stack.start_redis()
@@ -198,6 +199,15 @@ def running(
         if ready_s is not None:
             stack.wait_ready((REDIS, *apps), ready_s)
         yield stack
+
+
+def _own_archive(settings: Settings, say: Say) -> Settings:
+    """An archive outside the data folder is not for the log of an embedded broker, which ends with it and counts from 0 again."""
+    if settings.data_dir in Path(os.path.normpath(settings.archive_dir)).parents:
+        return settings
+    own = settings.changed(archive_dir=Path("archive"))
+    say(f"the archive in {settings.archive_dir} is left alone: what an embedded broker tells goes to {own.archive_dir}")
+    return own
 
 
 def _choose_http_port(stack: Stack) -> None:

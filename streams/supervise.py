@@ -59,6 +59,8 @@ def up(argv: list[str], settings: Settings, app_command: AppCommand = run_app) -
     parser.add_argument("--apps", default=",".join(APPS), metavar="A,B", help="which apps (default %(default)s)")
     asked = parser.parse_args(argv)
     apps = tuple(filter(None, asked.apps.split(",")))
+    if unknown := set(apps) - set(APPS):
+        raise SettingsError(f"--apps: no app {', '.join(sorted(unknown))}; there are {', '.join(APPS)}")
     if asked.kafka == "embedded" and asked.brokers != 1:
         raise SettingsError("--brokers: the embedded broker is one")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # SIGINT too: a shell starts its background jobs with it ignored

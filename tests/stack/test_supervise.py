@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from schemas.errors import SettingsError, Unavailable
+from streams.demo import of_its_own
 from streams.folder import is_owned, running_settings, state_of
 from streams.lag import Lag
 from streams.settings import Settings
@@ -104,6 +105,35 @@ def test_an_app_that_never_becomes_ready_fails_the_start_and_shows_why(settings:
     system = running(settings, apps=("broken",), app_command=trivial, ready_s=5)
     with pytest.raises(Unavailable, match=r"broken is not ready .*: this app is broken"), system:
         raise AssertionError("a broken app was taken for ready")
+
+
+def test_an_app_that_there_is_not_is_said_before_anything_starts(settings: Settings) -> None:
+    with pytest.raises(SettingsError, match="--apps: no app foo; there are authorize, score"):
+        up(["--kafka", "embedded", "--apps", "hold,foo"], settings)
+    assert not settings.data_dir.exists()
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("place", ["bank/archive", "data/../bank/archive"])
+def test_an_embedded_start_leaves_an_archive_outside_its_folder_alone(settings: Settings, place: str) -> None:
+    archive = settings.data_dir.parent / "bank" / "archive"
+    said: list[str] = []
+    for folder in (archive, settings.data_dir / "archive"):
+        folder.mkdir(parents=True)
+        (folder / "kept").write_text("a day of decisions")
+    settings = settings.changed(archive_dir=settings.data_dir.parent / place)
+    with running(settings, apps=("hold",), app_command=trivial, say=said.append) as stack:
+        assert stack.settings.archive_dir == settings.data_dir / "archive"
+        assert not stack.settings.archive_dir.exists(), "the one of the run before was set aside"
+    assert [path.name for path in archive.parent.rglob("*")] == ["archive", "kept"]
+    assert len(list(settings.data_dir.glob("archive-until-*/kept"))) == 1
+    assert any("is left alone" in line for line in said)
+
+
+def test_the_demo_keeps_to_its_own_folder(tmp_path: Path) -> None:
+    bank = Settings(data_dir=tmp_path, archive_dir=tmp_path / "bank" / "archive", registry_dir=tmp_path / "bank" / "registry")
+    own = of_its_own(bank, tmp_path / "demo")
+    assert {own.data_dir, own.archive_dir.parent, own.registry_dir.parent} == {tmp_path / "demo"}
 
 
 def test_progress_is_dated_when_the_committed_offsets_grow() -> None:
