@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from ipaddress import AddressValueError, IPv6Address
 from typing import Annotated
 
 from msgspec import Meta
@@ -127,10 +129,38 @@ class Transaction(Record, frozen=True, kw_only=True):
         return self.currency if self.billing_currency is None else self.billing_currency
 
 
+_TOKENS = ("card_token", "device_token", "email_token", "phone_token", "address_token")
+_CARD_NUMBER = re.compile(r"[0-9](?:[ -]?[0-9]){11,18}")
+_OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_HEX = "[0-9A-Fa-f]{1,4}"
+_SOME = f"(?:{_HEX}(?::{_HEX})*+)?"
+_IP = re.compile(rf"(?:(?:{_OCTET}\.){{3}}{_OCTET}|(?:{_HEX}:){{7}}{_HEX}|(?!(?::*+[0-9A-Fa-f]++){{8}}){_SOME}::{_SOME})\Z")
+"""The usual forms, in half a microsecond; `ipaddress`, which takes four, is asked about others."""
+_DOUBLED = str.maketrans("0123456789", "0246813579")
+"""Each digit doubled, and the digits of that added: every second digit of a card number counts so."""
+
+
+def is_card_number(text: str) -> bool:
+    """Whether it is 12 to 19 digits, in groups or not, that satisfy the Luhn check (ISO/IEC 7812-1, annex B)."""
+    if _CARD_NUMBER.fullmatch(text) is None:
+        return False
+    digits = text.replace(" ", "").replace("-", "")[::-1]
+    return sum(map(int, digits[::2] + digits[1::2].translate(_DOUBLED))) % 10 == 0
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        IPv6Address(text)
+    except AddressValueError:
+        return False
+    return True
+
+
 def sound(txn: Transaction, now_ms: int, future_ms_max: int) -> Transaction:
     """The transaction, if it holds what types cannot say; else InvalidRecord naming the field.
 
-    Known currencies, billing amount and currency together, and not further in the future than `future_ms_max`.
+    Known currencies, billing amount and currency together, no card number in place of a token, an IP address that is one, and not
+    further in the future than `future_ms_max`.
     """
     for field in ("currency", "billing_currency"):
         code = getattr(txn, field)
@@ -140,6 +170,12 @@ def sound(txn: Transaction, now_ms: int, future_ms_max: int) -> Transaction:
         raise InvalidRecord("billing_currency", "billing_amount_minor and billing_currency come together")
     if (txn.latitude is None) != (txn.longitude is None):
         raise InvalidRecord("longitude", "latitude and longitude come together")
+    tokens = (txn.card_token, txn.device_token, txn.email_token, txn.phone_token, txn.address_token)
+    for place, token in enumerate(tokens):
+        if token is not None and token < ":" and is_card_number(token):  # what begins with a digit is less than a colon
+            raise InvalidRecord(_TOKENS[place], "is a card number, not a token of one", code="card_number")
+    if txn.ip is not None and _IP.match(txn.ip) is None and not _is_ipv6(txn.ip):
+        raise InvalidRecord("ip", "is no IP address")
     if txn.at_ms > now_ms + future_ms_max:
         raise InvalidRecord("at_ms", f"is {(txn.at_ms - now_ms) // 1000} s in the future", code="time_in_future")
     return txn

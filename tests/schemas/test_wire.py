@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import ipaddress
 import json
 
 import fastavro
@@ -19,7 +20,7 @@ from schemas.encoder import varint
 from schemas.errors import InvalidRecord, UnknownSchema, UnreadableBytes
 from schemas.freeze import frozen, incompatible
 from schemas.topics import TOPICS
-from schemas.transaction import Attribute, BehaviouralSession, CheckResult, EntryMode, Transaction, TransactionKind, sound
+from schemas.transaction import Attribute, BehaviouralSession, CheckResult, EntryMode, Transaction, TransactionKind, is_card_number, sound
 from schemas.version import Version
 
 IDS = st.text("abcdefghij0123456789-_é", min_size=1, max_size=20)
@@ -184,6 +185,48 @@ def test_what_types_cannot_say_is_checked(changes: dict[str, object], field: str
     with pytest.raises(InvalidRecord) as caught:
         sound(a_transaction(**changes), now_ms=1_700_000_000_000, future_ms_max=300_000)
     assert caught.value.field == field
+
+
+CARD_NUMBERS = ("4111111111111111", "4111 1111 1111 1111", "4111-1111-1111-1111", "378282246310005", "501800000009", "6304000000000000000")
+TOKEN_FIELDS = [name for name in Transaction.__struct_fields__ if name.endswith("_token")]
+
+
+@pytest.mark.parametrize("field", TOKEN_FIELDS)
+@pytest.mark.parametrize("number", CARD_NUMBERS)
+def test_a_card_number_is_no_token_and_is_not_repeated_in_the_refusal(field: str, number: str) -> None:
+    with pytest.raises(InvalidRecord) as caught:
+        sound(a_transaction(**{field: number}), now_ms=1_700_000_000_000, future_ms_max=0)
+    assert (caught.value.field, caught.value.code) == (field, "card_number")
+    assert number not in str(caught.value)
+
+
+@pytest.mark.parametrize("token", ["4111111111111112", "41111111111", "crd_k1_4111111111111111", "0", "00000000000000000000", ":"])
+def test_what_is_no_card_number_may_be_a_token(token: str) -> None:
+    txn = a_transaction(card_token=token)
+    assert sound(txn, now_ms=1_700_000_000_000, future_ms_max=0) is txn
+
+
+@given(st.text("0123456789", min_size=11, max_size=18))
+def test_of_ten_last_digits_one_makes_a_card_number(digits: str) -> None:
+    assert [is_card_number(digits + last) for last in "0123456789"].count(True) == 1
+
+
+OCTETS = st.lists(st.sampled_from(["0", "1", "01", "99", "199", "249", "255", "256", "a", ""]), min_size=3, max_size=5).map(".".join)
+GROUPS = st.lists(st.sampled_from(["", "", "0", "1", "DB8", "ffff", "12345", "g"]), min_size=1, max_size=10).map(":".join)
+ADDRESSES = OCTETS | GROUPS | st.ip_addresses().map(str) | st.tuples(GROUPS, OCTETS).map(":".join)
+
+
+@given(ADDRESSES | ADDRESSES.map("{}\n".format) | st.sampled_from(["not an ip", "fe80::1%eth0", "١.1.1.1", "1.1.1.1/32"]))
+def test_an_ip_address_is_what_ipaddress_parses(text: str) -> None:
+    txn = a_transaction(ip=text)
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        with pytest.raises(InvalidRecord) as caught:
+            sound(txn, now_ms=1_700_000_000_000, future_ms_max=0)
+        assert caught.value.field == "ip"
+    else:
+        assert sound(txn, now_ms=1_700_000_000_000, future_ms_max=0) is txn
 
 
 def test_the_far_future_begins_one_millisecond_after_the_limit() -> None:
