@@ -142,17 +142,17 @@ class _Link(asyncio.Protocol):
 class Wire:
     """One connection to a Redis that many tasks share. Never WATCH on it: tasks would drop each other's watches."""
 
-    def __init__(self, url: str, password: str | None, timeout_s: float) -> None:
-        self.url, self.password, self.timeout_s = url, password, timeout_s
+    def __init__(self, url: str, password: str | None, username: str | None, timeout_s: float) -> None:
+        self.url, self.password, self.username, self.timeout_s = url, password, username, timeout_s
         self._loop = asyncio.get_running_loop()
         self._link: _Link | None = None
         self._again: asyncio.Task[None] | None = None
         self._closed = False
 
     @classmethod
-    async def connect(cls, url: str, password: str | None = None, timeout_s: float = 1.0) -> Wire:
-        """A wire to `unix:///path` or `redis://host:port`. MemoryUnavailable if nobody answers there within `timeout_s`."""
-        wire = cls(url, password, timeout_s)
+    async def connect(cls, url: str, password: str | None = None, username: str | None = None, timeout_s: float = 1.0) -> Wire:
+        """A wire to `unix:///path` or `redis://host:port`, as that user or the default one. MemoryUnavailable if nobody answers in time."""
+        wire = cls(url, password, username, timeout_s)
         await wire._open()
         return wire
 
@@ -203,7 +203,7 @@ class Wire:
 
     async def _greet(self, link: _Link) -> None:
         """Authenticates, and makes sure that the server serves."""
-        greeting: tuple[Command, ...] = (("PING",),) if self.password is None else (("AUTH", self.password), ("PING",))
+        greeting: tuple[Command, ...] = (*self._auth(), ("PING",))
         future: asyncio.Future[list[Any]] = self._loop.create_future()
         link.send(greeting, future, self.timeout_s)
         try:
@@ -214,6 +214,11 @@ class Wire:
         except BaseException:
             link.end("Redis does not serve")
             raise
+
+    def _auth(self) -> tuple[Command, ...]:
+        if self.username is not None:
+            return (("AUTH", self.username, self.password or ""),)
+        return () if self.password is None else (("AUTH", self.password),)
 
     def _lost(self, link: _Link) -> None:
         if link is self._link and not self._closed:
@@ -378,7 +383,8 @@ class RedisMemory:
     async def _tidy(self, key: str, number: int) -> None:
         """Watches, reads, replaces; again if the log grew meanwhile."""
         if self._client is None:
-            self._client = Redis(password=self.wire.password, socket_timeout=self.wire.timeout_s, **address(self.wire.url))
+            wire = self.wire
+            self._client = Redis(username=wire.username, password=wire.password, socket_timeout=wire.timeout_s, **address(wire.url))
         while True:
             async with self._client.pipeline() as pipe:
                 await pipe.watch(key)

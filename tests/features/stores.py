@@ -39,11 +39,11 @@ def a_redis(*options: str, folder: Path | None = None) -> Iterator[str]:
 
 
 @contextlib.asynccontextmanager
-async def a_wire(url: str, password: str | None = None, timeout_s: float = 5.0) -> AsyncIterator[Wire]:
+async def a_wire(url: str, password: str | None = None, username: str | None = None, timeout_s: float = 5.0) -> AsyncIterator[Wire]:
     """A wire to a server that may still be starting."""
     for _ in range(100):
         with contextlib.suppress(MemoryUnavailable):
-            wire = await Wire.connect(url, password, timeout_s)
+            wire = await Wire.connect(url, password, username, timeout_s)
             break
     else:
         raise AssertionError("no wire to the server")

@@ -8,15 +8,24 @@ from pathlib import Path
 
 import hiredis
 import pytest
+from payments import a_payment
 from stores import a_redis, a_wire
 
-from features.online import Wire
+from features.catalogue import CATALOGUE
+from features.log import row_count
+from features.online import RedisMemory, Wire
 from schemas.errors import MemoryUnavailable, SettingsError
 
 
-def on_a_wire(scenario: Callable[[Wire], Awaitable[None]], *options: str, password: str | None = None, timeout_s: float = 5.0) -> None:
+def on_a_wire(
+    scenario: Callable[[Wire], Awaitable[None]],
+    *options: str,
+    password: str | None = None,
+    username: str | None = None,
+    timeout_s: float = 5.0,
+) -> None:
     async def run(url: str) -> None:
-        async with a_wire(url, password, timeout_s) as wire:
+        async with a_wire(url, password, username, timeout_s) as wire:
             await scenario(wire)
 
     with a_redis(*options) as url:
@@ -106,6 +115,27 @@ def test_the_password_is_asked_for() -> None:
                 await Wire.connect(wire.url, wrong)
 
     on_a_wire(scenario, "--requirepass", "secret", password="secret")
+
+
+def test_a_user_is_who_was_named_and_tidying_is_the_same_one() -> None:
+    bank = ("--user", "default", "off", "--user", "bank", "on", ">secret", "~*", "+@all")
+    txn = a_payment("1")
+
+    async def scenario(wire: Wire) -> None:
+        assert await wire.send(("ACL", "WHOAMI")) == [b"bank"]
+        memory = RedisMemory(wire, CATALOGUE)
+        await memory.recall(txn)
+        await memory.recall(txn)
+        await memory.tidy("account", txn.account_id)
+        size = CATALOGUE.log_layouts[CATALOGUE.logs.index("account")].row_bytes
+        log = await memory.log("account", txn.account_id)
+        assert row_count(log, size, len(log)) == 1
+        await memory.close()
+        for password, username in (("secret", None), ("wrong", "bank"), ("secret", "nobody"), (None, "bank")):
+            with pytest.raises(MemoryUnavailable):
+                await Wire.connect(wire.url, password, username)
+
+    on_a_wire(scenario, *bank, password="secret", username="bank")
 
 
 def test_nobody_there_is_unavailable_and_a_wrong_address_is_a_wrong_setting() -> None:
