@@ -69,9 +69,14 @@ class SarThresholds(NamedTuple):
     blocked_window_ms: int
     usd_per_unit: Mapping[str, Decimal]
 
+    @property
+    def without_rate(self) -> tuple[str, ...]:
+        """The currencies that thresholds cannot be said in, so that no pattern is looked for in them."""
+        return tuple(sorted(EXPONENTS.keys() - self.usd_per_unit.keys()))
+
     def minor(self, usd: Decimal, currency: str) -> int:
-        """That many US dollars in minor units of a currency, rounded up. A currency without a rate counts one for one."""
-        units = usd / self.usd_per_unit.get(currency, Decimal(1))
+        """That many US dollars in minor units of a currency, rounded up. KeyError for a currency `without_rate`."""
+        units = usd / self.usd_per_unit[currency]
         return int(units.scaleb(EXPONENTS[currency]).to_integral_value(ROUND_CEILING))
 
 

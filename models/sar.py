@@ -69,9 +69,10 @@ def candidates(
 
     `movements` are the account's recent ones in the order of the log (the new one may be among them or not: the past ends
     at its first occurrence, so that a redelivered decision gives the same candidates). The place is the decision's own.
+    None in a currency that the policy has no rate for: every pattern has an amount, and amounts are in US dollars.
     """
     new = movement_of(decision)
-    if new is None:
+    if new is None or new.currency not in policy.sar.usd_per_unit:
         return ()
     past: list[Movement] = []
     for movement in movements:

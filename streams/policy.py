@@ -17,16 +17,29 @@ from streams.settings import Settings
 
 def lines(policy: Policy) -> list[str]:
     """The policy for people: thresholds, then one line a rule."""
-    since = datetime.fromtimestamp(policy.effective_from_ms / 1000, UTC).isoformat()
     said = [
-        f"{policy.policy_id}  {policy.name}, effective from {since}",
+        f"{policy.policy_id}  {policy.name}, effective from {_since(policy)}",
         f"  score: review above {policy.review_above}, block above {policy.block_above}",
         f"  risk: medium above {policy.medium_above}, high above {policy.high_above}",
     ]
     for rule in policy.rules:
         conditions = " and ".join(f"{c.feature} {c.comparison} {c.value:g}" for c in rule.conditions)
         said.append(f"  {rule.outcome}: {conditions} -> {rule.reason}")
+    if policy.sar.without_rate:
+        said.append(f"  no SAR pattern is looked for in currencies without usd_per_unit: {' '.join(policy.sar.without_rate)}")
     return said
+
+
+def _since(policy: Policy) -> str:
+    return datetime.fromtimestamp(policy.effective_from_ms / 1000, UTC).isoformat()
+
+
+def promoted(registry: Registry, text: str, now_ms: int) -> None:
+    """Makes this text the policy that judges. SettingsError where it is not in force yet: it would judge at once all the same."""
+    policy = policy_from_toml(text)
+    if policy.effective_from_ms > now_ms:
+        raise SettingsError(f"policy.effective_from: {_since(policy)} is yet to come; promote the policy when it is in force")
+    registry.promote_policy(registry.put_policy(text), now_ms)
 
 
 def read(path: Path) -> str:
@@ -54,6 +67,6 @@ def command(argv: list[str], settings: Settings) -> int:
         return 0
     text = read(args.file)
     if args.action == "promote":
-        registry.promote_policy(registry.put_policy(text), clock_ms())
+        promoted(registry, text, clock_ms())
     print("\n".join(lines(policy_from_toml(text))))
     return 0

@@ -20,7 +20,7 @@ from schemas.decision import Decision
 from schemas.errors import HoldfastError, InvalidRecord, MemoryUnavailable
 from schemas.record import Record
 from schemas.topics import DECISIONS, SAR_CANDIDATES
-from streams import journal
+from streams import journal, metrics
 from streams.bus import Bus, read_topic
 from streams.follow import Follower, Source, run_follower
 from streams.settings import Settings
@@ -30,6 +30,8 @@ MOVES_MAX = 1_000
 """Movements that are kept of an account: the newest."""
 ACCOUNTS_AT_A_TIME = 200
 POLICY_S = 5.0
+NO_RATE = "no_usd_rate"
+"""What is missing where a currency has no rate in the policy: no pattern is looked for in it."""
 
 
 @dataclass(slots=True)
@@ -40,6 +42,7 @@ class SarWorld:
     policy: Policy
     settings: Settings
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    without_rate: set[str] = field(default_factory=set)
 
     async def close(self) -> None:
         """Lets Redis go."""
@@ -51,6 +54,8 @@ async def on_decision(world: SarWorld, decision: Decision, source: Source) -> Se
     new = movement_of(decision)
     if new is None:
         return ()
+    if new.currency not in world.policy.sar.usd_per_unit:
+        _degraded(world, new.currency)
     key = _key(decision.account_id)
     whole, _, _, _, moves = await world.wire.send(
         (b"EXISTS", WHOLE),
@@ -65,6 +70,14 @@ async def on_decision(world: SarWorld, decision: Decision, source: Source) -> Se
     if not isinstance(moves, list):
         raise MemoryUnavailable(f"the movements of an account could not be read: {moves}")
     return candidates(world.policy, _once(map(Movement.from_bytes, moves)), decision, source.topic, source.partition, source.offset)
+
+
+def _degraded(world: SarWorld, currency: str) -> None:
+    """Counts a movement in which no pattern can be found, and says so, once for each currency."""
+    metrics.DEGRADATIONS.labels(NO_RATE).inc()
+    if currency not in world.without_rate:
+        world.without_rate.add(currency)
+        journal.logger().warning(NO_RATE, currency=currency, policy_id=world.policy.policy_id)
 
 
 async def rebuild(world: SarWorld) -> None:
@@ -133,7 +146,7 @@ APP = Follower(name="sar", reads={DECISIONS: on_decision}, writes=(SAR_CANDIDATE
 
 async def sar_world(settings: Settings, bus: Bus) -> SarWorld:
     """Redis and the promoted policy of the settings; the movements are there."""
-    wire = await Wire.connect(settings.redis_url, settings.redis_password or None)
+    wire = await Wire.connect(settings.redis_url, settings.redis_password or None, settings.redis_username or None)
     world = SarWorld(wire, _policy(settings), settings)
     try:
         await rebuild(world)

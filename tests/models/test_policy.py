@@ -15,6 +15,7 @@ from models.policy import Comparison, Policy, hold_lifetime_ms, policy_from_toml
 from models.registry import default_policy_text
 from schemas.decision import Outcome
 from schemas.errors import SettingsError
+from schemas.money import EXPONENTS
 from schemas.transaction import Transaction, TransactionKind
 
 DAY_MS = 86_400_000
@@ -137,6 +138,17 @@ def test_dollar_thresholds_are_rounded_up_in_other_currencies(policy: Policy) ->
     assert policy.sar.minor(Decimal(10_000), "EUR") == 869_566
     assert policy.sar.minor(Decimal(10_000), "JPY") == 1_492_538
     assert policy.sar.minor(Decimal(10_000), "KWD") == 3_125_000
+
+
+def test_a_currency_without_a_rate_has_no_threshold_at_all(policy: Policy) -> None:
+    assert policy.sar.minor(Decimal(5_000), "VND") > 100_000_000, "5,000 VND are twenty cents"
+    assert set(policy.sar.without_rate) == EXPONENTS.keys() - policy.sar.usd_per_unit.keys()
+    with pytest.raises(KeyError):
+        policy.sar.minor(Decimal(5_000), policy.sar.without_rate[0])
+
+
+def test_the_default_policy_has_a_rate_but_where_there_are_several_or_none(policy: Policy) -> None:
+    assert " ".join(policy.sar.without_rate) == "CLF IRR KPW SDG SSP SYP UYI UYW VED VES YER ZWG"
 
 
 def test_what_is_missing_has_an_outcome_by_its_whole_name_then_by_its_kind(policy: Policy) -> None:

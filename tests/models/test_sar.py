@@ -75,6 +75,11 @@ def test_thresholds_are_of_the_currency() -> None:
     assert typologies(told(*deposits(2900, 2900, 2900, currency="EUR")))[-1] == [Typology.STRUCTURING]
 
 
+def test_in_a_currency_without_a_rate_no_pattern_is_looked_for() -> None:
+    assert "VES" in POLICY.sar.without_rate
+    assert not any(told(*deposits(4000, 4000, 4000, currency="VES")))
+
+
 def moves(*rows: tuple[Kind, int, int], outcome: Outcome = Outcome.APPROVE) -> list[Decision]:
     return [a_decision(f"M{i}", kind, amount * 100, hour * HOUR_MS, outcome, counterparty=f"C{i}") for i, (kind, amount, hour) in enumerate(rows)]
 
