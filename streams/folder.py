@@ -129,6 +129,15 @@ def socket_path(data_dir: Path, name: str) -> Path:
     return short / name
 
 
+def required_keys(settings: Settings) -> None:
+    """SettingsError naming each key that is missing: without them tokens could be guessed, and models would pass unsigned."""
+    missing = [row.variable for row in ROWS if row.name in SECRETS and not getattr(settings, row.name)]
+    if missing:
+        raise SettingsError(
+            f"{', '.join(missing)}: not given, as a value or as a file; a system of `holdfast up` has its keys in the `secrets` of its data folder"
+        )
+
+
 def with_kept_secrets(settings: Settings) -> Settings:
     """The settings with the secrets that nobody gave: those of the data folder, made at random the first time, readable by this user only."""
     folder = settings.data_dir / "secrets"

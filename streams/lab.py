@@ -35,6 +35,7 @@ from models.train import HELD_OUT_FROM, Artefact
 from schemas.account import AccountState
 from schemas.decision import Outcome
 from schemas.errors import ArtefactError, InvalidRecord, SettingsError
+from schemas.topics import DECISIONS, LABELS
 from schemas.transaction import Transaction
 from streams.folder import with_kept_secrets
 from streams.mapping import Mapping, Row, TokenKey, accounts_in, mapping_in, rows_in
@@ -191,8 +192,11 @@ def backfill(argv: list[str], settings: Settings) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=f"folder for {FEATURES_FILE}")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     args = parser.parse_args(argv)
+    mapping = mapping_in(args.map)
+    if mapping.tokens and not settings.token_key:
+        settings = with_kept_secrets(settings)  # tokens by another key would be other cards and devices than the door's
     key = TokenKey(settings.token_key.encode(), settings.token_key_id)
-    made = backfilled(args.files, mapping_in(args.map), args.out, key, accounts=args.accounts, now_ms=_now_ms(), say=_say)
+    made = backfilled(args.files, mapping, args.out, key, accounts=args.accounts, now_ms=_now_ms(), say=_say)
     print(f"{made.rows} rows, {made.bad_rows} bad ones left out, in {made.seconds:.1f} s -> {made.folder / FEATURES_FILE}")
     if args.json:
         print(json.dumps({"rows": made.rows, "bad_rows": made.bad_rows, "seconds": made.seconds, "rows_per_s": made.rows / made.seconds}))
@@ -254,12 +258,12 @@ def examples_in_archive(folder: Path, catalogue: Catalogue, cutoff_ms: int, matu
 
     A decision old enough that nobody complained of is believed honest. SettingsError where there is no archive.
     """
-    if not (folder / "decisions").is_dir():
+    if not (folder / DECISIONS.name).is_dir():
         raise SettingsError(f"{folder}: holds no archive of decisions")
-    decisions = pq.read_table(folder / "decisions", columns=["transaction_id", "at_ms", "catalogue_id", *catalogue.names], partitioning=None)
+    decisions = pq.read_table(folder / DECISIONS.name, columns=["transaction_id", "at_ms", "catalogue_id", *catalogue.names], partitioning=None)
     fits = (decisions["at_ms"].to_numpy() <= cutoff_ms - mature_ms) & (np.array(decisions["catalogue_id"]) == catalogue.catalogue_id)
     decisions = decisions.take(pa.array(np.flatnonzero(fits))).sort_by("at_ms")
-    labels = _labels_known(folder / "labels", cutoff_ms)
+    labels = _labels_known(folder / LABELS.name, cutoff_ms)
     believed = [labels.get(each, (False, None)) for each in decisions["transaction_id"].to_pylist()]
     vectors = np.column_stack([decisions[name].to_numpy() for name in catalogue.names])
     kinds = np.array([kind for _, kind in believed], dtype=object)

@@ -1,0 +1,67 @@
+"""Keys are never empty by accident: what needs one says which is missing, or takes that of the data folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from schemas.errors import SettingsError
+from schemas.identity import keyed_token
+from streams import lab
+from streams.folder import required_keys, with_kept_secrets
+from streams.settings import Settings, settings_from
+
+MAPPING = """
+[fields]
+transaction_id = "ref"
+[tokens]
+account_id = "account"
+[time]
+column = "when"
+format = "epoch_ms"
+[amount]
+column = "sum"
+currency = "EUR"
+[constants]
+kind = "ecommerce"
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ({}, ["HOLDFAST_TOKEN_KEY", "HOLDFAST_MODEL_KEY"]),
+        ({"HOLDFAST_TOKEN_KEY": "t"}, ["HOLDFAST_MODEL_KEY"]),
+        ({"HOLDFAST_MODEL_KEY": "m", "HOLDFAST_TOKEN_KEY": ""}, ["HOLDFAST_TOKEN_KEY"]),
+    ],
+)
+def test_a_key_that_is_not_given_is_named(given: dict[str, str], missing: list[str]) -> None:
+    with pytest.raises(SettingsError) as caught:
+        required_keys(settings_from(given))
+    assert [name for name in ("HOLDFAST_TOKEN_KEY", "HOLDFAST_MODEL_KEY") if name in str(caught.value)] == missing
+
+
+def test_the_keys_of_a_data_folder_are_keys(tmp_path: Path) -> None:
+    required_keys(with_kept_secrets(Settings(data_dir=tmp_path)))
+
+
+def backfilled_account(folder: Path, settings: Settings) -> str:
+    """The token of the account in a backfill of one payment."""
+    (folder / "t.csv").write_text("ref,account,when,sum\nr-1,a-1,1700000000000,5.00\n")
+    (folder / "m.toml").write_text(MAPPING)
+    assert lab.backfill([str(folder / "t.csv"), "--map", str(folder / "m.toml"), "--out", str(folder / "out")], settings) == 0
+    return str(pq.read_table(folder / "out" / lab.FEATURES_FILE)["account_id"][0])
+
+
+def test_a_backfill_makes_the_tokens_of_the_door_in_the_same_data_folder(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path / "data")
+    account = backfilled_account(tmp_path, settings)
+    assert account == keyed_token(with_kept_secrets(settings).token_key.encode(), "k1", "acc", "a-1")
+
+
+def test_a_backfill_with_a_key_of_its_own_needs_no_data_folder(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path / "data", token_key="the bank's")
+    assert backfilled_account(tmp_path, settings) == keyed_token(b"the bank's", "k1", "acc", "a-1")
+    assert not settings.data_dir.exists()
