@@ -32,7 +32,7 @@ class Topic(NamedTuple):
 
 
 TRANSACTIONS = Topic("transactions", Transaction, "account_id", 4, 7 * DAY_MS, False, ("hosts", "replay"), ("score",))
-ACCOUNTS = Topic("accounts", AccountState, "account_id", 4, FOREVER, True, ("bank", "replay"), ("hold",))
+ACCOUNTS = Topic("accounts", AccountState, "account_id", 4, FOREVER, True, ("bank",), ("hold",))
 ACCOUNT_EVENTS = Topic("account_events", AccountEvent, "account_id", 4, 90 * DAY_MS, False, ("bank",), ("score",))
 CLEARINGS = Topic("clearings", Clearing, "account_id", 4, 90 * DAY_MS, False, ("network",), ("hold",))
 LABELS = Topic("labels", Label, "account_id", 4, FOREVER, False, ("bank", "replay"), ("archive",))

@@ -72,7 +72,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     unknown_account: Annotated[
         Literal["decline", "hold"], doc("an account that nobody described: `decline`, or `hold` without a funds check")
     ] = "decline"
-    request_deadline_ms: Annotated[Milliseconds, doc("an authorization not answered by then gets the stand-in answer")] = 1_500
+    request_deadline_ms: Annotated[Milliseconds, doc("an authorization not answered by then gets a `503`: its result is indefinite")] = 1_500
     hold_lease_ms: Annotated[Milliseconds, doc("a provisional hold that the log does not confirm lapses after this")] = 30_000
     answer_ttl_s: Annotated[int, Meta(ge=60, le=31_536_000), doc("how long the first answer of a transaction is kept in Redis")] = 691_200
     future_ms_max: Annotated[int, Meta(ge=0, le=86_400_000), doc("a transaction dated further ahead of our clock is refused")] = 300_000
