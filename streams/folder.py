@@ -43,6 +43,8 @@ class State(msgspec.Struct, frozen=True):
     started_at_ms: int
     environ: dict[str, str]
     parts: tuple[Seen, ...]
+    apps: tuple[str, ...] = ()
+    """The apps that are to run: those that are not among the parts are yet to be started."""
 
 
 @contextlib.contextmanager
@@ -151,11 +153,11 @@ def with_kept_secrets(settings: Settings) -> Settings:
     return settings
 
 
-def write_state(settings: Settings, started_at_ms: int, parts: tuple[Seen, ...]) -> None:
+def write_state(settings: Settings, started_at_ms: int, parts: tuple[Seen, ...], apps: tuple[str, ...]) -> None:
     """Writes `state.json`, whole."""
     secret = {row.variable for row in ROWS if row.secret}
     environ = {name: value for name, value in settings.as_environ().items() if name not in secret}
-    state = State(os.getpid(), started_at_ms, environ, parts)
+    state = State(os.getpid(), started_at_ms, environ, parts, apps)
     write_whole(settings.data_dir / "state.json", msgspec.json.format(msgspec.json.encode(state)))
 
 

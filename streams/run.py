@@ -28,6 +28,7 @@ from streams import journal, metrics
 from streams.answers import WHOLE, Answers, sound
 from streams.books import Books
 from streams.bus import Bus, end_offsets
+from streams.folder import required_keys
 from streams.hold import HoldWorld
 from streams.pipeline import World
 from streams.rebuild import ensure_whole, forget_if_behind, rebuilt
@@ -197,6 +198,7 @@ def run_authorize(settings: Settings) -> int:
     """The HTTP door."""
     from streams.authorize.serve import serve
 
+    required_keys(settings)
     return serve(settings, deciding_world)
 
 
@@ -205,6 +207,7 @@ def run_score(settings: Settings) -> int:
     from streams.follow import run_follower
     from streams.score import APP
 
+    required_keys(settings)
     return run_follower(APP, deciding_world, settings)
 
 

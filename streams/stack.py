@@ -42,13 +42,14 @@ def say_on_stderr(text: str) -> None:
 class Stack:
     """What runs. `settings` reach it (addresses, secrets); `part(name)` is one process, to be watched, killed, stopped, started."""
 
-    def __init__(self, settings: Settings, brokers: int, say: Say) -> None:
+    def __init__(self, settings: Settings, brokers: int, say: Say, wanted: Sequence[str]) -> None:
         self.settings = settings
         self.say = say
         self.apps: tuple[str, ...] = ()
         self.brokers: tuple[str, ...] = ()
         self._memory = folder.remembered(settings.data_dir, settings.broker_kind, brokers)
         self._started_at_ms = time.time_ns() // 1_000_000
+        self._wanted = tuple(wanted)
         self._keeper = Keeper(say, self._changed)
 
     def part(self, name: str) -> Running:
@@ -159,7 +160,7 @@ class Stack:
         self._keeper.add(Part(name, command, _environ(settings), log, ready, **rest))  # type: ignore[arg-type] # the rest are Part's own fields
 
     def _changed(self, seen: tuple[Seen, ...]) -> None:
-        folder.write_state(self.settings, self._started_at_ms, seen)
+        folder.write_state(self.settings, self._started_at_ms, seen, self._wanted)
 
 
 def _environ(settings: Settings | None) -> dict[str, str]:
@@ -189,7 +190,7 @@ def running(
     kind: Literal["kafka", "embedded"] = "kafka" if broker_name == "real" else "embedded"
     with folder.owned(settings.data_dir), contextlib.ExitStack() as ending:
         settings = folder.with_kept_secrets(settings.changed(broker_kind=kind))
-        stack = Stack(_own_archive(settings, say) if kind == "embedded" else settings, brokers, say)
+        stack = Stack(_own_archive(settings, say) if kind == "embedded" else settings, brokers, say, apps)
         ending.callback(stack.close)
         _choose_http_port(stack)
         stack.start_redis()

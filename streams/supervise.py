@@ -142,7 +142,11 @@ def ps(argv: list[str], settings: Settings) -> int:
         print(f"no system runs in {settings.data_dir}")
     if not alive:
         return 3
-    return 0 if all(line.state == "ready" for line in lines) else 1
+    started = {line.part for line in lines}
+    yet = [app for app in (state.apps if state is not None else ()) if app not in started]
+    if yet and not asked.json:
+        print(f"yet to be started: {', '.join(yet)}")
+    return 0 if not yet and all(line.state == "ready" for line in lines) else 1
 
 
 def _lines(settings: Settings, state: State, now_ms: int) -> list[Line]:

@@ -109,7 +109,7 @@ def test_bad_rows_are_named_and_left_out(history: Path, tmp_path: Path, capsys: 
     lines[3] = lines[3].replace("POS", "XXX").replace("TAP", "XXX").replace("WEB", "XXX").replace("SUB", "XXX")
     (tmp_path / "t.csv").write_text("\n".join(lines))
     argv = [str(tmp_path / "t.csv"), "--map", str(history / "mapping.toml"), "--out", str(tmp_path / "out"), "--json"]
-    assert lab.backfill(argv, Settings()) == 0
+    assert lab.backfill(argv, Settings(data_dir=tmp_path / "data")) == 0
     said = capsys.readouterr()
     assert "row 3: kind:" in said.err
     assert json.loads(said.out.splitlines()[-1])["bad_rows"] == 1
