@@ -104,10 +104,8 @@ class Rebuild:
 
         It begins when nothing can be under way any more that was decided before Redis forgot.
         """
-        ends = end_offsets(self._settings, DECISIONS)
-        if any(end for _, end in ends.values()):
+        if any(end for _, end in end_offsets(self._settings, DECISIONS).values()):
             await asyncio.sleep(self._settings.produce_timeout_ms / 1000 + 0.5)
-            ends = end_offsets(self._settings, DECISIONS)
         books: dict[str, Book] = {}
         for _, _, state in self._records(ACCOUNTS, AccountState):
             books[state.account_id] = state_known(books.get(state.account_id, EMPTY), state)
@@ -124,10 +122,15 @@ class Rebuild:
         for _, _, happened in self._records(ACCOUNT_EVENTS, AccountEvent):
             await self._memory.remember_event(happened)
         await self._books(books)
-        fields = [part for p, (_, end) in ends.items() for part in (f"{DECISIONS.name}:{p}".encode(), str(end).encode())]
+        await self._applied()
+        return self.counts
+
+    async def _applied(self) -> None:
+        """How far the `hold` app is, as far as anybody knows: it says the rest itself. What it has yet to read is not applied."""
+        committed = committed_offsets(self._settings, "hold", DECISIONS)
+        fields = [part for p, offset in committed.items() for part in (f"{DECISIONS.name}:{p}".encode(), str(offset).encode())]
         if fields:
             await self._send((b"HSET", APPLIED, *fields))
-        return self.counts
 
     async def _books(self, books: dict[str, Book]) -> None:
         """The books, in versions that no book before the loss had: a change that began then cannot match by accident."""

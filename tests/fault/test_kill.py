@@ -15,6 +15,8 @@ import pytest
 from confluent_kafka import Producer
 from redis import Redis
 
+from features.catalogue import CATALOGUE
+from features.log import tidied
 from models.hold import Book
 from schemas.avro import encode
 from schemas.hold import Clearing, ClearingKind
@@ -156,6 +158,12 @@ def remembered(stack: Stack, pattern: str) -> dict[bytes, bytes]:
         return dict(zip(keys, redis.mget(keys), strict=True)) if keys else {}
 
 
+def at_rest(logs: dict[bytes, bytes]) -> dict[bytes, bytes]:
+    """Each log with each row once: a process that was killed may have left a row twice, which no vector counts twice."""
+    numbers = {kind.encode(): number for number, kind in enumerate(CATALOGUE.logs)}
+    return {key: tidied(CATALOGUE, numbers[key.split(b":")[2]], content) for key, content in logs.items()}
+
+
 def test_a_redis_that_lost_everything_is_rebuilt_from_the_log(stack: Stack) -> None:
     run = Run(stack, "rebuild")
     with run:
@@ -170,7 +178,7 @@ def test_a_redis_that_lost_everything_is_rebuilt_from_the_log(stack: Stack) -> N
         while not redis.exists("whole"):
             assert time.monotonic() < end, "nobody rebuilt Redis"
             time.sleep(0.1)
-    assert remembered(stack, "log:*") == logs, "every log, byte for byte"
+    assert at_rest(remembered(stack, "log:*")) == at_rest(logs), "every log, byte for byte"
     assert {key: kept[1:] for key, kept in remembered(stack, "ans:*").items()} == {key: kept[1:] for key, kept in answers.items()}
     now_ms = time.time_ns() // 1_000_000
     for key, content in remembered(stack, "book:*").items():
