@@ -245,9 +245,11 @@ class RedisMemory:
     """The memory of entities in Redis: one string per log and per profile, plain commands that touch one key each (and one MGET)."""
 
     def __init__(self, wire: Wire, catalogue: Catalogue, ttl_s: int | None = None) -> None:
-        """`ttl_s`: how long a log is kept after the last day on which it grew; by default twice its longest window with slack."""
+        """`ttl_s`: how long a log is kept after it grew, less an eighth at most; by default twice its longest window with slack."""
         self.wire, self.catalogue = wire, catalogue
         self.ttl_s = 2 * catalogue.keep_ms // 1000 if ttl_s is None else ttl_s
+        self._refresh_ms = max(_DAY_MS, self.ttl_s * 1000 // 8)
+        """Expiry is put off when a log is new, and when an event falls into another span of this length than the one before it."""
         self.tidy_failures = 0
         self._untidy: dict[str, int] = {}
         self._tidying: asyncio.Task[None] | None = None
@@ -301,8 +303,8 @@ class RedisMemory:
         """What an append leaves to do: expiry for a new log or a new day, tidying when a chunk is full or a row came twice."""
         size = len(row)
         before = log[length - 2 * size : length - size]
-        day = int.from_bytes(row[8:14], "little") // _DAY_MS
-        if length == size or int.from_bytes(before[8:14], "little") // _DAY_MS != day:
+        span = int.from_bytes(row[8:14], "little") // self._refresh_ms
+        if length == size or int.from_bytes(before[8:14], "little") // self._refresh_ms != span:
             _forget(self.wire.send(("EXPIRE", key, self.ttl_s)))
         if is_due(self.catalogue, row_count(log, size, length)) or occurs_twice(log, row):
             self._untidy[key] = number

@@ -43,7 +43,8 @@ def _bytes(value: bytes) -> bytes:
 
 def _string(value: str) -> bytes:
     content = value.encode()
-    return _long(len(content)) + content
+    size = len(content)
+    return (_SMALL[size] if size < 8192 else varint(size)) + content
 
 
 _PRIMITIVES: dict[str, Writer] = {

@@ -182,7 +182,7 @@ def walk(argv: list[str], settings: Settings) -> int:
     """`holdfast bench walk [--seconds S] [--count N] [--json]`: exit status 0 if each figure holds."""
     parser = argparse.ArgumentParser(prog="holdfast bench walk", description=__doc__)
     parser.add_argument("--seconds", type=float, default=8, help="length of each HTTP part")
-    parser.add_argument("--count", type=int, default=60_000, help="transactions in the topic's backlog")
+    parser.add_argument("--count", type=int, default=40_000, help="transactions in the topic's backlog")
     parser.add_argument("--json", action="store_true", help="end with one JSON object of the figures")
     args = parser.parse_args(argv)
     from streams.lab import ensure_champion
