@@ -26,6 +26,7 @@ from schemas.hold import HoldEvent, HoldState
 from schemas.record import Record
 from schemas.topics import ACCOUNT_EVENTS, ACCOUNTS, DECISIONS, HOLDS, Topic
 from streams.answers import WHOLE, Answers, Restored, sound
+from streams.books import book_key
 from streams.bus import committed_offsets, end_offsets, read_topic
 from streams.hold import APPLIED, RESOLVED_TTL_S, due_key
 from streams.settings import Settings
@@ -35,12 +36,17 @@ LOCK = b"rebuilding"
 LOCK_S = 30
 POLL_S = 0.2
 BATCH = 500
+LOST = "Redis forgot again while it was rebuilt, or another process took over"
 _UNLOCK = b"if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+_PUT = b"if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end redis.call('SET', KEYS[2], ARGV[2]) return 1"
 _RENEW = b"if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('EXPIRE', KEYS[1], ARGV[2]) end return 0"
 
 
-async def ensure_whole(wire: Wire, rebuild: Callable[[], Awaitable[object]]) -> bool:
-    """Redis knows how far it is; if not, one process rebuilds it and the others wait. True if this one did."""
+async def ensure_whole(wire: Wire, rebuild: Callable[[bytes], Awaitable[object]]) -> bool:
+    """Redis knows how far it is; if not, one process rebuilds it and the others wait. True if this one did.
+
+    `rebuild` gets the token of the lock, and writes only while the lock is its own.
+    """
     token = uuid.uuid4().hex.encode()
     while True:
         whole, mine = sound(await wire.send((b"EXISTS", WHOLE), (b"SET", LOCK, token, b"NX", b"EX", LOCK_S)))
@@ -48,9 +54,9 @@ async def ensure_whole(wire: Wire, rebuild: Callable[[], Awaitable[object]]) -> 
             renewing = asyncio.create_task(_renewed(wire, token))
             try:
                 if not whole:
-                    await rebuild()
+                    await rebuild(token)
                     if sound(await wire.send((b"EVAL", _RENEW, b"1", LOCK, token, LOCK_S))) != [1]:
-                        raise MemoryUnavailable("another process took over the rebuilding")
+                        raise MemoryUnavailable(LOST)
                     await wire.send((b"SET", WHOLE, b"1"))
             finally:
                 renewing.cancel()
@@ -91,8 +97,9 @@ async def forget_if_behind(settings: Settings, wire: Wire) -> None:
 class Rebuild:
     """One rebuilding of a Redis from the topics: books, holds, answers, logs and profiles. Who calls it holds the lock."""
 
-    def __init__(self, settings: Settings, wire: Wire, say: Callable[[str], None]) -> None:
+    def __init__(self, settings: Settings, wire: Wire, token: bytes, say: Callable[[str], None]) -> None:
         self._settings = settings
+        self._token = token
         self._wire = wire
         self._answers, self._memory = Answers(wire, settings.answer_ttl_s), RedisMemory(wire, CATALOGUE)
         self._say = say
@@ -117,11 +124,14 @@ class Rebuild:
                 resolved[event.hold_id] = event
             else:
                 confirmed.add(event.hold_id)
+        await self._ours()
         await self._resolved(resolved)
         await self._decisions(books, confirmed, resolved)
+        await self._ours()
         for _, _, happened in self._records(ACCOUNT_EVENTS, AccountEvent):
             await self._memory.remember_event(happened)
         await self._books(books)
+        await self._ours()
         await self._applied()
         return self.counts
 
@@ -137,7 +147,9 @@ class Rebuild:
         version = self._now_ms << 20
         for account_id, book in books.items():
             content = msgspec.structs.replace(book, version=version).to_bytes()
-            await self._send((b"SET", b"book:" + account_id.encode(), content))
+            (put,) = sound(await self._wire.send((b"EVAL", _PUT, b"2", LOCK, book_key(account_id), self._token, content)))
+            if not put:
+                raise MemoryUnavailable(LOST)
         self.counts["books"] = len(books)
 
     async def _resolved(self, resolved: dict[str, HoldEvent]) -> None:
@@ -164,8 +176,10 @@ class Rebuild:
                 kept.append(Restored(decision.transaction_id, decision.decision_id, digest, message, left_s))
             await self._held(books, decision, partition, confirmed, resolved)
             if len(kept) >= BATCH:
+                await self._ours()
                 await self._answers.restore(kept)
                 kept.clear()
+        await self._ours()
         await self._answers.restore(kept)
         self.counts["decisions"] = len(seen)
         self.counts["logs"] = await self._memory.restore(rows)
@@ -190,6 +204,12 @@ class Rebuild:
                     yield message.partition, message.value or b"", avro.decode(kind, message.value)
                 except InvalidRecord:
                     self.counts[f"unreadable {topic.name}"] += 1
+
+    async def _ours(self) -> None:
+        """Goes on only while nobody else rebuilds: Redis may have forgotten again, the lock with all else."""
+        (holder,) = sound(await self._wire.send((b"GET", LOCK)))
+        if holder != self._token:
+            raise MemoryUnavailable(LOST)
 
     async def _send(self, command: tuple[bytes | int, ...]) -> None:
         sound(await self._wire.send(command))
@@ -216,11 +236,11 @@ def held(book: Book, decision: Decision, confirmed: bool, end: HoldEvent | None)
     return released if isinstance(released, Book) else book
 
 
-async def rebuilt(settings: Settings, say: Callable[[str], None]) -> Counter[str]:
+async def rebuilt(settings: Settings, token: bytes, say: Callable[[str], None]) -> Counter[str]:
     """Rebuilds on a connection of its own. It reads and computes without pause: run it in a loop that serves nobody."""
     wire = await Wire.connect(settings.redis_url, settings.redis_password or None, settings.redis_username or None)
     try:
-        return await Rebuild(settings, wire, say).run()
+        return await Rebuild(settings, wire, token, say).run()
     finally:
         await wire.close()
 
@@ -229,8 +249,8 @@ async def _forgotten_and_rebuilt(settings: Settings) -> Counter[str]:
     wire = await Wire.connect(settings.redis_url, settings.redis_password or None, settings.redis_username or None)
     counts: Counter[str] = Counter()
 
-    async def rebuild() -> None:
-        counts.update(await rebuilt(settings, lambda text: print(text, file=sys.stderr)))
+    async def rebuild(token: bytes) -> None:
+        counts.update(await rebuilt(settings, token, lambda text: print(text, file=sys.stderr)))
 
     try:
         await wire.send((b"DEL", WHOLE))

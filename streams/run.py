@@ -22,7 +22,7 @@ from models.ensemble import Ensemble
 from models.hold import UnknownAccount
 from models.policy import Policy
 from models.registry import Registry
-from schemas.errors import ArtefactError, HoldfastError
+from schemas.errors import ArtefactError, HoldfastError, MemoryUnavailable
 from schemas.topics import DECISIONS
 from streams import journal, metrics
 from streams.answers import WHOLE, Answers, sound
@@ -74,14 +74,19 @@ async def connected(settings: Settings) -> Parts:
     wire = await Wire.connect(settings.redis_url, settings.redis_password or None, settings.redis_username or None)
     parts = Parts(settings, wire, CATALOGUE, RedisMemory(wire, CATALOGUE), Answers(wire, settings.answer_ttl_s), Books(wire))
     await forget_if_behind(settings, wire)
-    await ensure_whole(wire, rebuilder(settings))
-    return parts
+    while True:
+        try:
+            await ensure_whole(wire, rebuilder(settings))
+            return parts
+        except MemoryUnavailable as error:
+            journal.logger().warning("the rebuilding begins again", reason=str(error))
+            await asyncio.sleep(REFRESH_S)
 
 
-def rebuilder(settings: Settings) -> Callable[[], Awaitable[object]]:
+def rebuilder(settings: Settings) -> Callable[[bytes], Awaitable[object]]:
     """What puts Redis back from the log, in a thread and a loop of its own: this one goes on answering."""
     log = journal.logger()
-    return lambda: asyncio.to_thread(lambda: asyncio.run(rebuilt(settings, log.info)))
+    return lambda token: asyncio.to_thread(lambda: asyncio.run(rebuilt(settings, token, log.info)))
 
 
 async def stay_whole(parts: Parts) -> None:
