@@ -124,15 +124,17 @@ class HttpDoor:
             transaction_id = request.transaction_id
             now_ms = self._world.clock_ms()
             txn = sound(transaction_of(request, self._key, self._key_id), now_ms, self._world.future_ms_max)
-            made = await asyncio.wait_for(asyncio.shield(self._once(txn, now_ms)), self._deadline_s)
+            task = self._once(txn, now_ms)
+            await asyncio.wait((task,), timeout=self._deadline_s)  # which leaves it running when the host has waited long enough
+            if not task.done():
+                return refused(503, "deadline", f"not decided in time; {INDEFINITE}", None, transaction_id)
+            made = task.result()
         except InvalidRecord as error:
             return refused(422, error.code, error.reason, error.field, transaction_id)
         except Conflict as error:
             return refused(409, error.code, str(error), "transaction_id", transaction_id)
         except Unavailable as error:
             return refused(503, error.code, f"{error}; {INDEFINITE}", None, transaction_id)
-        except TimeoutError:
-            return refused(503, "deadline", f"not decided in time; {INDEFINITE}", None, transaction_id)
         decision = made.decision or avro.decode(Decision, made.message)
         metrics.decided(decision.outcome, decision.degradations, time.perf_counter() - started)
         journal.decided(decision)
