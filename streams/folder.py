@@ -78,13 +78,17 @@ def is_owned(data_dir: Path) -> bool:
     return False
 
 
+def held_in(data_dir: Path) -> Remembered | None:
+    """What kind of system the folder holds the data of; None for a fresh one."""
+    path = data_dir / "remembered.json"
+    return msgspec.json.decode(path.read_bytes(), type=Remembered) if path.exists() else None
+
+
 def remembered(data_dir: Path, broker_kind: str, brokers: int) -> Remembered:
     """What the folder remembers, or a fresh memory. SettingsError when it was started in another way, which its data would not survive."""
-    path = data_dir / "remembered.json"
-    fresh = Remembered(broker_kind, brokers)
-    if not path.exists():
-        return fresh
-    kept = msgspec.json.decode(path.read_bytes(), type=Remembered)
+    kept = held_in(data_dir)
+    if kept is None:
+        return Remembered(broker_kind, brokers)
     if (kept.broker_kind, kept.brokers) != (broker_kind, brokers):
         raise SettingsError(
             f"{data_dir}: holds the data of a system with {kept.brokers} {kept.broker_kind} broker(s), not {brokers} {broker_kind}; "

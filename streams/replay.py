@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
@@ -38,7 +37,7 @@ from schemas.label import Label
 from schemas.topics import DEAD_LETTERS, DECISIONS, LABELS, TRANSACTIONS
 from streams.bus import end_offsets, read_topic
 from streams.check import agreed
-from streams.folder import Remembered, running_settings, with_kept_secrets
+from streams.folder import Remembered, held_in, running_settings, with_kept_secrets
 from streams.lab import ensure_champion
 from streams.mapping import Mapping, Row, TokenKey, mapping_in, rows_count, rows_in
 from streams.settings import Settings, librdkafka
@@ -475,12 +474,6 @@ def _reached(settings: Settings, mapping: Mapping) -> Settings | None:
     return settings
 
 
-def _kept(data_dir: Path) -> Remembered | None:
-    """What kind of system the folder holds the data of; None for a fresh one."""
-    path = data_dir / "remembered.json"
-    return msgspec.json.decode(path.read_bytes(), type=Remembered) if path.exists() else None
-
-
 def chosen_broker(asked: BrokerName | None, kept: Remembered | None, rows: int) -> tuple[BrokerName, int]:
     """Which broker is started for so many rows, and how many of it: what was asked for, else what the folder holds, else by size."""
     before: BrokerName | None = None if kept is None else "real" if kept.broker_kind == "kafka" else "embedded"
@@ -495,7 +488,7 @@ def chosen_broker(asked: BrokerName | None, kept: Remembered | None, rows: int) 
 
 def _on_own_system(settings: Settings, args: Any, mapping: Mapping, results: Results, total: int) -> tuple[dict[str, Any], bool]:
     """Starts a system for the run, replays, checks the books, stops it."""
-    kafka, brokers = chosen_broker(args.kafka, _kept(settings.data_dir), total)
+    kafka, brokers = chosen_broker(args.kafka, held_in(settings.data_dir), total)
     say_on_stderr(
         f"no system runs in {settings.data_dir}: starting one for this run ({kafka} Kafka; unknown accounts are held without a funds check)"
     )
