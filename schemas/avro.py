@@ -51,6 +51,15 @@ def _description(annotation: Any) -> str:
     return text + "".join(f" (one of: {', '.join(words[0])})" for _ in words[:1])
 
 
+def _default(value: Any) -> Any:
+    """A field's default as JSON; Avro writes bytes as the string of those code points."""
+    if isinstance(value, Word):
+        return value.value
+    if isinstance(value, bytes):
+        return value.decode("latin-1")
+    return list(value) if value == () else value
+
+
 def _avro_record(record: type[Record], seen: set[str]) -> Any:
     """The Avro schema of a record, or its name where it was already spelled out."""
     if record.__name__ in seen:
@@ -65,8 +74,7 @@ def _avro_record(record: type[Record], seen: set[str]) -> Any:
             kind = ["null", stamp] if isinstance(kind, list) else stamp
         row: dict[str, Any] = {"name": field.name, "type": kind, "doc": _description(hints[field.name])}
         if not field.required:
-            default = field.default
-            row["default"] = default.value if isinstance(default, Word) else list(default) if default == () else default
+            row["default"] = _default(field.default)
         fields.append(row)
     text = (record.__doc__ or "").strip()
     return {"type": "record", "name": record.__name__, "namespace": "holdfast", "doc": text, "fields": fields}

@@ -25,3 +25,6 @@ class Label(Record, frozen=True, kw_only=True):
     fraud_kind: Annotated[str | None, doc("which kind, if known")] = None
     learned_at_ms: Annotated[EpochMs, doc("when it became known, milliseconds since 1970-01-01 UTC")]
     source: Annotated[LabelSource, doc("who said so")]
+    transacted_at_ms: Annotated[EpochMs | None, doc("event time of the transaction, milliseconds since 1970-01-01 UTC")] = None
+    merchant_id: Annotated[Id | None, doc("its merchant, as a chargeback names it: whose risk it teaches")] = None
+    terminal_id: Annotated[Id | None, doc("its terminal, likewise")] = None

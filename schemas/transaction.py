@@ -67,6 +67,21 @@ class BehaviouralSession(Record, frozen=True, kw_only=True):
     session_age_s: Annotated[float | None, doc("time since the session began, seconds")] = None
 
 
+Part = Annotated[str, Meta(min_length=1, max_length=128)]
+
+
+class Fingerprint(Record, frozen=True, kw_only=True):
+    """What the customer's device says of itself, part by part, so that a change of some parts can be told from another device."""
+
+    os: Annotated[Part | None, doc("operating system and its version")] = None
+    browser: Annotated[Part | None, doc("browser or app, and its version")] = None
+    screen: Annotated[Part | None, doc("screen size and depth")] = None
+    time_zone: Annotated[Part | None, doc("time zone that the device is set to")] = None
+    language: Annotated[Part | None, doc("language that the device is set to")] = None
+    hardware: Annotated[Part | None, doc("model, or graphics and processor")] = None
+    emulator: Annotated[bool | None, doc("true: it is an emulator or a virtual machine")] = None
+
+
 class Attribute(Record, frozen=True, kw_only=True):
     """One thing that the record did not foresee."""
 
@@ -111,11 +126,13 @@ class Transaction(Record, frozen=True, kw_only=True):
     longitude: Annotated[Degrees180 | None, doc("of the terminal, degrees east, WGS 84")] = None
     ip: Annotated[IpAddress | None, doc("IP address of the customer's device")] = None
     ip_country: Annotated[Country | None, doc("country of that address, ISO 3166-1 alpha-2")] = None
+    ip_proxy: Annotated[bool | None, doc("true: the address is a known proxy, VPN or Tor exit")] = None
     entry_mode: Annotated[EntryMode | None, doc("how the card's data entered")] = None
     cvv_result: Annotated[CheckResult | None, doc("result of the CVV check")] = None
     avs_result: Annotated[CheckResult | None, doc("result of the address check")] = None
     three_ds_result: Annotated[CheckResult | None, doc("result of 3-D Secure")] = None
     session: Annotated[BehaviouralSession | None, doc("the behavioural session, if there was one")] = None
+    fingerprint: Annotated[Fingerprint | None, doc("the parts of the device's fingerprint, if they were taken")] = None
     attributes: Annotated[tuple[Attribute, ...], doc("what this record did not foresee")] = ()
 
     @property

@@ -27,7 +27,7 @@ from schemas.decision import Decision
 from schemas.label import Label
 from schemas.record import Record
 from schemas.topics import DECISIONS, LABELS, Topic
-from schemas.transaction import BehaviouralSession, Transaction
+from schemas.transaction import BehaviouralSession, Fingerprint, Transaction
 from streams import journal
 from streams.bus import Bus
 from streams.follow import Follower, Source, run_follower
@@ -208,8 +208,8 @@ def _at(partition: int, rows: list[Row]) -> dict[str, pa.Array]:
 
 
 def decisions_table(partition: int, rows: list[Row]) -> pa.Table:
-    """Decisions as columns: their own fields, each feature by its name, the transaction's fields as `txn_*` and its session's as
-    `txn_session_*`.
+    """Decisions as columns: their own fields, each feature by its name, the transaction's fields as `txn_*` and its nested records' as
+    `txn_session_*` and `txn_fingerprint_*`.
 
     A decision that was made on another catalogue has null features; `vector` keeps the bytes of those decisions only.
     """
@@ -223,9 +223,9 @@ def decisions_table(partition: int, rows: list[Row]) -> pa.Table:
     for number, name in enumerate(CATALOGUE.names):
         columns[name] = pa.array(np.ascontiguousarray(values[:, number]), pa.float64(), mask=unknown)
     transactions = [d.transaction for d in decisions]
-    columns |= _columns(transactions, Transaction, "txn_", without=("session",))
-    sessions = [txn.session or BehaviouralSession() for txn in transactions]
-    return pa.table(columns | _columns(sessions, BehaviouralSession, "txn_session_"))
+    columns |= _columns(transactions, Transaction, "txn_", without=("session", "fingerprint"))
+    columns |= _columns([txn.session or BehaviouralSession() for txn in transactions], BehaviouralSession, "txn_session_")
+    return pa.table(columns | _columns([txn.fingerprint or Fingerprint() for txn in transactions], Fingerprint, "txn_fingerprint_"))
 
 
 def labels_table(partition: int, rows: list[Row]) -> pa.Table:

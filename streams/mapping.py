@@ -11,7 +11,7 @@ A mapping is TOML (all tables but `time`, `amount` and `fields` may be left out)
     [amount]     column = "sum"  unit = "major" | "minor"  currency = "EUR" or currency_column = "ccy"
                  decimal = ","  strip = "$ "  negative = "refuse" | "absolute"  rounding = "refuse" | "half_even"
     [billing]    the same, of the amount in the account's currency
-    [fields]     transaction_id = "ref"  session.keystroke_dwell_ms = "dwell" ...
+    [fields]     transaction_id = "ref"  session.keystroke_dwell_ms = "dwell"  fingerprint.os = "os" ...
     [constants]  kind = "ecommerce" ...
     [values.kind]  POS = "card_present"  "*" = "ecommerce"
     [tokens]     card_token = "card_number" ...   # raw values; they become keyed tokens and go no further
@@ -50,11 +50,14 @@ from schemas.errors import InvalidRecord, SettingsError
 from schemas.identity import derived_id, keyed_token
 from schemas.label import Label, LabelSource
 from schemas.money import EXPONENTS, to_minor
-from schemas.transaction import BehaviouralSession, Transaction, sound
+from schemas.transaction import BehaviouralSession, Fingerprint, Transaction, sound
 
 BATCH_ROWS = 8192
 REQUIRED = ("transaction_id", "kind", "account_id")
-BY_TABLE = frozenset({"at_ms", "amount_minor", "currency", "billing_amount_minor", "billing_currency", "session", "attributes"})
+BY_TABLE = frozenset({"at_ms", "amount_minor", "currency", "billing_amount_minor", "billing_currency", "session", "fingerprint", "attributes"})
+NESTED = {"session": BehaviouralSession, "fingerprint": Fingerprint}
+"""Records inside a transaction whose fields a mapping names with a dot."""
+_FLAG_WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 TOKEN_KINDS = {
     "card_token": "crd",
     "device_token": "dev",
@@ -152,7 +155,7 @@ class AccountsRule(_Table, frozen=True, kw_only=True):
 
 
 class Mapping(_Table, frozen=True, kw_only=True):
-    """The whole mapping file. `fields` has a dotted name for what is inside the session."""
+    """The whole mapping file. `fields` has a dotted name for what is inside the session or the fingerprint."""
 
     time: TimeRule
     amount: AmountRule
@@ -201,8 +204,9 @@ def mapping_from(text: str) -> Mapping:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"the mapping is not TOML: {error}") from None
-    if isinstance(tables.get("fields"), dict) and isinstance(tables["fields"].get("session"), dict):
-        tables["fields"] |= {f"session.{name}": column for name, column in tables["fields"].pop("session").items()}
+    for nested in NESTED:
+        if isinstance(tables.get("fields"), dict) and isinstance(tables["fields"].get(nested), dict):
+            tables["fields"] |= {f"{nested}.{name}": column for name, column in tables["fields"].pop(nested).items()}
     faults = _faults_of_tables(tables)
     if not faults:
         mapping = msgspec.convert(tables, Mapping)
@@ -416,12 +420,14 @@ def _without(characters: str) -> dict[int, None]:
 
 
 def _field_types() -> dict[str, Any]:
-    """Every field that a mapping may name, with its type; those of the session with a dot."""
-    return typing.get_type_hints(Transaction) | {f"session.{n}": t for n, t in typing.get_type_hints(BehaviouralSession).items()}
+    """Every field that a mapping may name, with its type; those of nested records with a dot."""
+    inside = {f"{name}.{field}": kind for name, record in NESTED.items() for field, kind in typing.get_type_hints(record).items()}
+    return typing.get_type_hints(Transaction) | inside
 
 
 _FIELDS = _field_types()
 _FLOATS = frozenset(name for name, kind in _FIELDS.items() if float in (kind, *typing.get_args(kind)))
+_FLAGS = frozenset(name for name, kind in _FIELDS.items() if bool in (kind, *typing.get_args(kind)))
 Cells = Sequence[Any]
 Reader = Callable[[Cells], Any]
 
@@ -448,13 +454,13 @@ class RowReader:
     def _transaction(self, number: int, cells: Cells) -> Transaction:
         mapping = self._mapping
         values: dict[str, Any] = dict(mapping.constants)
-        session: dict[str, Any] = {}
         for field, at, words in self._plain:
             value = self._cell(field, cells[at], words)
             if value is None:
                 continue
-            if field.startswith("session."):
-                session[field[8:]] = value
+            record, dot, part = field.partition(".")
+            if dot:
+                values.setdefault(record, {})[part] = value
             else:
                 values[field] = value
         self._add_tokens(values, cells)
@@ -463,8 +469,6 @@ class RowReader:
         values["at_ms"] = self._moment(cells)
         values["currency"], values["amount_minor"] = self._amount(mapping.amount, "amount_minor", "currency", cells)
         self._add_billing(values, cells)
-        if session:
-            values["session"] = session
         if mapping.attributes:
             named = [(name, as_text(cells[self._at[column]])) for name, column in mapping.attributes.items()]
             values["attributes"] = [{"name": name, "value": text} for name, text in named if text is not None]
@@ -480,6 +484,10 @@ class RowReader:
             text = words.get(text or "", words.get("*", text) if text is not None else None)
         if text is None:
             return None
+        if field in _FLAGS:
+            if text.lower() not in _FLAG_WORDS:
+                raise InvalidRecord(field, f"{text!r} is neither true nor false")
+            return _FLAG_WORDS[text.lower()]
         if field in _PADDED and text.isdigit():
             return text.zfill(4)
         return text.upper() if field in _UPPER else text
@@ -542,6 +550,9 @@ class RowReader:
             fraud_kind=kind if fraud else None,
             learned_at_ms=at_ms,
             source=rule.source,
+            transacted_at_ms=txn.at_ms,
+            merchant_id=txn.merchant_id,
+            terminal_id=txn.terminal_id,
         )
 
 
