@@ -284,7 +284,9 @@ def test_nested_fields_and_flags_are_mapped_by_their_dotted_name(tmp_path: Path)
     header = [*HEADER, "proxy", "system", "virtual"]
     rows = read(a_csv(tmp_path / "f.csv", [*GOOD, "yes", "iOS 19", "false"], [*GOOD, "", "", ""], [*GOOD, "maybe", "", ""], header=header), mapping)
     full, bare, bad = (row.content for row in rows)
-    assert isinstance(full, Transaction) and isinstance(bare, Transaction) and isinstance(bad, InvalidRecord)
+    assert isinstance(full, Transaction)
+    assert isinstance(bare, Transaction)
+    assert isinstance(bad, InvalidRecord)
     assert full.fingerprint is not None
     assert (full.ip_proxy, full.fingerprint.os, full.fingerprint.emulator, full.fingerprint.browser) == (True, "iOS 19", False, None)
     assert (bare.ip_proxy, bare.fingerprint) == (None, None)
@@ -293,5 +295,6 @@ def test_nested_fields_and_flags_are_mapped_by_their_dotted_name(tmp_path: Path)
 
 def test_a_label_of_a_file_names_the_merchant_that_it_teaches(tmp_path: Path) -> None:
     (row,) = read(a_csv(tmp_path / "f.csv", [*GOOD[:7], "1", "hello"]), NESTED)
-    assert isinstance(row.content, Transaction) and row.label is not None
+    assert isinstance(row.content, Transaction)
+    assert row.label is not None
     assert (row.label.transacted_at_ms, row.label.merchant_id, row.label.terminal_id) == (row.content.at_ms, "m1", "w1")
