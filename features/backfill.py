@@ -9,8 +9,9 @@ import numpy as np
 from features import kernel
 from features.catalogue import Catalogue
 from features.columns import TransactionColumns
-from features.fact import DECLINED
+from features.fact import AT_MS, DECLINED, FACTS, FRAUD, KIND
 from features.layout import LogLayout
+from features.tally import LABEL_FACTS, LABELLED, Given, Reads, told_all
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -54,6 +55,41 @@ def _known(catalogue: Catalogue, columns: TransactionColumns) -> Array:
     return known
 
 
+def tallied(catalogue: Catalogue, columns: TransactionColumns, declined: Array) -> Array:
+    """float64[n, told numbers]: what the tallies told each transaction, if each was told to them at once after it was decided.
+
+    A label counts from the first transaction on that arrives when it has been learned. A transaction that comes again counts once.
+    """
+    plan, n = catalogue.tally_plan, columns.n
+    out = np.full((n, len(plan.folds)), np.nan)
+    if not plan.folds:
+        return out
+    facts, none = columns.fact_matrix, np.zeros(n, np.uint64)
+    _, first, place = np.unique(facts[:, 0], return_index=True, return_inverse=True)
+    refused = first[declined[first]]
+    learned = np.zeros(n, np.int64) if columns.learned is None else columns.learned
+    known = first[learned[first] > 0]
+    known = known[np.argsort(learned[known], kind="stable")]
+    rows = np.zeros((len(first) + len(refused) + len(known), len(FACTS) + 1), np.int64)
+    rows[: len(first), :-1], rows[len(first) : len(first) + len(refused), :-1] = facts[first], facts[refused]
+    rows[len(first) : len(first) + len(refused), KIND] = DECLINED
+    labels = rows[len(first) + len(refused) :]
+    for fact in LABEL_FACTS:
+        labels[:, fact] = facts[known, fact]
+    labels[:, KIND], labels[:, -1] = FRAUD, learned[known]
+    sources = np.zeros(len(rows), np.int64)
+    sources[len(first) + len(refused) :] = 1
+    offsets = np.concatenate((first, refused, np.arange(len(known))))
+    seen = np.searchsorted(learned[known], np.maximum.accumulate(facts[:, AT_MS]), side="right")
+    positions = np.column_stack((first[place], seen[first[place]]))
+    for number, layout in enumerate(catalogue.tally_layouts):
+        tokens = columns.tokens.get(layout.kind, none)
+        taught = tokens[known] if layout.kind in LABELLED else np.zeros(len(known), np.uint64)
+        given = Given(np.concatenate((tokens[first], tokens[refused], taught)), sources, offsets, rows)
+        told_all(plan, number, given, Reads(tokens, positions, facts[:, AT_MS]), out)
+    return out
+
+
 def backfill(catalogue: Catalogue, columns: TransactionColumns, declined: Array | None = None) -> Array:
     """float64[n, features]: the vector of each transaction, in the catalogue's order, NaN is missing.
 
@@ -75,6 +111,7 @@ def backfill(catalogue: Catalogue, columns: TransactionColumns, declined: Array 
     first, begins = np.array([log.first for log in logs]), np.array([log.begins for log in logs])
     strides = np.array([len(log.source) for log in logs], np.int64)
     known = _known(catalogue, columns)
+    measures = np.hstack((columns.measure_matrix, tallied(catalogue, columns, refused)))
     walk = np.argsort(first[np.argmax(strides)], kind="stable") if len(logs) else np.arange(columns.n)
-    kernel.look_at_all(catalogue.program, walk, facts, columns.measure_matrix, known, first, begins, flat, bases, strides, out)
+    kernel.look_at_all(catalogue.program, walk, facts, measures, known, first, begins, flat, bases, strides, out)
     return out

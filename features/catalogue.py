@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from features.fact import ACCOUNT, CARD, DEVICE, ENTITIES, FACTS
+from features.fact import ACCOUNT, BIN, CARD, DEVICE, ENTITIES, FACTS, IP, MERCHANT, TERMINAL, Entity
+from features.fact import COUNTRY as COUNTRIES
 from features.layout import Cap, LogLayout, ProfileLayout, content_hash, log_layouts
 from features.plan import program_of
 from features.row import (
@@ -30,6 +31,7 @@ from features.row import (
     differs_from_known,
     distance_km,
     distinct,
+    fraud_share,
     hours,
     known_age,
     log_capped,
@@ -48,9 +50,11 @@ from features.row import (
     share,
     since_last,
     speed_kmh,
+    surge,
     total,
     zscore,
 )
+from features.tally import TallyLayout, TallyPlan, tally_layouts, tally_plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +63,8 @@ class Catalogue:
 
     rows: tuple[Feature, ...]
     cap: Cap = field(default_factory=Cap)
+    memory: Mapping[str, Literal["log", "tally"]] = field(default_factory=dict)
+    """By entity kind, the memory that it has instead of its own: an entity quiet enough for a log is remembered exactly."""
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -90,13 +96,42 @@ class Catalogue:
     def catalogue_id(self) -> str:
         """Hash of everything that decides a vector's numbers: rows, caps and how facts are stored. Texts do not count."""
         facts = [(fact.name, fact.width, fact.zero_is_missing) for fact in FACTS]
-        return "cat_" + content_hash(repr(([(row.name, row.shape) for row in self.rows], self.cap, facts)), 16)
+        return "cat_" + content_hash(repr(([(row.name, row.shape) for row in self.rows], self.cap, sorted(self.memory.items()), facts)), 16)
 
     @cached_property
     def logs(self) -> tuple[str, ...]:
         """The entity kinds that have a log, in the order in which a vector's positions are given."""
+        return tuple(entity.name for entity in self._remembered("log"))
+
+    @cached_property
+    def tallies(self) -> tuple[str, ...]:
+        """The entity kinds that have a tally."""
+        return tuple(entity.name for entity in self._remembered("tally"))
+
+    def _remembered(self, memory: str) -> list[Entity]:
+        """The entities that a row reads and that have this kind of memory."""
         read = {part.entity for row in self.rows for part in parts(row.shape.expression) if isinstance(part, Fold | Capped)}
-        return tuple(entity.name for entity in ENTITIES if entity in read)
+        return [entity for entity in ENTITIES if entity in read and self.memory.get(entity.name, entity.memory) == memory]
+
+    def _folds(self, kinds: tuple[str, ...]) -> list[Fold]:
+        """The folds that read these entity kinds."""
+        every = (part for row in self.rows for part in parts(row.shape.expression))
+        return [part for part in every if isinstance(part, Fold) and part.entity.name in kinds]
+
+    @cached_property
+    def tally_layouts(self) -> tuple[TallyLayout, ...]:
+        """The layout of each tally, in the order of `tallies`."""
+        return tally_layouts(self._folds(self.tallies), self._remembered("tally"))
+
+    @cached_property
+    def tally_plan(self) -> TallyPlan:
+        """The tallies as their kernel reads them."""
+        return tally_plan(self.tally_layouts)
+
+    @cached_property
+    def tally_fields(self) -> tuple[str, ...]:
+        """The field of a transaction that names the entity of each tally."""
+        return tuple(entity.field for entity in self._remembered("tally"))
 
     @cached_property
     def profiles(self) -> tuple[str, ...]:
@@ -126,9 +161,8 @@ class Catalogue:
 
     @cached_property
     def longest_ms(self) -> int:
-        """The longest window, milliseconds."""
-        windows = [part.window.ms for row in self.rows for part in parts(row.shape.expression) if isinstance(part, Fold)]
-        return max(windows, default=0)
+        """The longest window over a log, milliseconds."""
+        return max((fold.window.ms for fold in self._folds(self.logs)), default=0)
 
     @cached_property
     def keep_ms(self) -> int:
@@ -138,21 +172,26 @@ class Catalogue:
     @cached_property
     def program(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """The rows as the kernel reads them."""
-        return program_of(self.rows, self.log_layouts, self.profile_layouts, self.cap, self.longest_ms)
+        return program_of(self.rows, self.log_layouts, self.profile_layouts, self.tally_plan.folds, self.cap, self.longest_ms)
 
     def extended(self, rows: Iterable[Feature]) -> Catalogue:
         """This catalogue with more rows at its end; its own columns keep their numbers."""
-        return Catalogue((*self.rows, *rows), self.cap)
+        return Catalogue((*self.rows, *rows), self.cap, self.memory)
 
 
 VELOCITY, TESTING, TRAVEL, COUNTRY = "velocity", "card_testing", "impossible_travel", "unusual_country"
 NOVELTY, REMOTE_FRAUD, TAKEOVER, MULE = "mcc_novelty", "card_not_present", "account_takeover", "money_mule"
 SYNTHETIC, BIOMETRICS, FINGERPRINT, DEGRADED = "synthetic_identity", "behavioural_biometrics", "device_change", "degraded"
 
+TERMINAL_FRAUD, CLUSTER = "terminal_compromise", "transaction_cluster"
+
 _A = "amount_minor"
+MATURE = days(7)
+"""How long after a transaction its label is taken to be known."""
 
 velocity, geographic, device = partial(Feature, "velocity"), partial(Feature, "geographic"), partial(Feature, "device")
-behavioural, memory = partial(Feature, "behavioural"), partial(Feature, "memory")
+behavioural, merchant = partial(Feature, "behavioural"), partial(Feature, "merchant")
+memory = partial(Feature, "memory")
 
 # fmt: off
 CATALOGUE = Catalogue(
@@ -252,6 +291,48 @@ CATALOGUE = Catalogue(
         behavioural(known_age(ACCOUNT, "opened_at_ms", "open"), "young_account", SYNTHETIC, "Seconds since the account was opened", "low"),
         behavioural(over_known(_A, ACCOUNT, "credit_limit_minor", "amount_over_limit"), "large_part_of_limit", SYNTHETIC,
                     "The amount over the credit limit: synthetic identities spend up to it at once"),
+        # Merchants, terminals, addresses, BINs and countries: what others do there, to a slice of a sixtieth of the window.
+        merchant(count(of=MERCHANT, window=hours(1)), "busy_merchant_1h", CLUSTER, "Payments at the merchant within an hour"),
+        merchant(surge(of=MERCHANT, window=hours(1), against=days(7)), "merchant_surge_1h", CLUSTER,
+                 "How many times its usual hour the merchant sells: a sudden crowd is seldom one of customers"),
+        merchant(count(of=MERCHANT, window=hours(1), where=(SPENT, SMALL), called="small_count"), "many_small_merchant_payments_1h", TESTING,
+                 "Payments below five units at the merchant within an hour: where testers try their numbers"),
+        merchant(declines(of=MERCHANT, window=hours(1)), "many_merchant_declines_1h", TESTING, "Declines at the merchant within an hour"),
+        merchant(decline_ratio(of=MERCHANT, window=hours(24)), "high_merchant_decline_ratio_24h", TESTING,
+                 "Share of the merchant's attempts of a day that were declined"),
+        merchant(distinct("card", of=MERCHANT, window=hours(1)), "many_merchant_cards_1h", CLUSTER,
+                 "Different cards at the merchant within an hour, about"),
+        merchant(ratio_to_mean(_A, of=MERCHANT, window=days(7)), "amount_above_merchant_usual", VELOCITY,
+                 "The amount over the merchant's mean of a week"),
+        merchant(fraud_share(of=MERCHANT, window=days(30), delay=MATURE), "risky_merchant_30d", TERMINAL_FRAUD,
+                 "Share of the merchant's payments that turned out to be fraud, of those a week old or older"),
+        merchant(count(of=TERMINAL, window=hours(1)), "busy_terminal_1h", TERMINAL_FRAUD, "Payments at the terminal within an hour"),
+        merchant(surge(of=TERMINAL, window=hours(24), against=days(30)), "terminal_surge_24h", TERMINAL_FRAUD,
+                 "How many times its usual day the terminal sells"),
+        merchant(decline_ratio(of=TERMINAL, window=hours(24)), "high_terminal_decline_ratio_24h", TERMINAL_FRAUD,
+                 "Share of the terminal's attempts of a day that were declined"),
+        merchant(distinct("card", of=TERMINAL, window=hours(24)), "many_terminal_cards_24h", TERMINAL_FRAUD,
+                 "Different cards at the terminal within a day, about"),
+        merchant(fraud_share(of=TERMINAL, window=days(30), delay=MATURE), "risky_terminal_30d", TERMINAL_FRAUD,
+                 "Share of the terminal's payments that turned out to be fraud, of those a week old or older: a skimmer shows late"),
+        merchant(decline_ratio(of=COUNTRIES, window=hours(24)), "high_country_decline_ratio_24h", COUNTRY,
+                 "Share of all attempts in the merchant's country within a day that were declined"),
+        velocity(count(of=IP, window=minutes(10)), "many_address_payments_10m", VELOCITY, "Payments from the IP address within ten minutes"),
+        velocity(count(of=IP, window=hours(24)), "many_address_payments_24h", VELOCITY, "Payments from the IP address within a day"),
+        velocity(declines(of=IP, window=hours(1)), "many_address_declines_1h", TESTING, "Declines from the IP address within an hour"),
+        velocity(distinct("card", of=IP, window=hours(1)), "many_address_cards_1h", TESTING,
+                 "Different cards from the IP address within an hour, about: one machine with many numbers"),
+        velocity(distinct("account", of=IP, window=hours(24)), "many_address_accounts_24h", TAKEOVER,
+                 "Different accounts from the IP address within a day, about"),
+        velocity(count(of=BIN, window=minutes(10), where=(SPENT, SMALL), called="small_count"), "many_small_bin_payments_10m", TESTING,
+                 "Payments below five units on cards of this BIN within ten minutes: numbers are tried in a row"),
+        velocity(declines(of=BIN, window=minutes(10)), "many_bin_declines_10m", TESTING, "Declines of cards of this BIN within ten minutes"),
+        velocity(decline_ratio(of=BIN, window=hours(1)), "high_bin_decline_ratio_1h", TESTING,
+                 "Share of the BIN's attempts of an hour that were declined"),
+        velocity(surge(of=BIN, window=minutes(10), against=hours(24)), "bin_surge_10m", TESTING,
+                 "How many times their usual ten minutes the BIN's cards pay"),
+        velocity(distinct("card", of=BIN, window=minutes(10)), "many_bin_cards_10m", TESTING,
+                 "Different cards of the BIN within ten minutes, about"),
         # Memory: what the vector could not see.
         memory(log_capped(of=CARD), "card_history_cut", DEGRADED, "The card had more payments in 90 days than its log keeps"),
         memory(log_capped(of=ACCOUNT), "account_history_cut", DEGRADED, "The account had more payments in 90 days than its log keeps"),

@@ -30,6 +30,7 @@ class TransactionColumns:
     `tokens`: uint64 by entity name, hash64s of the entity's token, 0: no such entity. It says in which log a row belongs;
     an entity that is absent has no logs.
     `measures`: float64 by MEASURES' names, NaN is 'not given', and so is one that is absent.
+    `learned`: int64[n], when each was learned to be fraud, milliseconds since 1970-01-01 UTC, 0: never; None: of none.
     `known`: float64 by `entity.column` of PROFILES, NaN is 'not known'; the value that was known when the transaction happened.
     """
 
@@ -37,6 +38,7 @@ class TransactionColumns:
     tokens: Mapping[str, Array]
     measures: Mapping[str, Array] = field(default_factory=dict)
     known: Mapping[str, Array] = field(default_factory=dict)
+    learned: Array | None = None
 
     def __post_init__(self) -> None:
         missing = [name for name in REQUIRED if name not in self.facts]
@@ -70,9 +72,10 @@ class TransactionColumns:
 
     def part(self, begin: int, end: int) -> TransactionColumns:
         """Transactions begin to end, as a view."""
-        return TransactionColumns(
-            *({name: column[begin:end] for name, column in part.items()} for part in (self.facts, self.tokens, self.measures, self.known))
+        facts, tokens, measures, known = (
+            {name: column[begin:end] for name, column in part.items()} for part in (self.facts, self.tokens, self.measures, self.known)
         )
+        return TransactionColumns(facts, tokens, measures, known, None if self.learned is None else self.learned[begin:end])
 
 
 def columns_of(transactions: Sequence[Transaction]) -> TransactionColumns:

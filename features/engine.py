@@ -11,6 +11,7 @@ import numpy as np
 from features import kernel
 from features.catalogue import Catalogue
 from features.fact import FACTS, MEASURES, facts_of, measures_of
+from features.tally import head_of, told
 from schemas.transaction import Transaction
 
 _OWN = struct.Struct(f"<Q{len(FACTS) - 1}q{len(MEASURES)}d")
@@ -22,28 +23,32 @@ class Past:
     """What the memory holds of a transaction's entities: bytes of each log and profile (None: no such entity, or not known).
 
     `logs` is in the order of the catalogue's `logs`, `profiles` of its `profiles`. `missing` names the entity kinds whose memory
-    could not be read. The transaction's own rows are in its logs already.
+    could not be read. The transaction's own rows are in its logs already. `tallies` is in the order of the catalogue's `tallies`: None
+    is 'no such entity', or not readable; b"" a tally without a row.
     """
 
     logs: tuple[bytes | None, ...]
     profiles: tuple[bytes | None, ...]
     missing: tuple[str, ...] = ()
     facts: tuple[int, ...] | None = None
+    tallies: tuple[bytes | None, ...] = ()
 
     @classmethod
     def nothing(cls, catalogue: Catalogue) -> Past:
         """The past as a memory tells it that does not answer: all that rests on it is missing, all positions are -1."""
-        return cls((None,) * len(catalogue.logs), (None,) * len(catalogue.profiles), catalogue.logs)
+        kinds = (*catalogue.logs, *catalogue.tallies)
+        return cls((None,) * len(catalogue.logs), (None,) * len(catalogue.profiles), kinds, None, (None,) * len(catalogue.tallies))
 
 
 @dataclass(frozen=True, eq=False)
 class Look:
     """A transaction's vector (float64, the catalogue's order, NaN is missing), its position in each log (-1: no such entity),
-    and the numbers of the logs in which it occurs twice."""
+    the numbers of the logs in which it occurs twice, and the heads of its tallies, one after the other (no such entity: zeros)."""
 
     values: np.ndarray[Any, np.dtype[np.float64]]
     positions: tuple[int, ...]
     repeated: tuple[int, ...]
+    tally_positions: bytes = b""
 
 
 def packed(catalogue: Catalogue, txn: Transaction, facts: tuple[int, ...]) -> tuple[bytes | None, ...]:
@@ -60,7 +65,7 @@ def row_bytes(catalogue: Catalogue, txn: Transaction) -> tuple[bytes | None, ...
 def _assembled(catalogue: Catalogue, txn: Transaction, past: Past) -> bytearray:
     """The kernel's buffer: own facts and measures, where each log and profile begins, and their bytes."""
     facts = facts_of(txn) if past.facts is None else past.facts
-    at = _OWN.size + 8 * (2 * len(past.logs) + len(past.profiles))
+    at = _OWN.size + 8 * len(catalogue.tally_plan.folds) + 8 * (2 * len(past.logs) + len(past.profiles))
     places: list[int] = []
     contents: list[bytes] = []
     for log in past.logs:
@@ -79,6 +84,8 @@ def _assembled(catalogue: Catalogue, txn: Transaction, past: Past) -> bytearray:
         contents.append(content)
         at += len(content)
     own = _OWN.pack(*facts, *measures_of(txn))
+    if catalogue.tallies:
+        own += told(catalogue.tally_plan, past.tallies or (None,) * len(catalogue.tallies), txn.at_ms).tobytes()
     return bytearray().join((own, struct.pack(f"<{len(places)}q", *places), *contents, _ZEROS))
 
 
@@ -89,7 +96,8 @@ def look(catalogue: Catalogue, txn: Transaction, past: Past) -> Look:
     kernel.look_at(catalogue.program, np.frombuffer(_assembled(catalogue, txn, past), np.uint8), out)
     tail = out[width:].tolist()
     positions = tuple([int(position) for position in tail[::2]])
-    return Look(out[:width], positions, tuple([log for log in range(logs) if tail[2 * log + 1]]))
+    heads = b"".join([head_of(content) for content in past.tallies])
+    return Look(out[:width], positions, tuple([log for log in range(logs) if tail[2 * log + 1]]), heads)
 
 
 def place_in(log: bytes, row_size: int, hash_: int) -> tuple[int, bool]:

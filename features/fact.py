@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from schemas.account import AccountEvent, AccountEventKind
 from schemas.identity import hash32, hash64
@@ -30,6 +30,9 @@ KIND_CODES: dict[str, int] = {
 
 DECLINED = 32
 """The kind of the row that says: this transaction was declined or blocked."""
+
+FRAUD = 33
+"""The kind of the row that says: this transaction is now known to have been fraud."""
 
 EVENT_CODES: dict[str, int] = {
     AccountEventKind.LOGIN: 40,
@@ -178,10 +181,12 @@ def event_facts(event: AccountEvent) -> tuple[int, ...]:
 
 
 class Entity(NamedTuple):
-    """A thing that has a memory, and the field in which a transaction names it (None: this transaction has no such thing)."""
+    """A thing that has a memory, the field in which a transaction names it (None: this transaction has no such thing), and which
+    kind of memory it has unless a catalogue says otherwise: a log, or a tally where it is too busy for one."""
 
     name: str
     field: str
+    memory: Literal["log", "tally"] = "log"
 
 
 CARD = Entity("card", "card_token")
@@ -191,9 +196,14 @@ CUSTOMER = Entity("customer", "customer_id")
 EMAIL = Entity("email", "email_token")
 PHONE = Entity("phone", "phone_token")
 COUNTERPARTY = Entity("counterparty", "counterparty_account_id")
+MERCHANT = Entity("merchant", "merchant_id", "tally")
+TERMINAL = Entity("terminal", "terminal_id", "tally")
+IP = Entity("ip", "ip", "tally")
+BIN = Entity("bin", "card_bin", "tally")
+COUNTRY = Entity("country", "country", "tally")
 
-ENTITIES: tuple[Entity, ...] = (CARD, ACCOUNT, DEVICE, CUSTOMER, EMAIL, PHONE, COUNTERPARTY)
-"""Every entity that may have a log, in the order in which logs are numbered. A log exists if a row of the catalogue reads it."""
+ENTITIES: tuple[Entity, ...] = (CARD, ACCOUNT, DEVICE, CUSTOMER, EMAIL, PHONE, COUNTERPARTY, MERCHANT, TERMINAL, IP, BIN, COUNTRY)
+"""Every entity that may have a memory, in the order in which memories are numbered. One exists if a row of the catalogue reads it."""
 
 PROFILES: dict[str, tuple[str, ...]] = {"account": ("opened_at_ms", "home_country", "credit_limit_minor")}
 """What is known of an entity and changes slowly: the columns of its profile. Countries as `country_code`."""

@@ -98,7 +98,7 @@ def log_layouts(rows: Iterable[Feature], kinds: Iterable[str]) -> tuple[LogLayou
     needed: dict[str, set[str]] = {kind: set(FIXED) for kind in kinds}
     for row in rows:
         for part in parts(row.shape.expression):
-            if isinstance(part, Fold):
+            if isinstance(part, Fold) and part.entity.name in needed:
                 needed[part.entity.name].update(_columns_read(part))
     return tuple(LogLayout(kind, tuple(f.name for f in FACTS if f.name in columns)) for kind, columns in needed.items())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Awaitable, Generator, Iterable
+from collections.abc import Awaitable, Generator, Iterable, Mapping, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from features.catalogue import Catalogue
@@ -11,6 +11,7 @@ from features.engine import Past, packed, place_in
 from features.fact import HASH, declined_facts, event_facts, facts_of
 from features.log import is_due, log_rows, rebuilt_log, row_count, tidied
 from features.profile import Write, profile_write, profile_writes
+from features.tally import Update, updated
 from schemas.account import AccountEvent, AccountState
 from schemas.transaction import Transaction
 
@@ -19,11 +20,15 @@ Decided = tuple[Transaction, tuple[int, ...], tuple[int, ...]]
 """A decided transaction, its positions and the positions of its decline rows (empty: none)."""
 
 
+Updates = Mapping[tuple[int, str], Sequence[Update]]
+"""By number of the tally and the entity's token: rows, and where in the log they are from."""
+
+
 class Memory(Protocol):
     """Remembers and recalls. What is remembered is remembered at the call; the answer comes when it is awaited."""
 
     def recall(self, txn: Transaction) -> Awaitable[Past]:
-        """Appends the transaction to its logs and reads them and its profiles. MemoryUnavailable if the memory does not answer."""
+        """Appends the transaction to its logs, reads them, its profiles and tallies. MemoryUnavailable if the memory does not answer."""
 
     def decline(self, txn: Transaction) -> Awaitable[tuple[int, ...]]:
         """Remembers that it was declined or blocked; the place of that row in each log (-1: no such entity). Twice is once."""
@@ -36,6 +41,15 @@ class Memory(Protocol):
 
     def know_account(self, state: AccountState) -> Awaitable[None]:
         """Makes an account's state known as of its `as_of_ms`."""
+
+    def take(self, updates: Updates) -> Awaitable[None]:
+        """Gives rows to tallies, each once: a tally ignores what it has taken."""
+
+    def put_tallies(self, contents: Mapping[tuple[int, str], bytes]) -> Awaitable[None]:
+        """Writes these tallies, replacing them. For a memory that forgot."""
+
+    def tally(self, kind: str, token: str) -> Awaitable[bytes]:
+        """The bytes of an entity's tally, empty if it has none."""
 
     def restore(self, decided: Iterable[Decided]) -> Awaitable[int]:
         """Writes the logs of these decided transactions, replacing them; how many logs. For a memory that forgot."""
@@ -67,6 +81,12 @@ class Ready(Generic[T]):
 def occurs_twice(log: bytes, row: bytes) -> bool:
     """Whether a log that ends in (or near) this row also has it earlier; a cheap test that may, hardly ever, say yes wrongly."""
     return log.find(row[:8]) != log.rfind(row[:8])
+
+
+def tally_keys(catalogue: Catalogue, txn: Transaction) -> list[str | None]:
+    """The key of each tally; None where the transaction has no such entity."""
+    pairs = zip(catalogue.tally_layouts, catalogue.tally_fields, strict=True)
+    return [None if (token := getattr(txn, field)) is None else layout.key(token) for layout, field in pairs]
 
 
 def event_rows(catalogue: Catalogue, event: AccountEvent) -> tuple[bytes | None, ...]:
@@ -111,12 +131,20 @@ class DictMemory:
         return tuple(-1 if log is None else place_in(log, layout.row_bytes, hash_)[0] for layout, log in pairs)
 
     def recall(self, txn: Transaction) -> Awaitable[Past]:
-        """Appends the transaction to its logs and reads them and its profiles."""
+        """Appends the transaction to its logs and reads them, its profiles and its tallies."""
         facts = facts_of(txn)
         logs = self._appended(self._tokens(txn), packed(self.catalogue, txn, facts))
         layouts = zip(self.catalogue.profile_layouts, self.catalogue.profile_fields, strict=True)
         profiles = [self.contents.get(layout.key(getattr(txn, field) or "")) for layout, field in layouts]
-        return Ready(Past(tuple(logs), tuple(profiles), (), facts))
+        tallies = tuple(None if key is None else self.contents.get(key, b"") for key in tally_keys(self.catalogue, txn))
+        return Ready(Past(tuple(logs), tuple(profiles), (), facts, tallies))
+
+    def take(self, updates: Updates) -> Awaitable[None]:
+        """Gives rows to tallies."""
+        for (number, token), new in updates.items():
+            key = self.catalogue.tally_layouts[number].key(token)
+            self.contents[key] = updated(self.catalogue.tally_plan, self.catalogue.tally_layouts, number, self.contents.get(key, b""), new)
+        return Ready(None)
 
     def decline(self, txn: Transaction) -> Awaitable[tuple[int, ...]]:
         """Appends the decline rows; their positions."""
@@ -146,6 +174,15 @@ class DictMemory:
         for write in profile_writes(self.catalogue, state):
             self._write(write)
         return Ready(None)
+
+    def put_tallies(self, contents: Mapping[tuple[int, str], bytes]) -> Awaitable[None]:
+        """Writes these tallies, replacing them."""
+        self.contents |= {self.catalogue.tally_layouts[number].key(token): content for (number, token), content in contents.items()}
+        return Ready(None)
+
+    def tally(self, kind: str, token: str) -> Awaitable[bytes]:
+        """The bytes of an entity's tally."""
+        return Ready(self.contents.get(self.catalogue.tally_layouts[self.catalogue.tallies.index(kind)].key(token), b""))
 
     def restore(self, decided: Iterable[Decided]) -> Awaitable[int]:
         """Writes the logs of these decided transactions, replacing them."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import deque
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Mapping
 from itertools import islice
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,8 +18,9 @@ from features.catalogue import Catalogue
 from features.engine import Past, packed, place_in
 from features.fact import HASH, declined_facts, event_facts, facts_of
 from features.log import is_due, rebuilt_log, row_count, tidied
-from features.memory import Decided, event_rows, gathered, occurs_twice
+from features.memory import Decided, Updates, event_rows, gathered, occurs_twice, tally_keys
 from features.profile import profile_write, profile_writes
+from features.tally import HEADER_BYTES, updated
 from schemas.account import AccountEvent, AccountState
 from schemas.errors import MemoryUnavailable, SettingsError
 from schemas.transaction import Transaction
@@ -29,6 +31,16 @@ _DOWN = ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOAUTH
 """Errors by which a server says that it cannot serve now, rather than that a command is wrong."""
 _BACKOFF_S, _BACKOFF_MAX_S = 0.02, 1.0
 _DAY_MS = 86_400_000
+_TRIES = 64
+_SWAP = b"""
+if redis.call('EXISTS', 'whole') == 0 then return redis.error_reply('FORGOT Redis does not know how far it is') end
+local now = redis.call('GET', KEYS[1]) or ''
+if string.sub(now, 1, #ARGV[1]) ~= ARGV[1] or (#ARGV[1] == 0 and now ~= '') then return now end
+redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
+return 1
+"""
+"""Replaces a tally whose head is still the one that was read: a later one has taken other rows."""
+_SWAP_SHA = hashlib.sha1(_SWAP, usedforsecurity=False).hexdigest()
 
 
 def address(url: str) -> dict[str, Any]:
@@ -312,16 +324,63 @@ class RedisMemory:
                 self._tidying = asyncio.get_running_loop().create_task(self._tidy_all())
 
     def recall(self, txn: Transaction) -> Awaitable[Past]:
-        """Appends the transaction to its logs and reads them and its profiles, in one round trip. The commands are sent at the call.
+        """Appends the transaction to its logs, reads them, its profiles and tallies, in one round trip. The commands are sent at the call.
 
         MemoryUnavailable if Redis does not answer; a key of the wrong type makes its entity kind `missing`.
         """
-        facts = facts_of(txn)
-        return self._recalled(facts, self._append_and_read(self._keys(txn), packed(self.catalogue, txn, facts), self._profile_keys(txn)))
+        facts, tallies = facts_of(txn), tally_keys(self.catalogue, txn)
+        more = [*self._profile_keys(txn), *tallies]
+        return self._recalled(facts, tallies, self._append_and_read(self._keys(txn), packed(self.catalogue, txn, facts), more))
 
-    async def _recalled(self, facts: tuple[int, ...], read: Awaitable[tuple[list[bytes | None], list[bytes | None], tuple[str, ...]]]) -> Past:
-        logs, profiles, missing = await read
-        return Past(tuple(logs), tuple(profiles), missing, facts)
+    async def _recalled(
+        self, facts: tuple[int, ...], keys: list[str | None], read: Awaitable[tuple[list[bytes | None], list[bytes | None], tuple[str, ...]]]
+    ) -> Past:
+        logs, more, missing = await read
+        profiles = len(more) - len(keys)
+        tallies = [None if key is None else content or b"" for key, content in zip(keys, more[profiles:], strict=True)]
+        return Past(tuple(logs), tuple(more[:profiles]), missing, facts, tuple(tallies))
+
+    async def take(self, updates: Updates) -> None:
+        """Gives rows to tallies, each once, by compare-and-set of their heads; MemoryUnavailable if Redis does not answer, or forgot."""
+        layouts = self.catalogue.tally_layouts
+        left = {(number, layouts[number].key(token)): new for (number, token), new in updates.items()}
+        contents = await self._obeyed(*(("GET", key) for _, key in left))
+        for _ in range(_TRIES):
+            swaps: dict[tuple[int, str], tuple[bytes, bytes]] = {}
+            for (number, key), content in zip(left, contents, strict=True):
+                before = content or b""
+                after = updated(self.catalogue.tally_plan, layouts, number, before, left[number, key])
+                if after is not before:
+                    swaps[number, key] = before, after
+            if not swaps:
+                return
+            replies = await self._swapped([(key, before, after, layouts[number].keep_s) for (number, key), (before, after) in swaps.items()])
+            lost = [(place, reply) for place, reply in zip(swaps, replies, strict=True) if reply != 1]
+            left, contents = {place: left[place] for place, _ in lost}, [reply if isinstance(reply, bytes) else None for _, reply in lost]
+        raise MemoryUnavailable(f"tallies changed under {_TRIES} tries")
+
+    async def put_tallies(self, contents: Mapping[tuple[int, str], bytes]) -> None:
+        """Writes these tallies, replacing them. For a Redis that forgot."""
+        layouts, left = self.catalogue.tally_layouts, iter(contents.items())
+        while batch := list(islice(left, 256)):
+            await self._obeyed(*(("SET", layouts[number].key(token), content, "EX", layouts[number].keep_s) for (number, token), content in batch))
+
+    async def tally(self, kind: str, token: str) -> bytes:
+        """The bytes of an entity's tally, empty if it has none."""
+        (content,) = await self._obeyed(("GET", self.catalogue.tally_layouts[self.catalogue.tallies.index(kind)].key(token)))
+        return content if isinstance(content, bytes) else b""
+
+    async def _swapped(self, swaps: list[tuple[str, bytes, bytes, int]]) -> list[Any]:
+        """1 for each tally that was replaced, and what is there for each that was another by then."""
+        commands = [("EVALSHA", _SWAP_SHA, 1, key, before[:HEADER_BYTES], after, keep_s) for key, before, after, keep_s in swaps]
+        replies = await self.wire.send(*commands)
+        if any(isinstance(reply, hiredis.ReplyError) and "NOSCRIPT" in str(reply) for reply in replies):
+            await self._obeyed(("SCRIPT", "LOAD", _SWAP))
+            replies = await self.wire.send(*commands)
+        refused = [reply for reply in replies if isinstance(reply, hiredis.ReplyError)]
+        if refused:
+            raise MemoryUnavailable(f"Redis: {refused[0]}")
+        return replies
 
     def decline(self, txn: Transaction) -> Awaitable[tuple[int, ...]]:
         """Remembers that it was declined or blocked; the place of that row in each log (-1: no such entity). Twice is once."""
@@ -340,11 +399,13 @@ class RedisMemory:
         pairs = zip(self.catalogue.log_layouts, logs, strict=True)
         return tuple(-1 if log is None else place_in(log, layout.row_bytes, hash_)[0] for layout, log in pairs)
 
-    async def _obeyed(self, *commands: Command) -> None:
-        """Sends writes; MemoryUnavailable if one was refused."""
-        refused = [reply for reply in await self.wire.send(*commands) if isinstance(reply, hiredis.ReplyError)]
+    async def _obeyed(self, *commands: Command) -> list[Any]:
+        """The replies; MemoryUnavailable if a command was refused."""
+        replies = await self.wire.send(*commands)
+        refused = [reply for reply in replies if isinstance(reply, hiredis.ReplyError)]
         if refused:
             raise MemoryUnavailable(f"Redis: {refused[0]}")
+        return replies
 
     async def know(self, kind: str, token: str, column: str, value: float, known_at_ms: int) -> None:
         """Makes one column of a profile known since `known_at_ms`."""

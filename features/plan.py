@@ -11,7 +11,7 @@ import numpy as np
 from features import kernel
 from features.fact import FACT_NUMBER, FACTS, MEASURE_NUMBER, MEASURES
 from features.layout import Cap, LogLayout, ProfileLayout
-from features.row import Calc, Capped, Condition, Constant, Expression, Feature, Fold, Known, Own
+from features.row import Calc, Capped, Condition, Constant, Expression, Feature, Fold, Known, Own, sum_over_count
 
 _CONDITIONS = {"kinds": kernel.KINDS, "below": kernel.BELOW, "same": kernel.SAME, "near": kernel.NEAR, "given": kernel.GIVEN}
 _FOLDS = {
@@ -42,10 +42,11 @@ CONDITIONS_MAX = 60
 class _Registers:
     """Gives every different expression one register: equal parts of different rows are computed once."""
 
-    def __init__(self, layouts: Sequence[LogLayout], profiles: Sequence[ProfileLayout]) -> None:
+    def __init__(self, layouts: Sequence[LogLayout], profiles: Sequence[ProfileLayout], told: Sequence[Fold]) -> None:
         self.knowns = [(number, column) for number, profile in enumerate(profiles) for column in profile.columns]
         self.profiles = profiles
-        self.known_from = len(FACTS) + len(MEASURES)
+        self.told = {fold: len(FACTS) + len(MEASURES) + number for number, fold in enumerate(told)}
+        self.known_from = len(FACTS) + len(MEASURES) + len(told)
         self.zero = self.known_from + len(self.knowns)
         self.taken = self.zero + 1
         self.constants: list[tuple[int, float]] = [(self.zero, 0.0)]
@@ -75,6 +76,10 @@ class _Registers:
                 self.constants.append((self._new(), value))
             case Capped(entity):
                 self.capped[entity.name] = self._new()
+            case Fold() if expression in self.told:
+                return self.told[expression]
+            case Fold(entity, "mean") if entity.name not in self.cells:
+                return self.register(sum_over_count(expression))
             case Fold(entity):
                 self.cells[entity.name].append((self._new(), expression))
             case Calc(op, args):
@@ -126,17 +131,17 @@ def _log_line(writer: _Writer, layout: LogLayout, cells: list[tuple[int, Fold]],
 
 
 def program_of(
-    rows: Sequence[Feature], layouts: Sequence[LogLayout], profiles: Sequence[ProfileLayout], cap: Cap, longest_ms: int
+    rows: Sequence[Feature], layouts: Sequence[LogLayout], profiles: Sequence[ProfileLayout], told: Sequence[Fold], cap: Cap, longest_ms: int
 ) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The plan of these rows over these layouts, as `kernel.look_at` reads it."""
-    registers, writer = _Registers(layouts, profiles), _Writer()
+    """The plan of these rows over these layouts, as `kernel.look_at` reads it. What tallies told comes in after the measures."""
+    registers, writer = _Registers(layouts, profiles, told), _Writer()
     outs = [registers.register(row.shape.expression) for row in rows]
     lines = [_log_line(writer, layout, registers.cells[layout.kind], registers.capped.get(layout.kind, -1)) for layout in layouts]
     bits = [(register, struct.unpack("<q", struct.pack("<d", value))[0]) for register, value in registers.constants]
     head = {
         kernel.LOGS: len(layouts),
         kernel.FACTS: len(FACTS),
-        kernel.MEASURES: len(MEASURES),
+        kernel.MEASURES: len(MEASURES) + len(told),
         kernel.PROFILES: len(profiles),
         kernel.REGISTERS: registers.taken,
         kernel.OUTS: len(outs),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from features.fact import DECLINED, FACT_NUMBER, KIND_CODES, MEASURE_NUMBER, PROFILES, Entity
+from features.fact import DECLINED, FACT_NUMBER, FRAUD, KIND_CODES, MEASURE_NUMBER, PROFILES, Entity
 from schemas.transaction import AT_A_PLACE, CREDITS, TransactionKind
 
 SECOND_MS, MINUTE_MS, HOUR_MS, DAY_MS = 1_000, 60_000, 3_600_000, 86_400_000
@@ -60,6 +60,8 @@ SPENT = _kinds(*(code for kind, code in KIND_CODES.items() if kind not in CREDIT
 RECEIVED = _kinds(*(code for kind, code in KIND_CODES.items() if kind in CREDITS))
 DECLINES = _kinds(DECLINED)
 """The declines and blocks that were decided on those attempts."""
+FRAUDS = _kinds(FRAUD)
+"""What is known by now to have been fraud: chargebacks and analysts' verdicts, from the moment at which they were learned."""
 ANY_PAYMENT = _kinds(*KIND_CODES.values())
 PRESENT = _kinds(*(code for kind, code in KIND_CODES.items() if kind in AT_A_PLACE))
 REMOTE = _kinds(*(KIND_CODES[kind] for kind in _REMOTE))
@@ -119,6 +121,14 @@ class Fold:
     column: str
     window: Window
     where: tuple[Condition, ...]
+    delay: Window | None = None
+    """How long after it happened a transaction matures: the window ends that much before now, and a label that was learned later
+    counts from then on. None: at once. Tallies alone know delays."""
+
+
+def sum_over_count(mean: Fold) -> Calc:
+    """A mean as the two folds that a tally can tell."""
+    return Calc("over", (replace(mean, op="sum"), replace(mean, op="count", column="at_ms")))
 
 
 @dataclass(frozen=True)
@@ -144,7 +154,7 @@ class Shape:
 class Feature:
     """A row of the catalogue: what is computed, why an analyst should care, which fraud it catches, and the reason it gives."""
 
-    family: Literal["velocity", "geographic", "device", "behavioural", "memory"]
+    family: Literal["velocity", "geographic", "device", "behavioural", "merchant", "memory"]
     shape: Shape
     reason: str
     catches: str
@@ -220,6 +230,21 @@ def decline_ratio(*, of: Entity, window: Window) -> Shape:
     """Declines over attempts; missing without attempts."""
     parts = Fold(of, "count", "at_ms", window, (DECLINES,))
     return Shape(_name(of, "decline_ratio", window), Calc("over", (parts, Fold(of, "count", "at_ms", window, (SPENT,)))))
+
+
+def surge(*, of: Entity, window: Window, against: Window) -> Shape:
+    """How many times as many rows as the longer window would let expect; missing without rows in that."""
+    usual = Calc("times", (Fold(of, "count", "at_ms", against, (SPENT,)), Constant(window.ms / against.ms)))
+    return Shape(_name(of, "surge", window), Calc("over", (Fold(of, "count", "at_ms", window, (SPENT,)), usual)))
+
+
+def fraud_share(*, of: Entity, window: Window, delay: Window) -> Shape:
+    """Of the transactions that matured in the window, the share that is known to be fraud; missing if none matured.
+
+    A transaction matures a fixed delay after it happened; a label that is learned later than that counts from then on.
+    """
+    frauds = Fold(of, "count", "at_ms", window, (FRAUDS,), delay)
+    return Shape(_name(of, "fraud_share", window), Calc("over", (frauds, Fold(of, "count", "at_ms", window, (SPENT,), delay))))
 
 
 def _seconds_since(at_ms: Expression) -> Calc:

@@ -35,9 +35,9 @@ TRANSACTIONS = Topic("transactions", Transaction, "account_id", 4, 7 * DAY_MS, F
 ACCOUNTS = Topic("accounts", AccountState, "account_id", 4, FOREVER, True, ("bank",), ("hold",))
 ACCOUNT_EVENTS = Topic("account_events", AccountEvent, "account_id", 4, 90 * DAY_MS, False, ("bank",), ("score",))
 CLEARINGS = Topic("clearings", Clearing, "account_id", 4, 90 * DAY_MS, False, ("network",), ("hold",))
-LABELS = Topic("labels", Label, "account_id", 4, FOREVER, False, ("bank", "replay"), ("archive",))
+LABELS = Topic("labels", Label, "account_id", 4, FOREVER, False, ("bank", "replay"), ("tally", "archive"))
 DECISIONS = Topic(
-    "decisions", Decision, "account_id", 4, FOREVER, False, ("authorize", "score"), ("hold", "ledger", "sar", "archive")
+    "decisions", Decision, "account_id", 4, FOREVER, False, ("authorize", "score"), ("hold", "ledger", "sar", "tally", "archive")
 )
 HOLDS = Topic("holds", HoldEvent, "account_id", 4, FOREVER, False, ("hold",), ("ledger",))
 LEDGER = Topic("ledger", LedgerTransfer, "account_id", 4, FOREVER, False, ("ledger",), ("bank",))
@@ -58,5 +58,6 @@ TOPICS: tuple[Topic, ...] = (
 )
 """Every topic. Those keyed by account share one partition count, so an account's records meet in one partition number.
 
-Four partitions, because the embedded broker (librdkafka's mock cluster) has always four; a real cluster may be given more.
+Four partitions, because the embedded broker (librdkafka's mock cluster) has always four. A tally's head has a place for each partition of
+decisions and labels: a system that needs more partitions changes the numbers here, before its first start.
 """

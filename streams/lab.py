@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from features.backfill import backfill as features_of
@@ -95,7 +96,14 @@ def history_of(rows: Iterable[Row], accounts: Iterable[AccountState] = ()) -> Hi
     if not parts:
         raise SettingsError("no row of the files is a transaction")
     table = pa.concat_tables(beside)
-    return History(_joined(parts, _known(table["account_id"], accounts)), table["declined"].to_numpy(zero_copy_only=False), table)
+    columns = _joined(parts, _known(table["account_id"], accounts), _learned(table))
+    return History(columns, table["declined"].to_numpy(zero_copy_only=False), table)
+
+
+def _learned(table: pa.Table) -> npt.NDArray[np.int64]:
+    """When each row was learned to be fraud, milliseconds since 1970-01-01 UTC; 0: never."""
+    learned = pc.if_else(pc.fill_null(table["fraud"], False), pc.fill_null(table["learned_at_ms"], 0), 0)
+    return np.ascontiguousarray(learned.to_numpy(), np.int64)
 
 
 def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
@@ -104,13 +112,13 @@ def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
         yield chunk
 
 
-def _joined(parts: Sequence[TransactionColumns], known: dict[str, Floats]) -> TransactionColumns:
+def _joined(parts: Sequence[TransactionColumns], known: dict[str, Floats], learned: npt.NDArray[np.int64]) -> TransactionColumns:
     """One set of columns from several, one after the other."""
 
     def one(name: str) -> dict[str, Any]:
         return {key: np.concatenate([getattr(part, name)[key] for part in parts]) for key in getattr(parts[0], name)}
 
-    return TransactionColumns(one("facts"), one("tokens"), one("measures"), known)
+    return TransactionColumns(one("facts"), one("tokens"), one("measures"), known, learned)
 
 
 def _known(account_ids: pa.ChunkedArray, accounts: Iterable[AccountState]) -> dict[str, Floats]:

@@ -163,6 +163,7 @@ def decided(
         catalogue_id=world.catalogue.catalogue_id,
         vector=seen.values.tobytes(),
         positions=seen.positions,
+        tally_positions=seen.tally_positions,
         declined_positions=declined,
         degradations=verdict.degradations,
         source_topic=origin.topic,

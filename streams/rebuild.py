@@ -8,34 +8,39 @@ import json
 import sys
 import time
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from typing import TypeVar
 
 import msgspec
 
-from features.catalogue import CATALOGUE
+from features.catalogue import CATALOGUE, Catalogue
 from features.online import RedisMemory, Wire
+from features.tally import updated
 from models.hold import EMPTY, FINAL, Book, Step, confirm, post, release, state_known, with_provisional
 from schemas import avro, identity
 from schemas.account import AccountEvent, AccountState
 from schemas.decision import Decision
 from schemas.errors import InvalidRecord, MemoryUnavailable
 from schemas.hold import HoldEvent, HoldState
+from schemas.label import Label
 from schemas.record import Record
-from schemas.topics import ACCOUNT_EVENTS, ACCOUNTS, DECISIONS, HOLDS, Topic
+from schemas.topics import ACCOUNT_EVENTS, ACCOUNTS, DECISIONS, HOLDS, LABELS, Topic
 from streams.answers import WHOLE, Answers, Restored, sound
 from streams.books import book_key
 from streams.bus import committed_offsets, end_offsets, read_topic
 from streams.hold import APPLIED, RESOLVED_TTL_S, due_key
 from streams.settings import Settings
+from streams.tally import Rows, gather_decision, gather_label
 
 R = TypeVar("R", bound=Record)
 LOCK = b"rebuilding"
 LOCK_S = 30
 POLL_S = 0.2
 BATCH = 500
+FOLD_DECISIONS = 50_000
+"""Decisions whose rows for tallies are kept in memory before they are folded in."""
 LOST = "Redis forgot again while it was rebuilt, or another process took over"
 _UNLOCK = b"if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 _PUT = b"if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end redis.call('SET', KEYS[2], ARGV[2]) return 1"
@@ -94,6 +99,31 @@ async def forget_if_behind(settings: Settings, wire: Wire) -> None:
         await wire.send((b"DEL", WHOLE))
 
 
+class Tallied:
+    """Tallies in the making: rows are folded in now and then, so that a long log does not stay in memory."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self.rows: Rows = defaultdict(list)
+        self._catalogue = catalogue
+        self._contents: dict[tuple[int, str], bytes] = {}
+        self._since = 0
+
+    def fold_if_many(self) -> None:
+        """Folds the rows of `FOLD_DECISIONS` decisions at once."""
+        self._since += 1
+        if self._since >= FOLD_DECISIONS:
+            self.contents()
+
+    def contents(self) -> dict[tuple[int, str], bytes]:
+        """The bytes of all tallies so far."""
+        self._since = 0
+        for place, rows in self.rows.items():
+            before = self._contents.get(place, b"")
+            self._contents[place] = updated(self._catalogue.tally_plan, self._catalogue.tally_layouts, place[0], before, rows)
+        self.rows.clear()
+        return self._contents
+
+
 class Rebuild:
     """One rebuilding of a Redis from the topics: books, holds, answers, logs and profiles. Who calls it holds the lock."""
 
@@ -114,12 +144,12 @@ class Rebuild:
         if any(end for _, end in end_offsets(self._settings, DECISIONS).values()):
             await asyncio.sleep(self._settings.produce_timeout_ms / 1000 + 0.5)
         books: dict[str, Book] = {}
-        for _, _, state in self._records(ACCOUNTS, AccountState):
+        for *_, state in self._records(ACCOUNTS, AccountState):
             books[state.account_id] = state_known(books.get(state.account_id, EMPTY), state)
             await self._memory.know_account(state)
         confirmed: set[str] = set()
         resolved: dict[str, HoldEvent] = {}
-        for _, _, event in self._records(HOLDS, HoldEvent):
+        for *_, event in self._records(HOLDS, HoldEvent):
             if event.state in FINAL:
                 resolved[event.hold_id] = event
             else:
@@ -128,7 +158,7 @@ class Rebuild:
         await self._resolved(resolved)
         await self._decisions(books, confirmed, resolved)
         await self._ours()
-        for _, _, happened in self._records(ACCOUNT_EVENTS, AccountEvent):
+        for *_, happened in self._records(ACCOUNT_EVENTS, AccountEvent):
             await self._memory.remember_event(happened)
         await self._books(books)
         await self._ours()
@@ -162,12 +192,14 @@ class Rebuild:
     async def _decisions(self, books: dict[str, Book], confirmed: set[str], resolved: dict[str, HoldEvent]) -> None:
         seen: set[str] = set()
         kept: list[Restored] = []
+        tallies = Tallied(CATALOGUE)
         oldest_row_ms = self._now_ms - CATALOGUE.keep_ms - CATALOGUE.cap.slack_ms
         rows = []
-        for partition, message, decision in self._records(DECISIONS, Decision):
+        for partition, offset, message, decision in self._records(DECISIONS, Decision):
             if decision.transaction_id in seen:
                 continue
             seen.add(decision.transaction_id)
+            gather_decision(CATALOGUE, decision, partition, offset, tallies.rows)
             if decision.decided_at_ms > oldest_row_ms:
                 rows.append((decision.transaction, decision.positions, decision.declined_positions))
             left_s = self._settings.answer_ttl_s - (self._now_ms - decision.decided_at_ms) // 1000
@@ -175,6 +207,7 @@ class Rebuild:
                 digest = identity.digest(avro.body(decision.transaction))
                 kept.append(Restored(decision.transaction_id, decision.decision_id, digest, message, left_s))
             await self._held(books, decision, partition, confirmed, resolved)
+            tallies.fold_if_many()
             if len(kept) >= BATCH:
                 await self._ours()
                 await self._answers.restore(kept)
@@ -183,6 +216,11 @@ class Rebuild:
         await self._answers.restore(kept)
         self.counts["decisions"] = len(seen)
         self.counts["logs"] = await self._memory.restore(rows)
+        for partition, offset, _, label in self._records(LABELS, Label):
+            gather_label(CATALOGUE, label, partition, offset, tallies.rows)
+        await self._ours()
+        self.counts["tallies"] = len(tallies.contents())
+        await self._memory.put_tallies(tallies.contents())
 
     async def _held(
         self, books: dict[str, Book], decision: Decision, partition: int, confirmed: set[str], resolved: dict[str, HoldEvent]
@@ -195,13 +233,14 @@ class Rebuild:
             end, due = str(decision.hold_expires_at_ms).encode(), f"{decision.account_id}\x1f{decision.hold_id}".encode()
             await self._send((b"ZADD", due_key(partition), end, due))
 
-    def _records(self, topic: Topic, kind: type[R]) -> Iterator[tuple[int, bytes, R]]:
+    def _records(self, topic: Topic, kind: type[R]) -> Iterator[tuple[int, int, bytes, R]]:
+        """Partition, offset, bytes and record of all that the topic has now."""
         for batch in read_topic(self._settings, topic):
             self._say(f"rebuilding from {topic.name}: {self.counts[topic.name]:,} records")
             for message in batch:
                 self.counts[topic.name] += 1
                 try:
-                    yield message.partition, message.value or b"", avro.decode(kind, message.value)
+                    yield message.partition, message.offset, message.value or b"", avro.decode(kind, message.value)
                 except InvalidRecord:
                     self.counts[f"unreadable {topic.name}"] += 1
 

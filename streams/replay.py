@@ -49,7 +49,7 @@ WINDOW, RECENT = 20_000, 50_000
 SEARCH_AFTER_S = 3.0
 EMBEDDED_ROWS, EMBEDDED_ROWS_MAX = 5_000, 8_000
 """Up to how many rows an embedded broker is chosen, and how many it can keep (it forgets beyond 5 MB a partition)."""
-APPS = ("score", "hold", "ledger", "sar", "archive")
+APPS = ("score", "hold", "ledger", "sar", "tally", "archive")
 CONFLICT = "transaction_conflict"
 DECLINES = f"HOLDFAST_UNKNOWN_ACCOUNT={UnknownAccount.DECLINE}"
 HOLDS = f"HOLDFAST_UNKNOWN_ACCOUNT={UnknownAccount.HOLD}"

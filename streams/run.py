@@ -33,6 +33,7 @@ from streams.hold import HoldWorld
 from streams.pipeline import World
 from streams.rebuild import ensure_whole, forget_if_behind, rebuilt
 from streams.settings import Settings
+from streams.tally import TallyWorld
 
 REFRESH_S = 2.0
 GARBAGE = 50_000
@@ -238,6 +239,21 @@ def run_sar(settings: Settings) -> int:
     return run(settings)
 
 
+async def tally_world(settings: Settings, bus: Bus) -> TallyWorld:
+    """The World of the `tally` app."""
+    parts = await connected(settings)
+    beside(parts, stay_whole(parts))
+    return TallyWorld(parts.catalogue, parts.memory, settings, parts.close)
+
+
+def run_tally(settings: Settings) -> int:
+    """The app that keeps the tallies."""
+    from streams.follow import run_follower
+    from streams.tally import APP
+
+    return run_follower(APP, tally_world, settings)
+
+
 def run_archive(settings: Settings) -> int:
     """The app that archives decisions as Parquet."""
     from streams.archive import run
@@ -251,6 +267,7 @@ APPS: dict[str, Callable[[Settings], int]] = {
     "hold": run_hold,
     "ledger": run_ledger,
     "sar": run_sar,
+    "tally": run_tally,
     "archive": run_archive,
 }
 

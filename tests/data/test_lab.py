@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from features.catalogue import CATALOGUE
 from features.engine import look
 from features.memory import DictMemory
+from features.tally import LABELLED, Update, label_row, payment_rows
 from models.hold import UnknownAccount
 from schemas.decision import Decision
 from schemas.errors import ArtefactError, InvalidRecord, SettingsError
@@ -51,12 +53,28 @@ def test_a_backfill_gives_what_would_have_been_served(history: Path, features: P
         memory.know_account(state)
     backfilled = pq.read_table(features / lab.FEATURES_FILE)
     matrix = np.column_stack([backfilled[name].to_numpy() for name in CATALOGUE.names])
-    for number, row in enumerate(good_rows(history)[:800]):
+    rows = good_rows(history)
+    labels = sorted((row.label.learned_at_ms, number) for number, row in enumerate(rows) if row.label and row.label.fraud)
+    newest = taught = 0
+    for number, row in enumerate(rows[:800]):
         assert not isinstance(row.content, InvalidRecord)
+        newest = max(newest, row.content.at_ms)
+        while taught < len(labels) and labels[taught][0] <= newest:
+            of = rows[labels[taught][1]]
+            assert of.label is not None
+            told_to_tallies(memory, DECISIONS.partitions, taught, [label_row(of.label)], of.content, LABELLED)
+            taught += 1
         served = look(CATALOGUE, row.content, memory.recall(row.content).value).values  # type: ignore[attr-defined]  # it is there already
         assert served.tobytes() == matrix[number].tobytes(), backfilled["transaction_id"][number]
         if row.declined:
             memory.decline(row.content)
+        told_to_tallies(memory, 0, number, payment_rows(row.content, row.declined), row.content, CATALOGUE.tallies)
+
+
+def told_to_tallies(memory: DictMemory, source: int, offset: int, given: list[Any], txn: Any, kinds: Sequence[str]) -> None:
+    """Gives rows to the tallies of a transaction's entities of these kinds, as the tally app does."""
+    tokens = [getattr(txn, field) if kind in kinds else None for kind, field in zip(CATALOGUE.tallies, CATALOGUE.tally_fields, strict=True)]
+    memory.take({(n, token): [Update(source, offset, row) for row in given] for n, token in enumerate(tokens) if token is not None})
 
 
 def test_simulate_backfill_train_register_promote(features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from features.catalogue import Catalogue
+from features.catalogue import CATALOGUE, Catalogue
 from features.engine import Look, look
 from features.memory import Memory
 from schemas.transaction import Transaction
 
 T0 = 1_700_000_000_000
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
+ON_LOGS = Catalogue(tuple(row for row in CATALOGUE.rows if not Catalogue((row,)).tallies), CATALOGUE.cap)
+"""The rows that need nobody to follow the log: what serving alone remembers."""
 
 
 def a_payment(name: str, at_ms: int = T0, **fields: Any) -> Transaction:

@@ -60,7 +60,7 @@ async def a_memory(catalogue: Catalogue, url: str | None) -> AsyncIterator[Memor
         yield DictMemory(catalogue)
         return
     async with a_wire(url) as wire:
-        await wire.send(("FLUSHALL",))
+        await wire.send(("FLUSHALL",), ("SET", "whole", "1"))
         memory = RedisMemory(wire, catalogue)
         try:
             yield memory

@@ -12,9 +12,10 @@ from histories import histories
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from past_oracle import Arrival, Truth, spread
+from payments import ON_LOGS
 
 from features.backfill import backfill
-from features.catalogue import CATALOGUE, Catalogue
+from features.catalogue import Catalogue
 from features.columns import columns_of
 from features.engine import Look, look
 from features.layout import Cap
@@ -22,7 +23,7 @@ from features.memory import DictMemory
 from schemas.account import AccountEvent
 from schemas.transaction import Transaction
 
-SMALL = Catalogue(CATALOGUE.rows, Cap(rows=4, chunk=2))
+SMALL = Catalogue(ON_LOGS.rows, Cap(rows=4, chunk=2))
 """A log so short that every history reaches its caps."""
 many = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
@@ -59,7 +60,7 @@ def check_served(catalogue: Catalogue, history: Sequence[Arrival]) -> None:
 @many
 @given(histories())
 def test_serving_equals_brute_force(history: list[Arrival]) -> None:
-    check_served(CATALOGUE, history)
+    check_served(ON_LOGS, history)
 
 
 @many
@@ -69,7 +70,7 @@ def test_serving_equals_brute_force_when_logs_are_trimmed_underway(history: list
 
 
 @many
-@given(histories(apart=False), st.sampled_from([CATALOGUE, SMALL]))
+@given(histories(apart=False), st.sampled_from([ON_LOGS, SMALL]))
 def test_backfill_equals_brute_force(history: list[Arrival], catalogue: Catalogue) -> None:
     payments = [(number, a.record) for number, a in enumerate(history) if a.what == "pay" and isinstance(a.record, Transaction)]
     declined = [number + 1 < len(history) and history[number + 1].what == "decline" for number, _ in payments]
@@ -81,10 +82,10 @@ def test_backfill_equals_brute_force(history: list[Arrival], catalogue: Catalogu
 @many
 @given(histories(apart=False))
 def test_backfill_equals_serving_bit_for_bit(history: list[Arrival]) -> None:
-    looks = [said for said in asyncio.run(served(CATALOGUE, history)) if isinstance(said, Look)]
+    looks = [said for said in asyncio.run(served(ON_LOGS, history)) if isinstance(said, Look)]
     payments = [(number, a.record) for number, a in enumerate(history) if a.what == "pay" and isinstance(a.record, Transaction)]
     declined = [number + 1 < len(history) and history[number + 1].what == "decline" for number, _ in payments]
-    matrix = backfill(CATALOGUE, columns_of([txn for _, txn in payments]), np.array(declined))
+    matrix = backfill(ON_LOGS, columns_of([txn for _, txn in payments]), np.array(declined))
     assert matrix.tobytes() == b"".join(said.values.tobytes() for said in looks)
 
 

@@ -11,7 +11,7 @@ import pytest
 from histories import histories
 from hypothesis import HealthCheck, given, settings
 from past_oracle import Arrival
-from payments import DAY, HOUR, MINUTE, T0, a_payment, number, seen
+from payments import DAY, HOUR, MINUTE, ON_LOGS, T0, a_payment, number, seen
 from stores import a_memory, a_redis, a_wire
 
 from features.backfill import backfill
@@ -276,12 +276,12 @@ def test_two_writers_at_once_leave_one_order_and_positions_say_which(redis_url: 
         looks = []
         for begin in range(0, len(part), 7):
             some = part[begin : begin + 7]
-            looks += list(zip(some, await asyncio.gather(*[seen(CATALOGUE, memory, txn) for txn in some]), strict=True))
+            looks += list(zip(some, await asyncio.gather(*[seen(ON_LOGS, memory, txn) for txn in some]), strict=True))
         return looks
 
     async def both() -> None:
-        async with a_memory(CATALOGUE, redis_url) as one, a_wire(redis_url) as wire:
-            other = RedisMemory(wire, CATALOGUE)
+        async with a_memory(ON_LOGS, redis_url) as one, a_wire(redis_url) as wire:
+            other = RedisMemory(wire, ON_LOGS)
             parts = await asyncio.gather(write(one, payments[::2] + payments[:60]), write(other, payments[1::2] + payments[:60:3]))
             first = {looked.positions[0]: (txn, looked) for txn, looked in (*parts[1], *parts[0])}
             assert sorted(first) == list(range(600))
@@ -290,10 +290,10 @@ def test_two_writers_at_once_leave_one_order_and_positions_say_which(redis_url: 
             await asyncio.gather(one.settle(), other.settle())
             await other.close()
             in_order = [first[position] for position in range(600)]
-            matrix = backfill(CATALOGUE, columns_of([txn for txn, _ in in_order]))
+            matrix = backfill(ON_LOGS, columns_of([txn for txn, _ in in_order]))
             assert matrix.tobytes() == b"".join(looked.values.tobytes() for _, looked in in_order)
             live = await one.log("card", "c1")
-            async with a_memory(CATALOGUE, None) as restored:
+            async with a_memory(ON_LOGS, None) as restored:
                 await restored.restore((txn, looked.positions, ()) for txn, looked in parts[0] + parts[1])
                 assert await restored.log("card", "c1") == live
 

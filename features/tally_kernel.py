@@ -1,0 +1,295 @@
+"""The compiled part of tallies: one row in, a window's sum or a count of different values out, and the bytes between.
+
+A tally's plan is one int64 array (`features/tally.py` writes it); its shape is the block of constants below. A tally's state is the
+set of rows that it was given and nothing else: not their order, nor how they were grouped. Everything that is compiled for tallies is
+in this file, because numba's cache notices a change by the file.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from features.kernel import compiled, load64
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+TALLIES, TALLY_AT, CELLS, STATE, LEARNED = range(5)
+HEAD = 5
+T_CONDITIONS, T_CONDITION_AT, T_RINGS, T_RING_AT, T_SKETCHES, T_SKETCH_AT, T_CELLS, T_CELL_AT = range(8)
+TALLY_LINE = 8
+CONDITION_LINE = 3  # op, fact, value
+RING_LINE = 6  # slice_ms, delay_ms, slots, columns, where they are, where its state is
+COLUMN_LINE = 3  # fact (-1: count), bits needed, bytes
+SKETCH_LINE = 5  # slice_ms, slots, fact, bits needed, where its state is
+CELL_LINE = 5  # kind, ring or sketch, column, slices, out
+T_KINDS, T_BELOW, T_GIVEN = range(3)
+OF_RING, OF_SKETCH = range(2)
+
+BUCKETS = 256
+"""Buckets of a sketch (linear counting: Whang, Vander-Zanden and Taylor 1990)."""
+_AT, _WORD = 1, (1 << 32) - 1
+_SLICE = (1 << 24) - 1
+
+
+@compiled
+def _bits(plan: Array, line: int, facts: Array) -> int:
+    """The conditions that a row meets, one bit each."""
+    bits = 0
+    for number in range(plan[line + T_CONDITIONS]):
+        at = plan[line + T_CONDITION_AT] + number * CONDITION_LINE
+        fact, value = facts[plan[at + 1]], plan[at + 2]
+        if plan[at] == T_KINDS:
+            met = (value >> fact) & 1
+        elif plan[at] == T_BELOW:
+            met = 1 if fact < value else 0
+        else:
+            met = 1 if fact != 0 else 0
+        bits |= met << number
+    return bits
+
+
+@compiled
+def _slot(state: Array, at: int, slots: int, columns: int, slice_: int) -> int:
+    """Where a slice is kept, emptied if another was there; -1 if it is too old. `state[at]` is the newest slice, then the slices."""
+    newest = state[at]
+    if slice_ <= newest - slots:
+        return -1
+    slot = slice_ % slots
+    if state[at + 1 + slot] != slice_:
+        state[at + 1 + slot] = slice_
+        for column in range(columns):
+            state[at + 1 + (1 + column) * slots + slot] = 0
+    state[at] = max(newest, slice_)
+    return slot
+
+
+@compiled
+def _bucket(value: int) -> int:
+    """The bucket of a 32-bit hash: a multiplicative mix, so that hashes that were cut elsewhere still spread."""
+    return int(((value * 0x9E3779B1) & _WORD) >> 24)
+
+
+@compiled
+def give(plan: Array, tally: int, state: Array, facts: Array) -> None:
+    """Puts one row into a tally's state. A label's row counts from the moment at which it was known (rounded up to a slice)."""
+    line = plan[TALLY_AT] + tally * TALLY_LINE
+    bits, at_ms, learned_ms = _bits(plan, line, facts), facts[_AT], facts[plan[LEARNED]]
+    for number in range(plan[line + T_RINGS]):
+        ring = plan[line + T_RING_AT] + number * RING_LINE
+        slice_ms, columns, column_at, at = plan[ring], plan[ring + 3], plan[ring + 4], plan[ring + 5]
+        slice_ = at_ms // slice_ms
+        if learned_ms > 0:
+            slice_ = -(-max(at_ms, learned_ms - plan[ring + 1]) // slice_ms)
+        for column in range(columns):
+            need = plan[column_at + column * COLUMN_LINE + 1]
+            if (bits & need) == need:
+                slot = _slot(state, at, plan[ring + 2], columns, slice_)
+                if slot >= 0:
+                    fact = plan[column_at + column * COLUMN_LINE]
+                    state[at + 1 + (1 + column) * plan[ring + 2] + slot] += facts[fact] if fact >= 0 else 1
+    for number in range(plan[line + T_SKETCHES]):
+        sketch = plan[line + T_SKETCH_AT] + number * SKETCH_LINE
+        value, need, at = facts[plan[sketch + 2]], plan[sketch + 3], plan[sketch + 4]
+        if value != 0 and (bits & need) == need:
+            slice_, bucket = at_ms // plan[sketch], _bucket(value)
+            state[at] = max(state[at], slice_)
+            state[at + 1 + bucket] = max(state[at + 1 + bucket], slice_)
+
+
+@compiled
+def forget(plan: Array, tally: int, state: Array) -> None:
+    """Makes a tally's state that of no row."""
+    line = plan[TALLY_AT] + tally * TALLY_LINE
+    for number in range(plan[line + T_RINGS]):
+        ring = plan[line + T_RING_AT] + number * RING_LINE
+        state[plan[ring + 5] : plan[ring + 5] + 1 + plan[ring + 2]] = -1
+    for number in range(plan[line + T_SKETCHES]):
+        at = plan[plan[line + T_SKETCH_AT] + number * SKETCH_LINE + 4]
+        state[at : at + 1 + BUCKETS] = -1
+
+
+@compiled
+def _summed(state: Array, at: int, slots: int, column: int, slice_: int, slices: int) -> float:
+    """The sum of a ring's column over the `slices` slices that end with this one."""
+    total, slot, oldest = 0, slice_ % slots, max(0, state[at] - slots + 1)
+    for back in range(slices):
+        if slice_ - back < oldest:
+            break
+        if state[at + 1 + slot] == slice_ - back:
+            total += state[at + 1 + (1 + column) * slots + slot]
+        slot = slots - 1 if slot == 0 else slot - 1
+    return float(total)
+
+
+@compiled
+def _counted(state: Array, at: int, slots: int, slice_: int, slices: int) -> float:
+    """About how many different values were last seen in the `slices` slices that end with this one: -m ln(share of m never hit)."""
+    empty, since = 0, max(slice_ - slices, state[at] - slots)
+    for bucket in range(BUCKETS):
+        last = state[at + 1 + bucket]
+        empty += 0 if since < last <= slice_ and last >= 0 else 1
+    return BUCKETS * math.log(BUCKETS / max(empty, 1))
+
+
+@compiled
+def tell(plan: Array, tally: int, state: Array, now: int, out: Array) -> None:
+    """What a tally says at a moment, each cell into its place of `out`."""
+    line = plan[TALLY_AT] + tally * TALLY_LINE
+    for number in range(plan[line + T_CELLS]):
+        cell = plan[line + T_CELL_AT] + number * CELL_LINE
+        slices = plan[cell + 3]
+        if plan[cell] == OF_RING:
+            ring = plan[line + T_RING_AT] + plan[cell + 1] * RING_LINE
+            slice_ = (now - plan[ring + 1]) // plan[ring]
+            out[plan[cell + 4]] = _summed(state, plan[ring + 5], plan[ring + 2], plan[cell + 2], slice_, slices)
+        else:
+            sketch = plan[line + T_SKETCH_AT] + plan[cell + 1] * SKETCH_LINE
+            out[plan[cell + 4]] = _counted(state, plan[sketch + 4], plan[sketch + 1], now // plan[sketch], slices)
+
+
+@compiled
+def unpack(plan: Array, tally: int, buffer: Array, at: int, end: int, state: Array) -> None:
+    """The state that bytes `at` to `end` of the buffer hold (none: of no row). The buffer reaches eight bytes beyond."""
+    line = plan[TALLY_AT] + tally * TALLY_LINE
+    forget(plan, tally, state)
+    if at >= end:
+        return
+    for number in range(plan[line + T_RINGS]):
+        ring = plan[line + T_RING_AT] + number * RING_LINE
+        slots, columns, column_at, base = plan[ring + 2], plan[ring + 3], plan[ring + 4], plan[ring + 5]
+        entries = load64(buffer, at) & 0xFFFF
+        at += 2
+        for _ in range(entries):
+            slice_ = load64(buffer, at) & _WORD
+            slot = slice_ % slots
+            state[base] = max(state[base], slice_)
+            state[base + 1 + slot] = slice_
+            at += 4
+            for column in range(columns):
+                width = plan[column_at + column * COLUMN_LINE + 2]
+                value = load64(buffer, at)
+                state[base + 1 + (1 + column) * slots + slot] = value if width == 8 else value & _WORD
+                at += width
+    for number in range(plan[line + T_SKETCHES]):
+        base = plan[plan[line + T_SKETCH_AT] + number * SKETCH_LINE + 4]
+        entries = load64(buffer, at) & 0xFFFF
+        newest = (load64(buffer, at + 2) & _WORD) if entries > 0 else -1
+        state[base] = newest
+        at += 6
+        for _ in range(entries):
+            word = load64(buffer, at) & _WORD
+            state[base + 1 + (word >> 24)] = newest - ((newest - word) & _SLICE)
+            at += 4
+
+
+@compiled
+def _put(out: Array, at: int, value: int, width: int) -> int:
+    for byte in range(width):
+        out[at + byte] = (value >> (8 * byte)) & 255
+    return at + width
+
+
+@compiled
+def pack(plan: Array, tally: int, state: Array, out: Array) -> int:
+    """The bytes of a state: slices and buckets in order, what is too old left out; how many bytes."""
+    line, at = plan[TALLY_AT] + tally * TALLY_LINE, 0
+    for number in range(plan[line + T_RINGS]):
+        ring = plan[line + T_RING_AT] + number * RING_LINE
+        slots, columns, column_at, base = plan[ring + 2], plan[ring + 3], plan[ring + 4], plan[ring + 5]
+        count_at, entries = at, 0
+        at += 2
+        for slice_ in range(max(0, state[base] - slots + 1), state[base] + 1):
+            slot = slice_ % slots
+            if state[base + 1 + slot] == slice_:
+                entries += 1
+                at = _put(out, at, slice_, 4)
+                for column in range(columns):
+                    width = plan[column_at + column * COLUMN_LINE + 2]
+                    value = state[base + 1 + (1 + column) * slots + slot]
+                    at = _put(out, at, value if width == 8 else min(value, _WORD), width)
+        _put(out, count_at, entries, 2)
+    for number in range(plan[line + T_SKETCHES]):
+        sketch = plan[line + T_SKETCH_AT] + number * SKETCH_LINE
+        base, entries, count_at = plan[sketch + 4], 0, at
+        newest = state[base]
+        at += 6
+        for bucket in range(BUCKETS):
+            last = state[base + 1 + bucket]
+            if last >= 0 and last > newest - plan[sketch + 1]:
+                entries += 1
+                at = _put(out, at, (bucket << 24) | (last & _SLICE), 4)
+        _put(out, count_at, entries, 2)
+        _put(out, count_at + 2, max(newest, 0), 4)
+    return at
+
+
+@compiled
+def read(plan: Array, buffer: Array, now: int, out: Array) -> None:
+    """Serving: all cells at a moment. `buffer`: start and end of each tally (int64; start -1: no such entity, or not readable: its
+    cells are missing), then the bytes, and eight bytes more."""
+    state = np.empty(plan[STATE], np.int64)
+    out[:] = math.nan
+    for tally in range(plan[TALLIES]):
+        start, end = load64(buffer, 16 * tally), load64(buffer, 16 * tally + 8)
+        if start >= 0:
+            unpack(plan, tally, buffer, start, end, state)
+            tell(plan, tally, state, now, out)
+
+
+@compiled
+def update(plan: Array, tally: int, buffer: Array, facts: Array, out: Array) -> int:
+    """A tally's bytes after these rows (int64[n, facts + 1]); how many. `buffer` holds the bytes before, and eight bytes more."""
+    state = np.empty(plan[STATE], np.int64)
+    unpack(plan, tally, buffer, 0, buffer.size - 8, state)
+    for row in range(facts.shape[0]):
+        give(plan, tally, state, facts[row])
+    length: int = pack(plan, tally, state, out)
+    return length
+
+
+@compiled
+def tell_all(
+    plan: Array,
+    tally: int,
+    facts: Array,
+    rows: Array,
+    begins: Array,
+    sources: Array,
+    offsets: Array,
+    reads: Array,
+    groups: Array,
+    positions: Array,
+    nows: Array,
+    out: Array,
+) -> None:
+    """Backfill and parity: what one kind of tally said to every read of it.
+
+    `rows`: rows of `facts`, grouped by entity and source, in order of offset, with their `sources` and `offsets`; entity g's are
+    `begins[g, 0]` to `begins[g, 1]`. `reads`: places in `out`, grouped by entity (`groups`), each group in the order in which they
+    read; `positions[read]` is, for each source, the offset up to which (exclusive) the tally had taken rows.
+    """
+    count = positions.shape[1]
+    state = np.empty(plan[STATE], np.int64)
+    next_ = np.empty(count, np.int64)
+    ends = np.empty(count, np.int64)
+    group = -1
+    for read_ in range(reads.size):
+        if groups[read_] != group:
+            group = groups[read_]
+            forget(plan, tally, state)
+            at, end = begins[group, 0], begins[group, 1]
+            for source in range(count):
+                next_[source] = at
+                while at < end and sources[at] == source:
+                    at += 1
+                ends[source] = at
+        for source in range(count):
+            at = next_[source]
+            while at < ends[source] and offsets[at] < positions[read_, source]:
+                give(plan, tally, state, facts[rows[at]])
+                at += 1
+            next_[source] = at
+        tell(plan, tally, state, nows[read_], out[reads[read_]])
