@@ -62,7 +62,7 @@ def row_bytes(catalogue: Catalogue, txn: Transaction) -> tuple[bytes | None, ...
     return packed(catalogue, txn, facts_of(txn))
 
 
-def _assembled(catalogue: Catalogue, txn: Transaction, past: Past) -> bytearray:
+def assembled(catalogue: Catalogue, txn: Transaction, past: Past) -> bytearray:
     """The kernel's buffer: own facts and measures, where each log and profile begins, and their bytes."""
     facts = facts_of(txn) if past.facts is None else past.facts
     at = _OWN.size + 8 * len(catalogue.tally_plan.folds) + 8 * (2 * len(past.logs) + len(past.profiles))
@@ -93,7 +93,7 @@ def look(catalogue: Catalogue, txn: Transaction, past: Past) -> Look:
     """The vector of a transaction as the rows before its own first occurrence determine it."""
     width, logs = len(catalogue.rows), len(catalogue.logs)
     out = np.empty(width + 2 * logs)
-    kernel.look_at(catalogue.program, np.frombuffer(_assembled(catalogue, txn, past), np.uint8), out)
+    kernel.look_at(catalogue.program, np.frombuffer(assembled(catalogue, txn, past), np.uint8), out)
     tail = out[width:].tolist()
     positions = tuple([int(position) for position in tail[::2]])
     heads = b"".join([head_of(content) for content in past.tallies])

@@ -20,12 +20,15 @@ from features.log import tidied
 from models.hold import Book
 from schemas.avro import decode, encode
 from schemas.dead_letter import DeadLetter
+from schemas.decision import Decision
 from schemas.hold import Clearing, ClearingKind
-from schemas.topics import CLEARINGS, DEAD_LETTERS, TRANSACTIONS
+from schemas.topics import CLEARINGS, DEAD_LETTERS, DECISIONS, TRANSACTIONS
 from schemas.transaction import Transaction
-from streams.bus import read_topic
+from streams.bus import committed_offsets, end_offsets, read_topic
 from streams.check import Report, agreed
+from streams.rebuild import Tallied
 from streams.stack import APPS, Stack
+from streams.tally import gather_decision
 from tests.bench.walk import transactions
 
 pytestmark = pytest.mark.integration
@@ -170,7 +173,8 @@ def test_a_redis_that_lost_everything_is_rebuilt_from_the_log(stack: Stack) -> N
     with run:
         pass
     assert settled(stack).agrees
-    logs, answers = remembered(stack, "log:*"), remembered(stack, "ans:*")
+    logs, answers, tallies = remembered(stack, "log:*"), remembered(stack, "ans:*"), tallies_of(stack)
+    assert tallies == folded_from_the_log(stack), "a tally is what the log says, though its app was killed on the way"
     books = {key: Book.from_bytes(content) for key, content in remembered(stack, "book:*").items()}
     assert len(logs) > 1_000
     with Redis(unix_socket_path=urlsplit(stack.settings.redis_url).path) as redis:
@@ -180,6 +184,7 @@ def test_a_redis_that_lost_everything_is_rebuilt_from_the_log(stack: Stack) -> N
             assert time.monotonic() < end, "nobody rebuilt Redis"
             time.sleep(0.1)
     assert at_rest(remembered(stack, "log:*")) == at_rest(logs), "every log, byte for byte"
+    assert remembered(stack, "tally:*") == tallies, "every tally, byte for byte"
     assert {key: kept[1:] for key, kept in remembered(stack, "ans:*").items()} == {key: kept[1:] for key, kept in answers.items()}
     now_ms = time.time_ns() // 1_000_000
     for key, content in remembered(stack, "book:*").items():
@@ -189,6 +194,28 @@ def test_a_redis_that_lost_everything_is_rebuilt_from_the_log(stack: Stack) -> N
     with Run(stack, "afterwards"):
         pass
     assert settled(stack).agrees
+
+
+def tallies_of(stack: Stack) -> dict[bytes, bytes]:
+    """Every tally, once the `tally` app has read all decisions."""
+    end = time.monotonic() + SETTLED_S
+    ends = {partition: high for partition, (_, high) in end_offsets(stack.settings, DECISIONS).items() if high}
+    while committed_offsets(stack.settings, "tally", DECISIONS) != ends:
+        assert time.monotonic() < end, "the tally app does not keep up"
+        time.sleep(0.2)
+    return remembered(stack, "tally:*")
+
+
+def folded_from_the_log(stack: Stack) -> dict[bytes, bytes]:
+    """Every tally as the decisions in the log make it, each once."""
+    made, seen = Tallied(CATALOGUE), set()
+    for batch in read_topic(stack.settings, DECISIONS):
+        for message in batch:
+            decision = decode(Decision, message.value)
+            if decision.decision_id not in seen:
+                seen.add(decision.decision_id)
+                gather_decision(CATALOGUE, decision, message.partition, message.offset, made.rows)
+    return {CATALOGUE.tally_layouts[number].key(token).encode(): content for (number, token), content in made.contents().items()}
 
 
 def test_a_redis_that_loses_everything_while_payments_run_loses_nothing(stack: Stack) -> None:
