@@ -228,7 +228,8 @@ def short_codes(column: Any, steps: float) -> Array:
     numbers = np.asarray(column, np.float64)
     given = ~np.isnan(numbers)
     codes = np.zeros(len(numbers), np.int64)
-    codes[given] = np.rint(np.clip(numbers[given] * steps, 1.0, float(SHORT_MAX))).astype(np.int64)
+    with np.errstate(over="ignore"):
+        codes[given] = np.rint(np.clip(numbers[given] * steps, 1.0, float(SHORT_MAX))).astype(np.int64)
     return codes
 
 
@@ -251,7 +252,8 @@ def _degree_codes(column: Any, from_degrees: float) -> Array:
     degrees = np.asarray(column, np.float64)
     given = ~np.isnan(degrees)
     codes = np.zeros(len(degrees), np.int64)
-    codes[given] = np.rint((degrees[given] + from_degrees) * DEGREE).astype(np.int64) + 1
+    with np.errstate(over="ignore"):
+        codes[given] = np.rint((degrees[given] + from_degrees) * DEGREE).astype(np.int64) + 1
     return codes
 
 
