@@ -16,14 +16,15 @@ from features.tally import LABEL_FACTS, LABELLED, Given, Reads, told_all
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def declined_hashes(hashes: Array) -> Array:
-    """`fact.derived_hash(hash, DECLINED)` of each hash; int64 in, int64 out."""
-    z = hashes.view(np.uint64) + np.uint64((DECLINED * 0x9E3779B97F4A7C15) & (1 << 64) - 1)
+def declined_identities(identities: Array) -> Array:
+    """`fact.derived_identity(identity, DECLINED)` of each; int64 in, int64 out."""
+    given = identities.view(np.uint64)
+    z = given + np.uint64((DECLINED * 0x9E3779B97F4A7C15) & (1 << 64) - 1)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z = z ^ (z >> np.uint64(31))
+    z = (z ^ (z >> np.uint64(31))) & np.uint64(0xFFFFFFFF)
     z[z == 0] = 1
-    return z.view(np.int64)
+    return (given & np.uint64(0xFFFFFFFF00000000) | z).view(np.int64)
 
 
 class _Log:
@@ -31,18 +32,39 @@ class _Log:
 
     def __init__(self, layout: LogLayout, tokens: Array, facts: Array, declined: Array, decline_rows: Array) -> None:
         n = len(facts)
-        self.layout = layout
-        order = np.flatnonzero(tokens)
-        order = order[np.argsort(tokens[order], kind="stable")]
-        source = np.empty(len(order) + int(declined[order].sum()), np.int64)
+        self.layout, self.tokens = layout, tokens
+        self.order = np.flatnonzero(tokens)
+        self.order = self.order[np.argsort(tokens[self.order], kind="stable")]
+        source = np.empty(len(self.order) + int(declined[self.order].sum()), np.int64)
         self.first, self.begins = np.full(n, -1, np.int64), np.zeros(n, np.int64)
-        rows = kernel.threaded(order, tokens, np.ascontiguousarray(facts[:, 0]), declined, decline_rows, source, self.first, self.begins)
+        rows = kernel.threaded(self.order, tokens, np.ascontiguousarray(facts[:, 0]), declined, decline_rows, source, self.first, self.begins)
         self.source = source[:rows]
 
     @property
     def words(self) -> int:
         """What its columns take, with the newest event time beside them."""
-        return (len(self.layout.columns) + 1) * len(self.source)
+        return len(self.layout.columns) * len(self.source)
+
+    def looked_into(self, tokens: Array) -> tuple[Array, Array]:
+        """What each transaction that names another's log (0: none) finds there: `first` and `begins`, as if its row were the next.
+
+        Its past is all that had arrived there before it; in its own log, what came before its first occurrence.
+        """
+        first, begins = np.full(len(tokens), -1, np.int64), np.zeros(len(tokens), np.int64)
+        asks = np.flatnonzero(tokens)
+        arrived = np.where(self.source < 0, -1 - self.source, self.source)
+        groups, group_of_row = np.unique(self.tokens[arrived], return_inverse=True)
+        group = np.searchsorted(groups, tokens[asks])
+        known = group < len(groups)
+        known[known] = groups[group[known]] == tokens[asks][known]
+        first[asks[~known]] = 0
+        asks, group, n = asks[known], group[known], len(tokens)
+        starts = np.searchsorted(group_of_row, np.arange(len(groups)))
+        first[asks] = np.searchsorted(group_of_row * n + arrived, group * n + asks)
+        begins[asks] = starts[group]
+        own = asks[self.tokens[asks] == tokens[asks]]
+        first[own] = self.first[own]
+        return first, begins
 
 
 def _known(catalogue: Catalogue, columns: TransactionColumns) -> Array:
@@ -90,28 +112,61 @@ def tallied(catalogue: Catalogue, columns: TransactionColumns, declined: Array) 
     return out
 
 
-def backfill(catalogue: Catalogue, columns: TransactionColumns, declined: Array | None = None) -> Array:
-    """float64[n, features]: the vector of each transaction, in the catalogue's order, NaN is missing.
+class _Logs:
+    """All logs of a backfill, their columns one after the other; a log that two entities read is there once."""
 
-    The past of a transaction is what came before its own first occurrence in `columns`. `declined` (bool[n]) says which were
-    declined or blocked: the row of that fact follows the transaction at once, as if nothing had come between.
+    def __init__(self, catalogue: Catalogue, columns: TransactionColumns, facts: Array, declined: Array) -> None:
+        decline_rows = declined_identities(np.ascontiguousarray(facts[:, 0]))
+        logs: dict[str, _Log] = {}
+        first, begins, words = [], [], 0
+        bases, strides, none = [], [], np.zeros(columns.n, np.int64)
+        at: dict[str, int] = {}
+        for entity, layout in zip(catalogue.log_entities, catalogue.log_layouts, strict=True):
+            tokens = np.ascontiguousarray(columns.tokens.get(entity.name, none)).view(np.int64)
+            if layout.kind not in logs:
+                owners = np.ascontiguousarray(columns.tokens.get(layout.kind, none)).view(np.int64)
+                logs[layout.kind], at[layout.kind] = _Log(layout, owners, facts, declined, decline_rows), words
+                words += logs[layout.kind].words
+            log = logs[layout.kind]
+            seen = log.looked_into(tokens) if entity.log_of else (log.first, log.begins)
+            first.append(seen[0])
+            begins.append(seen[1])
+            bases.append(at[layout.kind])
+            strides.append(len(log.source))
+        self.first, self.begins = np.array(first, np.int64).reshape(len(first), columns.n), np.array(begins, np.int64).reshape(len(begins), columns.n)
+        self.bases, self.strides = np.array(bases, np.int64), np.array(strides, np.int64)
+        self.flat = np.empty(words, np.int64)
+        for number, layout in enumerate(catalogue.log_layouts):
+            log = logs[layout.kind]
+            if at.pop(layout.kind, None) is not None:
+                kernel.columns_into(catalogue.program, number, log.source, facts, DECLINED, log.begins, self.flat, self.bases[number])
+
+
+def backfill(catalogue: Catalogue, columns: TransactionColumns, declined: Array | None = None) -> Array:
+    """float64[asked, features]: the vector of each transaction that asks for one, in the catalogue's order, NaN is missing.
+
+    The past of a transaction is what came before its own first occurrence in `columns`; in a log that it only looks into, what
+    came there before itself. `declined` (bool[n]) says which were declined or blocked: the row of that fact follows the
+    transaction at once, as if nothing had come between.
     """
     refused = np.zeros(columns.n, np.bool_) if declined is None else np.ascontiguousarray(declined, np.bool_)
-    facts, none = columns.fact_matrix, np.zeros(columns.n, np.int64)
-    decline_rows = declined_hashes(np.ascontiguousarray(facts[:, 0]))
-    logs = []
-    for layout in catalogue.log_layouts:
-        tokens = np.ascontiguousarray(columns.tokens.get(layout.kind, none)).view(np.int64)
-        logs.append(_Log(layout, tokens, facts, refused, decline_rows))
-    bases = np.concatenate(([0], np.cumsum([log.words for log in logs])))
-    flat = np.empty(bases[-1], np.int64)
-    for number, log in enumerate(logs):
-        kernel.columns_into(catalogue.program, number, log.source, facts, decline_rows, DECLINED, log.begins, flat, bases[number])
-    out = np.empty((columns.n, len(catalogue.rows)))
-    first, begins = np.array([log.first for log in logs]), np.array([log.begins for log in logs])
-    strides = np.array([len(log.source) for log in logs], np.int64)
-    known = _known(catalogue, columns)
-    measures = np.hstack((columns.measure_matrix, tallied(catalogue, columns, refused)))
-    walk = np.argsort(first[np.argmax(strides)], kind="stable") if len(logs) else np.arange(columns.n)
-    kernel.look_at_all(catalogue.program, walk, facts, measures, known, first, begins, flat, bases, strides, out)
+    facts = columns.fact_matrix
+    logs = _Logs(catalogue, columns, facts, refused)
+    walk = np.argsort(logs.first[np.argmax(logs.strides)], kind="stable") if len(logs.strides) else np.arange(columns.n)
+    places = np.cumsum(columns.asks) - 1
+    out = np.empty((int(columns.asks.sum()), len(catalogue.rows)))
+    kernel.look_at_all(
+        catalogue.program,
+        walk[columns.asks[walk]],
+        facts,
+        np.hstack((columns.measure_matrix, tallied(catalogue, columns, refused))),
+        _known(catalogue, columns),
+        logs.first,
+        logs.begins,
+        logs.flat,
+        logs.bases,
+        logs.strides,
+        places,
+        out,
+    )
     return out

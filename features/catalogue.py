@@ -9,13 +9,36 @@ from typing import Any, Literal
 
 import numpy as np
 
-from features.fact import ACCOUNT, BIN, CARD, DEVICE, ENTITIES, FACTS, IP, MERCHANT, TERMINAL, Entity
+from features.fact import (
+    ACCOUNT,
+    ADDRESS,
+    BIN,
+    CARD,
+    COUNTERPARTY,
+    CUSTOMER,
+    DEVICE,
+    EMAIL,
+    ENTITIES,
+    FACTS,
+    IP,
+    MERCHANT,
+    PAYEE,
+    PHONE,
+    TERMINAL,
+    Entity,
+)
 from features.fact import COUNTRY as COUNTRIES
 from features.layout import Cap, LogLayout, ProfileLayout, content_hash, log_layouts
 from features.plan import program_of
 from features.row import (
+    ANY_PAYMENT,
+    BENEFICIARIES,
+    CHANGES,
+    LOGIN_FAILURES,
+    LOGINS,
     RECEIVED,
     REMOTE,
+    SAME_WEEKDAY,
     SMALL,
     SPENT,
     Capped,
@@ -23,35 +46,57 @@ from features.row import (
     Fold,
     Known,
     age,
+    below_own,
+    centre_km,
     checked,
     count,
+    count_if_newcomer,
+    cycle_of_three,
+    cycle_of_two,
     days,
     decline_ratio,
     declines,
     differs_from_known,
     distance_km,
     distinct,
+    dormant,
     fraud_share,
+    given,
     hours,
+    idle,
+    just_under,
     known_age,
     log_capped,
     maximum,
+    mean,
     minutes,
+    moved,
     near_own_hour,
+    new_place,
+    newcomers,
     novel,
+    out_over_in,
     over_known,
     own,
     own_differs,
     own_kind,
     own_log,
     own_missing,
+    own_yes,
+    pair_age,
     parts,
+    parts_changed,
+    per_day_of_age,
     ratio_to_mean,
+    same,
     share,
+    since,
     since_last,
     speed_kmh,
+    spent_over_known,
     surge,
     total,
+    woken,
     zscore,
 )
 from features.tally import TallyLayout, TallyPlan, tally_layouts, tally_plan
@@ -95,23 +140,28 @@ class Catalogue:
     @cached_property
     def catalogue_id(self) -> str:
         """Hash of everything that decides a vector's numbers: rows, caps and how facts are stored. Texts do not count."""
-        facts = [(fact.name, fact.width, fact.zero_is_missing) for fact in FACTS]
+        facts = [(fact.name, fact.bits, fact.zero_is_missing) for fact in FACTS]
         return "cat_" + content_hash(repr(([(row.name, row.shape) for row in self.rows], self.cap, sorted(self.memory.items()), facts)), 16)
 
     @cached_property
+    def log_entities(self) -> tuple[Entity, ...]:
+        """The entities whose log is read, in the order in which a vector's positions are given."""
+        return self._remembered("log")
+
+    @cached_property
     def logs(self) -> tuple[str, ...]:
-        """The entity kinds that have a log, in the order in which a vector's positions are given."""
-        return tuple(entity.name for entity in self._remembered("log"))
+        """Their names."""
+        return tuple(entity.name for entity in self.log_entities)
 
     @cached_property
     def tallies(self) -> tuple[str, ...]:
         """The entity kinds that have a tally."""
         return tuple(entity.name for entity in self._remembered("tally"))
 
-    def _remembered(self, memory: str) -> list[Entity]:
+    def _remembered(self, memory: str) -> tuple[Entity, ...]:
         """The entities that a row reads and that have this kind of memory."""
         read = {part.entity for row in self.rows for part in parts(row.shape.expression) if isinstance(part, Fold | Capped)}
-        return [entity for entity in ENTITIES if entity in read and self.memory.get(entity.name, entity.memory) == memory]
+        return tuple(entity for entity in ENTITIES if entity in read and self.memory.get(entity.name, entity.memory) == memory)
 
     def _folds(self, kinds: tuple[str, ...]) -> list[Fold]:
         """The folds that read these entity kinds."""
@@ -141,8 +191,8 @@ class Catalogue:
 
     @cached_property
     def log_layouts(self) -> tuple[LogLayout, ...]:
-        """The layout of each log, in the order of `logs`."""
-        return log_layouts(self.rows, self.logs)
+        """The layout of each log, in the order of `logs`; a log that two entities read has one."""
+        return log_layouts(self.rows, self.log_entities)
 
     @cached_property
     def profile_layouts(self) -> tuple[ProfileLayout, ...]:
@@ -152,7 +202,7 @@ class Catalogue:
     @cached_property
     def log_fields(self) -> tuple[str, ...]:
         """The field of a transaction that names the entity of each log."""
-        return tuple(entity.field for entity in ENTITIES if entity.name in self.logs)
+        return tuple(entity.field for entity in self.log_entities)
 
     @cached_property
     def profile_fields(self) -> tuple[str, ...]:
@@ -172,7 +222,8 @@ class Catalogue:
     @cached_property
     def program(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """The rows as the kernel reads them."""
-        return program_of(self.rows, self.log_layouts, self.profile_layouts, self.tally_plan.folds, self.cap, self.longest_ms)
+        told = self.tally_plan.folds
+        return program_of(self.rows, self.log_entities, self.log_layouts, self.profile_layouts, told, self.cap, self.longest_ms)
 
     def extended(self, rows: Iterable[Feature]) -> Catalogue:
         """This catalogue with more rows at its end; its own columns keep their numbers."""
@@ -182,16 +233,15 @@ class Catalogue:
 VELOCITY, TESTING, TRAVEL, COUNTRY = "velocity", "card_testing", "impossible_travel", "unusual_country"
 NOVELTY, REMOTE_FRAUD, TAKEOVER, MULE = "mcc_novelty", "card_not_present", "account_takeover", "money_mule"
 SYNTHETIC, BIOMETRICS, FINGERPRINT, DEGRADED = "synthetic_identity", "behavioural_biometrics", "device_change", "degraded"
-
-TERMINAL_FRAUD, CLUSTER = "terminal_compromise", "transaction_cluster"
+STRUCTURING, COMPROMISE, CLUSTERS = "structuring", "terminal_compromise", "transaction_clusters"
 
 _A = "amount_minor"
 MATURE = days(7)
 """How long after a transaction its label is taken to be known."""
 
 velocity, geographic, device = partial(Feature, "velocity"), partial(Feature, "geographic"), partial(Feature, "device")
-behavioural, merchant = partial(Feature, "behavioural"), partial(Feature, "merchant")
-memory = partial(Feature, "memory")
+behavioural, takeover, identity = partial(Feature, "behavioural"), partial(Feature, "takeover"), partial(Feature, "identity")
+network, merchant, memory = partial(Feature, "network"), partial(Feature, "merchant"), partial(Feature, "memory")
 
 # fmt: off
 CATALOGUE = Catalogue(
@@ -236,6 +286,30 @@ CATALOGUE = Catalogue(
                  "Different merchants paid by the account within a day"),
         velocity(declines(of=ACCOUNT, window=hours(24)), "many_account_declines_24h", TESTING, "Declines of the account within a day"),
         velocity(since_last(of=ACCOUNT), "quick_account_repeat", VELOCITY, "Seconds since the account's last payment", "low"),
+        velocity(count(of=CARD, window=days(30)), "many_card_payments_30d", VELOCITY,
+                 "Payments on the card within 30 days: how much it is used at all"),
+        velocity(mean(_A, of=CARD, window=days(30)), "high_card_mean_30d", VELOCITY, "Mean payment of the card within 30 days, minor units"),
+        velocity(distinct("terminal_id", of=ACCOUNT, window=hours(24)), "many_account_terminals_24h", COMPROMISE,
+                 "Different terminals that the account paid at within a day: a copied card goes around"),
+        velocity(count(of=ACCOUNT, window=days(7), where=(ANY_PAYMENT, just_under(100_000)), called="just_under_count"),
+                 "amounts_under_a_threshold", STRUCTURING,
+                 "Amounts at most a tenth below 1,000.00, 10,000.00 ... within a week, in or out: many say more than one"),
+        velocity(count(of=CUSTOMER, window=hours(24)), "many_customer_payments_24h", VELOCITY,
+                 "Payments of the customer within a day, over all accounts"),
+        velocity(count(of=CUSTOMER, window=days(7)), "many_customer_payments_7d", VELOCITY,
+                 "Payments of the customer within a week, over all accounts"),
+        velocity(total(_A, of=CUSTOMER, window=hours(24)), "high_customer_spend_24h", TAKEOVER,
+                 "Money that left all accounts of the customer within a day, minor units"),
+        velocity(total(_A, of=CUSTOMER, window=days(7)), "high_customer_spend_7d", TAKEOVER,
+                 "Money that left all accounts of the customer within a week, minor units"),
+        velocity(count(of=EMAIL, window=hours(24)), "many_email_payments_24h", TESTING, "Payments that gave this e-mail address within a day"),
+        velocity(count(of=PHONE, window=hours(24)), "many_phone_payments_24h", TESTING, "Payments that gave this phone number within a day"),
+        velocity(distinct("card", of=EMAIL, window=hours(24)), "many_cards_on_email_24h", TESTING,
+                 "Cards that came with this e-mail address within a day: a shop for stolen numbers"),
+        velocity(distinct("card", of=EMAIL, window=days(30)), "many_cards_on_email_30d", TESTING,
+                 "Cards that came with this e-mail address within 30 days"),
+        velocity(distinct("card", of=PHONE, window=days(30)), "many_cards_on_phone_30d", TESTING,
+                 "Cards that came with this phone number within 30 days"),
         # Geography: where the card is, against where it can be.
         geographic(distance_km(of=CARD), "far_from_last_place", TRAVEL, "Kilometres from where the card was last present"),
         geographic(speed_kmh(of=CARD), "impossible_travel", TRAVEL,
@@ -251,6 +325,17 @@ CATALOGUE = Catalogue(
                    "The merchant is in another country than the card's issuer"),
         geographic(differs_from_known("country", ACCOUNT, "home_country", "country_differs_home"), "away_from_home_country", COUNTRY,
                    "The merchant is not in the holder's home country"),
+        geographic(distance_km(of=CARD, places="any"), "far_from_any_last_place", TRAVEL,
+                   "Kilometres from the last place of any payment of the card, card present or not"),
+        geographic(speed_kmh(of=CARD, places="any"), "fast_from_any_last_place", TRAVEL,
+                   "Speed from the last place of any payment of the card, km/h"),
+        geographic(centre_km(of=CARD, window=days(30)), "far_from_usual_centre", COUNTRY,
+                   "Kilometres from the centre of the card's places of 30 days"),
+        geographic(new_place(of=CARD), "new_place_for_card", COUNTRY, "The card was not used within about a kilometre of here in 90 days"),
+        geographic(distinct("country", of=CARD, window=days(30)), "many_card_countries_30d", COUNTRY,
+                   "Countries that the card was used in within 30 days: a traveller's card or a sold number"),
+        geographic(novel("ip_country", of=ACCOUNT), "new_ip_country_for_account", TAKEOVER,
+                   "The account was not used from an IP address of this country in 90 days"),
         # Device: how well the thing that pays is known.
         device(age(of=DEVICE), "young_device", FINGERPRINT, "Seconds since the device was first seen, 90 days at most", "low"),
         device(novel("device", of=CARD), "new_device_for_card", FINGERPRINT, "The card was not used from this device in 90 days"),
@@ -264,6 +349,20 @@ CATALOGUE = Catalogue(
         device(count(of=DEVICE, window=hours(1)), "many_device_payments_1h", VELOCITY, "Payments from the device within an hour"),
         device(declines(of=DEVICE, window=hours(24)), "many_device_declines_24h", TESTING, "Declines on the device within a day"),
         device(own_missing("device"), "no_device_given", FINGERPRINT, "The payment came without a device fingerprint"),
+        device(pair_age("device", of=CARD), "card_new_on_device", FINGERPRINT,
+               "Seconds since the card was first used from this device, 90 days at most", "low"),
+        device(pair_age("device", of=ACCOUNT), "account_new_on_device", TAKEOVER,
+               "Seconds since the account was first used from this device, 90 days at most", "low"),
+        device(distinct("device", of=ACCOUNT, window=days(30)), "many_devices_for_account_30d", TAKEOVER,
+               "Devices that used the account within 30 days"),
+        device(parts_changed(of=DEVICE), "fingerprint_changed", FINGERPRINT,
+               "Parts of the fingerprint (of six) that differ from this device's last: a copy of its token"),
+        device(parts_changed(of=ACCOUNT), "fingerprint_other_than_usual", FINGERPRINT,
+               "Parts of the fingerprint (of six) that differ from the account's last payment"),
+        device(own_yes("emulator"), "emulated_device", FINGERPRINT, "The device is an emulator or a virtual machine: farms have hundreds"),
+        device(own_yes("proxy"), "hidden_address", REMOTE_FRAUD, "The address is a known proxy, VPN or Tor exit: where the buyer is, is hidden"),
+        device(moved("ip_country", of=DEVICE), "device_in_another_country", TAKEOVER,
+               "The device's address was in another country when it was last seen"),
         # Behaviour: the payment against the holder's own habits.
         behavioural(own(_A), "large_amount", VELOCITY, "The amount itself, minor units"),
         behavioural(own_log(_A), "large_amount", VELOCITY, "The amount on a logarithmic scale, which models split better"),
@@ -274,7 +373,7 @@ CATALOGUE = Catalogue(
                     "The amount over the account's mean of 30 days"),
         behavioural(share((near_own_hour(2),), of=CARD, window=days(90), called="hour"), "unusual_hour", TAKEOVER,
                     "Share of the card's payments within two hours of this time of day", "low"),
-        behavioural(novel("mcc", of=CARD), "new_merchant_category", NOVELTY, "The card did not pay in this merchant category in 90 days"),
+        behavioural(novel("mcc", of=ACCOUNT), "new_merchant_category", NOVELTY, "The account did not pay in this merchant category in 90 days"),
         behavioural(novel("merchant_id", of=CARD), "new_merchant", NOVELTY, "The card did not pay this merchant in 90 days"),
         behavioural(novel("counterparty", of=ACCOUNT), "new_beneficiary", MULE, "The account did not move money with this other account in 90 days"),
         behavioural(share((REMOTE,), of=CARD, window=days(30), called="not_present"), "many_remote_payments", REMOTE_FRAUD,
@@ -286,34 +385,111 @@ CATALOGUE = Catalogue(
         behavioural(own("keystroke_flight_ms"), "unusual_typing", BIOMETRICS, "From key to key, milliseconds", "low"),
         behavioural(own("pointer_speed_px_s"), "unusual_pointer", BIOMETRICS, "Pointer speed, pixels a second"),
         behavioural(own("session_age_s"), "short_session", BIOMETRICS, "Seconds since the session began: a script does not browse", "low"),
+        behavioural(share((below_own(_A),), of=CARD, window=days(30), called="below"), "amount_rank_30d", TAKEOVER,
+                    "Share of the card's payments of 30 days that were smaller: the amount's exact rank among them"),
+        behavioural(share((below_own(_A),), of=CARD, window=days(90), called="below"), "amount_rank_90d", TAKEOVER,
+                    "Share of the card's payments of 90 days that were smaller"),
+        behavioural(share((SAME_WEEKDAY,), of=CARD, window=days(90), called="weekday"), "unusual_weekday", TAKEOVER,
+                    "Share of the card's payments on this day of the week (UTC)", "low"),
+        behavioural(zscore("dwell", of=CUSTOMER, window=days(30), where=(ANY_PAYMENT, given("dwell"))), "typing_unlike_own", BIOMETRICS,
+                    "How many of the customer's own spreads keys were held longer than on average of 30 days"),
+        behavioural(zscore("flight", of=CUSTOMER, window=days(30), where=(ANY_PAYMENT, given("flight"))), "typing_unlike_own", BIOMETRICS,
+                    "The same of the time from key to key: another person, or a script"),
+        behavioural(zscore("pointer", of=CUSTOMER, window=days(30), where=(ANY_PAYMENT, given("pointer"))), "pointer_unlike_own", BIOMETRICS,
+                    "The same of the pointer's speed"),
         behavioural(own_missing("keystroke_dwell_ms", "biometrics"), "no_biometrics", BIOMETRICS,
                     "The payment came without typing rhythm: a fact of its own"),
         behavioural(known_age(ACCOUNT, "opened_at_ms", "open"), "young_account", SYNTHETIC, "Seconds since the account was opened", "low"),
         behavioural(over_known(_A, ACCOUNT, "credit_limit_minor", "amount_over_limit"), "large_part_of_limit", SYNTHETIC,
                     "The amount over the credit limit: synthetic identities spend up to it at once"),
+        # Takeover: what happened to the account before the money leaves.
+        takeover(count(of=ACCOUNT, window=hours(1), where=(LOGIN_FAILURES,), called="login_failures"), "many_login_failures_1h", TAKEOVER,
+                 "Failed logins within an hour: somebody is guessing"),
+        takeover(count(of=ACCOUNT, window=hours(24), where=(LOGIN_FAILURES,), called="login_failures"), "many_login_failures_24h", TAKEOVER,
+                 "Failed logins within a day"),
+        takeover(newcomers("device", of=ACCOUNT, window=hours(24), where=(LOGINS,), called="new_login_devices"), "login_from_new_device", TAKEOVER,
+                 "Devices that logged in within a day, and never before in 90 days"),
+        takeover(count_if_newcomer("device", of=ACCOUNT, window=hours(24), where=(LOGIN_FAILURES,), newcomer=(LOGINS,), called=
+                 "failures_then_new_device"),
+                 "failures_then_new_device", TAKEOVER, "Failed logins of a day in which a device also logged in for the first time; else 0"),
+        takeover(count(of=ACCOUNT, window=hours(24), where=(CHANGES,), called="changes"), "account_changed_24h", TAKEOVER,
+                 "Changes of credentials, e-mail, phone or address within a day"),
+        takeover(count(of=ACCOUNT, window=hours(72), where=(CHANGES,), called="changes"), "account_changed_72h", TAKEOVER,
+                 "Changes of credentials, e-mail, phone or address within three days"),
+        takeover(since(of=ACCOUNT, where=(CHANGES,), called="change_to_money_out"), "money_out_after_change", TAKEOVER,
+                 "Seconds from the last such change to this payment, if money leaves with it", "low"),
+        takeover(count(of=ACCOUNT, window=hours(24), where=(BENEFICIARIES,), called="beneficiaries_added"), "beneficiary_added_24h", TAKEOVER,
+                 "Beneficiaries added within a day"),
+        takeover(count(of=ACCOUNT, window=hours(24), where=(BENEFICIARIES, same("counterparty")), called="payee_added"), "payee_added_24h", TAKEOVER,
+                 "The one who is paid was added as a beneficiary within a day"),
+        # Identity: invented people share what real ones have alone.
+        identity(distinct("account", of=EMAIL, window=days(30)), "many_accounts_on_email_30d", SYNTHETIC,
+                 "Accounts with this e-mail address within 30 days"),
+        identity(distinct("account", of=EMAIL, window=days(90)), "many_accounts_on_email_90d", SYNTHETIC,
+                 "Accounts with this e-mail address within 90 days"),
+        identity(distinct("account", of=PHONE, window=days(30)), "many_accounts_on_phone_30d", SYNTHETIC,
+                 "Accounts with this phone number within 30 days"),
+        identity(distinct("account", of=PHONE, window=days(90)), "many_accounts_on_phone_90d", SYNTHETIC,
+                 "Accounts with this phone number within 90 days"),
+        identity(distinct("account", of=ADDRESS, window=days(30)), "many_accounts_on_address_30d", SYNTHETIC,
+                 "Accounts with this address within 30 days: above a household's number it is a drop"),
+        identity(distinct("account", of=ADDRESS, window=days(90)), "many_accounts_on_address_90d", SYNTHETIC,
+                 "Accounts with this address within 90 days"),
+        identity(distinct("account", of=DEVICE, window=days(90)), "many_accounts_on_device_90d", SYNTHETIC,
+                 "Accounts used from the device within 90 days"),
+        identity(age(of=EMAIL), "young_email", SYNTHETIC, "Seconds since the e-mail address was first seen, 90 days at most", "low"),
+        identity(age(of=PHONE), "young_phone", SYNTHETIC, "Seconds since the phone number was first seen, 90 days at most", "low"),
+        identity(per_day_of_age(of=EMAIL), "busy_for_its_age", SYNTHETIC, "Payments for each day since the e-mail address was first seen"),
+        identity(spent_over_known("credit_limit_minor", of=ACCOUNT, window=days(30), called="spent_over_limit"), "limit_spent_up", SYNTHETIC,
+                 "Spent within 30 days, this payment included, over the credit limit: young accounts that reach 1 bust out"),
+        # Network: how money goes through accounts.
+        network(out_over_in(of=ACCOUNT, window=hours(24)), "money_in_then_out", MULE,
+                "What left within a day, this payment included, over what came in: a mule keeps little"),
+        network(distinct("counterparty", of=ACCOUNT, window=hours(24), where=(RECEIVED,), called="senders"), "many_senders_24h", MULE,
+                "Different accounts that sent money here within a day: fan-in"),
+        network(distinct("counterparty", of=ACCOUNT, window=days(7), where=(RECEIVED,), called="senders"), "many_senders_7d", MULE,
+                "Different accounts that sent money here within a week"),
+        network(distinct("counterparty", of=ACCOUNT, window=hours(24), called="receivers"), "many_receivers_24h", MULE,
+                "Different accounts that got money from here within a day: fan-out"),
+        network(distinct("counterparty", of=ACCOUNT, window=days(7), called="receivers"), "many_receivers_7d", MULE,
+                "Different accounts that got money from here within a week"),
+        network(idle(of=ACCOUNT), "idle_account", MULE, "Seconds since any payment, in or out: sleeping accounts are bought"),
+        network(woken(_A, of=ACCOUNT), "dormant_account_woken", MULE,
+                "Days without any payment, times the amount over the account's mean of 90 days"),
+        network(dormant("opened_at_ms", of=ACCOUNT), "dormant_account", MULE, "The account is older than 90 days, and nothing moved in them"),
+        network(cycle_of_two(of=ACCOUNT, window=days(7)), "money_sent_back", CLUSTERS,
+                "Payments that came within a week from the one who is paid now: money in a circle of two"),
+        network(cycle_of_three(of=ACCOUNT, through=PAYEE, window=days(7)), "money_in_a_circle", CLUSTERS,
+                "Accounts that paid this one and were paid by the one who is paid now, within a week: a circle of three"),
+        network(distinct("account", of=COUNTERPARTY, window=hours(24)), "many_payers_of_payee_24h", MULE,
+                "Accounts that paid this beneficiary within a day: a collecting account"),
+        network(distinct("account", of=COUNTERPARTY, window=days(7)), "many_payers_of_payee_7d", MULE,
+                "Accounts that paid this beneficiary within a week"),
+        network(age(of=COUNTERPARTY), "young_payee", MULE,
+                "Seconds since anybody here first moved money with this other account, 90 days at most", "low"),
         # Merchants, terminals, addresses, BINs and countries: what others do there, to a slice of a sixtieth of the window.
-        merchant(count(of=MERCHANT, window=hours(1)), "busy_merchant_1h", CLUSTER, "Payments at the merchant within an hour"),
-        merchant(surge(of=MERCHANT, window=hours(1), against=days(7)), "merchant_surge_1h", CLUSTER,
+        merchant(count(of=MERCHANT, window=hours(1)), "busy_merchant_1h", CLUSTERS, "Payments at the merchant within an hour"),
+        merchant(surge(of=MERCHANT, window=hours(1), against=days(7)), "merchant_surge_1h", CLUSTERS,
                  "How many times its usual hour the merchant sells: a sudden crowd is seldom one of customers"),
         merchant(count(of=MERCHANT, window=hours(1), where=(SPENT, SMALL), called="small_count"), "many_small_merchant_payments_1h", TESTING,
                  "Payments below five units at the merchant within an hour: where testers try their numbers"),
         merchant(declines(of=MERCHANT, window=hours(1)), "many_merchant_declines_1h", TESTING, "Declines at the merchant within an hour"),
         merchant(decline_ratio(of=MERCHANT, window=hours(24)), "high_merchant_decline_ratio_24h", TESTING,
                  "Share of the merchant's attempts of a day that were declined"),
-        merchant(distinct("card", of=MERCHANT, window=hours(1)), "many_merchant_cards_1h", CLUSTER,
+        merchant(distinct("card", of=MERCHANT, window=hours(1)), "many_merchant_cards_1h", CLUSTERS,
                  "Different cards at the merchant within an hour, about"),
         merchant(ratio_to_mean(_A, of=MERCHANT, window=days(7)), "amount_above_merchant_usual", VELOCITY,
                  "The amount over the merchant's mean of a week"),
-        merchant(fraud_share(of=MERCHANT, window=days(30), delay=MATURE), "risky_merchant_30d", TERMINAL_FRAUD,
+        merchant(fraud_share(of=MERCHANT, window=days(30), delay=MATURE), "risky_merchant_30d", COMPROMISE,
                  "Share of the merchant's payments that turned out to be fraud, of those a week old or older"),
-        merchant(count(of=TERMINAL, window=hours(1)), "busy_terminal_1h", TERMINAL_FRAUD, "Payments at the terminal within an hour"),
-        merchant(surge(of=TERMINAL, window=hours(24), against=days(30)), "terminal_surge_24h", TERMINAL_FRAUD,
+        merchant(count(of=TERMINAL, window=hours(1)), "busy_terminal_1h", COMPROMISE, "Payments at the terminal within an hour"),
+        merchant(surge(of=TERMINAL, window=hours(24), against=days(30)), "terminal_surge_24h", COMPROMISE,
                  "How many times its usual day the terminal sells"),
-        merchant(decline_ratio(of=TERMINAL, window=hours(24)), "high_terminal_decline_ratio_24h", TERMINAL_FRAUD,
+        merchant(decline_ratio(of=TERMINAL, window=hours(24)), "high_terminal_decline_ratio_24h", COMPROMISE,
                  "Share of the terminal's attempts of a day that were declined"),
-        merchant(distinct("card", of=TERMINAL, window=hours(24)), "many_terminal_cards_24h", TERMINAL_FRAUD,
+        merchant(distinct("card", of=TERMINAL, window=hours(24)), "many_terminal_cards_24h", COMPROMISE,
                  "Different cards at the terminal within a day, about"),
-        merchant(fraud_share(of=TERMINAL, window=days(30), delay=MATURE), "risky_terminal_30d", TERMINAL_FRAUD,
+        merchant(fraud_share(of=TERMINAL, window=days(30), delay=MATURE), "risky_terminal_30d", COMPROMISE,
                  "Share of the terminal's payments that turned out to be fraud, of those a week old or older: a skimmer shows late"),
         merchant(decline_ratio(of=COUNTRIES, window=hours(24)), "high_country_decline_ratio_24h", COUNTRY,
                  "Share of all attempts in the merchant's country within a day that were declined"),
@@ -337,7 +513,13 @@ CATALOGUE = Catalogue(
         memory(log_capped(of=CARD), "card_history_cut", DEGRADED, "The card had more payments in 90 days than its log keeps"),
         memory(log_capped(of=ACCOUNT), "account_history_cut", DEGRADED, "The account had more payments in 90 days than its log keeps"),
         memory(log_capped(of=DEVICE), "device_history_cut", DEGRADED, "The device had more payments in 90 days than its log keeps"),
+        memory(log_capped(of=CUSTOMER), "customer_history_cut", DEGRADED, "The customer had more payments in 90 days than the log keeps"),
+        memory(log_capped(of=EMAIL), "email_history_cut", DEGRADED, "The e-mail address had more payments in 90 days than its log keeps"),
+        memory(log_capped(of=PHONE), "phone_history_cut", DEGRADED, "The phone number had more payments in 90 days than its log keeps"),
+        memory(log_capped(of=ADDRESS), "address_history_cut", DEGRADED, "The address had more payments in 90 days than its log keeps"),
+        memory(log_capped(of=COUNTERPARTY), "payee_history_cut", DEGRADED, "The beneficiary had more payments in 90 days than its log keeps"),
+        memory(log_capped(of=PAYEE), "payee_account_history_cut", DEGRADED, "The beneficiary's own account had more payments than its log keeps"),
     )
 )
 # fmt: on
-"""The features of this release: about seventy numbers, each one row."""
+"""The features of this release, each one row."""

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from features.fact import DEGREE, ENTITIES, FACTS, KIND_CODES, MEASURES, country_code, facts_of, mcc_code, measures_of
+from features.fact import (
+    AMOUNT_MAX,
+    AT_MS_MAX,
+    DEGREE,
+    ENTITIES,
+    FACTS,
+    KIND_CODES,
+    MEASURES,
+    PARTS,
+    SHORT_MAX,
+    country_code,
+    event_facts,
+    facts_of,
+    mcc_code,
+    measures_of,
+    part_hash,
+    short_hash,
+)
+from schemas.account import AccountEvent
 from schemas.identity import hash32, hash64
 from schemas.transaction import Transaction
 
@@ -21,23 +41,27 @@ REQUIRED = ("hash", "at_ms", "kind", "amount_minor")
 
 @dataclass(frozen=True, eq=False)
 class TransactionColumns:
-    """n transactions in arrival order, one array of n for each thing that a row of the catalogue may read.
+    """n transactions (and account events) in arrival order, one array of n for each thing that a row of the catalogue may read.
 
-    `facts`: int64 or uint64 by FACTS' names; 0 is 'not given', and so is a fact that is absent. Required: hash (hash64s of
-    transaction_id), at_ms, kind (kind_codes) and amount_minor (the own amount: billing_amount_minor where given). The others:
-    merchant_id terminal_id card account device customer counterparty (hash32s), mcc (mcc_codes), country ip_country
-    card_country (country_codes), latitude (latitude_codes), longitude (longitude_codes).
+    `facts`: int64 or uint64 by FACTS' names; 0 is 'not given', and so is a fact that is absent. Required: hash (row_identities of
+    transaction_id and at_ms), at_ms, kind (kind_codes) and amount_minor (the own amount: billing_amount_minor where given, at most
+    AMOUNT_MAX). The others: merchant_id terminal_id card account device customer counterparty (short_hashes), mcc (mcc_codes),
+    country ip_country card_country (country_codes), latitude (latitude_codes), longitude (longitude_codes), fingerprint
+    (fingerprint_codes), emulator proxy (yes_codes), dwell flight pointer (short_codes).
     `tokens`: uint64 by entity name, hash64s of the entity's token, 0: no such entity. It says in which log a row belongs;
     an entity that is absent has no logs.
     `measures`: float64 by MEASURES' names, NaN is 'not given', and so is one that is absent.
+    `known`: float64 by `entity.column` of PROFILES, NaN is 'not known'; the value that was known when the transaction happened
+    (`known_in_time` makes it).
+    `asked`: bool, false for what leaves rows in logs and asks for no vector: an account event. None: all ask.
     `learned`: int64[n], when each was learned to be fraud, milliseconds since 1970-01-01 UTC, 0: never; None: of none.
-    `known`: float64 by `entity.column` of PROFILES, NaN is 'not known'; the value that was known when the transaction happened.
     """
 
     facts: Mapping[str, Array]
     tokens: Mapping[str, Array]
     measures: Mapping[str, Array] = field(default_factory=dict)
     known: Mapping[str, Array] = field(default_factory=dict)
+    asked: Array | None = None
     learned: Array | None = None
 
     def __post_init__(self) -> None:
@@ -50,6 +74,11 @@ class TransactionColumns:
     def n(self) -> int:
         """How many transactions."""
         return len(self.facts["hash"])
+
+    @cached_property
+    def asks(self) -> Array:
+        """bool[n]: who asks for a vector."""
+        return np.ones(self.n, np.bool_) if self.asked is None else np.asarray(self.asked, np.bool_)
 
     @cached_property
     def fact_matrix(self) -> Array:
@@ -75,22 +104,88 @@ class TransactionColumns:
         facts, tokens, measures, known = (
             {name: column[begin:end] for name, column in part.items()} for part in (self.facts, self.tokens, self.measures, self.known)
         )
-        return TransactionColumns(facts, tokens, measures, known, None if self.learned is None else self.learned[begin:end])
+        return TransactionColumns(
+            facts,
+            tokens,
+            measures,
+            known,
+            None if self.asked is None else self.asked[begin:end],
+            None if self.learned is None else self.learned[begin:end],
+        )
 
 
-def columns_of(transactions: Sequence[Transaction]) -> TransactionColumns:
-    """The columns of transactions in arrival order. Row by row: for tests and small sets; files go by `columns_from_arrow`."""
-    facts = np.array([[fact - (fact >> 63 << 64) for fact in facts_of(txn)] for txn in transactions], np.int64).reshape(-1, len(FACTS))
-    measures = np.array([measures_of(txn) for txn in transactions], np.float64).reshape(-1, len(MEASURES))
+def _facts_in(record: Transaction | AccountEvent) -> tuple[int, ...]:
+    return event_facts(record) if isinstance(record, AccountEvent) else facts_of(record)
+
+
+def _token(record: Transaction | AccountEvent, field_: str) -> str | None:
+    """In whose log a record belongs: an account event in the account's, and nowhere else."""
+    token: str | None = getattr(record, field_) if field_ == "account_id" or isinstance(record, Transaction) else None
+    return token
+
+
+def columns_of(records: Sequence[Transaction | AccountEvent]) -> TransactionColumns:
+    """The columns of transactions, and of account events among them, in arrival order. Row by row: for tests and small sets.
+
+    Files go by `columns_from_arrow`.
+    """
+    facts = np.array([[fact - (fact >> 63 << 64) for fact in _facts_in(record)] for record in records], np.int64).reshape(-1, len(FACTS))
+    nothing = (math.nan,) * len(MEASURES)
+    own = [measures_of(record) if isinstance(record, Transaction) else nothing for record in records]
+    measures = np.array(own, np.float64).reshape(-1, len(MEASURES))
     tokens = {
-        entity.name: np.array([0 if (token := getattr(txn, entity.field)) is None else hash64(token) for txn in transactions], np.uint64)
+        entity.name: np.array([0 if (token := _token(record, entity.field)) is None else hash64(token) for record in records], np.uint64)
         for entity in ENTITIES
     }
     return TransactionColumns(
         {fact.name: facts[:, number] for number, fact in enumerate(FACTS)},
         tokens,
         {measure.name: measures[:, number] for number, measure in enumerate(MEASURES)},
+        asked=np.array([isinstance(record, Transaction) for record in records], np.bool_),
     )
+
+
+class Learned(NamedTuple):
+    """One column of a profile becoming known: it reaches the memory before the row `before` of the history does."""
+
+    before: int
+    kind: str
+    token: str
+    column: str
+    value: float
+    known_at_ms: int
+
+
+def known_in_time(columns: TransactionColumns, learned: Sequence[Learned]) -> dict[str, Array]:
+    """`known` of these columns as serving would have it: the latest that had arrived, missing before its own time.
+
+    Of two that arrive before the same row, the later in `learned` is the later. A value that comes late replaces the one before,
+    also for those that it was not yet known to.
+    """
+    by_column: dict[tuple[str, str], list[Learned]] = defaultdict(list)
+    for each in learned:
+        by_column[each.kind, each.column].append(each)
+    at_ms = np.asarray(columns.facts["at_ms"], np.int64)
+    return {f"{kind}.{column}": _in_time(columns.tokens[kind], at_ms, said) for (kind, column), said in by_column.items()}
+
+
+def _in_time(tokens: Array, at_ms: Array, learned: list[Learned]) -> Array:
+    """float64[n]: of each row, what had been said last of its token."""
+    said_of = np.array([hash64(each.token) for each in learned], np.uint64)
+    before = np.array([each.before for each in learned], np.int64)
+    order = np.lexsort((np.arange(len(learned)), before, said_of))
+    groups, group = np.unique(said_of[order], return_inverse=True)
+    asks = np.searchsorted(groups, np.asarray(tokens))
+    asks[asks == len(groups)] = 0
+    width = len(tokens) + 1
+    last = np.searchsorted(group * width + np.minimum(before[order], len(tokens)), asks * width + np.arange(len(tokens)), side="right") - 1
+    known = (groups[asks] == tokens) & (last >= 0)
+    known[known] = group[last[known]] == asks[known]
+    since = np.array([each.known_at_ms for each in learned], np.int64)[order]
+    known[known] = (since[last[known]] > 0) & (since[last[known]] <= at_ms[known])
+    values = np.full(len(tokens), np.nan)
+    values[known] = np.array([each.value for each in learned])[order][last[known]]
+    return values
 
 
 def _each_unique(column: Any, of: Callable[[str], int], dtype: type) -> Array:
@@ -110,9 +205,41 @@ def hash64s(column: Any) -> Array:
     return _each_unique(column, hash64, np.uint64)
 
 
-def hash32s(column: Any) -> Array:
-    """int64: schemas.identity.hash32 of each text, null is 0."""
-    return _each_unique(column, hash32, np.int64)
+def short_hashes(column: Any, bits: int = 32) -> Array:
+    """int64: fact.short_hash of each text, null is 0."""
+    return _each_unique(column, lambda text: short_hash(text, bits), np.int64)
+
+
+def row_identities(ids: Any, at_ms: Array) -> Array:
+    """uint64: fact.row_identity of each id and time."""
+    hashes = _each_unique(ids, hash32, np.uint64)
+    identities: Array = np.minimum(at_ms, AT_MS_MAX).astype(np.uint64) << np.uint64(32) | hashes
+    return identities
+
+
+def fingerprint_codes(parts: Mapping[str, Any], n: int) -> Array:
+    """int64[n]: the code of fingerprints of which these are the columns, by the names of PARTS; a part that is absent is not given."""
+    codes = np.zeros(n, np.int64)
+    for place, part in enumerate(PARTS):
+        if part in parts:
+            codes |= _each_unique(parts[part], part_hash, np.int64) << 8 * place
+    return codes
+
+
+def yes_codes(column: Any) -> Array:
+    """int64: 2 for true, 1 for false, 0 for null."""
+    codes: Array = pc.fill_null(pc.add(column.cast(pa.int64()), 1), 0).to_numpy()
+    return codes
+
+
+def short_codes(column: Any, steps: float) -> Array:
+    """int64: fact.short_code of each number, NaN is 0."""
+    numbers = np.asarray(column, np.float64)
+    given = ~np.isnan(numbers)
+    codes = np.zeros(len(numbers), np.int64)
+    with np.errstate(over="ignore"):
+        codes[given] = np.rint(np.clip(numbers[given] * steps, 1.0, float(SHORT_MAX))).astype(np.int64)
+    return codes
 
 
 def country_codes(column: Any) -> Array:
@@ -134,7 +261,8 @@ def _degree_codes(column: Any, from_degrees: float) -> Array:
     degrees = np.asarray(column, np.float64)
     given = ~np.isnan(degrees)
     codes = np.zeros(len(degrees), np.int64)
-    codes[given] = np.rint((degrees[given] + from_degrees) * DEGREE).astype(np.int64) + 1
+    with np.errstate(over="ignore"):
+        codes[given] = np.rint((degrees[given] + from_degrees) * DEGREE).astype(np.int64) + 1
     return codes
 
 
@@ -148,20 +276,31 @@ def longitude_codes(column: Any) -> Array:
     return _degree_codes(column, 180.0)
 
 
+def _short(bits: int) -> Callable[[Any], Array]:
+    return lambda column: short_hashes(column, bits)
+
+
+_ID_FIELDS = {
+    "merchant_id": "merchant_id",
+    "terminal_id": "terminal_id",
+    "card": "card_token",
+    "account": "account_id",
+    "device": "device_token",
+    "customer": "customer_id",
+    "counterparty": "counterparty_account_id",
+}
 _FACT_FIELDS: dict[str, tuple[str, Callable[[Any], Array]]] = {
-    "hash": ("transaction_id", hash64s),
     "kind": ("kind", kind_codes),
-    "merchant_id": ("merchant_id", hash32s),
-    "terminal_id": ("terminal_id", hash32s),
-    "card": ("card_token", hash32s),
-    "account": ("account_id", hash32s),
-    "device": ("device_token", hash32s),
-    "customer": ("customer_id", hash32s),
-    "counterparty": ("counterparty_account_id", hash32s),
+    **{fact.name: (_ID_FIELDS[fact.name], _short(fact.bits)) for fact in FACTS if fact.name in _ID_FIELDS},
     "mcc": ("mcc", mcc_codes),
     "country": ("country", country_codes),
     "ip_country": ("ip_country", country_codes),
     "card_country": ("card_country", country_codes),
+    "emulator": ("emulator", yes_codes),
+    "proxy": ("ip_proxy", yes_codes),
+    "dwell": ("keystroke_dwell_ms", lambda column: short_codes(_numbers(column), 10.0)),
+    "flight": ("keystroke_flight_ms", lambda column: short_codes(_numbers(column), 10.0)),
+    "pointer": ("pointer_speed_px_s", lambda column: short_codes(_numbers(column), 1.0)),
 }
 
 
@@ -172,17 +311,19 @@ def _numbers(column: Any) -> Array:
 
 
 def columns_from_arrow(table: Any) -> TransactionColumns:
-    """The columns of an Arrow table in arrival order whose columns are named like Transaction's fields (session fields flat).
+    """The columns of an Arrow table in arrival order whose columns are named like Transaction's fields (session and fingerprint flat).
 
     at_ms, amount_minor and billing_amount_minor are whole numbers; columns that are absent count as not given.
     """
     names = set(table.column_names)
     facts = {fact: make(table[column]) for fact, (column, make) in _FACT_FIELDS.items() if column in names}
-    facts["at_ms"] = table["at_ms"].cast(pa.int64()).to_numpy()
+    at_ms = table["at_ms"].cast(pa.int64()).to_numpy()
+    facts["at_ms"], facts["hash"] = np.minimum(at_ms, AT_MS_MAX), row_identities(table["transaction_id"], at_ms)
     amount = table["amount_minor"].cast(pa.int64())
     if "billing_amount_minor" in names:
         amount = pc.coalesce(table["billing_amount_minor"].cast(pa.int64()), amount)
-    facts["amount_minor"] = amount.to_numpy()
+    facts["amount_minor"] = np.minimum(amount.to_numpy(), AMOUNT_MAX)
+    facts["fingerprint"] = fingerprint_codes({part: table[part] for part in PARTS if part in names}, len(at_ms))
     if {"latitude", "longitude"} <= names:
         facts["latitude"] = latitude_codes(_numbers(table["latitude"]))
         facts["longitude"] = longitude_codes(_numbers(table["longitude"]))

@@ -42,8 +42,9 @@ class Past:
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """A transaction's vector (float64, the catalogue's order, NaN is missing), its position in each log (-1: no such entity),
-    the numbers of the logs in which it occurs twice, and the heads of its tallies, one after the other (no such entity: zeros)."""
+    """A transaction's vector (float64, the catalogue's order, NaN is missing), its position in each log (-1: no such entity; in
+    a log that it only looked into: the unique rows that it found), the numbers of the logs in which it occurs twice, and the
+    heads of its tallies, one after the other (no such entity: zeros)."""
 
     values: np.ndarray[Any, np.dtype[np.float64]]
     positions: tuple[int, ...]
@@ -52,9 +53,15 @@ class Look:
 
 
 def packed(catalogue: Catalogue, txn: Transaction, facts: tuple[int, ...]) -> tuple[bytes | None, ...]:
-    """The row that these facts append to each log; None where the transaction has no such entity."""
-    fields = zip(catalogue.log_layouts, catalogue.log_fields, strict=True)
-    return tuple([None if getattr(txn, field) is None else layout.pack(facts) for layout, field in fields])
+    """The row that these facts append to each log; None where the transaction has no such entity or only looks into its log."""
+    layouts = zip(catalogue.log_layouts, catalogue.log_entities, strict=True)
+    return tuple([None if entity.log_of or getattr(txn, entity.field) is None else layout.pack(facts) for layout, entity in layouts])
+
+
+def to_recall(catalogue: Catalogue, txn: Transaction, facts: tuple[int, ...]) -> tuple[bytes | None, ...]:
+    """As `packed`, with b"" for a log that is read and gets no row."""
+    rows = zip(packed(catalogue, txn, facts), catalogue.log_entities, strict=True)
+    return tuple([b"" if entity.log_of and getattr(txn, entity.field) is not None else row for row, entity in rows])
 
 
 def row_bytes(catalogue: Catalogue, txn: Transaction) -> tuple[bytes | None, ...]:
@@ -100,8 +107,8 @@ def look(catalogue: Catalogue, txn: Transaction, past: Past) -> Look:
     return Look(out[:width], positions, tuple([log for log in range(logs) if tail[2 * log + 1]]), heads)
 
 
-def place_in(log: bytes, row_size: int, hash_: int) -> tuple[int, bool]:
-    """The position of the row with this hash in a log, and whether it occurs twice."""
-    signed = hash_ - (1 << 64) if hash_ >> 63 else hash_
+def place_in(log: bytes, row_size: int, identity: int) -> tuple[int, bool]:
+    """The position of the row with this identity in a log, and whether it occurs twice."""
+    signed = identity - (1 << 64) if identity >> 63 else identity
     position, twice = kernel.place_of(np.frombuffer(bytearray(log + _ZEROS[:8]), np.uint8), row_size, signed)
     return int(position), bool(twice)

@@ -7,11 +7,17 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from schemas.account import AccountEvent, AccountEventKind
-from schemas.identity import hash32, hash64
-from schemas.transaction import BehaviouralSession, Transaction, TransactionKind
+from schemas.identity import hash32
+from schemas.transaction import BehaviouralSession, Fingerprint, Transaction, TransactionKind
 
-DEGREE = 1 << 15
-"""Steps a degree: a place is kept to 1/32768 degree, 3.4 m, which three bytes hold."""
+DEGREE = 91
+"""Steps a degree: a place is kept to 1/91 degree, 1.2 km, which 14 and 15 bits hold. Travel and habits need no more."""
+AT_MS_MAX = (1 << 42) - 1
+"""The latest event time that a row can say, in the year 2109; later ones count as it."""
+AMOUNT_MAX = (1 << 40) - 1
+"""The largest amount that features know, 10,995,116,277.75 in a currency of cents; a larger one counts as it, in rows and by itself."""
+SHORT_MAX = (1 << 16) - 1
+"""The largest keystroke time (in tenths of a millisecond) and pointer speed; a larger one counts as it."""
 
 KIND_CODES: dict[str, int] = {
     TransactionKind.CARD_PRESENT: 1,
@@ -49,24 +55,34 @@ EVENT_CODES: dict[str, int] = {
 }
 """An account event kind's code in a row. All codes are below 63, so that a set of kinds is one 64-bit mask."""
 
-_U64 = (1 << 64) - 1
+_U64, _U32 = (1 << 64) - 1, (1 << 32) - 1
 
 
-def derived_hash(hash_: int, of: int) -> int:
-    """The hash of a row that is not the transaction itself, from its hash and its kind's code: splitmix64's finalizer, never 0.
+def row_identity(id_: str, at_ms: int) -> int:
+    """What tells a row from every other of its log, and is never 0: the id's 32-bit hash, and above it the low half of the event time.
 
-    Not a hash of a text that a host could send as a transaction id.
+    Two different ids are taken for one only if they are of one millisecond (or of two that are 49.7 days apart to the
+    millisecond) *and* their hashes agree: one pair in 2^32 of those. A log of 640 rows that all are of one millisecond, the worst there
+    is, has such a pair with probability 640^2 / 2^33 = 5e-5. 64 bits of hash alone would take twice the bytes a row.
     """
-    z = (hash_ + of * 0x9E3779B97F4A7C15) & _U64
+    return min(at_ms, AT_MS_MAX) << 32 & _U64 | hash32(id_)
+
+
+def derived_identity(identity: int, of: int) -> int:
+    """The identity of a row that is not the transaction itself, from its identity and its kind's code, at the same time; never 0.
+
+    Its hash is splitmix64's finalizer, and so not that of a text that a host could send as a transaction id.
+    """
+    z = (identity + of * 0x9E3779B97F4A7C15) & _U64
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _U64
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _U64
-    return (z ^ (z >> 31)) or 1
+    return identity & ~_U32 | ((z ^ (z >> 31)) & _U32 or 1)
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def short_hash(text: str | None) -> int:
-    """hash32 of an id or token, 0 if it was not given."""
-    return 0 if text is None else hash32(text)
+def short_hash(text: str | None, bits: int = 32) -> int:
+    """The low bits of hash32 of an id or token, never 0 if it was given; 0 if it was not."""
+    return 0 if text is None else hash32(text) & (1 << bits) - 1 or 1
 
 
 def country_code(country: str | None) -> int:
@@ -80,44 +96,85 @@ def mcc_code(mcc: str | None) -> int:
 
 
 def latitude_code(degrees: float | None) -> int:
-    """1/32768 degrees north of the South Pole, plus one, halves to even; 0 if not given."""
+    """1/91 degrees north of the South Pole, plus one, halves to even; 0 if not given."""
     return 0 if degrees is None else round((degrees + 90.0) * DEGREE) + 1
 
 
 def longitude_code(degrees: float | None) -> int:
-    """1/32768 degrees east of the antimeridian, plus one, halves to even; 0 if not given."""
+    """1/91 degrees east of the antimeridian, plus one, halves to even; 0 if not given."""
     return 0 if degrees is None else round((degrees + 180.0) * DEGREE) + 1
 
 
+PARTS = ("os", "browser", "screen", "time_zone", "language", "hardware")
+"""The parts of a fingerprint, in the order of their bytes, lowest first."""
+
+
+def part_hash(text: str | None) -> int:
+    """One part of a fingerprint as 1 to 255; 0 if not given. Two different parts are alike once in 255: that change is not seen."""
+    return 0 if text is None else hash32(text) % 255 + 1
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def fingerprint_code(fingerprint: Fingerprint | None) -> int:
+    """A byte for each part; 0 if none was given."""
+    return 0 if fingerprint is None else sum(part_hash(getattr(fingerprint, part)) << 8 * place for place, part in enumerate(PARTS))
+
+
+def yes_code(yes: bool | None) -> int:
+    """2 for yes, 1 for no, 0 if nobody said."""
+    return 0 if yes is None else 1 + yes
+
+
+def short_code(value: float | None, steps: float) -> int:
+    """A positive number in steps, halves to even, at least 1 and at most SHORT_MAX; 0 if not given."""
+    return 0 if value is None or value != value else round(max(1.0, min(value * steps, float(SHORT_MAX))))
+
+
+def _of_session(field: str, steps: float) -> Callable[[Transaction], int]:
+    return lambda t: 0 if t.session is None else short_code(getattr(t.session, field), steps)
+
+
 class Fact(NamedTuple):
-    """One row of the table: its name, its bytes in a log, whether 0 means 'not given', and how a transaction gives it."""
+    """One row of the table: its name, its bits in a log, whether 0 means 'not given', and how a transaction gives it."""
 
     name: str
-    width: int
+    bits: int
     zero_is_missing: bool
     of: Callable[[Transaction], int]
 
 
 FACTS: tuple[Fact, ...] = (
-    Fact("hash", 8, False, lambda t: hash64(t.transaction_id)),
-    Fact("at_ms", 6, False, lambda t: t.at_ms),
-    Fact("kind", 1, False, lambda t: KIND_CODES[t.kind]),
-    Fact("amount_minor", 7, False, lambda t: t.own_amount_minor),
-    Fact("merchant_id", 4, True, lambda t: short_hash(t.merchant_id)),
-    Fact("terminal_id", 4, True, lambda t: short_hash(t.terminal_id)),
-    Fact("card", 4, True, lambda t: short_hash(t.card_token)),
-    Fact("account", 4, True, lambda t: short_hash(t.account_id)),
-    Fact("device", 4, True, lambda t: short_hash(t.device_token)),
-    Fact("customer", 4, True, lambda t: short_hash(t.customer_id)),
-    Fact("counterparty", 4, True, lambda t: short_hash(t.counterparty_account_id)),
-    Fact("mcc", 2, True, lambda t: mcc_code(t.mcc)),
-    Fact("country", 2, True, lambda t: country_code(t.country)),
-    Fact("ip_country", 2, True, lambda t: country_code(t.ip_country)),
-    Fact("card_country", 2, True, lambda t: country_code(t.card_country)),
-    Fact("latitude", 3, True, lambda t: latitude_code(t.latitude)),
-    Fact("longitude", 3, True, lambda t: longitude_code(t.longitude)),
+    Fact("hash", 32, False, lambda t: row_identity(t.transaction_id, t.at_ms)),
+    Fact("at_ms", 42, False, lambda t: min(t.at_ms, AT_MS_MAX)),
+    Fact("kind", 6, False, lambda t: KIND_CODES[t.kind]),
+    Fact("amount_minor", 40, False, lambda t: min(t.own_amount_minor, AMOUNT_MAX)),
+    Fact("merchant_id", 20, True, lambda t: short_hash(t.merchant_id, 20)),
+    Fact("terminal_id", 20, True, lambda t: short_hash(t.terminal_id, 20)),
+    Fact("card", 24, True, lambda t: short_hash(t.card_token, 24)),
+    Fact("account", 32, True, lambda t: short_hash(t.account_id)),
+    Fact("device", 20, True, lambda t: short_hash(t.device_token, 20)),
+    Fact("customer", 24, True, lambda t: short_hash(t.customer_id, 24)),
+    Fact("counterparty", 32, True, lambda t: short_hash(t.counterparty_account_id)),
+    Fact("mcc", 14, True, lambda t: mcc_code(t.mcc)),
+    Fact("country", 10, True, lambda t: country_code(t.country)),
+    Fact("ip_country", 10, True, lambda t: country_code(t.ip_country)),
+    Fact("card_country", 10, True, lambda t: country_code(t.card_country)),
+    Fact("latitude", 14, True, lambda t: latitude_code(t.latitude)),
+    Fact("longitude", 15, True, lambda t: longitude_code(t.longitude)),
+    Fact("fingerprint", 48, True, lambda t: fingerprint_code(t.fingerprint)),
+    Fact("emulator", 2, True, lambda t: 0 if t.fingerprint is None else yes_code(t.fingerprint.emulator)),
+    Fact("proxy", 2, True, lambda t: yes_code(t.ip_proxy)),
+    Fact("dwell", 16, True, _of_session("keystroke_dwell_ms", 10.0)),
+    Fact("flight", 16, True, _of_session("keystroke_flight_ms", 10.0)),
+    Fact("pointer", 16, True, _of_session("pointer_speed_px_s", 1.0)),
 )
-"""Every fact. The first three are in every row, in this order. Adding one is one line here."""
+"""Every fact. The first three are in every row, in this order. Adding one is one line here.
+
+`hash` is the row's identity, of which a row stores 32 bits beside the time. Ids are hashes as short as their use in one log of
+at most 640 rows allows: with 20 bits, a value that is new is taken for one of 100 others once in 10,000 times, and a count of 100
+different ones is one too low once in 200 logs; with 32 bits (accounts, which two logs compare) 4,000 times more seldom.
+Keystrokes are in tenths of a millisecond, the pointer in pixels a second.
+"""
 
 FACT_NUMBER: dict[str, int] = {fact.name: number for number, fact in enumerate(FACTS)}
 HASH, AT_MS, KIND = 0, 1, 2
@@ -161,19 +218,19 @@ def measures_of(txn: Transaction) -> tuple[float, ...]:
 
 def declined_facts(facts: tuple[int, ...]) -> tuple[int, ...]:
     """The facts of the row that says that the transaction with these facts was declined: same time, same contents, own hash."""
-    return (derived_hash(facts[HASH], DECLINED), facts[AT_MS], DECLINED, *facts[3:])
+    return (derived_identity(facts[HASH], DECLINED), facts[AT_MS], DECLINED, *facts[3:])
 
 
 def event_facts(event: AccountEvent) -> tuple[int, ...]:
     """The facts of an account event's row: what it shares with a transaction, the rest not given."""
     code = EVENT_CODES[event.kind]
     given = {
-        "hash": derived_hash(hash64(event.event_id), code),
-        "at_ms": event.at_ms,
+        "hash": derived_identity(row_identity(event.event_id, event.at_ms), code),
+        "at_ms": min(event.at_ms, AT_MS_MAX),
         "kind": code,
         "account": short_hash(event.account_id),
-        "device": short_hash(event.device_token),
-        "customer": short_hash(event.customer_id),
+        "device": short_hash(event.device_token, 20),
+        "customer": short_hash(event.customer_id, 24),
         "counterparty": short_hash(event.counterparty_account_id),
         "ip_country": country_code(event.ip_country),
     }
@@ -181,11 +238,15 @@ def event_facts(event: AccountEvent) -> tuple[int, ...]:
 
 
 class Entity(NamedTuple):
-    """A thing that has a memory, the field in which a transaction names it (None: this transaction has no such thing), and which
-    kind of memory it has unless a catalogue says otherwise: a log, or a tally where it is too busy for one."""
+    """A thing that has a memory, and the field in which a transaction names it (None: this transaction has no such thing).
+
+    `log_of` says whose log it is: another entity's, if the transaction only looks into that one and leaves no row there. `memory` is
+    the kind that it has unless a catalogue says otherwise: a log, or a tally where it is too busy for one.
+    """
 
     name: str
     field: str
+    log_of: str = ""
     memory: Literal["log", "tally"] = "log"
 
 
@@ -195,14 +256,20 @@ DEVICE = Entity("device", "device_token")
 CUSTOMER = Entity("customer", "customer_id")
 EMAIL = Entity("email", "email_token")
 PHONE = Entity("phone", "phone_token")
+ADDRESS = Entity("address", "address_token")
 COUNTERPARTY = Entity("counterparty", "counterparty_account_id")
-MERCHANT = Entity("merchant", "merchant_id", "tally")
-TERMINAL = Entity("terminal", "terminal_id", "tally")
-IP = Entity("ip", "ip", "tally")
-BIN = Entity("bin", "card_bin", "tally")
-COUNTRY = Entity("country", "country", "tally")
+PAYEE = Entity("payee", "counterparty_account_id", "account")
+"""The other account of a transfer, as its own payments tell of it: its account log, read and not written."""
+MERCHANT = Entity("merchant", "merchant_id", memory="tally")
+TERMINAL = Entity("terminal", "terminal_id", memory="tally")
+IP = Entity("ip", "ip", memory="tally")
+BIN = Entity("bin", "card_bin", memory="tally")
+COUNTRY = Entity("country", "country", memory="tally")
 
-ENTITIES: tuple[Entity, ...] = (CARD, ACCOUNT, DEVICE, CUSTOMER, EMAIL, PHONE, COUNTERPARTY, MERCHANT, TERMINAL, IP, BIN, COUNTRY)
+ENTITIES: tuple[Entity, ...] = (
+    *(CARD, ACCOUNT, DEVICE, CUSTOMER, EMAIL, PHONE, ADDRESS, COUNTERPARTY, PAYEE),
+    *(MERCHANT, TERMINAL, IP, BIN, COUNTRY),
+)
 """Every entity that may have a memory, in the order in which memories are numbered. One exists if a row of the catalogue reads it."""
 
 PROFILES: dict[str, tuple[str, ...]] = {"account": ("opened_at_ms", "home_country", "credit_limit_minor")}

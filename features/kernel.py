@@ -21,30 +21,33 @@ Array = np.ndarray[Any, np.dtype[Any]]
 # The head of a plan: counts, caps, and where each table begins.
 LOGS, FACTS, MEASURES, PROFILES, REGISTERS, OUTS, STEPS, CONSTANTS, KNOWNS = range(9)
 CAP, CHUNK, KEEP_MS, LONGEST_MS = range(9, 13)
-LOG_AT, STEP_AT, OUT_AT, CONSTANT_AT, KNOWN_AT, FACT_AT, KNOWN_REG = range(13, 20)
-HEAD = 20
+LOG_AT, STEP_AT, OUT_AT, CONSTANT_AT, KNOWN_AT, FACT_AT, KNOWN_REG, SHARED = range(13, 21)
+HEAD = 21
 # A log's line: bytes a row, then its columns, conditions and cells (how many, where), and the register of its capped flag.
 L_SIZE, L_COLUMNS, L_COLUMN_AT, L_CONDITIONS, L_CONDITION_AT, L_CELLS, L_CELL_AT, L_CAPPED = range(8)
 LOG_LINE = 8
-COLUMN_LINE = 3  # first byte, mask, fact
+COLUMN_LINE = 4  # first byte, first bit in it, mask, fact
 CONDITION_LINE = 4  # op, column, value, fact
-CELL_LINE = 6  # op, column, window, bits needed, register, whether 0 is missing
+CELL_LINE = 8  # op, column, window, bits needed, register, whether 0 is missing, fact, shared set
 STEP_LINE = 6  # op, register, four operands
 CONSTANT_LINE = 2  # register, bits of the float
 KNOWN_LINE = 2  # profile, first byte
 
-KINDS, BELOW, SAME, NEAR, GIVEN = range(5)
-COUNT, SUM, MEAN, MAX, SPREAD, DISTINCT, LAST, FIRST = range(8)
-MINUS, OVER, TIMES, LARGER, DIFFERS, IS_ZERO, IS_MISSING, LOG1P, KIND_IN, KILOMETRES = range(10)
+KINDS, BELOW, SAME, NEAR, GIVEN, BELOW_OWN, JUST_UNDER, WEEKDAY, OLDER = range(9)
+COUNT, SUM, MEAN, MAX, SPREAD, DISTINCT, LAST, FIRST, EASTWARD, COLLECT, MEETING = range(11)
+MINUS, OVER, TIMES, LARGER, DIFFERS, IS_ZERO, IS_MISSING, LOG1P, KIND_IN, KILOMETRES, PLUS, ABOVE, PARTS_DIFFER = range(13)
 
-AT_MS_COLUMN, KIND_COLUMN = 1, 2
+AT_MS_FACT, KIND_FACT = 1, 2
+AT_MS_COLUMN, KIND_COLUMN = 0, 1
+"""The first columns of every log: a row's identity is no column, nothing but the search for repeats reads it."""
 PAST_BIT = 1 << 62
 """Set in the bits of every row that is not later than the transaction."""
 DAY = 86_400_000
 SPREAD_MAX = 1 << 40
+DEGREE = 91
+AROUND = 360 * DEGREE
 EARTH_KM = 6371.0088
-HEADER_COUNT_AT, HEADER_COUNT_MASK = 14, (1 << 48) - 1
-AT_MASK = (1 << 48) - 1
+HEADER_NEWEST_AT, HEADER_COUNT_AT, HEADER_MASK = 8, 14, (1 << 48) - 1
 
 
 def compiled(function: F) -> F:
@@ -82,15 +85,15 @@ load64: Callable[[Array, int], int] = cast(Any, intrinsic(_load64))
 
 @compiled
 def uniques(buffer: Array, start: int, length: int, size: int, own: int, offsets: Array, found: Array) -> int:
-    """Offsets of the unique rows before the first row with hash `own`, in arrival order; returns how many.
+    """Offsets of the unique rows before the first row with identity `own`, in arrival order; returns how many.
 
     `found` gets: unique rows trimmed before, newest event time among those, whether `own` occurs twice.
     """
     found[0], found[1], found[2] = 0, 0, 0
     at, end = start, start + length // size * size
     if at < end and load64(buffer, at) == 0:
-        found[0] = load64(buffer, at + HEADER_COUNT_AT) & HEADER_COUNT_MASK
-        found[1] = load64(buffer, at + 8) & AT_MASK
+        found[0] = load64(buffer, at + HEADER_COUNT_AT) & HEADER_MASK
+        found[1] = load64(buffer, at + HEADER_NEWEST_AT) & HEADER_MASK
         at += size
     slots = 16
     while slots < 2 * (length // size):
@@ -119,7 +122,7 @@ def uniques(buffer: Array, start: int, length: int, size: int, own: int, offsets
 
 @compiled
 def place_of(buffer: Array, size: int, own: int) -> tuple[int, int]:
-    """The position of the row with hash `own` in a log (rows before its first occurrence), and whether it occurs twice.
+    """The position of the row with identity `own` in a log (rows before its first occurrence; all, if it has none), and whether it occurs twice.
 
     `buffer` is the log and eight bytes more.
     """
@@ -161,6 +164,14 @@ def _after(flat: Array, newest: int, lo: int, hi: int, since: int) -> int:
 
 
 @compiled
+def _just_under(amount: int, least: int) -> bool:
+    """Whether an amount is at most a tenth below `least`, or 10 or 100 ... times as much."""
+    while least <= amount:
+        least *= 10
+    return amount >= least - least // 10
+
+
+@compiled
 def _mark_one(op: int, value: int, number: int, own: int, flat: Array, column: int, bits: Array, rows: int) -> None:
     """Sets bit `number` of each row that meets one condition."""
     bit = 1 << number
@@ -177,6 +188,18 @@ def _mark_one(op: int, value: int, number: int, own: int, flat: Array, column: i
         for i in range(rows):
             apart = abs(word(flat, column + i) - own) % DAY
             bits[i] |= bit if min(apart, DAY - apart) <= value else 0
+    elif op == BELOW_OWN:
+        for i in range(rows):
+            bits[i] |= bit if word(flat, column + i) < own else 0
+    elif op == JUST_UNDER:
+        for i in range(rows):
+            bits[i] |= bit if _just_under(word(flat, column + i), value) else 0
+    elif op == WEEKDAY:
+        for i in range(rows):
+            bits[i] |= bit if (word(flat, column + i) // DAY - own // DAY) % 7 == 0 else 0
+    elif op == OLDER:
+        for i in range(rows):
+            bits[i] |= bit if word(flat, column + i) <= own - value else 0
     else:
         for i in range(rows):
             bits[i] |= bit if word(flat, column + i) != 0 else 0
@@ -185,7 +208,7 @@ def _mark_one(op: int, value: int, number: int, own: int, flat: Array, column: i
 @compiled
 def _mark(plan: Array, line: int, flat: Array, base: int, stride: int, lo: int, hi: int, facts: Array, bits: Array) -> int:
     """Sets, for each row, the bits of the conditions that it meets; returns the bits of those that have no own value to compare with."""
-    now = facts[AT_MS_COLUMN]
+    now = facts[AT_MS_FACT]
     ats, rows = base + AT_MS_COLUMN * stride + lo, hi - lo
     for i in range(rows):
         bits[i] = PAST_BIT if word(flat, ats + i) <= now else 0
@@ -193,7 +216,7 @@ def _mark(plan: Array, line: int, flat: Array, base: int, stride: int, lo: int, 
     for number in range(plan[line + L_CONDITIONS]):
         condition = plan[line + L_CONDITION_AT] + number * CONDITION_LINE
         column, own = base + plan[condition + 1] * stride + lo, facts[plan[condition + 3]]
-        if plan[condition] == SAME and own == 0:
+        if (plan[condition] == SAME or plan[condition] == BELOW_OWN) and own == 0 and plan[plan[FACT_AT] + plan[condition + 3]] != 0:
             void |= 1 << number
         _mark_one(plan[condition], plan[condition + 2], number, own, flat, column, bits, rows)
     return void
@@ -217,6 +240,70 @@ def _distinct(flat: Array, column: int, ats: int, rows: int, bits: Array, skip: 
                 table[slot] = value
                 count += 1
     return count
+
+
+@compiled
+def _collect(
+    flat: Array, column: int, ats: int, rows: int, bits: Array, skip: int, since: int, need: int, table: Array, shared: Array, at: int
+) -> int:
+    """The different values, other than 0, that a column has in the rows that count: how many, at `at`, and behind that each of them."""
+    slots = 16
+    while slots < 2 * rows:
+        slots *= 2
+    table[:slots] = 0
+    count = 0
+    for i in range(rows):
+        value = word(flat, column + i)
+        if value != 0 and (word(bits, skip + i) & need) == need and word(flat, ats + i) > since:
+            slot = (value ^ (value >> 13)) & (slots - 1)
+            while table[slot] != 0 and table[slot] != value:
+                slot = (slot + 1) & (slots - 1)
+            if table[slot] == 0:
+                table[slot] = value
+                count += 1
+                shared[at + count] = value
+    shared[at] = count
+    return count
+
+
+@compiled
+def _meeting(
+    flat: Array, column: int, ats: int, rows: int, bits: Array, skip: int, since: int, need: int, table: Array, shared: Array, at: int
+) -> float:
+    """How many of the values collected at `at` a column has in the rows that count; missing if nothing was collected."""
+    if shared[at] < 0:
+        return math.nan
+    slots = 16
+    while slots < 2 * shared[at]:
+        slots *= 2
+    table[:slots] = 0
+    for i in range(1, shared[at] + 1):
+        slot = (shared[at + i] ^ (shared[at + i] >> 13)) & (slots - 1)
+        while table[slot] != 0:
+            slot = (slot + 1) & (slots - 1)
+        table[slot] = shared[at + i]
+    count = 0
+    for i in range(rows):
+        value = word(flat, column + i)
+        if value != 0 and (word(bits, skip + i) & need) == need and word(flat, ats + i) > since:
+            slot = (value ^ (value >> 13)) & (slots - 1)
+            while table[slot] != 0 and abs(table[slot]) != value:
+                slot = (slot + 1) & (slots - 1)
+            if table[slot] == value:
+                table[slot] = -value
+                count += 1
+    return float(count)
+
+
+@compiled
+def _eastward(flat: Array, column: int, ats: int, rows: int, bits: Array, skip: int, since: int, need: int, own: int) -> float:
+    """The mean of how far east of `own` the rows that count lie, the short way around; missing without `own`."""
+    n, total = 0, 0
+    for i in range(rows):
+        if (word(bits, skip + i) & need) == need and word(flat, ats + i) > since:
+            n += 1
+            total += (word(flat, column + i) - own + AROUND // 2) % AROUND - AROUND // 2
+    return float(total) / n if n > 0 and own != 0 else math.nan
 
 
 @compiled
@@ -275,7 +362,20 @@ def _extreme(op: int, flat: Array, column: int, ats: int, rows: int, bits: Array
 
 @compiled
 def _cell(
-    op: int, flat: Array, column: int, ats: int, rows: int, bits: Array, skip: int, since: int, need: int, zero_is_missing: int, table: Array
+    op: int,
+    flat: Array,
+    column: int,
+    ats: int,
+    rows: int,
+    bits: Array,
+    skip: int,
+    since: int,
+    need: int,
+    zero_is_missing: int,
+    own: int,
+    table: Array,
+    shared: Array,
+    at: int,
 ) -> float:
     """One aggregate over the rows whose event time is after `since` and that have all the bits needed."""
     if op <= MEAN:
@@ -286,12 +386,29 @@ def _cell(
         return _spread(flat, column, ats, rows, bits, skip, since, need)
     if op == LAST:
         return _last(flat, column, ats, rows, bits, skip, since, need, zero_is_missing)
+    if op == EASTWARD:
+        return _eastward(flat, column, ats, rows, bits, skip, since, need, own)
+    if op == COLLECT:
+        return float(_collect(flat, column, ats, rows, bits, skip, since, need, table, shared, at))
+    if op == MEETING:
+        return _meeting(flat, column, ats, rows, bits, skip, since, need, table, shared, at)
     return _extreme(op, flat, column, ats, rows, bits, skip, since, need)
 
 
 @compiled
 def fold(
-    plan: Array, log: int, flat: Array, base: int, stride: int, lo: int, hi: int, facts: Array, registers: Array, bits: Array, table: Array
+    plan: Array,
+    log: int,
+    flat: Array,
+    base: int,
+    stride: int,
+    lo: int,
+    hi: int,
+    facts: Array,
+    registers: Array,
+    bits: Array,
+    table: Array,
+    shared: Array,
 ) -> None:
     """All aggregates of one log over its rows lo to hi, each into its register.
 
@@ -299,7 +416,7 @@ def fold(
     rows of a window begin where those of the one before did, or later.
     """
     line = plan[LOG_AT] + log * LOG_LINE
-    now = facts[AT_MS_COLUMN]
+    now = facts[AT_MS_FACT]
     ats, newest = base + AT_MS_COLUMN * stride, base + plan[line + L_COLUMNS] * stride
     lo = _after(flat, newest, lo, hi, now - plan[LONGEST_MS])
     void = _mark(plan, line, flat, base, stride, lo, hi, facts, bits)
@@ -325,17 +442,31 @@ def fold(
             since,
             need,
             plan[cell + 5],
+            facts[plan[cell + 6]],
             table,
+            shared,
+            plan[cell + 7] * (plan[CAP] + plan[CHUNK] + 1),
         )
 
 
 @compiled
 def _kilometres(latitude: float, longitude: float, latitude2: float, longitude2: float) -> float:
     """Great-circle distance of two places in stored codes (haversine)."""
-    step = math.pi / 180.0 / 32768.0
+    step = math.pi / 180.0 / DEGREE
     north, north2 = (latitude - 1.0) * step - math.pi / 2.0, (latitude2 - 1.0) * step - math.pi / 2.0
     up, over = math.sin((north2 - north) / 2.0), math.sin((longitude2 - longitude) * step / 2.0)
     return 2.0 * EARTH_KM * math.asin(min(1.0, math.sqrt(up * up + math.cos(north) * math.cos(north2) * over * over)))
+
+
+@compiled
+def _parts_differ(one: int, other: int) -> float:
+    """How many bytes of two fingerprints differ where both have one."""
+    count = 0
+    while one != 0 and other != 0:
+        a, b = one & 0xFF, other & 0xFF
+        count += 1 if a != 0 and b != 0 and a != b else 0
+        one, other = one >> 8, other >> 8
+    return float(count)
 
 
 @compiled
@@ -361,6 +492,12 @@ def _calculated(op: int, a: float, b: float, c: float, d: float) -> float:
         return math.log1p(a)
     if op == KIND_IN:
         return float((int(b) >> int(a)) & 1)
+    if op == PLUS:
+        return a + b
+    if op == ABOVE:
+        return 1.0 if a > b else 0.0
+    if op == PARTS_DIFFER:
+        return _parts_differ(int(a), int(b))
     return _kilometres(a, b, c, d)
 
 
@@ -374,6 +511,13 @@ def _begin(plan: Array, facts: Array, registers: Array) -> None:
     for number in range(plan[CONSTANTS]):
         line = plan[CONSTANT_AT] + number * CONSTANT_LINE
         registers[plan[line]] = np.int64(plan[line + 1]).view(np.float64)
+
+
+@compiled
+def _nothing_shared(plan: Array, shared: Array) -> None:
+    """Marks the sets that one log hands to another as not collected."""
+    for number in range(plan[SHARED]):
+        shared[number * (plan[CAP] + plan[CHUNK] + 1)] = -1
 
 
 @compiled
@@ -396,7 +540,7 @@ def _capped(plan: Array, log: int, first: int, newest_gone: int, now: int, regis
 
 
 @compiled
-def _read_log(plan: Array, log: int, buffer: Array, start: int, length: int, facts: Array, registers: Array, found: Array) -> int:
+def _read_log(plan: Array, log: int, buffer: Array, start: int, length: int, facts: Array, registers: Array, found: Array, shared: Array) -> int:
     """One log's bytes, decoded and folded; returns the transaction's position in it."""
     line = plan[LOG_AT] + log * LOG_LINE
     size, columns = plan[line + L_SIZE], plan[line + L_COLUMNS]
@@ -405,9 +549,9 @@ def _read_log(plan: Array, log: int, buffer: Array, start: int, length: int, fac
     flat = np.empty((columns + 1) * count, np.int64)
     for column in range(columns):
         place = plan[line + L_COLUMN_AT] + column * COLUMN_LINE
-        shift, mask = plan[place], plan[place + 1]
+        byte, bit, mask = plan[place], plan[place + 1], plan[place + 2]
         for i in range(count):
-            flat[column * count + i] = load64(buffer, offsets[i] + shift) & mask
+            flat[column * count + i] = (load64(buffer, offsets[i] + byte) >> bit) & mask
     newest = found[1]
     for i in range(count):
         newest = max(newest, flat[AT_MS_COLUMN * count + i])
@@ -415,11 +559,11 @@ def _read_log(plan: Array, log: int, buffer: Array, start: int, length: int, fac
     position: int = found[0] + count
     first = visible_from(flat, AT_MS_COLUMN * count, columns * count, position, found[0], found[1], plan[CAP], plan[CHUNK], plan[KEEP_MS])
     lo = first - found[0]
-    _capped(plan, log, first, flat[columns * count + lo - 1] if lo > 0 else found[1], facts[AT_MS_COLUMN], registers)
+    _capped(plan, log, first, flat[columns * count + lo - 1] if lo > 0 else found[1], facts[AT_MS_FACT], registers)
     slots = 16
-    while slots < 2 * count:
+    while slots < 2 * max(count, plan[CAP] + plan[CHUNK]):
         slots *= 2
-    fold(plan, log, flat, 0, count, lo, count, facts, registers, np.empty(count, np.int64), np.empty(slots, np.int64))
+    fold(plan, log, flat, 0, count, lo, count, facts, registers, np.empty(count, np.int64), np.empty(slots, np.int64), shared)
     return position
 
 
@@ -442,14 +586,16 @@ def look_at(plan: Array, buffer: Array, out: Array) -> None:
         start = load64(buffer, 8 * (head + 2 * plan[LOGS] + plan[known]))
         if start >= 0:
             since = load64(buffer, start + plan[known + 1] + 8)
-            if 0 < since <= facts[AT_MS_COLUMN]:
+            if 0 < since <= facts[AT_MS_FACT]:
                 registers[plan[KNOWN_REG] + number] = np.int64(load64(buffer, start + plan[known + 1])).view(np.float64)
+    shared = np.empty(plan[SHARED] * (plan[CAP] + plan[CHUNK] + 1), np.int64)
+    _nothing_shared(plan, shared)
     for log in range(plan[LOGS]):
         start, length = load64(buffer, 8 * (head + 2 * log)), load64(buffer, 8 * (head + 2 * log) + 8)
         position = -1
         found[2] = 0
         if start >= 0:
-            position = _read_log(plan, log, buffer, start, length, facts, registers, found)
+            position = _read_log(plan, log, buffer, start, length, facts, registers, found, shared)
         out[plan[OUTS] + 2 * log] = position
         out[plan[OUTS] + 2 * log + 1] = found[2]
     _end(plan, registers, out)
@@ -489,21 +635,18 @@ def threaded(order: Array, tokens: Array, hashes: Array, declined: Array, declin
 
 
 @compiled
-def columns_into(
-    plan: Array, log: int, source: Array, facts: Array, declined_hashes: Array, declined_kind: int, begins: Array, flat: Array, base: int
-) -> None:
+def columns_into(plan: Array, log: int, source: Array, facts: Array, declined_kind: int, begins: Array, flat: Array, base: int) -> None:
     """Backfill: the columns of one log's rows, side by side in `flat` from `base`, and the newest event time so far after them."""
     line = plan[LOG_AT] + log * LOG_LINE
     rows, columns = source.size, plan[line + L_COLUMNS]
     for row in range(rows):
         number = source[row] if source[row] >= 0 else -1 - source[row]
         for column in range(columns):
-            fact = plan[plan[line + L_COLUMN_AT] + column * COLUMN_LINE + 2]
+            fact = plan[plan[line + L_COLUMN_AT] + column * COLUMN_LINE + 3]
             flat[base + column * rows + row] = facts[number, fact]
         if source[row] < 0:
-            flat[base + row] = declined_hashes[number]
             flat[base + KIND_COLUMN * rows + row] = declined_kind
-        newest = facts[number, AT_MS_COLUMN]
+        newest = facts[number, AT_MS_FACT]
         if row > begins[number]:
             newest = max(newest, flat[base + columns * rows + row - 1])
         flat[base + columns * rows + row] = newest
@@ -521,11 +664,13 @@ def look_at_all(
     flat: Array,
     bases: Array,
     strides: Array,
+    places: Array,
     out: Array,
 ) -> None:
-    """Backfill: the vector of every transaction, over the columns of all logs in `flat` (`first[log, transaction]` -1: no such entity).
+    """Backfill: the vector of every transaction of `walk`, into `out[places[transaction]]`, over the columns of all logs in `flat`.
 
-    `walk` is the order of work: neighbours in a log one after the other find its columns in the processor's cache.
+    `first[log, transaction]` is -1 where there is no such entity. `walk` is the order of work: neighbours in a log one after the
+    other find its columns in the processor's cache.
     """
     registers = np.empty(plan[REGISTERS], np.float64)
     most = plan[CAP] + plan[CHUNK] + 1
@@ -534,9 +679,11 @@ def look_at_all(
     while slots < 2 * most:
         slots *= 2
     table = np.empty(slots, np.int64)
+    shared = np.empty(plan[SHARED] * most, np.int64)
     for number in walk:
         own = facts[number]
         _begin(plan, own, registers)
+        _nothing_shared(plan, shared)
         for measure in range(plan[MEASURES]):
             registers[plan[FACTS] + measure] = measures[number, measure]
         for column in range(plan[KNOWNS]):
@@ -549,6 +696,6 @@ def look_at_all(
             ats, newest = base + AT_MS_COLUMN * stride + begin, base + columns * stride + begin
             position = first[log, number] - begin
             start = visible_from(flat, ats, newest, position, 0, 0, plan[CAP], plan[CHUNK], plan[KEEP_MS])
-            _capped(plan, log, start, flat[newest + start - 1] if start > 0 else 0, own[AT_MS_COLUMN], registers)
-            fold(plan, log, flat, base, stride, begin + start, begin + position, own, registers, bits, table)
-        _end(plan, registers, out[number])
+            _capped(plan, log, start, flat[newest + start - 1] if start > 0 else 0, own[AT_MS_FACT], registers)
+            fold(plan, log, flat, base, stride, begin + start, begin + position, own, registers, bits, table, shared)
+        _end(plan, registers, out[places[number]])

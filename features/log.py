@@ -11,7 +11,7 @@ from features import kernel
 from features.catalogue import Catalogue
 from features.engine import Past, look, packed, place_in, row_bytes
 from features.fact import declined_facts, facts_of
-from features.layout import TRIMMED_AT, TRIMMED_WIDTH
+from features.layout import AT_MS_BYTE, AT_MS_MASK, NEWEST_AT, TRIMMED_AT, TRIMMED_WIDTH, at_ms_of
 from schemas.transaction import Transaction, TransactionKind
 
 
@@ -38,13 +38,13 @@ def tidied(catalogue: Catalogue, log_number: int, log: bytes) -> bytes:
     trimmed = newest = 0
     if len(rows) and not rows[0, :8].any():
         head, rows = rows[0].tobytes(), rows[1:]
-        newest = int.from_bytes(head[8:14], "little")
+        newest = int.from_bytes(head[NEWEST_AT : NEWEST_AT + 6], "little")
         trimmed = int.from_bytes(head[TRIMMED_AT : TRIMMED_AT + TRIMMED_WIDTH], "little")
     hashes = np.ascontiguousarray(rows[:, :8]).view("<u8").ravel()
     rows = rows[np.sort(np.unique(hashes, return_index=True)[1])]
     wide = np.zeros((len(rows), 8), np.uint8)
-    wide[:, :6] = rows[:, 8:14]
-    ats = wide.view("<i8").ravel().astype(np.int64)
+    wide[:, :6] = rows[:, AT_MS_BYTE : AT_MS_BYTE + 6]
+    ats = wide.view("<i8").ravel().astype(np.int64) & AT_MS_MASK
     running = np.maximum(np.maximum.accumulate(ats), newest) if len(ats) else ats
     position = trimmed + len(rows) - cap.chunk
     first = trimmed
@@ -91,8 +91,8 @@ def rebuilt_log(catalogue: Catalogue, log_number: int, rows: Iterable[tuple[int,
     ordered = sorted(rows, key=lambda row: row[0])
     unique = {row[:8]: (position, row) for position, row in reversed(ordered)}
     if len(unique) > ordered[-1][0] + 1:
-        newest = max(int.from_bytes(row[8:14], "little") for _, row in ordered)
-        fresh = [(p, r) for p, r in ordered if int.from_bytes(r[8:14], "little") > newest - catalogue.keep_ms]
+        newest = max(at_ms_of(row) for _, row in ordered)
+        fresh = [(p, r) for p, r in ordered if at_ms_of(r) > newest - catalogue.keep_ms]
         if len(fresh) < len(ordered):
             return rebuilt_log(catalogue, log_number, fresh)
     lost = max(0, ordered[-1][0] + 1 - len(unique))

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Generator, Iterable, Mapping, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from features.catalogue import Catalogue
-from features.engine import Past, packed, place_in
+from features.engine import Past, packed, place_in, to_recall
 from features.fact import HASH, declined_facts, event_facts, facts_of
 from features.log import is_due, log_rows, rebuilt_log, row_count, tidied
 from features.profile import Write, profile_write, profile_writes
@@ -92,7 +92,8 @@ def tally_keys(catalogue: Catalogue, txn: Transaction) -> list[str | None]:
 def event_rows(catalogue: Catalogue, event: AccountEvent) -> tuple[bytes | None, ...]:
     """The row that an account event appends to each log: to the account's, None elsewhere."""
     facts = event_facts(event)
-    return tuple(layout.pack(facts) if layout.kind == "account" else None for layout in catalogue.log_layouts)
+    layouts = zip(catalogue.logs, catalogue.log_layouts, strict=True)
+    return tuple(layout.pack(facts) if name == "account" else None for name, layout in layouts)
 
 
 def gathered(catalogue: Catalogue, decided: Iterable[Decided]) -> dict[tuple[int, str], list[tuple[int, bytes]]]:
@@ -112,8 +113,10 @@ class DictMemory:
         self.contents: dict[str, bytes] = {}
 
     def _append(self, number: int, token: str, row: bytes) -> bytes:
-        """Appends a row and returns the log; tidies what it leaves behind when it is time."""
+        """Appends a row and returns the log; tidies what it leaves behind when it is time. b"" is no row: it only reads."""
         key = self.catalogue.log_layouts[number].key(token)
+        if not row:
+            return self.contents.get(key, b"")
         log = self.contents[key] = self.contents.get(key, b"") + row
         if is_due(self.catalogue, row_count(log, len(row), len(log))) or occurs_twice(log, row):
             self.contents[key] = tidied(self.catalogue, number, log)
@@ -133,7 +136,7 @@ class DictMemory:
     def recall(self, txn: Transaction) -> Awaitable[Past]:
         """Appends the transaction to its logs and reads them, its profiles and its tallies."""
         facts = facts_of(txn)
-        logs = self._appended(self._tokens(txn), packed(self.catalogue, txn, facts))
+        logs = self._appended(self._tokens(txn), to_recall(self.catalogue, txn, facts))
         layouts = zip(self.catalogue.profile_layouts, self.catalogue.profile_fields, strict=True)
         profiles = [self.contents.get(layout.key(getattr(txn, field) or "")) for layout, field in layouts]
         tallies = tuple(None if key is None else self.contents.get(key, b"") for key in tally_keys(self.catalogue, txn))

@@ -15,8 +15,9 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, WatchError
 
 from features.catalogue import Catalogue
-from features.engine import Past, packed, place_in
+from features.engine import Past, packed, place_in, to_recall
 from features.fact import HASH, declined_facts, event_facts, facts_of
+from features.layout import at_ms_of
 from features.log import is_due, rebuilt_log, row_count, tidied
 from features.memory import Decided, Updates, event_rows, gathered, occurs_twice, tally_keys
 from features.profile import profile_write, profile_writes
@@ -293,6 +294,9 @@ class RedisMemory:
             if key is None or row is None:
                 logs.append(None)
                 continue
+            if not row:
+                logs.append(next(found) or b"")
+                continue
             length, log = next(appended), next(found)
             if isinstance(length, hiredis.ReplyError) or not log:
                 logs.append(None)
@@ -306,7 +310,7 @@ class RedisMemory:
         self, keys: list[str | None], rows: tuple[bytes | None, ...], more: list[str | None]
     ) -> Awaitable[tuple[list[bytes | None], list[bytes | None], tuple[str, ...]]]:
         """One request: the appends, and one MGET of those logs and of more keys."""
-        commands: list[Command] = [("APPEND", key, row) for key, row in zip(keys, rows, strict=True) if key is not None and row is not None]
+        commands: list[Command] = [("APPEND", key, row) for key, row in zip(keys, rows, strict=True) if key is not None and row]
         named = [key for key, row in zip(keys, rows, strict=True) if row is not None]
         read = tuple(key for key in (*named, *more) if key is not None)
         return self._read(self.wire.send(*commands, ("MGET", *read)), keys, rows, more)
@@ -315,8 +319,8 @@ class RedisMemory:
         """What an append leaves to do: expiry for a new log or a new day, tidying when a chunk is full or a row came twice."""
         size = len(row)
         before = log[length - 2 * size : length - size]
-        span = int.from_bytes(row[8:14], "little") // self._refresh_ms
-        if length == size or int.from_bytes(before[8:14], "little") // self._refresh_ms != span:
+        span = at_ms_of(row) // self._refresh_ms
+        if length == size or at_ms_of(before) // self._refresh_ms != span:
             _forget(self.wire.send(("EXPIRE", key, self.ttl_s)))
         if is_due(self.catalogue, row_count(log, size, length)) or occurs_twice(log, row):
             self._untidy[key] = number
@@ -330,7 +334,7 @@ class RedisMemory:
         """
         facts, tallies = facts_of(txn), tally_keys(self.catalogue, txn)
         more = [*self._profile_keys(txn), *tallies]
-        return self._recalled(facts, tallies, self._append_and_read(self._keys(txn), packed(self.catalogue, txn, facts), more))
+        return self._recalled(facts, tallies, self._append_and_read(self._keys(txn), to_recall(self.catalogue, txn, facts), more))
 
     async def _recalled(
         self, facts: tuple[int, ...], keys: list[str | None], read: Awaitable[tuple[list[bytes | None], list[bytes | None], tuple[str, ...]]]

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from features import kernel
-from features.fact import FACT_NUMBER, FACTS, MEASURE_NUMBER, MEASURES
+from features.fact import AT_MS, DEGREE, FACT_NUMBER, FACTS, KIND, MEASURE_NUMBER, MEASURES, Entity
 from features.layout import Cap, LogLayout, ProfileLayout
-from features.row import Calc, Capped, Condition, Constant, Expression, Feature, Fold, Known, Own, sum_over_count
+from features.row import Calc, Capped, Condition, Constant, Expression, Feature, Fold, Known, Meeting, Own, sum_over_count
 
-_CONDITIONS = {"kinds": kernel.KINDS, "below": kernel.BELOW, "same": kernel.SAME, "near": kernel.NEAR, "given": kernel.GIVEN}
+assert (kernel.DEGREE, kernel.AT_MS_FACT, kernel.KIND_FACT) == (DEGREE, AT_MS, KIND), "the kernel has its own copy: numba's cache looks at one file"
+
+_CONDITIONS = {
+    "kinds": kernel.KINDS,
+    "below": kernel.BELOW,
+    "same": kernel.SAME,
+    "near": kernel.NEAR,
+    "given": kernel.GIVEN,
+    "below_own": kernel.BELOW_OWN,
+    "just_under": kernel.JUST_UNDER,
+    "weekday": kernel.WEEKDAY,
+    "older": kernel.OLDER,
+}
 _FOLDS = {
     "count": kernel.COUNT,
     "sum": kernel.SUM,
@@ -23,6 +35,7 @@ _FOLDS = {
     "distinct": kernel.DISTINCT,
     "last": kernel.LAST,
     "first": kernel.FIRST,
+    "eastward": kernel.EASTWARD,
 }
 _CALCS = {
     "minus": kernel.MINUS,
@@ -35,14 +48,26 @@ _CALCS = {
     "log1p": kernel.LOG1P,
     "kind_in": kernel.KIND_IN,
     "kilometres": kernel.KILOMETRES,
+    "plus": kernel.PLUS,
+    "above": kernel.ABOVE,
+    "parts_differ": kernel.PARTS_DIFFER,
 }
 CONDITIONS_MAX = 60
+
+
+class _Cell(NamedTuple):
+    """One aggregate over one log: where it goes, what it is, and which of the sets that logs hand on it fills or meets (-1: none)."""
+
+    register: int
+    fold: Fold
+    op: int
+    shared: int = -1
 
 
 class _Registers:
     """Gives every different expression one register: equal parts of different rows are computed once."""
 
-    def __init__(self, layouts: Sequence[LogLayout], profiles: Sequence[ProfileLayout], told: Sequence[Fold]) -> None:
+    def __init__(self, entities: Sequence[Entity], profiles: Sequence[ProfileLayout], told: Sequence[Fold]) -> None:
         self.knowns = [(number, column) for number, profile in enumerate(profiles) for column in profile.columns]
         self.profiles = profiles
         self.told = {fold: len(FACTS) + len(MEASURES) + number for number, fold in enumerate(told)}
@@ -50,7 +75,8 @@ class _Registers:
         self.zero = self.known_from + len(self.knowns)
         self.taken = self.zero + 1
         self.constants: list[tuple[int, float]] = [(self.zero, 0.0)]
-        self.cells: dict[str, list[tuple[int, Fold]]] = {layout.kind: [] for layout in layouts}
+        self.cells: dict[str, list[_Cell]] = {entity.name: [] for entity in entities}
+        self.shared: list[Fold] = []
         self.capped: dict[str, int] = {}
         self.steps: list[tuple[int, ...]] = []
         self.of: dict[Expression, int] = {}
@@ -64,6 +90,13 @@ class _Registers:
     def _new(self) -> int:
         self.taken += 1
         return self.taken - 1
+
+    def _collected(self, fold: Fold) -> int:
+        """The number of the set of values that this fold counts as distinct."""
+        if fold not in self.shared:
+            self.shared.append(fold)
+            self.cells[fold.entity.name].append(_Cell(self._new(), fold, kernel.COLLECT, len(self.shared) - 1))
+        return self.shared.index(fold)
 
     def _placed(self, expression: Expression) -> int:
         match expression:
@@ -81,7 +114,12 @@ class _Registers:
             case Fold(entity, "mean") if entity.name not in self.cells:
                 return self.register(sum_over_count(expression))
             case Fold(entity):
-                self.cells[entity.name].append((self._new(), expression))
+                self.cells[entity.name].append(_Cell(self._new(), expression, _FOLDS[expression.op]))
+            case Meeting(one, other):
+                names = list(self.cells)
+                assert names.index(other.entity.name) < names.index(one.entity.name), "the log that is met comes first"
+                self.cells[one.entity.name].append(_Cell(self._new(), one, kernel.MEETING, self._collected(other)))
+                return self.cells[one.entity.name][-1].register
             case Calc(op, args):
                 operands = [self.register(arg) for arg in args]
                 self.steps.append((_CALCS[op], self._new(), *operands, *[self.zero] * (4 - len(operands))))
@@ -106,37 +144,51 @@ def _conditions(folds: Iterable[Fold]) -> list[Condition]:
     return list(dict.fromkeys(condition for fold in folds for condition in fold.where))
 
 
-def _log_line(writer: _Writer, layout: LogLayout, cells: list[tuple[int, Fold]], capped: int) -> list[int]:
+def _log_line(writer: _Writer, layout: LogLayout, cells: list[_Cell], capped: int) -> list[int]:
     """Writes the tables of one log; its line in the table of logs."""
-    local = {column: number for number, column in enumerate(layout.columns)}
-    conditions = _conditions(fold for _, fold in cells)
+    columns = layout.columns[1:]
+    local = {column: number for number, column in enumerate(columns)}
+    conditions = _conditions(cell.fold for cell in cells)
     assert len(conditions) <= CONDITIONS_MAX, f"log {layout.kind}: more than {CONDITIONS_MAX} different conditions"
     column_at = writer.table(
-        (offset, (1 << 8 * FACTS[fact].width) - 1 if FACTS[fact].width < 8 else -1, fact)
-        for offset, fact in zip(layout.offsets, layout.facts, strict=True)
+        (offset // 8, offset % 8, (1 << FACTS[fact].bits) - 1, fact) for offset, fact in zip(layout.offsets[1:], layout.facts[1:], strict=True)
     )
     condition_at = writer.table((_CONDITIONS[c.op], local[c.column], c.value, FACT_NUMBER[c.column]) for c in conditions)
     cell_at = writer.table(
         (
-            _FOLDS[fold.op],
-            local[fold.column],
-            fold.window.ms,
-            sum((1 << conditions.index(condition) for condition in set(fold.where)), kernel.PAST_BIT),
-            register,
-            int(FACTS[FACT_NUMBER[fold.column]].zero_is_missing),
+            cell.op,
+            local[cell.fold.column],
+            cell.fold.window.ms,
+            sum((1 << conditions.index(condition) for condition in set(cell.fold.where)), kernel.PAST_BIT),
+            cell.register,
+            int(FACTS[FACT_NUMBER[cell.fold.column]].zero_is_missing),
+            FACT_NUMBER[cell.fold.column],
+            cell.shared,
         )
-        for register, fold in sorted(cells, key=lambda cell: -cell[1].window.ms)
+        for cell in sorted(cells, key=lambda cell: -cell.fold.window.ms)
     )
-    return [layout.row_bytes, len(layout.columns), column_at, len(conditions), condition_at, len(cells), cell_at, capped]
+    return [layout.row_bytes, len(columns), column_at, len(conditions), condition_at, len(cells), cell_at, capped]
 
 
 def program_of(
-    rows: Sequence[Feature], layouts: Sequence[LogLayout], profiles: Sequence[ProfileLayout], told: Sequence[Fold], cap: Cap, longest_ms: int
+    rows: Sequence[Feature],
+    entities: Sequence[Entity],
+    layouts: Sequence[LogLayout],
+    profiles: Sequence[ProfileLayout],
+    told: Sequence[Fold],
+    cap: Cap,
+    longest_ms: int,
 ) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The plan of these rows over these layouts, as `kernel.look_at` reads it. What tallies told comes in after the measures."""
-    registers, writer = _Registers(layouts, profiles, told), _Writer()
+    """The plan of these rows over the logs of these entities, which have these layouts, as `kernel.look_at` reads it.
+
+    What tallies told comes in after the measures.
+    """
+    registers, writer = _Registers(entities, profiles, told), _Writer()
     outs = [registers.register(row.shape.expression) for row in rows]
-    lines = [_log_line(writer, layout, registers.cells[layout.kind], registers.capped.get(layout.kind, -1)) for layout in layouts]
+    lines = [
+        _log_line(writer, layout, registers.cells[entity.name], registers.capped.get(entity.name, -1))
+        for entity, layout in zip(entities, layouts, strict=True)
+    ]
     bits = [(register, struct.unpack("<q", struct.pack("<d", value))[0]) for register, value in registers.constants]
     head = {
         kernel.LOGS: len(layouts),
@@ -159,6 +211,7 @@ def program_of(
         kernel.KNOWN_AT: writer.table((number, profiles[number].offset(column)) for number, column in registers.knowns),
         kernel.FACT_AT: writer.table([[int(fact.zero_is_missing) for fact in FACTS]]),
         kernel.KNOWN_REG: registers.known_from,
+        kernel.SHARED: len(registers.shared),
     }
     for place, word in head.items():
         writer.words[place] = word

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from features.fact import DECLINED, FACT_NUMBER, FRAUD, KIND_CODES, MEASURE_NUMBER, PROFILES, Entity
+from features.fact import DECLINED, EVENT_CODES, FACT_NUMBER, FRAUD, KIND_CODES, MEASURE_NUMBER, PROFILES, Entity
+from schemas.account import AccountEventKind
 from schemas.transaction import AT_A_PLACE, CREDITS, TransactionKind
 
 SECOND_MS, MINUTE_MS, HOUR_MS, DAY_MS = 1_000, 60_000, 3_600_000, 86_400_000
@@ -42,9 +43,12 @@ EVER = days(90)
 @dataclass(frozen=True)
 class Condition:
     """What a row must be, to count. `kinds`: its kind is in the mask `value`; `below`: column < value; `same`: column as the
-    transaction's own; `near`: at most `value` ms from the transaction's own time of day, cyclic; `given`: column is given."""
+    transaction's own; `near`: at most `value` ms from the transaction's own time of day, cyclic; `given`: column is given;
+    `below_own`: column < the transaction's own; `just_under`: at most a tenth below a power of ten that is at least `value`;
+    `weekday`: a time of the transaction's own day of the week, UTC; `older`: a time `value` ms before the transaction's or earlier.
+    """
 
-    op: Literal["kinds", "below", "same", "near", "given"]
+    op: Literal["kinds", "below", "same", "near", "given", "below_own", "just_under", "weekday", "older"]
     column: str
     value: int = 0
 
@@ -53,6 +57,12 @@ def _kinds(*codes: int) -> Condition:
     return Condition("kinds", "kind", sum(1 << code for code in codes))
 
 
+_CHANGES = (
+    AccountEventKind.CREDENTIAL_CHANGED,
+    AccountEventKind.EMAIL_CHANGED,
+    AccountEventKind.PHONE_CHANGED,
+    AccountEventKind.ADDRESS_CHANGED,
+)
 _REMOTE = (TransactionKind.ECOMMERCE, TransactionKind.MOTO, TransactionKind.RECURRING)
 
 SPENT = _kinds(*(code for kind, code in KIND_CODES.items() if kind not in CREDITS))
@@ -65,6 +75,10 @@ FRAUDS = _kinds(FRAUD)
 ANY_PAYMENT = _kinds(*KIND_CODES.values())
 PRESENT = _kinds(*(code for kind, code in KIND_CODES.items() if kind in AT_A_PLACE))
 REMOTE = _kinds(*(KIND_CODES[kind] for kind in _REMOTE))
+LOGINS, LOGIN_FAILURES = _kinds(EVENT_CODES[AccountEventKind.LOGIN]), _kinds(EVENT_CODES[AccountEventKind.LOGIN_FAILED])
+BENEFICIARIES = _kinds(EVENT_CODES[AccountEventKind.BENEFICIARY_ADDED])
+CHANGES = _kinds(*(EVENT_CODES[kind] for kind in _CHANGES))
+"""What a thief changes before the money goes: credentials and the ways in which the holder would be told."""
 SMALL = Condition("below", "amount_minor", 500)
 """Less than five major units in most currencies: what card testers try."""
 
@@ -72,6 +86,33 @@ SMALL = Condition("below", "amount_minor", 500)
 def same(column: str) -> Condition:
     """Rows whose column is the transaction's own; without an own value the feature is missing."""
     return Condition("same", column)
+
+
+def below_own(column: str) -> Condition:
+    """Rows whose column is less than the transaction's own."""
+    return Condition("below_own", column)
+
+
+def given(column: str) -> Condition:
+    """Rows that have the column."""
+    return Condition("given", column)
+
+
+def just_under(least_minor: int) -> Condition:
+    """Amounts at most a tenth below a round threshold: `least_minor`, which is a power of ten, or 10, 100 ... times as much.
+
+    A power of ten of a currency is one of its minor units too, so that this needs no table of currencies.
+    """
+    assert str(least_minor).strip("0") == "1", "a round threshold is a power of ten"
+    return Condition("just_under", "amount_minor", least_minor)
+
+
+SAME_WEEKDAY = Condition("weekday", "at_ms")
+
+
+def older(window: Window) -> Condition:
+    """Rows from before the window."""
+    return Condition("older", "at_ms", window.ms)
 
 
 def near_own_hour(width: int) -> Condition:
@@ -113,11 +154,13 @@ class Fold:
     """One aggregate over the rows of an entity's log, in a window, that meet all conditions.
 
     `count`; `sum`, `mean`, `max`, `spread` (population standard deviation) and `distinct` of a column; `last`: the column in
-    the latest row (in event time, then in arrival order); `first`: the smallest. No rows: 0 for count, sum and distinct, else missing.
+    the latest row (in event time, then in arrival order); `first`: the smallest; `eastward`: the mean of how far east of the
+    transaction's own longitude a longitude lies, the short way around (-180 to less than 180 degrees, in steps), so that the
+    antimeridian is no edge. No rows: 0 for count, sum and distinct, else missing.
     """
 
     entity: Entity
-    op: Literal["count", "sum", "mean", "max", "spread", "distinct", "last", "first"]
+    op: Literal["count", "sum", "mean", "max", "spread", "distinct", "last", "first", "eastward"]
     column: str
     window: Window
     where: tuple[Condition, ...]
@@ -132,14 +175,25 @@ def sum_over_count(mean: Fold) -> Calc:
 
 
 @dataclass(frozen=True)
-class Calc:
-    """A number made of numbers; missing if one of them is. `over`: a / b, missing if b is 0."""
+class Meeting:
+    """How many different values, of those that `one` would count as distinct, `other` would too. `other`'s entity comes first in ENTITIES."""
 
-    op: Literal["minus", "over", "times", "larger", "differs", "is_zero", "is_missing", "log1p", "kind_in", "kilometres"]
+    one: Fold
+    other: Fold
+
+
+@dataclass(frozen=True)
+class Calc:
+    """A number made of numbers; missing if one of them is. `over`: a / b, missing if b is 0; `above`: 1 if a > b, else 0;
+    `parts_differ`: how many bytes of two fingerprints differ where both have one."""
+
+    op: Literal[
+        "minus", "over", "times", "larger", "differs", "is_zero", "is_missing", "log1p", "kind_in", "kilometres", "plus", "above", "parts_differ"
+    ]
     args: tuple[Expression, ...]
 
 
-Expression = Own | Known | Constant | Capped | Fold | Calc
+Expression = Own | Known | Constant | Capped | Fold | Meeting | Calc
 
 
 @dataclass(frozen=True)
@@ -154,7 +208,7 @@ class Shape:
 class Feature:
     """A row of the catalogue: what is computed, why an analyst should care, which fraud it catches, and the reason it gives."""
 
-    family: Literal["velocity", "geographic", "device", "behavioural", "merchant", "memory"]
+    family: Literal["velocity", "geographic", "device", "behavioural", "takeover", "identity", "network", "merchant", "memory"]
     shape: Shape
     reason: str
     catches: str
@@ -167,8 +221,12 @@ class Feature:
         return f"{self.family}.{self.shape.name}"
 
 
-_PLURALS = {"merchant_id": "merchants", "terminal_id": "terminals", "country": "countries", "counterparty": "counterparties"}
+_PLURALS = {"merchant_id": "merchants", "terminal_id": "terminals", "country": "countries"}
 _NOUNS = {"merchant_id": "merchant", "terminal_id": "terminal", "amount_minor": "amount"}
+
+
+def _joined(*parts: str) -> str:
+    return "_".join(part for part in parts if part)
 
 
 def _name(of: Entity, measure: str, window: Window) -> str:
@@ -209,9 +267,28 @@ def maximum(column: str, *, of: Entity, window: Window, where: tuple[Condition, 
     return Shape(_name(of, f"{_noun(column)}_max", window), Fold(of, "max", column, window, where))
 
 
-def distinct(column: str, *, of: Entity, window: Window, where: tuple[Condition, ...] = (SPENT,)) -> Shape:
+def distinct(column: str, *, of: Entity, window: Window, where: tuple[Condition, ...] = (SPENT,), called: str = "") -> Shape:
     """How many different values a column took (not given does not count)."""
-    return Shape(_name(of, _PLURALS.get(column, f"{column}s"), window), Fold(of, "distinct", column, window, where))
+    return Shape(_name(of, called or _PLURALS.get(column, f"{column}s"), window), Fold(of, "distinct", column, window, where))
+
+
+def _first_within(column: str, of: Entity, window: Window, where: tuple[Condition, ...]) -> Calc:
+    """How many values a column took in the window for the first time in 90 days."""
+    ever = Fold(of, "distinct", column, EVER, where)
+    return Calc("minus", (ever, Fold(of, "distinct", column, EVER, (*where, older(window)))))
+
+
+def newcomers(column: str, *, of: Entity, window: Window, where: tuple[Condition, ...], called: str) -> Shape:
+    """How many values a column took in the window for the first time in 90 days."""
+    return Shape(_name(of, called, window), _first_within(column, of, window, where))
+
+
+def count_if_newcomer(
+    column: str, *, of: Entity, window: Window, where: tuple[Condition, ...], newcomer: tuple[Condition, ...], called: str
+) -> Shape:
+    """How many rows meet `where`, if in the same window a row of `newcomer` had a value for the first time in 90 days; else 0."""
+    none_new = Calc("is_zero", (_first_within(column, of, window, newcomer),))
+    return Shape(_name(of, called, window), Calc("times", (Fold(of, "count", "at_ms", window, where), Calc("is_zero", (none_new,)))))
 
 
 def novel(column: str, *, of: Entity, window: Window = EVER, where: tuple[Condition, ...] = (ANY_PAYMENT,)) -> Shape:
@@ -256,31 +333,87 @@ def since_last(*, of: Entity, window: Window = EVER, where: tuple[Condition, ...
     return Shape(f"{of.name}_since_last_s", _seconds_since(Fold(of, "last", "at_ms", window, where)))
 
 
+def since(*, of: Entity, where: tuple[Condition, ...], called: str, window: Window = EVER) -> Shape:
+    """Seconds from the latest row of `where` to this payment; missing if no money leaves with it, or without such a row."""
+    seconds = _seconds_since(Fold(of, "last", "at_ms", window, where))
+    return Shape(f"{of.name}_{called}_s", Calc("over", (seconds, _IS_SPENDING)))
+
+
+def idle(*, of: Entity, window: Window = EVER) -> Shape:
+    """Seconds since the latest payment of any kind, in or out."""
+    return Shape(f"{of.name}_idle_s", _seconds_since(Fold(of, "last", "at_ms", window, (ANY_PAYMENT,))))
+
+
+def pair_age(column: str, *, of: Entity, window: Window = EVER, where: tuple[Condition, ...] = (ANY_PAYMENT,)) -> Shape:
+    """Seconds since the entity first came with the transaction's own value of the column, at most the window; missing if it never did."""
+    return Shape(f"{of.name}_{_noun(column)}_age_s", _seconds_since(Fold(of, "first", "at_ms", window, (*where, same(column)))))
+
+
+def per_day_of_age(*, of: Entity, window: Window = EVER, where: tuple[Condition, ...] = (ANY_PAYMENT,)) -> Shape:
+    """Rows for each day since the entity was first seen; an age below a day counts as a day. Missing if it never was."""
+    days_seen = Calc("over", (_seconds_since(Fold(of, "first", "at_ms", window, where)), Constant(86_400.0)))
+    counted = Fold(of, "count", "at_ms", window, where)
+    return Shape(f"{of.name}_per_day_of_age", Calc("over", (counted, Calc("larger", (days_seen, Constant(1.0))))))
+
+
 def age(*, of: Entity, window: Window = EVER, where: tuple[Condition, ...] = (ANY_PAYMENT,)) -> Shape:
     """Seconds since the entity was first seen, at most the window; missing if it never was."""
     return Shape(f"{of.name}_age_s", _seconds_since(Fold(of, "first", "at_ms", window, where)))
 
 
-def _placed(of: Entity) -> tuple[Condition, ...]:
-    return (PRESENT, Condition("given", "latitude"))
+_PLACED = (PRESENT, given("latitude"))
+_PLACED_ANYHOW = (ANY_PAYMENT, given("latitude"))
+_PLACES = {"": _PLACED, "any": _PLACED_ANYHOW}
 
 
-def _kilometres(of: Entity, window: Window) -> Calc:
-    last_latitude = Fold(of, "last", "latitude", window, _placed(of))
-    last_longitude = Fold(of, "last", "longitude", window, _placed(of))
+def _kilometres(of: Entity, window: Window, where: tuple[Condition, ...]) -> Calc:
+    last_latitude = Fold(of, "last", "latitude", window, where)
+    last_longitude = Fold(of, "last", "longitude", window, where)
     return Calc("kilometres", (Own("latitude"), Own("longitude"), last_latitude, last_longitude))
 
 
-def distance_km(*, of: Entity, window: Window = EVER) -> Shape:
-    """Kilometres from the place of the latest card-present row (great circle, mean Earth radius 6371.0088 km)."""
-    return Shape(f"{of.name}_distance_km", _kilometres(of, window))
+def distance_km(*, of: Entity, window: Window = EVER, places: Literal["", "any"] = "") -> Shape:
+    """Kilometres from the place of the latest card-present row, or of `any` row with a place.
+
+    Great circle, mean Earth radius 6371.0088 km, between places that are kept to 1.2 km.
+    """
+    return Shape(_joined(of.name, places, "distance_km"), _kilometres(of, window, _PLACES[places]))
 
 
-def speed_kmh(*, of: Entity, window: Window = EVER) -> Shape:
-    """The speed that this distance takes, km/h; a time below a second counts as one second."""
-    past_s = _seconds_since(Fold(of, "last", "at_ms", window, _placed(of)))
-    hours_past = Calc("over", (Calc("larger", (past_s, Constant(1.0))), Constant(3600.0)))
-    return Shape(f"{of.name}_speed_kmh", Calc("over", (_kilometres(of, window), hours_past)))
+def speed_kmh(*, of: Entity, window: Window = EVER, places: Literal["", "any"] = "") -> Shape:
+    """The speed that this distance takes, km/h; a time below a minute counts as a minute, because places are kept to 1.2 km."""
+    past_s = _seconds_since(Fold(of, "last", "at_ms", window, _PLACES[places]))
+    hours_past = Calc("over", (Calc("larger", (past_s, Constant(60.0))), Constant(3600.0)))
+    return Shape(_joined(of.name, places, "speed_kmh"), Calc("over", (_kilometres(of, window, _PLACES[places]), hours_past)))
+
+
+def centre_km(*, of: Entity, window: Window) -> Shape:
+    """Kilometres from the centre of the places in the window: their mean latitude, and the mean of how far east of here they lie.
+
+    The mean is of longitudes relative to this one, the short way around, so that places on both sides of the antimeridian have
+    their centre between them. Who is at home on opposite sides of the Earth has none, and this says something between.
+    """
+    latitude = Fold(of, "mean", "latitude", window, _PLACED_ANYHOW)
+    longitude = Calc("plus", (Own("longitude"), Fold(of, "eastward", "longitude", window, _PLACED_ANYHOW)))
+    return Shape(_name(of, "centre_km", window), Calc("kilometres", (Own("latitude"), Own("longitude"), latitude, longitude)))
+
+
+def new_place(*, of: Entity, window: Window = EVER) -> Shape:
+    """1 if no row is of the transaction's own place (a cell of 1/91 degree, 1.2 km at most), else 0."""
+    seen = Fold(of, "count", "at_ms", window, (ANY_PAYMENT, same("latitude"), same("longitude")))
+    return Shape(_name(of, "place_new", window), Calc("is_zero", (seen,)))
+
+
+def parts_changed(*, of: Entity, window: Window = EVER) -> Shape:
+    """How many of the six parts of the fingerprint differ from the latest one (parts that both have). One change in 255 is not seen."""
+    latest = Fold(of, "last", "fingerprint", window, (ANY_PAYMENT, given("fingerprint")))
+    return Shape(f"{of.name}_parts_changed", Calc("parts_differ", (Own("fingerprint"), latest)))
+
+
+def moved(column: str, *, of: Entity, window: Window = EVER) -> Shape:
+    """1 if the column was another when the entity was last seen with one, else 0."""
+    latest = Fold(of, "last", column, window, (ANY_PAYMENT, given(column)))
+    return Shape(f"{of.name}_{_noun(column)}_moved", Calc("differs", (Own(column), latest)))
 
 
 def ratio_to_mean(column: str, *, of: Entity, window: Window, where: tuple[Condition, ...] = (SPENT,)) -> Shape:
@@ -298,6 +431,62 @@ def zscore(column: str, *, of: Entity, window: Window, where: tuple[Condition, .
         _name(of, f"{_noun(column)}_zscore", window),
         Calc("over", (Calc("minus", (Own(column), usual)), Calc("larger", (wide, least)))),
     )
+
+
+_IS_SPENDING = Calc("kind_in", (Own("kind"), Constant(float(SPENT.value))))
+"""1 if money leaves with this transaction, else 0."""
+_OWN_SPENDING = Calc("times", (Own("amount_minor"), _IS_SPENDING))
+
+
+def _spent_with_this(of: Entity, window: Window) -> Calc:
+    """What left in the window and leaves now, minor units."""
+    return Calc("plus", (Fold(of, "sum", "amount_minor", window, (SPENT,)), _OWN_SPENDING))
+
+
+def out_over_in(*, of: Entity, window: Window) -> Shape:
+    """What left in the window, this payment included, over what came in; missing if nothing did."""
+    inflow = Fold(of, "sum", "amount_minor", window, (RECEIVED,))
+    return Shape(_name(of, "out_over_in", window), Calc("over", (_spent_with_this(of, window), inflow)))
+
+
+def spent_over_known(known: str, *, of: Entity, window: Window, called: str) -> Shape:
+    """What left in the window, this payment included, over what is known of the entity."""
+    return Shape(_name(of, called, window), Calc("over", (_spent_with_this(of, window), Known(of, known))))
+
+
+def woken(column: str, *, of: Entity, window: Window = EVER) -> Shape:
+    """Days without any payment, times the own value over the entity's mean: large if both are."""
+    days_idle = Calc("over", (_seconds_since(Fold(of, "last", "at_ms", window, (ANY_PAYMENT,))), Constant(86_400.0)))
+    usual = mean(column, of=of, window=window).expression
+    return Shape(_name(of, "woken", window), Calc("times", (days_idle, Calc("over", (Own(column), usual)))))
+
+
+def dormant(known_opened: str, *, of: Entity, window: Window = EVER) -> Shape:
+    """1 if it has been open for longer than the window and nothing moved in it, else 0."""
+    quiet = Calc("is_zero", (Fold(of, "count", "at_ms", window, (ANY_PAYMENT,)),))
+    old = Calc("above", (_seconds_since(Known(of, known_opened)), Constant(window.ms / 1000.0)))
+    return Shape(_name(of, "dormant", window), Calc("times", (quiet, old)))
+
+
+def cycle_of_two(*, of: Entity, window: Window) -> Shape:
+    """How often the one who is paid now had paid this account; 0 if no money leaves."""
+    back = Fold(of, "count", "at_ms", window, (RECEIVED, same("counterparty")))
+    return Shape(_name(of, "cycles_of_2", window), Calc("times", (back, _IS_SPENDING)))
+
+
+def cycle_of_three(*, of: Entity, through: Entity, window: Window) -> Shape:
+    """How many accounts sent money here and got money from the one who is paid now (in either order); 0 if no money leaves.
+
+    Both sides are distinct 32-bit hashes: of 100 senders and 100 receivers two are taken for one with probability 2e-6.
+    """
+    senders = Fold(of, "distinct", "counterparty", window, (RECEIVED,))
+    receivers = Fold(through, "distinct", "counterparty", window, (SPENT,))
+    return Shape(_name(of, "cycles_of_3", window), Calc("times", (Meeting(receivers, senders), _IS_SPENDING)))
+
+
+def own_yes(name: str) -> Shape:
+    """1 if the transaction says yes to it, 0 if no; missing if nobody said."""
+    return Shape(f"txn_{name}", Calc("minus", (Own(name), Constant(1.0))))
 
 
 def own(name: str) -> Shape:
@@ -350,6 +539,8 @@ def parts(expression: Expression) -> Iterator[Expression]:
     if isinstance(expression, Calc):
         for arg in expression.args:
             yield from parts(arg)
+    if isinstance(expression, Meeting):
+        yield from (expression.one, expression.other)
     yield expression
 
 

@@ -23,11 +23,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from features import tally_kernel as kernel
-from features.fact import FACT_NUMBER, FACTS, FRAUD, KIND, Entity, declined_facts, derived_hash, facts_of, short_hash
+from features.fact import FACT_NUMBER, FACTS, FRAUD, KIND, Entity, declined_facts, derived_identity, facts_of, row_identity, short_hash
 from features.layout import content_hash
 from features.row import Condition, Fold, sum_over_count
 from schemas.decision import Decision, Outcome
-from schemas.identity import hash64
 from schemas.label import Label
 from schemas.topics import DECISIONS, LABELS
 from schemas.transaction import Transaction
@@ -257,11 +256,11 @@ def label_row(label: Label) -> Row | None:
     if not label.fraud or label.transacted_at_ms is None:
         return None
     given = {
-        "hash": derived_hash(hash64(label.transaction_id), FRAUD),
+        "hash": derived_identity(row_identity(label.transaction_id, label.transacted_at_ms), FRAUD),
         "at_ms": label.transacted_at_ms,
         "kind": FRAUD,
-        "merchant_id": short_hash(label.merchant_id),
-        "terminal_id": short_hash(label.terminal_id),
+        "merchant_id": short_hash(label.merchant_id, FACTS[FACT_NUMBER["merchant_id"]].bits),
+        "terminal_id": short_hash(label.terminal_id, FACTS[FACT_NUMBER["terminal_id"]].bits),
         "account": short_hash(label.account_id),
     }
     return (*(given.get(fact.name, 0) for fact in FACTS), label.learned_at_ms)

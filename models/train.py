@@ -31,6 +31,8 @@ GROWTH: dict[str, Any] = {
     "l2_regularization": 1.0,
     "early_stopping": False,
 }
+READS = {"behavioural": ("behavioural", "takeover", "identity", "network")}
+"""The families of features that a member reads, if not the one of its own name alone."""
 TREES = {LEARNED: 64}
 TREES_OF_A_FAMILY = 32
 TUNED_FROM, HELD_OUT_FROM = 0.70, 0.80
@@ -83,7 +85,12 @@ def _members(weights: Mapping[str, float], families: Mapping[str, Sequence[int]]
     unknown = sorted(weights.keys() - families.keys() - {LEARNED})
     if unknown:
         raise ArtefactError(f"the catalogue has no family {unknown[0]!r}, which the policy gives a weight")
-    return tuple(Member(n, w, tuple(range(width)) if n == LEARNED else tuple(families[n])) for n, w in weights.items())
+    return tuple(Member(name, weight, _read_by(name, families, width)) for name, weight in weights.items())
+
+
+def _read_by(member: str, families: Mapping[str, Sequence[int]], width: int) -> tuple[int, ...]:
+    """The columns of a member: all of the learned one's, else those of the families that it reads."""
+    return tuple(range(width)) if member == LEARNED else tuple(c for family in READS.get(member, (member,)) for c in families.get(family, ()))
 
 
 def _grown(member: Member, rows: Floats, truth: Labels, until: int, seed: int) -> Grown:

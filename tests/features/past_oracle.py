@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from features.catalogue import Catalogue
-from features.fact import DECLINED, EVENT_CODES, KIND_CODES, country_code, latitude_code, longitude_code
-from features.row import Calc, Capped, Condition, Constant, Expression, Fold, Known, Own
+from features.fact import DECLINED, ENTITIES, EVENT_CODES, KIND_CODES, PARTS, country_code, latitude_code, longitude_code, part_hash
+from features.row import Calc, Capped, Condition, Constant, Expression, Fold, Known, Meeting, Own
 from schemas.account import AccountEvent
 from schemas.transaction import Transaction
 
@@ -19,9 +20,14 @@ FIELD = {
     "device": "device_token",
     "customer": "customer_id",
     "email": "email_token",
+    "phone": "phone_token",
+    "address": "address_token",
     "counterparty": "counterparty_account_id",
     "amount_minor": "own_amount_minor",
+    "proxy": "ip_proxy",
 }
+SESSION = {"dwell": ("keystroke_dwell_ms", 10), "flight": ("keystroke_flight_ms", 10), "pointer": ("pointer_speed_px_s", 1)}
+OWNER = {entity.name: entity.log_of or entity.name for entity in ENTITIES}
 
 
 class Arrival(NamedTuple):
@@ -43,13 +49,31 @@ class Arrival(NamedTuple):
     def value(self, column: str) -> Any:
         if column == "kind":
             return self.code
-        if isinstance(self.record, AccountEvent) and column == "amount_minor":
-            return 0
+        if isinstance(self.record, AccountEvent):
+            return 0 if column == "amount_minor" else getattr(self.record, FIELD.get(column, column), None)
+        if column == "amount_minor":
+            return min(self.record.own_amount_minor, 2**40 - 1)
+        if column == "emulator":
+            return None if self.record.fingerprint is None else self.record.fingerprint.emulator
+        if column == "fingerprint":
+            return self._fingerprint()
+        if column in SESSION:
+            return self._measured(*SESSION[column])
+        if column in ("latitude", "longitude") and self.record.latitude is not None:
+            return (latitude_code if column == "latitude" else longitude_code)(getattr(self.record, column))
         return getattr(self.record, FIELD.get(column, column), None)
 
+    def _fingerprint(self) -> tuple[str | None, ...] | None:
+        parts = tuple(getattr(self.record.fingerprint, part, None) for part in PARTS)
+        return parts if any(parts) else None
 
-def arrivals_of(catalogue: Catalogue, history: Sequence[Arrival], kind: str, token: str | None) -> list[Arrival]:
-    """The unique arrivals at one entity, in order of their first."""
+    def _measured(self, field: str, steps: int) -> int | None:
+        value = getattr(self.record.session, field, None)
+        return None if value is None else min(max(round(value * steps), 1), 65535)
+
+
+def arrivals_of(history: Sequence[Arrival], kind: str, token: str | None) -> list[Arrival]:
+    """The unique arrivals at one entity's log, in order of their first."""
     found: dict[Any, Arrival] = {}
     for arrival in history:
         if isinstance(arrival.record, AccountEvent) and kind != "account":
@@ -72,8 +96,9 @@ class Truth:
             if token is None:
                 self.before[kind] = None
                 continue
-            everything = arrivals_of(catalogue, history, kind, token)
-            self.before[kind] = everything[: [a.id for a in everything].index(self.own.id)]
+            everything = arrivals_of(history, OWNER[kind], token)
+            ids = [a.id for a in everything]
+            self.before[kind] = everything[: ids.index(self.own.id) if self.own.id in ids else len(ids)]
             self.gone[kind] = self._gone(self.before[kind] or [])
 
     def _gone(self, before: list[Arrival]) -> int:
@@ -107,11 +132,16 @@ class Truth:
                 return self.capped(entity.name)
             case Fold():
                 return self.fold(expression)
+            case Meeting(one, other):
+                values = [self.seen(fold) for fold in (one, other)]
+                if any(seen is None for seen in values):
+                    return NAN
+                sets = [{a.value(fold.column) for a in seen or ()} - {None} for fold, seen in zip((one, other), values, strict=True)]
+                return float(len(sets[0] & sets[1]))
             case Calc(op, args):
                 return self.calc(op, [self.of(arg) for arg in args])
 
     def number(self, column: str, of: Arrival) -> float:
-        record = of.record
         if column in ("keystroke_dwell_ms", "keystroke_flight_ms", "pointer_speed_px_s", "session_age_s"):
             value = None if self.txn.session is None else getattr(self.txn.session, column)
             return NAN if value is None else value
@@ -120,8 +150,10 @@ class Truth:
             return NAN
         if column.endswith("country"):
             return float(country_code(value))
-        if column in ("latitude", "longitude"):
-            return float((latitude_code if column == "latitude" else longitude_code)(getattr(record, column)))
+        if column == "fingerprint":
+            return float(sum(part_hash(part) * 256**place for place, part in enumerate(value)))
+        if column in ("emulator", "proxy"):
+            return 2.0 if value else 1.0
         return 1.0 if isinstance(value, str) else float(value)
 
     def capped(self, kind: str) -> float:
@@ -145,15 +177,28 @@ class Truth:
                 return min(apart, 86_400_000 - apart) <= condition.value
             case "given":
                 return value is not None
+            case "below_own":
+                return bool(value < self.own.value(condition.column))
+            case "just_under":
+                tops = [condition.value * 10**power for power in range(13)]
+                return any(top - top // 10 <= value < top for top in tops)
+            case "weekday":
+                return bool(arrival_day(value) == arrival_day(self.txn.at_ms))
+            case "older":
+                return bool(value <= self.txn.at_ms - condition.value)
 
-    def fold(self, fold: Fold) -> float:
+    def seen(self, fold: Fold) -> list[Arrival] | None:
+        """The rows that count; None if there is no such log, or no own value to compare with."""
         before = self.before[fold.entity.name]
-        if before is None or any(c.op == "same" and self.own.value(c.column) is None for c in fold.where):
-            return NAN
+        if before is None or any(c.op in ("same", "below_own") and self.own.value(c.column) is None for c in fold.where):
+            return None
         begin, end = self.txn.at_ms - fold.window.ms, self.txn.at_ms
         seen = [a for a in before[self.gone[fold.entity.name] :] if begin < a.record.at_ms <= end]
-        seen = [a for a in seen if all(self.meets(c, a) for c in fold.where)]
-        return self.aggregate(fold.op, fold.column, seen)
+        return [a for a in seen if all(self.meets(c, a) for c in fold.where)]
+
+    def fold(self, fold: Fold) -> float:
+        seen = self.seen(fold)
+        return NAN if seen is None else self.aggregate(fold.op, fold.column, seen)
 
     def aggregate(self, op: str, column: str, seen: list[Arrival]) -> float:
         values = [a.value(column) for a in seen]
@@ -165,6 +210,9 @@ class Truth:
             return float(len(set(values) - {None}))
         if not seen:
             return NAN
+        if op == "eastward":
+            own = self.own.value(column)
+            return NAN if own is None else float(sum((value - own + 180 * 91) % (360 * 91) - 180 * 91 for value in values)) / len(values)
         if op == "mean":
             return float(sum(values)) / len(values)
         if op == "max":
@@ -200,8 +248,20 @@ class Truth:
                 return math.log1p(a)
             case "kind_in":
                 return float(int(b) >> int(a) & 1)
+            case "plus":
+                return a + b
+            case "above":
+                return float(a > b)
+            case "parts_differ":
+                pairs = zip(int(a).to_bytes(6, "little"), int(b).to_bytes(6, "little"), strict=True)
+                return float(sum(one != other for one, other in pairs if one and other))
         assert op == "kilometres"
         return kilometres(*args)
+
+
+def arrival_day(at_ms: int) -> int:
+    """The day of the week, UTC, Monday 0."""
+    return datetime.fromtimestamp(at_ms // 1000, UTC).weekday()
 
 
 def spread(values: list[int]) -> float:
@@ -216,7 +276,7 @@ def spread(values: list[int]) -> float:
 
 def kilometres(latitude: float, longitude: float, latitude2: float, longitude2: float) -> float:
     """Haversine over stored places."""
-    step = math.pi / 180.0 / 32768.0
+    step = math.pi / 180.0 / 91
     north, north2 = (latitude - 1.0) * step - math.pi / 2.0, (latitude2 - 1.0) * step - math.pi / 2.0
     up, over = math.sin((north2 - north) / 2.0), math.sin((longitude2 - longitude) * step / 2.0)
     return 2.0 * 6371.0088 * math.asin(min(1.0, math.sqrt(up * up + math.cos(north) * math.cos(north2) * over * over)))

@@ -69,13 +69,22 @@ def test_serving_equals_brute_force_when_logs_are_trimmed_underway(history: list
     check_served(SMALL, history)
 
 
+def asked(history: Sequence[Arrival]) -> list[tuple[int, Transaction]]:
+    """The payments, with their places in the history."""
+    return [(number, a.record) for number, a in enumerate(history) if a.what == "pay" and isinstance(a.record, Transaction)]
+
+
+def filled(catalogue: Catalogue, history: Sequence[Arrival]) -> np.ndarray:
+    """The backfill of a history in which declines follow their payments at once."""
+    rows = [(number, a.record) for number, a in enumerate(history) if a.what != "decline"]
+    declined = [number + 1 < len(history) and history[number + 1].what == "decline" for number, _ in rows]
+    return backfill(catalogue, columns_of([record for _, record in rows]), np.array(declined))
+
+
 @many
 @given(histories(apart=False), st.sampled_from([ON_LOGS, SMALL]))
 def test_backfill_equals_brute_force(history: list[Arrival], catalogue: Catalogue) -> None:
-    payments = [(number, a.record) for number, a in enumerate(history) if a.what == "pay" and isinstance(a.record, Transaction)]
-    declined = [number + 1 < len(history) and history[number + 1].what == "decline" for number, _ in payments]
-    matrix = backfill(catalogue, columns_of([txn for _, txn in payments]), np.array(declined))
-    for row, (number, txn) in zip(matrix, payments, strict=True):
+    for row, (number, txn) in zip(filled(catalogue, history), asked(history), strict=True):
         same(row.tolist(), Truth(catalogue, history[: number + 1], txn, {}).vector(), catalogue.names)
 
 
@@ -83,10 +92,7 @@ def test_backfill_equals_brute_force(history: list[Arrival], catalogue: Catalogu
 @given(histories(apart=False))
 def test_backfill_equals_serving_bit_for_bit(history: list[Arrival]) -> None:
     looks = [said for said in asyncio.run(served(ON_LOGS, history)) if isinstance(said, Look)]
-    payments = [(number, a.record) for number, a in enumerate(history) if a.what == "pay" and isinstance(a.record, Transaction)]
-    declined = [number + 1 < len(history) and history[number + 1].what == "decline" for number, _ in payments]
-    matrix = backfill(ON_LOGS, columns_of([txn for _, txn in payments]), np.array(declined))
-    assert matrix.tobytes() == b"".join(said.values.tobytes() for said in looks)
+    assert filled(ON_LOGS, history).tobytes() == b"".join(said.values.tobytes() for said in looks)
 
 
 @given(st.lists(st.integers(0, 2**40 - 1), min_size=1, max_size=40))
