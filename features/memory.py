@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Awaitable, Generator, Iterable, Mapping, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from features.catalogue import Catalogue
 from features.engine import Past, packed, place_in, to_recall
@@ -24,10 +24,24 @@ Updates = Mapping[tuple[int, str], Sequence[Update]]
 """By number of the tally and the entity's token: rows, and where in the log they are from."""
 
 
+class Aside:
+    """What else is asked in the round trip of a recall: writes (commands of one key each) and keys to read. The replies are put here.
+
+    A store in this process has answered already and asks nothing: what it puts in place of a command or a key is the reply.
+    """
+
+    __slots__ = ("found", "reads", "writes", "wrote")
+
+    def __init__(self, writes: tuple[Any, ...] = (), reads: tuple[Any, ...] = ()) -> None:
+        self.writes, self.reads = writes, reads
+        self.wrote: Sequence[Any] = ()
+        self.found: Sequence[Any] = ()
+
+
 class Memory(Protocol):
     """Remembers and recalls. What is remembered is remembered at the call; the answer comes when it is awaited."""
 
-    def recall(self, txn: Transaction) -> Awaitable[Past]:
+    def recall(self, txn: Transaction, aside: Aside | None = None) -> Awaitable[Past]:
         """Appends the transaction to its logs, reads them, its profiles and tallies. MemoryUnavailable if the memory does not answer."""
 
     def decline(self, txn: Transaction) -> Awaitable[tuple[int, ...]]:
@@ -133,8 +147,10 @@ class DictMemory:
         pairs = zip(self.catalogue.log_layouts, logs, strict=True)
         return tuple(-1 if log is None else place_in(log, layout.row_bytes, hash_)[0] for layout, log in pairs)
 
-    def recall(self, txn: Transaction) -> Awaitable[Past]:
+    def recall(self, txn: Transaction, aside: Aside | None = None) -> Awaitable[Past]:
         """Appends the transaction to its logs and reads them, its profiles and its tallies."""
+        if aside is not None:
+            aside.wrote, aside.found = aside.writes, aside.reads
         facts = facts_of(txn)
         logs = self._appended(self._tokens(txn), to_recall(self.catalogue, txn, facts))
         layouts = zip(self.catalogue.profile_layouts, self.catalogue.profile_fields, strict=True)

@@ -16,6 +16,7 @@ import fastavro
 import msgspec
 
 from schemas.catalogue import VERSIONS
+from schemas.decoder import Reader, plain, reader_of
 from schemas.encoder import Writer, fields_writer, writer_of
 from schemas.errors import InvalidRecord, UnknownSchema, UnreadableBytes
 from schemas.record import Record, Word
@@ -120,6 +121,12 @@ def _writers(record: type[Record]) -> tuple[Writer, Callable[[tuple[Any, ...]], 
     return writer_of(schema), fields_writer(schema["fields"][:-1])
 
 
+@functools.cache
+def _reader(record: type[Record]) -> Reader:
+    """What reads a record that the newest schema wrote."""
+    return reader_of(_newest(record)[1])
+
+
 def body(record: Record) -> bytes:
     """The record in plain Avro, without a frame."""
     return _writers(type(record))[0](record)
@@ -156,14 +163,18 @@ def decode(record: type[R], value: bytes | None) -> R:
 def from_body(record: type[R], content: bytes, writer: Any = None) -> R:
     """The record in plain Avro bytes (written by the newest schema, or by `writer`)."""
     _, reader = _newest(record)
+    if writer is None or writer is reader:
+        values = plain(_reader(record), content)
+        if values is not None:
+            return checked(lambda: msgspec.convert(values, record))
     source = io.BytesIO(content)
     try:
-        plain = fastavro.schemaless_reader(source, writer or reader, None if writer in (None, reader) else reader)
+        values = fastavro.schemaless_reader(source, writer or reader, None if writer in (None, reader) else reader)
     except Exception as error:
         raise UnreadableBytes(f"does not decode: {type(error).__name__}: {error}") from error
     if source.read(1):
         raise UnreadableBytes("bytes are left over after the record")
-    return checked(lambda: msgspec.convert(plain, record))
+    return checked(lambda: msgspec.convert(values, record))
 
 
 _PATH = re.compile(r"^(?P<reason>.*?)(?: - at `\$\.?(?P<field>[^`]*)`)?$", re.DOTALL)

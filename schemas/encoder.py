@@ -13,24 +13,29 @@ import msgspec
 
 Writer = Callable[[Any], bytes]
 _DOUBLE = struct.Struct("<d").pack
+_values = msgspec.structs.astuple
+
+
+_PAIRS = tuple(bytes((n & 127 | 128, n >> 7 | 128)) for n in range(1 << 14))
+"""Two bytes of a long after which more come."""
+_LAST = tuple(bytes((n,)) if n < 128 else bytes((n & 127 | 128, n >> 7)) for n in range(1 << 14))
+"""The last one or two bytes of a long."""
 
 
 def varint(number: int) -> bytes:
     """An Avro long: zigzag, then seven bits a byte, lowest first (Avro specification, binary encoding)."""
     rest = (number << 1) ^ (number >> 63)
-    if 1 << 35 <= rest < 1 << 42:  # six bytes: every timestamp in milliseconds from 1970-07 to 2039
-        return bytes(
-            (rest & 127 | 128, rest >> 7 & 127 | 128, rest >> 14 & 127 | 128, rest >> 21 & 127 | 128, rest >> 28 & 127 | 128, rest >> 35)
-        )
-    out = bytearray()
-    while rest > 0x7F:
-        out.append((rest & 0x7F) | 0x80)
-        rest >>= 7
-    out.append(rest)
-    return bytes(out)
+    if 1 << 28 <= rest < 1 << 42:  # every timestamp in milliseconds from 1970-01-03 to 2039
+        return _PAIRS[rest & 16383] + _PAIRS[rest >> 14 & 16383] + _LAST[rest >> 28]
+    return _bits(rest)
+
+
+def _bits(rest: int) -> bytes:
+    return _LAST[rest] if rest < 1 << 14 else _PAIRS[rest & 16383] + _bits(rest >> 14)
 
 
 _SMALL = tuple(varint(n) for n in range(8192))
+_SOME = tuple(b"\x02" + length for length in _SMALL)
 
 
 def _long(number: int) -> bytes:
@@ -47,6 +52,13 @@ def _string(value: str) -> bytes:
     return (_SMALL[size] if size < 8192 else varint(size)) + content
 
 
+def _some_string(value: str) -> bytes:
+    """The string as the second branch of a union with null: the commonest field of all, so without a second call."""
+    content = value.encode()
+    size = len(content)
+    return (_SOME[size] if size < 8192 else b"\x02" + varint(size)) + content
+
+
 _PRIMITIVES: dict[str, Writer] = {
     "long": _long,
     "double": _DOUBLE,
@@ -56,23 +68,23 @@ _PRIMITIVES: dict[str, Writer] = {
 }
 
 
-def writer_of(schema: Any, named: dict[str, Writer] | None = None) -> Writer:
+def writer_of(schema: Any, named: dict[str, Any] | None = None) -> Writer:
     """What turns a value of this (parsed or plain) Avro schema into its bytes. Records are msgspec structs."""
     named = {} if named is None else named
     if isinstance(schema, str):
-        return _PRIMITIVES.get(schema) or named[schema]
+        return _PRIMITIVES.get(schema) or writer_of(named[schema], named)
     if isinstance(schema, list):
-        return _nullable(writer_of(schema[1], named))
+        return _some_string if schema[1] == "string" else _nullable(writer_of(schema[1], named))
     if schema["type"] == "array":
-        return _array(writer_of(schema["items"], named))
+        return _array(schema["items"], named)
     if schema["type"] == "record":
-        writer = _record(fields_writer(schema["fields"], named))
-        named[schema["name"]] = writer
-        return writer
+        write = fields_writer(schema["fields"], named)
+        named[schema["name"]] = schema
+        return lambda record: write(_values(record))
     return writer_of(schema["type"], named)
 
 
-def fields_writer(fields: list[Any], named: dict[str, Writer] | None = None) -> Callable[[tuple[Any, ...]], bytes]:
+def fields_writer(fields: list[Any], named: dict[str, Any] | None = None) -> Callable[[tuple[Any, ...]], bytes]:
     """What turns the values of these fields, in their order, into their bytes. (None is written here: most fields are.)"""
     writers = tuple(writer_of(field["type"], named) for field in fields)
     join = b"".join
@@ -83,10 +95,20 @@ def _nullable(write: Writer) -> Writer:
     return lambda value: b"\x00" if value is None else b"\x02" + write(value)
 
 
-def _array(write: Writer) -> Writer:
-    return lambda values: b"".join([_long(len(values)), *map(write, values), b"\x00"]) if values else b"\x00"
+def _array(items: Any, named: dict[str, Any] | None) -> Writer:
+    """One block of all items. Those of records are written field by field into the one list: a Decision has a record of each member."""
+    join, items = b"".join, named[items] if named and isinstance(items, str) and items in named else items
+    if not (isinstance(items, dict) and items["type"] == "record"):
+        write = writer_of(items, named)
+        return lambda values: join([_long(len(values)), *map(write, values), b"\x00"]) if values else b"\x00"
+    writers = tuple(writer_of(field["type"], named) for field in items["fields"])
+    if named is not None:
+        named[items["name"]] = items
 
+    def written(records: tuple[Any, ...]) -> bytes:
+        if not records:
+            return b"\x00"
+        fields = [b"\x00" if value is None else write(value) for r in records for write, value in zip(writers, _values(r), strict=True)]
+        return join([_long(len(records)), *fields, b"\x00"])
 
-def _record(write: Callable[[tuple[Any, ...]], bytes]) -> Writer:
-    values = msgspec.structs.astuple
-    return lambda record: write(values(record))
+    return written

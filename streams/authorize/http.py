@@ -48,7 +48,7 @@ _REQUESTS = msgspec.json.Decoder(AuthorizationRequest)
 
 def transaction_of(request: AuthorizationRequest, key: bytes, key_id: str) -> Transaction:
     """The Transaction with keyed tokens in place of raw identifiers; InvalidRecord if both were sent."""
-    values = {name: getattr(request, name) for name in _NAMES}
+    values = dict(zip(_NAMES, msgspec.structs.astuple(request), strict=False))  # the raw fields come last
     for field, kind in RAW_FIELDS.items():
         raw = getattr(request, field)
         if raw is None:
@@ -125,8 +125,7 @@ class HttpDoor:
             now_ms = self._world.clock_ms()
             txn = sound(transaction_of(request, self._key, self._key_id), now_ms, self._world.future_ms_max)
             task = self._once(txn, now_ms)
-            await asyncio.wait((task,), timeout=self._deadline_s)  # which leaves it running when the host has waited long enough
-            if not task.done():
+            if not await self._in_time(task):
                 return refused(503, "deadline", f"not decided in time; {INDEFINITE}", None, transaction_id)
             made = task.result()
         except InvalidRecord as error:
@@ -151,6 +150,17 @@ class HttpDoor:
         self._under_way[txn.transaction_id] = (txn, task)
         task.add_done_callback(lambda done: self._ended(txn.transaction_id, done))
         return task
+
+    async def _in_time(self, task: asyncio.Task[Decided]) -> bool:
+        """Whether the task ends before the host has waited long enough; it goes on if not. (`asyncio.wait` with one task, at half its price.)"""
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[bool] = loop.create_future()
+        alarm = loop.call_later(self._deadline_s, _settle, ended, False)
+        task.add_done_callback(lambda _: _settle(ended, True))
+        try:
+            return await ended
+        finally:
+            alarm.cancel()
 
     def _ended(self, transaction_id: str, task: asyncio.Task[Decided]) -> None:
         del self._under_way[transaction_id]
@@ -181,6 +191,11 @@ class HttpDoor:
     def _is_the_banks(self, scope: dict[str, Any]) -> bool:
         sent = dict(scope["headers"]).get(b"authorization", b"")
         return bool(self._explain_key) and hmac.compare_digest(sent, b"Bearer " + self._explain_key.encode())
+
+
+def _settle(ended: asyncio.Future[bool], how: bool) -> None:
+    if not ended.done():
+        ended.set_result(how)
 
 
 async def _body(scope: dict[str, Any], receive: Receive) -> bytes:

@@ -45,6 +45,7 @@ async def _serve(settings: Settings, make_world: Callable[[Settings, Bus], Await
             http="httptools",
             ws="none",
             lifespan="off",
+            proxy_headers=False,  # nothing here asks who the peer was
             log_config=None,
             access_log=False,
             server_header=False,
