@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Awaitable, Generator, Iterable
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Awaitable, Generator, Iterable, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
 from features.catalogue import Catalogue
 from features.engine import Past, packed, place_in
@@ -19,10 +19,24 @@ Decided = tuple[Transaction, tuple[int, ...], tuple[int, ...]]
 """A decided transaction, its positions and the positions of its decline rows (empty: none)."""
 
 
+class Aside:
+    """What else is asked in the round trip of a recall: writes (commands of one key each) and keys to read. The replies are put here.
+
+    A store in this process has answered already and asks nothing: what it puts in place of a command or a key is the reply.
+    """
+
+    __slots__ = ("found", "reads", "writes", "wrote")
+
+    def __init__(self, writes: tuple[Any, ...] = (), reads: tuple[Any, ...] = ()) -> None:
+        self.writes, self.reads = writes, reads
+        self.wrote: Sequence[Any] = ()
+        self.found: Sequence[Any] = ()
+
+
 class Memory(Protocol):
     """Remembers and recalls. What is remembered is remembered at the call; the answer comes when it is awaited."""
 
-    def recall(self, txn: Transaction) -> Awaitable[Past]:
+    def recall(self, txn: Transaction, aside: Aside | None = None) -> Awaitable[Past]:
         """Appends the transaction to its logs and reads them and its profiles. MemoryUnavailable if the memory does not answer."""
 
     def decline(self, txn: Transaction) -> Awaitable[tuple[int, ...]]:
@@ -110,8 +124,10 @@ class DictMemory:
         pairs = zip(self.catalogue.log_layouts, logs, strict=True)
         return tuple(-1 if log is None else place_in(log, layout.row_bytes, hash_)[0] for layout, log in pairs)
 
-    def recall(self, txn: Transaction) -> Awaitable[Past]:
+    def recall(self, txn: Transaction, aside: Aside | None = None) -> Awaitable[Past]:
         """Appends the transaction to its logs and reads them and its profiles."""
+        if aside is not None:
+            aside.wrote, aside.found = aside.writes, aside.reads
         facts = facts_of(txn)
         logs = self._appended(self._tokens(txn), packed(self.catalogue, txn, facts))
         layouts = zip(self.catalogue.profile_layouts, self.catalogue.profile_fields, strict=True)

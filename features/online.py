@@ -19,7 +19,7 @@ from features.catalogue import Catalogue
 from features.engine import Past, packed, place_in
 from features.fact import HASH, declined_facts, event_facts, facts_of
 from features.log import is_due, rebuilt_log, row_count, tidied
-from features.memory import Decided, event_rows, gathered, occurs_twice
+from features.memory import Aside, Decided, event_rows, gathered, occurs_twice
 from features.profile import profile_write, profile_writes
 from features.slots import Command, Node
 from schemas.account import AccountEvent, AccountState
@@ -64,31 +64,33 @@ def seeds(url: str) -> tuple[Node, ...]:
 
 
 class _Request:
-    """Commands that were sent together and wait for their replies."""
+    """Commands that were sent together and wait for their replies. Without a future nobody wants to know them."""
 
-    __slots__ = ("awaited", "deadline", "future", "replies")
+    __slots__ = ("awaited", "deadline", "erred", "future", "replies")
 
-    def __init__(self, future: asyncio.Future[list[Any]], awaited: int, deadline: float) -> None:
-        self.future, self.awaited, self.deadline = future, awaited, deadline
+    def __init__(self, future: asyncio.Future[list[Any]] | None, awaited: int, deadline: float) -> None:
+        self.future, self.awaited, self.deadline, self.erred = future, awaited, deadline, False
         self.replies: list[Any] = []
 
-    def take(self, reply: Any) -> bool:
-        """Takes one reply; whether it was the last."""
-        self.replies.append(reply)
-        if len(self.replies) < self.awaited:
-            return False
-        if not self.future.done():
-            down = next((r for r in self.replies if isinstance(r, hiredis.ReplyError) and str(r).startswith(_DOWN)), None)
-            if down is None:
-                self.future.set_result(self.replies)
-            else:
-                self.future.set_exception(MemoryUnavailable(f"Redis: {down}"))
-        return True
+    def settle(self) -> None:
+        """All replies are there."""
+        if self.future is None or self.future.done():
+            return
+        down = _down(self.replies) if self.erred else None
+        if down is None:
+            self.future.set_result(self.replies)
+        else:
+            self.future.set_exception(MemoryUnavailable(f"Redis: {down}"))
 
     def fail(self, reason: str) -> None:
         """Nobody knows whether the commands were carried out."""
-        if not self.future.done():
+        if self.future is not None and not self.future.done():
             self.future.set_exception(MemoryUnavailable(reason))
+
+
+def _down(replies: list[Any]) -> Any:
+    """The first reply by which the server says that it cannot serve now."""
+    return next((r for r in replies if isinstance(r, hiredis.ReplyError) and str(r).startswith(_DOWN)), None)
 
 
 class _Link(asyncio.Protocol):
@@ -127,19 +129,22 @@ class _Link(asyncio.Protocol):
         """Replies came."""
         try:
             self.reader.feed(data)
-            reply = self.reader.gets()
-            while reply is not False:
-                if self.waiting[0].take(reply):
-                    self.waiting.popleft()
-                reply = self.reader.gets()
+            waiting, gets = self.waiting, self.reader.gets
+            while (reply := gets()) is not False:
+                request = waiting[0]
+                request.replies.append(reply)
+                if reply.__class__ is hiredis.ReplyError:
+                    request.erred = True
+                if len(request.replies) == request.awaited:
+                    waiting.popleft().settle()
         except (hiredis.ProtocolError, IndexError) as error:
             self.end(f"Redis answered in no known way: {error}")
 
-    def send(self, commands: tuple[Command, ...], future: asyncio.Future[list[Any]], timeout_s: float) -> None:
+    def send(self, commands: tuple[Command, ...], future: asyncio.Future[list[Any]] | None, timeout_s: float) -> None:
         """Buffers commands; the first of a tick arranges the write."""
         if not self.unsent:
             self.loop.call_soon(self._flush)
-        self.unsent.extend([hiredis.pack_command(command) for command in commands])
+        self.unsent += map(hiredis.pack_command, commands)
         self.waiting.append(_Request(future, len(commands), self.loop.time() + timeout_s))
         if self.alarm is None:
             self.alarm = self.loop.call_later(timeout_s, self._ring)
@@ -201,6 +206,11 @@ class Wire:
         else:
             self._link.send(commands, future, self.timeout_s)
         return future
+
+    def post(self, *commands: Command) -> None:
+        """Sends commands of which nobody needs to know whether they were carried out."""
+        if self._link is not None:
+            self._link.send(commands, None, self.timeout_s)
 
     async def close(self) -> None:
         """Closes; requests that wait fail."""
@@ -326,6 +336,10 @@ class ClusterWire(Wire):
                 sent = self._wires[node].send(*[group.pieces[number].command for number in numbers])
                 sent.add_done_callback(partial(self._answered, group, numbers, deadline))
         return future
+
+    def post(self, *commands: Command) -> None:
+        """See `Wire.post`."""
+        self.send(*commands).add_done_callback(lambda done: None if done.cancelled() else done.exception() and None)
 
     async def close(self) -> None:
         """Closes; requests that wait fail."""
@@ -488,9 +502,7 @@ class ClusterWire(Wire):
             await asyncio.sleep(_RELEARN_S)
 
 
-def _forget(future: asyncio.Future[list[Any]]) -> None:
-    """Sends on its way what may fail without harm."""
-    future.add_done_callback(lambda done: None if done.cancelled() else done.exception() and None)
+_ALONE = Aside()
 
 
 class RedisMemory:
@@ -518,37 +530,40 @@ class RedisMemory:
         return [None if token is None else layout.key(token) for layout, token in tokens]
 
     async def _read(
-        self, sent: asyncio.Future[list[Any]], keys: list[str | None], rows: tuple[bytes | None, ...], more: list[str | None]
+        self, sent: asyncio.Future[list[Any]], keys: list[str | None], rows: tuple[bytes | None, ...], more: list[str | None], aside: Aside
     ) -> tuple[list[bytes | None], list[bytes | None], tuple[str, ...]]:
         """The logs and profiles in the replies to appends and MGET, and the kinds of those that could not be read."""
         replies = await sent
         values = replies[-1]
         if isinstance(values, hiredis.ReplyError):
             raise MemoryUnavailable(f"Redis: {values}")
-        appended, found = iter(replies), iter(values)
+        at, of = len(aside.writes), len(aside.reads)
+        if aside is not _ALONE:
+            aside.wrote, aside.found = replies[:at], values[:of]
         logs: list[bytes | None] = []
         missing: list[str] = []
         for number, (key, row) in enumerate(zip(keys, rows, strict=True)):
             if key is None or row is None:
                 logs.append(None)
                 continue
-            length, log = next(appended), next(found)
-            if isinstance(length, hiredis.ReplyError) or not log:
+            length, log = replies[at], values[of]
+            at, of = at + 1, of + 1
+            if not log or length.__class__ is not int:
                 logs.append(None)
                 missing.append(self.catalogue.logs[number])
                 continue
             logs.append(log)
             self._keep_up(number, key, row, length, log)
+        found = iter(values[of:])
         return logs, [None if key is None else next(found) for key in more], tuple(missing)
 
     def _append_and_read(
-        self, keys: list[str | None], rows: tuple[bytes | None, ...], more: list[str | None]
+        self, keys: list[str | None], rows: tuple[bytes | None, ...], more: list[str | None], aside: Aside = _ALONE
     ) -> Awaitable[tuple[list[bytes | None], list[bytes | None], tuple[str, ...]]]:
-        """One request: the appends, and one MGET of those logs and of more keys."""
-        commands: list[Command] = [("APPEND", key, row) for key, row in zip(keys, rows, strict=True) if key is not None and row is not None]
-        named = [key for key, row in zip(keys, rows, strict=True) if row is not None]
-        read = tuple(key for key in (*named, *more) if key is not None)
-        return self._read(self.wire.send(*commands, ("MGET", *read)), keys, rows, more)
+        """One request: the appends, and one MGET of those logs and of more keys; and what is asked aside."""
+        appends: list[Command] = [(b"APPEND", key, row) for key, row in zip(keys, rows, strict=True) if row is not None]
+        read = (b"MGET", *aside.reads, *[append[1] for append in appends], *[key for key in more if key is not None])
+        return self._read(self.wire.send(*aside.writes, *appends, read), keys, rows, more, aside)
 
     def _keep_up(self, number: int, key: str, row: bytes, length: int, log: bytes) -> None:
         """What an append leaves to do: expiry for a new log or a new day, tidying when a chunk is full or a row came twice."""
@@ -556,19 +571,20 @@ class RedisMemory:
         before = log[length - 2 * size : length - size]
         span = int.from_bytes(row[8:14], "little") // self._refresh_ms
         if length == size or int.from_bytes(before[8:14], "little") // self._refresh_ms != span:
-            _forget(self.wire.send(("EXPIRE", key, self.ttl_s)))
+            self.wire.post(("EXPIRE", key, self.ttl_s))
         if is_due(self.catalogue, row_count(log, size, length)) or occurs_twice(log, row):
             self._untidy[key] = number
             if self._tidying is None or self._tidying.done():
                 self._tidying = asyncio.get_running_loop().create_task(self._tidy_all())
 
-    def recall(self, txn: Transaction) -> Awaitable[Past]:
+    def recall(self, txn: Transaction, aside: Aside | None = None) -> Awaitable[Past]:
         """Appends the transaction to its logs and reads them and its profiles, in one round trip. The commands are sent at the call.
 
         MemoryUnavailable if Redis does not answer; a key of the wrong type makes its entity kind `missing`.
         """
         facts = facts_of(txn)
-        return self._recalled(facts, self._append_and_read(self._keys(txn), packed(self.catalogue, txn, facts), self._profile_keys(txn)))
+        rows, more = packed(self.catalogue, txn, facts), self._profile_keys(txn)
+        return self._recalled(facts, self._append_and_read(self._keys(txn), rows, more, aside or _ALONE))
 
     async def _recalled(self, facts: tuple[int, ...], read: Awaitable[tuple[list[bytes | None], list[bytes | None], tuple[str, ...]]]) -> Past:
         logs, profiles, missing = await read

@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, NamedTuple
 
-from features.online import Wire
+from features.online import Command, Wire
 from schemas.errors import Conflict, MemoryUnavailable
 
 KEPT, TOLD = b"K", b"T"
@@ -53,17 +52,15 @@ class Answers:
         (marked,) = sound(await self._wire.send((b"EXISTS", WHOLE)))
         return bool(marked)
 
-    def claim(self, transaction_id: str, digest: bytes) -> asyncio.Future[list[Any]]:
-        """Sends, with what else this turn of the loop sends: is Redis whole, and is this id new? See `first`."""
-        return self._wire.send(
-            (b"EXISTS", WHOLE),
-            (b"SET", b"txn:" + transaction_id.encode(), digest, b"NX", b"EX", self._ttl),
-        )
+    def claim(self, transaction_id: str, digest: bytes) -> tuple[Command, bytes]:
+        """What to write and what to read aside to learn whether the id is new, and whether Redis is whole. See `first`."""
+        return (b"SET", b"txn:" + transaction_id.encode(), digest, b"NX", b"EX", self._ttl), WHOLE
 
-    async def first(self, transaction_id: str, digest: bytes, claimed: list[Any]) -> Kept | None:
+    async def first(self, transaction_id: str, digest: bytes, fresh: Any, whole: Any) -> Kept | None:
         """The first answer, if there is one. Conflict if the id came with other contents; MemoryUnavailable if Redis forgot."""
-        whole, fresh = sound(claimed)
-        if not whole:
+        if isinstance(fresh, Exception):
+            raise MemoryUnavailable(f"Redis: {fresh}")
+        if whole is None:
             raise MemoryUnavailable("Redis does not know how far it is: it must be rebuilt from the log")
         if fresh is not None:
             return None
@@ -89,11 +86,9 @@ class Answers:
             sound(await self._wire.send((b"SET", b"ans:" + txn, KEPT + message, b"EX", self._ttl)))
         return first or Kept(message, told=False)
 
-    def told(self, transaction_id: str) -> asyncio.Future[list[Any]]:
+    def told(self, transaction_id: str) -> None:
         """Notes that the log has the answer; nobody needs to wait for it (a repeat would only tell the same bytes again)."""
-        noted = self._wire.send((b"SETRANGE", b"ans:" + transaction_id.encode(), b"0", TOLD))
-        noted.add_done_callback(_looked_at)
-        return noted
+        self._wire.post((b"SETRANGE", b"ans:" + transaction_id.encode(), b"0", TOLD))
 
     async def restore(self, decisions: list[Restored]) -> None:
         """Puts back what the log says was decided, over whatever is there: the log is the truth."""
@@ -116,11 +111,6 @@ class Answers:
         return await self.of_transaction(txn.decode()) if isinstance(txn, bytes) else None
 
 
-def _looked_at(done: asyncio.Future[list[Any]]) -> None:
-    if not done.cancelled():
-        done.exception()
-
-
 class DictAnswers:
     """The same in this process, for worlds."""
 
@@ -133,12 +123,11 @@ class DictAnswers:
         """See `Answers.whole`."""
         return True
 
-    def claim(self, transaction_id: str, digest: bytes) -> asyncio.Future[list[Any]]:
-        """See `Answers.claim`."""
-        fresh = b"OK" if self.digests.setdefault(transaction_id, digest) is digest else None
-        return _done([1, fresh])
+    def claim(self, transaction_id: str, digest: bytes) -> tuple[object, object]:
+        """See `Answers.claim`: here the answers themselves."""
+        return (b"OK" if self.digests.setdefault(transaction_id, digest) is digest else None), b"1"
 
-    async def first(self, transaction_id: str, digest: bytes, claimed: list[Any]) -> Kept | None:
+    async def first(self, transaction_id: str, digest: bytes, fresh: Any, whole: Any) -> Kept | None:
         """See `Answers.first`."""
         if self.digests[transaction_id] != digest:
             raise Conflict(transaction_id)
@@ -149,10 +138,9 @@ class DictAnswers:
         self.ids[decision_id] = transaction_id
         return self.kept.setdefault(transaction_id, Kept(message, told=False))
 
-    def told(self, transaction_id: str) -> asyncio.Future[list[Any]]:
+    def told(self, transaction_id: str) -> None:
         """See `Answers.told`."""
         self.kept[transaction_id] = Kept(self.kept[transaction_id].message, told=True)
-        return _done([1])
 
     async def of_transaction(self, transaction_id: str) -> Kept | None:
         """See `Answers.of_transaction`."""
@@ -161,9 +149,3 @@ class DictAnswers:
     async def of_decision(self, decision_id: str) -> Kept | None:
         """See `Answers.of_decision`."""
         return self.kept.get(self.ids.get(decision_id, ""))
-
-
-def _done(result: list[Any]) -> asyncio.Future[list[Any]]:
-    future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-    future.set_result(result)
-    return future

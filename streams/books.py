@@ -50,8 +50,12 @@ class Books:
         """Puts the one script in place (after each restart of Redis it is put back when it is missed)."""
         await self._wire.send((b"SCRIPT", b"LOAD", _SWAP))
 
+    def asked(self, account_id: str) -> bytes:
+        """What to read aside to get an account's book."""
+        return book_key(account_id)
+
     def read(self, account_id: str) -> asyncio.Future[list[Any]]:
-        """Sends the read of an account's book, to ride along with what else this turn of the loop sends."""
+        """Sends the read of an account's book."""
         return self._wire.send((b"GET", book_key(account_id)))
 
     async def change(self, account_id: str, move: Callable[[Book], M], seen: object = UNREAD) -> M:
@@ -107,11 +111,15 @@ class DictBooks:
     def __init__(self) -> None:
         self.books: dict[str, Book] = {}
 
+    def asked(self, account_id: str) -> bytes | None:
+        """See `Books.asked`: here the book itself."""
+        book = self.books.get(account_id)
+        return None if book is None else book.to_bytes()
+
     def read(self, account_id: str) -> asyncio.Future[list[Any]]:
         """See `Books.read`."""
         future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-        book = self.books.get(account_id)
-        future.set_result([None if book is None else book.to_bytes()])
+        future.set_result([self.asked(account_id)])
         return future
 
     async def change(self, account_id: str, move: Callable[[Book], M], seen: object = UNREAD) -> M:

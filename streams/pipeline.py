@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Container
 from dataclasses import dataclass
 from time import perf_counter
@@ -10,14 +9,13 @@ from typing import NamedTuple
 
 from features.catalogue import Catalogue
 from features.engine import Look, Past, look
-from features.memory import Memory
+from features.memory import Aside, Memory
 from models.decision import Verdict, judge, refused
 from models.ensemble import Ensemble
 from models.hold import Book, OpenHold, Refusal, UnknownAccount, place, standing
 from models.policy import Policy, hold_lifetime_ms
 from schemas import avro, identity
 from schemas.decision import Decision, Outcome
-from schemas.errors import Unavailable
 from schemas.topics import DECISIONS
 from schemas.transaction import Transaction
 from streams.answers import Answers, DictAnswers, Kept
@@ -97,15 +95,11 @@ async def decide(txn: Transaction, world: World, now_ms: int, origin: Origin = H
 async def recall(txn: Transaction, request: bytes, world: World) -> tuple[Past, bytes | None, Kept | None]:
     """One round trip: remembers the transaction and looks at the past, the account's book, and whether the id is new."""
     digest = identity.digest(request)
-    claim, book = world.answers.claim(txn.transaction_id, digest), world.books.read(txn.account_id)
-    try:
-        past = await world.memory.recall(txn)
-    except Unavailable:
-        await asyncio.gather(claim, book, return_exceptions=True)  # they failed with it
-        raise
-    first = await world.answers.first(txn.transaction_id, digest, await claim)
-    (content,) = await book
-    return past, content if isinstance(content, bytes) else None, first
+    claim, mark = world.answers.claim(txn.transaction_id, digest)
+    aside = Aside((claim,), (mark, world.books.asked(txn.account_id)))
+    past = await world.memory.recall(txn, aside)
+    (fresh,), (whole, book) = aside.wrote, aside.found
+    return past, book, await world.answers.first(txn.transaction_id, digest, fresh, whole)
 
 
 async def settle(txn: Transaction, verdict: Verdict, book: bytes | None, world: World, now_ms: int) -> tuple[Verdict, OpenHold | None]:
