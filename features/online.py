@@ -308,6 +308,9 @@ class ClusterWire(Wire):
         self._masters: frozenset[Node | None] = frozenset(self._owners)
         self._wires: dict[Node, Wire] = {}
         self._opening: defaultdict[Node, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._stretches: tuple[int, ...] = ()
+        self._unmarked: set[int] = set()
+        """Slots whose marks were missing when they were last read: a read of the mark alone asks for them, and for one of each stretch."""
         self._relearning: asyncio.Task[None] | None = None
         self._following: set[asyncio.Task[None]] = set()
 
@@ -319,7 +322,7 @@ class ClusterWire(Wire):
     def send(self, *commands: Command) -> asyncio.Future[list[Any]]:
         """See `Wire.send`. Nothing is sent if one of the nodes that it takes is not connected. MULTI is for a single server."""
         future: asyncio.Future[list[Any]] = self._loop.create_future()
-        group = _Group(commands, self._for_nodes(slots.pieces(commands)), future)
+        group = _Group(commands, self._for_nodes(slots.pieces(commands, (*self._stretches, *self._unmarked))), future)
         routes: dict[Node, list[int]] = {}
         for number, piece in enumerate(group.pieces):
             node = group.said_by[number] = self._node_of(piece)
@@ -379,7 +382,14 @@ class ClusterWire(Wire):
             self._following.add(task)
             task.add_done_callback(self._following.discard)
         else:
-            group.answer()
+            self._answer(group)
+
+    def _answer(self, group: _Group) -> None:
+        """Gives the asker what came, and notes which slots are without their mark."""
+        if group.error is None:
+            for slot, missing in slots.unmarked(group.pieces, group.replies).items():
+                (self._unmarked.add if missing else self._unmarked.discard)(slot)
+        group.answer()
 
     def _taken(self, group: _Group, numbers: list[int], sent: asyncio.Future[list[Any]]) -> BaseException | None:
         if sent.cancelled():
@@ -408,7 +418,7 @@ class ClusterWire(Wire):
             group.error = MemoryUnavailable("the wire was closed")
         except MemoryUnavailable as error:
             group.error = error
-        group.answer()
+        self._answer(group)
 
     async def _repeat(self, group: _Group, again: list[int]) -> None:
         """One more try of these pieces: each goes where the last refusal of its key said."""
@@ -486,6 +496,7 @@ class ClusterWire(Wire):
     async def _adopt(self, owners: list[Node | None]) -> None:
         """Takes over a map; reaches its masters, and lets those go that are masters no more and do not answer."""
         self._owners, self._masters = owners, frozenset(owners)
+        self._stretches = tuple(slot for slot in range(slots.SLOTS) if not slot or owners[slot] != owners[slot - 1])
         await asyncio.gather(*(self._reached(node) for node in self._masters if node is not None), return_exceptions=True)
         for node in [node for node, wire in self._wires.items() if node not in self._masters and not wire.connected]:
             await self._wires.pop(node).close()

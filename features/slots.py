@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from binascii import crc_hqx
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from itertools import count
 from typing import Any, NamedTuple
 
 SLOTS = 16_384
@@ -11,7 +13,15 @@ _EVERY_NODE = frozenset({"SCRIPT", "FLUSHALL", "PING", "INFO", "CONFIG", "ACL"})
 """Commands that name no key: every master gets them."""
 _BY_COUNT = frozenset({"EVAL", "EVALSHA"})
 """Commands whose keys come after a script and their number."""
-_READS = frozenset({"MGET", "GET"})
+_READS = frozenset({"MGET", "GET", "EXISTS"})
+_NOTHING = (None, 0, [None])
+"""What a key that is not there says to EXISTS, GET and MGET (and a script that refused, 0)."""
+MARKS = frozenset({b"whole", b"whole:moves", b"building"})
+"""Keys of which a cluster has one in each slot, where a single server has one: each slot says for itself that it was not forgotten.
+
+They lie among the keys that they speak for, move with them, and are gone when those are: a node that lost what it knew, or another that
+took over its slots without it, is noticed by the first command that asks.
+"""
 _REFUSED = ("MOVED ", "ASK ", "TRYAGAIN")
 
 Node = tuple[str, int]
@@ -43,47 +53,108 @@ def key_slot(key: bytes | str) -> int:
 
 
 class Piece(NamedTuple):
-    """A command of one slot, or (slot None) for every node; `place` is that of the command that it is a piece of, `key` its first key."""
+    """A command of one slot, or (slot None) for every node.
+
+    `place` and `part`: of which of the commands, and of which of its values, it is a piece. `key` is its first key.
+    """
 
     place: int
+    part: int
     key: bytes | str
     slot: int | None
     command: Command
+    is_mark: bool = False
 
 
-def pieces(commands: Sequence[Command]) -> list[Piece]:
+@cache
+def _tags() -> tuple[bytes, ...]:
+    """For each slot a hash tag that lies in it."""
+    tags: dict[int, bytes] = {}
+    for number in count():
+        tag = b"%d" % number
+        tags.setdefault(key_slot(tag), tag)
+        if len(tags) == SLOTS:
+            return tuple(tags[slot] for slot in range(SLOTS))
+    raise AssertionError("unreachable")
+
+
+def mark_in(slot: int, mark: bytes) -> bytes:
+    """The key of a slot's own mark."""
+    return b"%b:{%b}" % (mark, _tags()[slot])
+
+
+def pieces(commands: Sequence[Command], samples: Sequence[int] = ()) -> list[Piece]:
     """The commands by slot, in their order. An MGET becomes one for each key: no command then waits for a slot that is half moved.
 
-    A command with several keys of its own (a script's) goes to the slot of the first.
+    A command with several keys of its own (a script's) goes to the slot of the first. A mark (`MARKS`) that is read becomes those of
+    the slots that the call touches otherwise, or of `samples` if it touches none; one that is written, those of all slots.
     """
-    found: list[Piece] = []
-    for place, command in enumerate(commands):
-        name = _name(command)
-        if name == "MGET":
-            found += [Piece(place, key, key_slot(key), (command[0], key)) for key in command[1:]]
-        elif name in _EVERY_NODE:
-            found.append(Piece(place, b"", None, command))
-        else:
-            key = command[3 if name in _BY_COUNT else 1]
-            found.append(Piece(place, key, key_slot(key), command))
-    return found
+    found = [piece for place, command in enumerate(commands) for piece in _of_one(place, command)]
+    if not any(piece.is_mark for piece in found):
+        return found
+    touched = sorted({piece.slot for piece in found if piece.slot is not None and not piece.is_mark}) or samples
+    return [one for piece in found for one in (_marks(piece, touched) if piece.is_mark else (piece,))]
+
+
+def _of_one(place: int, command: Command) -> Iterator[Piece]:
+    name = _name(command)
+    if name == "MGET":
+        for part, key in enumerate(command[1:]):
+            yield Piece(place, part, key, key_slot(key), (command[0], key), key in MARKS)
+    elif name in _EVERY_NODE:
+        yield Piece(place, 0, b"", None, command)
+    else:
+        key = command[3 if name in _BY_COUNT else 1]
+        slot = key_slot(key)
+        yield Piece(place, 0, key, slot, command if key in MARKS else _marked(command, slot), key in MARKS)
+
+
+def _marked(command: Command, slot: int) -> Command:
+    """The command with its marks as those of the slot."""
+    if _name(command) not in _BY_COUNT:
+        return (command[0], mark_in(slot, command[1]), *command[2:]) if command[1] in MARKS else command
+    end = 3 + int(command[2])
+    return (*command[:3], *(mark_in(slot, key) if key in MARKS else key for key in command[3:end]), *command[end:])
+
+
+def _marks(piece: Piece, touched: Iterable[int]) -> Iterator[Piece]:
+    for slot in touched if _name(piece.command) in _READS else range(SLOTS):
+        command = _marked(piece.command, slot)
+        yield piece._replace(key=command[3 if _name(command) in _BY_COUNT else 1], slot=slot, command=command)
 
 
 def joined(commands: Sequence[Command], parts: Iterable[Piece], replies: Iterable[Any]) -> list[Any]:
-    """The replies to the commands, of those to their pieces; of several to one command an error stands for all."""
-    together: list[list[Any]] = [[] for _ in commands]
+    """The replies to the commands, of those to their pieces: an error stands for all, and a mark is there if it is in each slot."""
+    said: list[dict[int, list[Any]]] = [{} for _ in commands]
     for piece, reply in zip(parts, replies, strict=True):
-        together[piece.place].append(reply)
-    return [_one(_name(command) == "MGET", said) for command, said in zip(commands, together, strict=True)]
+        said[piece.place].setdefault(piece.part, []).append(reply)
+    return [_values(map(_all, each.values())) if _name(command) == "MGET" else _all(each[0]) for command, each in zip(commands, said, strict=True)]
 
 
-def _one(is_mget: bool, said: list[Any]) -> Any:
-    if not is_mget and len(said) == 1:
+def _values(found: Iterable[Any]) -> Any:
+    """The reply to an MGET, of those to its keys."""
+    values: list[Any] = []
+    for reply in found:
+        if isinstance(reply, Exception):
+            return reply
+        values += reply
+    return values
+
+
+def _all(said: list[Any]) -> Any:
+    """What several nodes or slots say, as one: an error if one says so, else the least."""
+    if len(said) == 1:
         return said[0]
-    wrong = next((reply for reply in said if isinstance(reply, Exception)), None)
-    if wrong is not None:
-        return wrong
-    return [value for reply in said for value in reply] if is_mget else said[0]
+    worst = next((reply for reply in said if isinstance(reply, Exception)), None)
+    if worst is None:
+        worst = next((reply for reply in said if reply in _NOTHING), said[0])
+    return worst
+
+
+def unmarked(parts: Sequence[Piece], replies: Sequence[Any]) -> dict[int, bool]:
+    """Of the slots whose marks were read, whether the mark is missing."""
+    read = (pair for pair in zip(parts, replies, strict=True) if pair[0].is_mark and _name(pair[0].command) in _READS)
+    return {piece.slot: reply in _NOTHING for piece, reply in read if piece.slot is not None}
 
 
 def is_refused(reply: Any) -> bool:

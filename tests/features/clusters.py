@@ -95,9 +95,19 @@ class Cluster:
             source.ask("MIGRATE", "127.0.0.1", to.port, "", 0, 5000, "KEYS", *keys)
             moved += len(keys)
             time.sleep(pause_s)
-        for server in (to, source, *self.masters):
-            server.ask("CLUSTER", "SETSLOT", slot, "NODE", to.id)
+        self.give(slot, to)
         return moved
+
+    def give(self, slot: int, to: Server) -> None:
+        """Says to all whose a slot is, and waits until all agree: a node that hears older gossip of a newer epoch drops the slot's keys."""
+        for server in (to, self.owner(slot), *self.masters):
+            server.ask("CLUSTER", "SETSLOT", slot, "NODE", to.id)
+        until(lambda: len({self._view(server) for server in self.masters}) == 1)
+
+    def _view(self, server: Server) -> tuple[Any, ...]:
+        """What a node holds of all: id, epoch, slots."""
+        lines = [line.split() for line in server.ask("CLUSTER", "NODES").splitlines()]
+        return tuple(sorted((line[0], line[6], *line[8:]) for line in lines))
 
 
 def until(holds: Callable[[], bool], timeout_s: float = 20.0) -> None:

@@ -58,8 +58,7 @@ def half_moved(cluster: Cluster, slot: int, *keys: str) -> Callable[[], None]:
         left = source.ask("CLUSTER", "GETKEYSINSLOT", slot, 100)
         if left:
             source.ask("MIGRATE", "127.0.0.1", to.port, "", 0, 5000, "KEYS", *left)
-        for server in (to, *cluster.masters):
-            server.ask("CLUSTER", "SETSLOT", slot, "NODE", to.id)
+        cluster.give(slot, to)
 
     return finish
 

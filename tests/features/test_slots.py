@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.crc import key_slot as redis_py_key_slot
 
-from features.slots import SLOTS, Way, joined, key_slot, owners, pieces, to_repeat, way
+from features.slots import SLOTS, Way, joined, key_slot, owners, pieces, to_repeat, unmarked, way
 
 
 @given(st.binary(max_size=40) | st.text("{}ab", max_size=9).map(str.encode))
@@ -39,6 +39,36 @@ def test_pieces_answer_together_as_the_commands_would(contents: dict[str, bytes]
 def test_a_script_goes_to_its_first_key_and_a_command_without_a_key_to_every_node() -> None:
     parts = pieces([("EVALSHA", "sha", 2, "foo", "a{foo}", "value"), (b"SCRIPT", b"LOAD", b"return 1"), ("INFO",)])
     assert [part.slot for part in parts] == [12182, None, None]
+
+
+def test_a_mark_that_is_read_is_that_of_each_slot_that_the_call_touches() -> None:
+    commands = [("SET", "foo", 1), ("MGET", b"whole", "bar", "a{foo}"), ("EXISTS", b"whole:moves")]
+    parts = pieces(commands, [7])
+    touched = sorted({key_slot("foo"), key_slot("bar")})
+    assert [part.slot for part in parts if part.is_mark] == touched * 2
+    assert all(key_slot(part.command[1]) == part.slot for part in parts)
+    assert len({part.command[1] for part in parts}) == 7
+    assert joined(commands, parts, [b"OK", [b"1"], [b"1"], [b"b"], [b"f"], 1, 1]) == [b"OK", [b"1", b"b", b"f"], 1]
+    replies = [b"OK", [b"1"], [None], [b"b"], [b"f"], 0, 1]
+    assert joined(commands, parts, replies) == [b"OK", [None, b"b", b"f"], 0]
+    assert unmarked(parts, replies) == {touched[0]: True, touched[1]: False}
+    assert [part.slot for part in pieces([("EXISTS", b"whole")], [7, 9])] == [7, 9]
+
+
+def test_a_mark_that_is_written_is_written_in_every_slot() -> None:
+    for command in (("SET", b"whole", 1), ("EVAL", b"script", 2, b"building", b"whole", b"token")):
+        parts = pieces([command])
+        assert [part.slot for part in parts] == list(range(SLOTS))
+        first = 3 if command[0] == "EVAL" else 1
+        assert all({key_slot(key) for key in part.command[first : first + 2] if b"{" in str(key).encode()} == {part.slot} for part in parts)
+        assert joined([command], parts, [1] * SLOTS) == [1]
+        assert joined([command], parts, [1] * 99 + [0] + [1] * (SLOTS - 100)) == [0]
+
+
+def test_a_mark_behind_a_scripts_first_key_is_that_of_its_slot() -> None:
+    (part,) = pieces([(b"EVALSHA", b"sha", b"2", b"book:foo", b"whole", b"whole")])
+    book, mark, argument = part.command[3:]
+    assert (book, argument, key_slot(mark)) == (b"book:foo", b"whole", key_slot(b"book:foo"))
 
 
 def test_an_error_of_one_piece_stands_for_all_of_its_command() -> None:
