@@ -8,15 +8,19 @@ from typing import Any
 
 import pytest
 
-from features.online import Wire
+from features.catalogue import CATALOGUE
+from features.online import RedisMemory, Wire
 from features.slots import key_slot, mark_in
 from models.hold import Book, state_known
 from schemas.account import AccountState
 from schemas.errors import MemoryUnavailable
+from schemas.identity import decision_id
+from schemas.transaction import Transaction
 from streams.answers import WHOLE, Answers, Kept
 from streams.books import Books, book_key
 from streams.rebuild import BUILDING, LOCK, ensure_whole
 from tests.features.clusters import Cluster, Server
+from tests.world import NOON, a_transaction, a_world
 
 NAMES = [f"a{n}" for n in range(60)]
 DIGEST = b"d" * 16
@@ -149,3 +153,63 @@ def test_a_node_that_forgets_while_it_is_rebuilt_is_rebuilt_again(cluster: Clust
         assert await wire.send((b"EXISTS", WHOLE)) == [1]
 
     on_a(cluster_url, scenario)
+
+
+def test_payments_are_decided_and_held_once_while_their_slots_move(cluster: Cluster, cluster_url: str) -> None:
+    accounts = NAMES[:6]
+    payments = [a_transaction(f"p{n}", account_id=accounts[n % 6], card_token=f"c{n % 6}") for n in range(240)]
+    slots = [key_slot(key) for name in accounts for key in (book_key(name), CATALOGUE.log_layouts[0].key(f"c{name[1:]}"))]
+
+    def move_them(running: asyncio.Event) -> int:
+        moved = 0
+        while running.is_set():
+            for slot in slots:
+                moved += cluster.move(slot, next(server for server in cluster.masters if server is not cluster.owner(slot)))
+        return moved
+
+    async def scenario(wire: Wire) -> None:
+        scene, books = a_world(), Books(wire)
+        scene.world.memory = RedisMemory(wire, CATALOGUE)
+        scene.world.books, scene.world.answers = books, Answers(wire, 3600)
+        unavailable = 0
+
+        async def decided(txn: Transaction) -> bytes:
+            nonlocal unavailable
+            while True:
+                try:
+                    return (await scene.decide(txn)).message
+                except MemoryUnavailable:
+                    unavailable += 1
+                    await asyncio.sleep(0.01)
+
+        async def in_turn(part: list[Transaction]) -> list[bytes]:
+            return [await decided(txn) for txn in part]
+
+        for name in accounts:
+            await books.change(name, lambda book, name=name: state_known(book, rich(name)))  # type: ignore[misc]
+        running = asyncio.Event()
+        running.set()
+        mover = asyncio.create_task(asyncio.to_thread(move_them, running))
+        try:
+            first = await asyncio.gather(*(in_turn(payments[n::8]) for n in range(8)))
+            again = await asyncio.gather(*(in_turn(payments[n::8]) for n in range(8)))
+        finally:
+            running.clear()
+            moved = await mover
+        print(f"{moved} keys moved while {2 * len(payments)} payments were asked for; {unavailable} times unavailable")
+        assert moved > 0
+        assert again == first, "a repeat gets the first answer, byte for byte"
+        assert {d.transaction_id: d.decision_id for d in scene.decisions} == {t.transaction_id: decision_id(t.transaction_id) for t in payments}
+        for name in accounts:
+            held = {d.hold_id: d.held_minor for d in scene.decisions if d.account_id == name and d.hold_id}
+            book = Book.from_bytes((await books.read(name))[0])
+            assert {hold.hold_id: hold.amount_minor for hold in book.holds} == held
+            assert book.available_minor(NOON) == rich(name).balance_minor - sum(held.values())
+        await scene.world.memory.close()
+
+    on_a(cluster_url, scenario)
+
+
+def rich(name: str) -> AccountState:
+    """An account that can pay for everything."""
+    return AccountState(account_id=name, currency="EUR", balance_minor=10_000_000, as_of_ms=1)
