@@ -33,9 +33,13 @@ def _bytes(word: Any) -> bytes:
     return word if isinstance(word, bytes) else str(word).encode()
 
 
+@cache
+def _upper(name: bytes | str) -> str:
+    return _bytes(name).decode().upper()
+
+
 def _name(command: Command) -> str:
-    name = command[0]
-    return (name.decode() if isinstance(name, bytes) else str(name)).upper()
+    return _upper(command[0])
 
 
 def key_slot(key: bytes | str) -> int:
@@ -55,7 +59,7 @@ def key_slot(key: bytes | str) -> int:
 class Piece(NamedTuple):
     """A command of one slot, or (slot None) for every node.
 
-    `place` and `part`: of which of the commands, and of which of its values, it is a piece. `key` is its first key.
+    `place` and `part`: of which of the commands, and of which key of an MGET (-1: no MGET), it is a piece. `key` is its first key.
     """
 
     place: int
@@ -89,24 +93,27 @@ def pieces(commands: Sequence[Command], samples: Sequence[int] = ()) -> list[Pie
     A command with several keys of its own (a script's) goes to the slot of the first. A mark (`MARKS`) that is read becomes those of
     the slots that the call touches otherwise, or of `samples` if it touches none; one that is written, those of all slots.
     """
-    found = [piece for place, command in enumerate(commands) for piece in _of_one(place, command)]
+    found: list[Piece] = []
+    for place, command in enumerate(commands):
+        _cut(place, command, found)
     if not any(piece.is_mark for piece in found):
         return found
     touched = sorted({piece.slot for piece in found if piece.slot is not None and not piece.is_mark}) or samples
     return [one for piece in found for one in (_marks(piece, touched) if piece.is_mark else (piece,))]
 
 
-def _of_one(place: int, command: Command) -> Iterator[Piece]:
+def _cut(place: int, command: Command, found: list[Piece]) -> None:
+    """Puts the pieces of one command behind those found."""
     name = _name(command)
     if name == "MGET":
-        for part, key in enumerate(command[1:]):
-            yield Piece(place, part, key, key_slot(key), (command[0], key), key in MARKS)
+        found += [Piece(place, part, key, key_slot(key), (command[0], key), key in MARKS) for part, key in enumerate(command[1:])]
     elif name in _EVERY_NODE:
-        yield Piece(place, 0, b"", None, command)
+        found.append(Piece(place, -1, b"", None, command))
+    elif name in _BY_COUNT:
+        key, slot = command[3], key_slot(command[3])
+        found.append(Piece(place, -1, key, slot, command if key in MARKS else _marked(command, slot), key in MARKS))
     else:
-        key = command[3 if name in _BY_COUNT else 1]
-        slot = key_slot(key)
-        yield Piece(place, 0, key, slot, command if key in MARKS else _marked(command, slot), key in MARKS)
+        found.append(Piece(place, -1, command[1], key_slot(command[1]), command, command[1] in MARKS))
 
 
 def _marked(command: Command, slot: int) -> Command:
@@ -123,37 +130,34 @@ def _marks(piece: Piece, touched: Iterable[int]) -> Iterator[Piece]:
         yield piece._replace(key=command[3 if _name(command) in _BY_COUNT else 1], slot=slot, command=command)
 
 
-def joined(commands: Sequence[Command], parts: Iterable[Piece], replies: Iterable[Any]) -> list[Any]:
+def joined(commands: Sequence[Command], parts: Sequence[Piece], replies: Sequence[Any]) -> list[Any]:
     """The replies to the commands, of those to their pieces: an error stands for all, and a mark is there if it is in each slot."""
-    said: list[dict[int, list[Any]]] = [{} for _ in commands]
+    if len({piece[:2] for piece in parts}) < len(parts):
+        parts, replies = _agreed(parts, replies)
+    found: list[Any] = [[] if _name(command) == "MGET" else None for command in commands]
+    for (place, part, *_), reply in zip(parts, replies, strict=True):
+        if part < 0 or isinstance(reply, Exception):
+            found[place] = reply
+        elif not isinstance(found[place], Exception):
+            found[place] += reply
+    return found
+
+
+def _agreed(parts: Sequence[Piece], replies: Sequence[Any]) -> tuple[list[Piece], list[Any]]:
+    """What several nodes or slots say to one piece, as one: an error if one says so, else that it is not there if one says so."""
+    said: dict[tuple[int, int], tuple[Piece, list[Any]]] = {}
     for piece, reply in zip(parts, replies, strict=True):
-        said[piece.place].setdefault(piece.part, []).append(reply)
-    return [_values(map(_all, each.values())) if _name(command) == "MGET" else _all(each[0]) for command, each in zip(commands, said, strict=True)]
+        said.setdefault((piece.place, piece.part), (piece, []))[1].append(reply)
+    return [piece for piece, _ in said.values()], [min(each, key=_rank) for _, each in said.values()]
 
 
-def _values(found: Iterable[Any]) -> Any:
-    """The reply to an MGET, of those to its keys."""
-    values: list[Any] = []
-    for reply in found:
-        if isinstance(reply, Exception):
-            return reply
-        values += reply
-    return values
-
-
-def _all(said: list[Any]) -> Any:
-    """What several nodes or slots say, as one: an error if one says so, else the least."""
-    if len(said) == 1:
-        return said[0]
-    worst = next((reply for reply in said if isinstance(reply, Exception)), None)
-    if worst is None:
-        worst = next((reply for reply in said if reply in _NOTHING), said[0])
-    return worst
+def _rank(reply: Any) -> int:
+    return 0 if isinstance(reply, Exception) else 1 if reply in _NOTHING else 2
 
 
 def unmarked(parts: Sequence[Piece], replies: Sequence[Any]) -> dict[int, bool]:
     """Of the slots whose marks were read, whether the mark is missing."""
-    read = (pair for pair in zip(parts, replies, strict=True) if pair[0].is_mark and _name(pair[0].command) in _READS)
+    read = [pair for pair in zip(parts, replies, strict=True) if pair[0].is_mark and _name(pair[0].command) in _READS]
     return {piece.slot: reply in _NOTHING for piece, reply in read if piece.slot is not None}
 
 
@@ -162,8 +166,10 @@ def is_refused(reply: Any) -> bool:
     return isinstance(reply, Exception) and str(reply).startswith(_REFUSED)
 
 
-def to_repeat(parts: Sequence[Piece], replies: Sequence[Any], numbers: Iterable[int]) -> list[int]:
+def to_repeat(parts: Sequence[Piece], replies: Sequence[Any], numbers: Sequence[int]) -> list[int]:
     """Of these pieces those to send again: the refused ones, and each read that came after one of its key and overtook it so."""
+    if not any(isinstance(replies[number], Exception) for number in numbers):
+        return []
     again: list[int] = []
     late: set[bytes | str] = set()
     for number in numbers:
