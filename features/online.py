@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Coroutine, Iterable
 from contextlib import suppress
 from functools import partial
 from itertools import islice
@@ -37,6 +37,8 @@ _PAUSE_S = 0.005
 """Before a command is sent a third time: what moves a slot tells its nodes one after the other."""
 _RELEARN_S = 0.1
 _NOBODY = ("", 0)
+_AT_ONCE = 2_048
+"""Pieces of commands that are sent to a cluster together, at most."""
 _SWAP = b"""
 local size = #ARGV[1]
 if redis.call('GETRANGE', KEYS[1], 0, size - 1) ~= ARGV[1] then return 0 end
@@ -321,8 +323,30 @@ class ClusterWire(Wire):
 
     def send(self, *commands: Command) -> asyncio.Future[list[Any]]:
         """See `Wire.send`. Nothing is sent if one of the nodes that it takes is not connected. MULTI is for a single server."""
+        parts = self._for_nodes(slots.pieces(commands, (*self._stretches, *self._unmarked)))
+        if len(parts) <= _AT_ONCE:
+            return self._send(commands, parts)
         future: asyncio.Future[list[Any]] = self._loop.create_future()
-        group = _Group(commands, self._for_nodes(slots.pieces(commands, (*self._stretches, *self._unmarked))), future)
+        self._keep(self._send_in_turn(commands, parts, future))
+        return future
+
+    async def _send_in_turn(self, commands: tuple[Command, ...], parts: list[slots.Piece], future: asyncio.Future[list[Any]]) -> None:
+        """Some pieces after the others: what is for every slot has the time of a call for each lot, and lets others send in between."""
+        replies: list[Any] = []
+        try:
+            for begin in range(0, len(parts), _AT_ONCE):
+                lot = [piece._replace(place=place, part=-1) for place, piece in enumerate(parts[begin : begin + _AT_ONCE])]
+                replies += await self._send(tuple(piece.command for piece in lot), lot)
+        except (MemoryUnavailable, asyncio.CancelledError) as error:
+            if not future.done():
+                future.set_exception(error if isinstance(error, MemoryUnavailable) else MemoryUnavailable("the wire was closed"))
+        else:
+            if not future.done():
+                future.set_result(slots.joined(commands, parts, replies))
+
+    def _send(self, commands: tuple[Command, ...], parts: list[slots.Piece]) -> asyncio.Future[list[Any]]:
+        future: asyncio.Future[list[Any]] = self._loop.create_future()
+        group = _Group(commands, parts, future)
         routes: dict[Node, list[int]] = {}
         for number, piece in enumerate(group.pieces):
             node = group.said_by[number] = self._node_of(piece)
@@ -378,11 +402,15 @@ class ClusterWire(Wire):
             return
         again = [] if group.error is not None else slots.to_repeat(group.pieces, group.replies, range(len(group.pieces)))
         if again:
-            task = self._loop.create_task(self._follow(group, again, deadline))
-            self._following.add(task)
-            task.add_done_callback(self._following.discard)
+            self._keep(self._follow(group, again, deadline))
         else:
             self._answer(group)
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs something until it is done or the wire is closed."""
+        task = self._loop.create_task(work)
+        self._following.add(task)
+        task.add_done_callback(self._following.discard)
 
     def _answer(self, group: _Group) -> None:
         """Gives the asker what came, and notes which slots are without their mark."""

@@ -67,6 +67,7 @@ ASSIGNED = _BY_NAME["holdfast_assigned_partitions"]
 STALLED = _BY_NAME["holdfast_stalled_seconds"]
 
 
+
 class Tally:
     """One histogram's counts as plain numbers: an observation costs a third of prometheus_client's, and there are seven a decision."""
 

@@ -207,7 +207,9 @@ class Rebuild:
         self.counts["decisions"] = len(seen)
         self.counts["logs"] = await self._memory.restore(rows)
 
-    async def _held(self, books: dict[str, Book], decision: Decision, partition: int, confirmed: set[str], resolved: dict[str, HoldEvent]) -> None:
+    async def _held(
+        self, books: dict[str, Book], decision: Decision, partition: int, confirmed: set[str], resolved: dict[str, HoldEvent]
+    ) -> None:
         if decision.hold_id is None:
             return
         book = books.get(decision.account_id, EMPTY)

@@ -30,9 +30,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     # Kafka
     kafka_bootstrap: Annotated[str, doc("brokers, `host:port,host:port`")] = "127.0.0.1:9092"
-    broker_kind: Annotated[Literal["kafka", "embedded"], doc("`embedded` is librdkafka's mock cluster: in memory, topics appear on first use")] = (
-        "kafka"
-    )
+    broker_kind: Annotated[
+        Literal["kafka", "embedded"], doc("`embedded` is librdkafka's mock cluster: in memory, topics appear on first use")
+    ] = "kafka"
     kafka_protocol: Annotated[Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"], doc("how brokers are spoken to")] = "PLAINTEXT"
     kafka_sasl_mechanism: Annotated[Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"], doc("with a SASL protocol")] = "SCRAM-SHA-512"
     kafka_username: Annotated[str, doc("with a SASL protocol")] = ""
@@ -71,9 +71,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     token_key_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9]{1,8}$"), doc("names the key inside each token, so that it can be changed")] = "k1"
     explain_key: Annotated[Secret, doc("bearer key with which the bank's own people read whole decisions over HTTP; empty: nobody does")] = ""
     model_key: Annotated[Secret, doc("key with which models are signed when registered, and checked when loaded")] = ""
-    unknown_account: Annotated[Literal["decline", "hold"], doc("an account that nobody described: `decline`, or `hold` without a funds check")] = (
-        "decline"
-    )
+    unknown_account: Annotated[
+        Literal["decline", "hold"], doc("an account that nobody described: `decline`, or `hold` without a funds check")
+    ] = "decline"
     request_deadline_ms: Annotated[Milliseconds, doc("an authorization not answered by then gets a `503`: its result is indefinite")] = 1_500
     hold_lease_ms: Annotated[Milliseconds, doc("a provisional hold that the log does not confirm lapses after this")] = 30_000
     answer_ttl_s: Annotated[int, Meta(ge=60, le=31_536_000), doc("how long the first answer of a transaction is kept in Redis")] = 691_200

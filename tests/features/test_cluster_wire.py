@@ -80,6 +80,22 @@ def test_replies_of_all_nodes_come_in_the_order_of_the_commands(cluster: Cluster
     on_the(cluster, scenario)
 
 
+def test_many_commands_are_sent_in_lots_and_a_mark_is_in_every_slot(cluster: Cluster) -> None:
+    async def scenario(wire: Wire) -> None:
+        assert await wire.send(*(("INCR", f"k{n % 100}") for n in range(5_000)), ("MGET", "k1", "k2")) == [
+            *(n // 100 + 1 for n in range(5_000)),
+            [b"50", b"50"],
+        ]
+        assert await wire.send(("EXISTS", b"whole")) == [0]
+        assert await wire.send(("SET", b"whole", 1)) == [b"OK"]
+        assert sum(server.ask("DBSIZE") for server in cluster.masters) == 100 + SLOTS
+        assert await wire.send(("EXISTS", b"whole"), ("MGET", "k1", b"whole")) == [1, [b"50", b"1"]]
+        await wire.send(("DEL", b"whole"))
+        assert sum(server.ask("DBSIZE") for server in cluster.masters) == 100
+
+    on_the(cluster, scenario, timeout_s=1.0)
+
+
 def test_a_slot_that_moved_is_found_and_its_command_carried_out_once(cluster: Cluster) -> None:
     async def scenario(wire: Wire) -> None:
         slot = key_slot("n")
