@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import deque
-from collections.abc import Awaitable, Iterable, Mapping
+from collections import defaultdict, deque
+from collections.abc import Awaitable, Coroutine, Iterable, Mapping
+from contextlib import suppress
+from functools import partial
 from itertools import islice
 from typing import Any
 from urllib.parse import urlsplit
 
 import hiredis
-from redis.asyncio import Redis
-from redis.exceptions import RedisError, WatchError
 
+from features import slots
 from features.catalogue import Catalogue
 from features.engine import Past, packed, place_in, to_recall
 from features.fact import HASH, declined_facts, event_facts, facts_of
@@ -21,27 +22,43 @@ from features.layout import at_ms_of
 from features.log import is_due, rebuilt_log, row_count, tidied
 from features.memory import Aside, Decided, Updates, event_rows, gathered, occurs_twice, tally_keys
 from features.profile import profile_write, profile_writes
+from features.slots import Command, Node
 from features.tally import HEADER_BYTES, updated
 from schemas.account import AccountEvent, AccountState
 from schemas.errors import MemoryUnavailable, SettingsError
 from schemas.transaction import Transaction
 
-Command = tuple[Any, ...]
-"""A command's words: bytes, str, int or float."""
-_DOWN = ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOAUTH", "WRONGPASS", "MISCONF", "OOM", "BUSY")
+__all__ = ["Command", "RedisMemory", "Wire", "address", "seeds"]
+
+_DOWN = ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH", "WRONGPASS", "MISCONF", "OOM", "BUSY")
 """Errors by which a server says that it cannot serve now, rather than that a command is wrong."""
 _BACKOFF_S, _BACKOFF_MAX_S = 0.02, 1.0
 _DAY_MS = 86_400_000
-_TRIES = 64
+_CLUSTER = "redis+cluster://"
+_PAUSE_S = 0.005
+"""Before a command is sent a third time: what moves a slot tells its nodes one after the other."""
+_RELEARN_S = 0.1
+_NOBODY = ("", 0)
+_AT_ONCE = 2_048
+"""Pieces of commands that are sent to a cluster together, at most."""
 _SWAP = b"""
-if redis.call('EXISTS', 'whole') == 0 then return redis.error_reply('FORGOT Redis does not know how far it is') end
+local size = #ARGV[1]
+if redis.call('GETRANGE', KEYS[1], 0, size - 1) ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2] .. redis.call('GETRANGE', KEYS[1], size, -1), 'KEEPTTL')
+return 1
+"""
+"""What a log begins with, replaced if it still begins so; what was appended meanwhile stays behind it."""
+_SWAP_SHA = hashlib.sha1(_SWAP, usedforsecurity=False).hexdigest().encode()
+_TAKE = b"""
+if redis.call('EXISTS', KEYS[2]) == 0 then return redis.error_reply('FORGOT Redis does not know how far it is') end
 local now = redis.call('GET', KEYS[1]) or ''
 if string.sub(now, 1, #ARGV[1]) ~= ARGV[1] or (#ARGV[1] == 0 and now ~= '') then return now end
 redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
 return 1
 """
-"""Replaces a tally whose head is still the one that was read: a later one has taken other rows."""
-_SWAP_SHA = hashlib.sha1(_SWAP, usedforsecurity=False).hexdigest()
+"""A tally, replaced if its head is still the one that was read: a later one has taken other rows. KEYS[2]: the mark of a whole Redis."""
+_TAKE_SHA = hashlib.sha1(_TAKE, usedforsecurity=False).hexdigest().encode()
+_TRIES = 64
 
 
 def address(url: str) -> dict[str, Any]:
@@ -51,7 +68,13 @@ def address(url: str) -> dict[str, Any]:
         return {"unix_socket_path": parts.path}
     if parts.scheme == "redis" and parts.hostname:
         return {"host": parts.hostname, "port": parts.port or 6379}
-    raise SettingsError(f"Redis address {url!r} is neither unix:///path nor redis://host:port")
+    raise SettingsError(f"Redis address {url!r} is neither unix:///path nor redis://host:port nor redis+cluster://host:port,host:port")
+
+
+def seeds(url: str) -> tuple[Node, ...]:
+    """The nodes that a `redis+cluster://host:port,host:port` names: any one that answers tells of all others."""
+    places = [address(f"redis://{place}") for place in url.removeprefix(_CLUSTER).split(",")]
+    return tuple((place["host"], place["port"]) for place in places)
 
 
 class _Request:
@@ -176,8 +199,11 @@ class Wire:
 
     @classmethod
     async def connect(cls, url: str, password: str | None = None, username: str | None = None, timeout_s: float = 1.0) -> Wire:
-        """A wire to `unix:///path` or `redis://host:port`, as that user or the default one. MemoryUnavailable if nobody answers in time."""
-        wire = cls(url, password, username, timeout_s)
+        """A wire to the Redis or (`redis+cluster://`) the cluster of that address, as that user or the default one.
+
+        MemoryUnavailable if nobody answers in time.
+        """
+        wire = (ClusterWire if url.startswith(_CLUSTER) else cls)(url, password, username, timeout_s)
         await wire._open()
         return wire
 
@@ -266,11 +292,279 @@ class Wire:
                 delay_s = min(2 * delay_s, _BACKOFF_MAX_S)
 
 
+class _Group:
+    """The pieces of commands that were sent together to a cluster, and the replies that came."""
+
+    __slots__ = ("commands", "error", "future", "left", "pieces", "replies", "said_by")
+
+    def __init__(self, commands: tuple[Command, ...], parts: list[slots.Piece], future: asyncio.Future[list[Any]]) -> None:
+        self.commands, self.pieces, self.future = commands, parts, future
+        self.replies: list[Any] = [None] * len(parts)
+        self.said_by: list[Node] = [_NOBODY] * len(parts)
+        self.left = 0
+        self.error: BaseException | None = None
+
+    def answer(self) -> None:
+        """Gives the asker what came."""
+        if self.future.done():
+            return
+        if self.error is None:
+            self.future.set_result(slots.joined(self.commands, self.pieces, self.replies))
+        else:
+            self.future.set_exception(self.error)
+
+
+class ClusterWire(Wire):
+    """A wire to each master of a Redis Cluster, behind the face of one.
+
+    Each command touches one slot and goes to the node that serves it; those of one call for one node go in one request, in their
+    order. Two calls of which neither waits for the other have no order between them while a slot moves. A command is sent again
+    only when a node said that it did not carry it out, and not beyond the time of the call.
+    """
+
+    def __init__(self, url: str, password: str | None, username: str | None, timeout_s: float) -> None:
+        super().__init__(url, password, username, timeout_s)
+        self._seeds = seeds(url)
+        self._owners: list[Node | None] = [None] * slots.SLOTS
+        self._masters: frozenset[Node | None] = frozenset(self._owners)
+        self._wires: dict[Node, Wire] = {}
+        self._opening: defaultdict[Node, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._stretches: tuple[int, ...] = ()
+        self._unmarked: set[int] = set()
+        """Slots whose marks were missing when they were last read: a read of the mark alone asks for them, and for one of each stretch."""
+        self._relearning: asyncio.Task[None] | None = None
+        self._following: set[asyncio.Task[None]] = set()
+
+    @property
+    def connected(self) -> bool:
+        """Whether every slot has a master that is connected."""
+        return None not in self._masters and all(map(self._reaches, self._masters))
+
+    def send(self, *commands: Command) -> asyncio.Future[list[Any]]:
+        """See `Wire.send`. Nothing is sent if one of the nodes that it takes is not connected. MULTI is for a single server."""
+        parts = self._for_nodes(slots.pieces(commands, (*self._stretches, *self._unmarked)))
+        if len(parts) <= _AT_ONCE:
+            return self._send(commands, parts)
+        future: asyncio.Future[list[Any]] = self._loop.create_future()
+        self._keep(self._send_in_turn(commands, parts, future))
+        return future
+
+    async def _send_in_turn(self, commands: tuple[Command, ...], parts: list[slots.Piece], future: asyncio.Future[list[Any]]) -> None:
+        """Some pieces after the others: what is for every slot has the time of a call for each lot, and lets others send in between."""
+        replies: list[Any] = []
+        try:
+            for begin in range(0, len(parts), _AT_ONCE):
+                lot = [piece._replace(place=place, part=-1) for place, piece in enumerate(parts[begin : begin + _AT_ONCE])]
+                replies += await self._send(tuple(piece.command for piece in lot), lot)
+        except (MemoryUnavailable, asyncio.CancelledError) as error:
+            if not future.done():
+                future.set_exception(error if isinstance(error, MemoryUnavailable) else MemoryUnavailable("the wire was closed"))
+        else:
+            if not future.done():
+                future.set_result(slots.joined(commands, parts, replies))
+
+    def _send(self, commands: tuple[Command, ...], parts: list[slots.Piece]) -> asyncio.Future[list[Any]]:
+        future: asyncio.Future[list[Any]] = self._loop.create_future()
+        group = _Group(commands, parts, future)
+        routes: dict[Node, list[int]] = {}
+        for number, piece in enumerate(group.pieces):
+            node = group.said_by[number] = self._node_of(piece)
+            routes.setdefault(node, []).append(number)
+        if not all(map(self._reaches, routes)):
+            self._relearn()
+            future.set_exception(MemoryUnavailable("a node of the Redis cluster is not connected"))
+        elif not routes:
+            future.set_result([])
+        else:
+            deadline = self._loop.time() + self.timeout_s
+            group.left = len(routes)
+            for node, numbers in routes.items():
+                sent = self._wires[node].send(*[group.pieces[number].command for number in numbers])
+                sent.add_done_callback(partial(self._answered, group, numbers, deadline))
+        return future
+
+    def post(self, *commands: Command) -> None:
+        """See `Wire.post`."""
+        self.send(*commands).add_done_callback(lambda done: None if done.cancelled() else done.exception() and None)
+
+    async def close(self) -> None:
+        """Closes; requests that wait fail."""
+        self._closed = True
+        under_way = [task for task in (*self._following, self._relearning) if task is not None]
+        for task in under_way:
+            task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
+        wires, self._wires = self._wires, {}
+        for wire in wires.values():
+            await wire.close()
+
+    def _reaches(self, node: Node | None) -> bool:
+        wire = None if node is None else self._wires.get(node)
+        return wire is not None and wire.connected
+
+    def _for_nodes(self, parts: list[slots.Piece]) -> list[slots.Piece]:
+        """What is for every node, once for each: as a piece of one of its slots."""
+        if all(piece.slot is not None for piece in parts):
+            return parts
+        one_each = {node: slot for slot, node in enumerate(self._owners)}.values()
+        return [one for piece in parts for one in ([piece] if piece.slot is not None else [piece._replace(slot=slot) for slot in one_each])]
+
+    def _node_of(self, piece: slots.Piece) -> Node:
+        assert piece.slot is not None
+        return self._owners[piece.slot] or _NOBODY
+
+    def _answered(self, group: _Group, numbers: list[int], deadline: float, sent: asyncio.Future[list[Any]]) -> None:
+        """Takes what one node said; after the last, gives the answer or follows those that were refused."""
+        group.left -= 1
+        group.error = self._taken(group, numbers, sent) or group.error
+        if group.left:
+            return
+        again = [] if group.error is not None else slots.to_repeat(group.pieces, group.replies, range(len(group.pieces)))
+        if again:
+            self._keep(self._follow(group, again, deadline))
+        else:
+            self._answer(group)
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs something until it is done or the wire is closed."""
+        task = self._loop.create_task(work)
+        self._following.add(task)
+        task.add_done_callback(self._following.discard)
+
+    def _answer(self, group: _Group) -> None:
+        """Gives the asker what came, and notes which slots are without their mark."""
+        if group.error is None:
+            for slot, missing in slots.unmarked(group.pieces, group.replies).items():
+                (self._unmarked.add if missing else self._unmarked.discard)(slot)
+        group.answer()
+
+    def _taken(self, group: _Group, numbers: list[int], sent: asyncio.Future[list[Any]]) -> BaseException | None:
+        if sent.cancelled():
+            return MemoryUnavailable("the request to a node of the Redis cluster was cancelled")
+        if (error := sent.exception()) is not None:
+            self._relearn()
+            return error
+        for number, reply in zip(numbers, sent.result(), strict=True):
+            group.replies[number] = reply
+        return None
+
+    async def _follow(self, group: _Group, again: list[int], deadline: float) -> None:
+        """Sends the refused pieces again, to where they were referred to, until none is refused."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                for hop in range(slots.SLOTS):
+                    if hop:
+                        await asyncio.sleep(_PAUSE_S)
+                    await self._repeat(group, again)
+                    again = slots.to_repeat(group.pieces, group.replies, again)
+                    if not again:
+                        break
+        except TimeoutError:
+            group.error = MemoryUnavailable("a slot of the Redis cluster was not served in time")
+        except asyncio.CancelledError:
+            group.error = MemoryUnavailable("the wire was closed")
+        except MemoryUnavailable as error:
+            group.error = error
+        self._answer(group)
+
+    async def _repeat(self, group: _Group, again: list[int]) -> None:
+        """One more try of these pieces: each goes where the last refusal of its key said."""
+        ways: dict[bytes | str, slots.Way] = {}
+        routes: dict[Node, list[int]] = {}
+        for number in again:
+            piece = group.pieces[number]
+            if slots.is_refused(group.replies[number]):
+                ways[piece.key] = slots.way(group.replies[number], group.said_by[number])
+            routes.setdefault(await self._on_the_way(piece, ways[piece.key]), []).append(number)
+        sent = [self._resend(node, [(group.pieces[n].command, ways[group.pieces[n].key].asking) for n in routes[node]]) for node in routes]
+        results = await asyncio.gather(*sent, return_exceptions=True)
+        for (node, numbers), replies in zip(routes.items(), results, strict=True):
+            if isinstance(replies, BaseException):
+                self._relearn()
+                raise replies
+            for number, reply in zip(numbers, replies, strict=True):
+                group.replies[number], group.said_by[number] = reply, node
+
+    async def _on_the_way(self, piece: slots.Piece, way: slots.Way) -> Node:
+        """The node to which a piece is to go, and a wire to it is open; a slot that moved is noted on the map."""
+        if way.node is None:
+            return self._node_of(piece)
+        await self._reached(way.node)
+        if not way.asking and piece.slot is not None and self._owners[piece.slot] != way.node:
+            self._owners[piece.slot] = way.node
+            self._relearn(way.node)
+        return way.node
+
+    async def _resend(self, node: Node, commands: list[tuple[Command, bool]]) -> list[Any]:
+        """The replies of a node to commands, those marked so each behind an ASKING."""
+        if not self._reaches(node):
+            raise MemoryUnavailable("a node of the Redis cluster is not connected")
+        words = [word for command, asking in commands for word in ((("ASKING",), command) if asking else (command,))]
+        replies = iter(await self._wires[node].send(*words))
+        return [(next(replies), next(replies))[1] if asking else next(replies) for _, asking in commands]
+
+    async def _reached(self, node: Node) -> Wire:
+        """The wire to a node, opened if need be."""
+        async with self._opening[node]:
+            if node not in self._wires:
+                host = f"[{node[0]}]" if ":" in node[0] else node[0]
+                self._wires[node] = await Wire.connect(f"redis://{host}:{node[1]}", self.password, self.username, self.timeout_s)
+            return self._wires[node]
+
+    async def _open(self) -> None:
+        """Learns the map, and reaches every master. MemoryUnavailable if that fails."""
+        try:
+            await self._learn(None)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _learn(self, knows: Node | None) -> None:
+        """Asks for a map by which every slot is served: the node that knows best, those that are connected, those of the address.
+
+        MemoryUnavailable if nobody has one; then the last map that was told stands.
+        """
+        error = MemoryUnavailable(f"no node of the Redis cluster at {self.url} answers")
+        nodes = [node for node in (knows, *self._wires, *self._seeds) if node is not None]
+        for node in sorted(dict.fromkeys(nodes), key=lambda node: not self._reaches(node)):
+            try:
+                (reply,) = await (await self._reached(node)).send(("CLUSTER", "SLOTS"))
+            except MemoryUnavailable as unavailable:
+                error = unavailable
+                continue
+            if isinstance(reply, list):
+                await self._adopt(slots.owners(reply, node))
+                if self.connected:
+                    return
+            said = "not every slot is served" if isinstance(reply, list) else str(reply)
+            error = MemoryUnavailable(f"the Redis cluster at {self.url}: {said}")
+        raise error
+
+    async def _adopt(self, owners: list[Node | None]) -> None:
+        """Takes over a map; reaches its masters, and lets those go that are masters no more and do not answer."""
+        self._owners, self._masters = owners, frozenset(owners)
+        self._stretches = tuple(slot for slot in range(slots.SLOTS) if not slot or owners[slot] != owners[slot - 1])
+        await asyncio.gather(*(self._reached(node) for node in self._masters if node is not None), return_exceptions=True)
+        for node in [node for node, wire in self._wires.items() if node not in self._masters and not wire.connected]:
+            await self._wires.pop(node).close()
+
+    def _relearn(self, knows: Node | None = None) -> None:
+        """Sees to it that the map is learned again; for as long as it names masters that do not answer."""
+        if not self._closed and (self._relearning is None or self._relearning.done()):
+            self._relearning = self._loop.create_task(self._learn_all(knows))
+
+    async def _learn_all(self, knows: Node | None) -> None:
+        while True:
+            with suppress(MemoryUnavailable):
+                return await self._learn(knows)
+            await asyncio.sleep(_RELEARN_S)
+
+
 _ALONE = Aside()
 
 
 class RedisMemory:
-    """The memory of entities in Redis: one string per log and per profile, plain commands that touch one key each (and one MGET)."""
+    """The memory of entities in Redis: one string per log and per profile, commands that touch one key each (and one MGET)."""
 
     def __init__(self, wire: Wire, catalogue: Catalogue, ttl_s: int | None = None) -> None:
         """`ttl_s`: how long a log is kept after it grew, less an eighth at most; by default twice its longest window with slack."""
@@ -281,7 +575,6 @@ class RedisMemory:
         self.tidy_failures = 0
         self._untidy: dict[str, int] = {}
         self._tidying: asyncio.Task[None] | None = None
-        self._client: Redis | None = None
 
     def _keys(self, txn: Transaction) -> list[str | None]:
         """The key of each log; None where the transaction has no such entity."""
@@ -396,11 +689,13 @@ class RedisMemory:
 
     async def _swapped(self, swaps: list[tuple[str, bytes, bytes, int]]) -> list[Any]:
         """1 for each tally that was replaced, and what is there for each that was another by then."""
-        commands = [("EVALSHA", _SWAP_SHA, 1, key, before[:HEADER_BYTES], after, keep_s) for key, before, after, keep_s in swaps]
-        replies = await self.wire.send(*commands)
-        if any(isinstance(reply, hiredis.ReplyError) and "NOSCRIPT" in str(reply) for reply in replies):
-            await self._obeyed(("SCRIPT", "LOAD", _SWAP))
-            replies = await self.wire.send(*commands)
+        arguments = [(2, key, b"whole", before[:HEADER_BYTES], after, keep_s) for key, before, after, keep_s in swaps]
+        replies = await self.wire.send(*((b"EVALSHA", _TAKE_SHA, *given) for given in arguments))
+        unknown = [i for i, reply in enumerate(replies) if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT")]
+        if unknown:
+            again = await self.wire.send(*((b"EVAL", _TAKE, *arguments[i]) for i in unknown))
+            for i, reply in zip(unknown, again, strict=True):
+                replies[i] = reply
         refused = [reply for reply in replies if isinstance(reply, hiredis.ReplyError)]
         if refused:
             raise MemoryUnavailable(f"Redis: {refused[0]}")
@@ -462,36 +757,28 @@ class RedisMemory:
     async def tidy(self, kind: str, token: str) -> None:
         """Brings a log to rest: each row once, old chunks in the header. MemoryUnavailable if Redis does not answer."""
         number = self.catalogue.logs.index(kind)
-        try:
-            await self._tidy(self.catalogue.log_layouts[number].key(token), number)
-        except (RedisError, OSError) as error:
-            raise MemoryUnavailable(f"Redis: {error}") from error
+        await self._tidy(self.catalogue.log_layouts[number].key(token), number)
 
     async def _tidy(self, key: str, number: int) -> None:
-        """Watches, reads, replaces; again if the log grew meanwhile."""
-        if self._client is None:
-            wire = self.wire
-            self._client = Redis(username=wire.username, password=wire.password, socket_timeout=wire.timeout_s, **address(wire.url))
+        """Reads, and replaces what was read; again if another process was first. What is appended meanwhile does not disturb."""
         while True:
-            async with self._client.pipeline() as pipe:
-                await pipe.watch(key)
-                old = await pipe.get(key)
-                if not isinstance(old, bytes) or (new := tidied(self.catalogue, number, old)) == old:
-                    return
-                pipe.multi()  # type: ignore[no-untyped-call]  # redis-py left it without types
-                pipe.set(key, new, keepttl=True)
-                try:
-                    await pipe.execute()
-                    return
-                except WatchError:
-                    continue
+            (old,) = await self.wire.send(("GET", key))
+            if not isinstance(old, bytes) or (new := tidied(self.catalogue, number, old)) == old:
+                return
+            (swapped,) = await self.wire.send(("EVALSHA", _SWAP_SHA, 1, key, old, new))
+            if isinstance(swapped, hiredis.ReplyError) and str(swapped).startswith("NOSCRIPT"):
+                (swapped,) = await self.wire.send(("EVAL", _SWAP, 1, key, old, new))
+            if swapped == 1:
+                return
+            if isinstance(swapped, hiredis.ReplyError):
+                raise MemoryUnavailable(f"Redis: {swapped}")
 
     async def _tidy_all(self) -> None:
         while self._untidy:
             key, number = self._untidy.popitem()
             try:
                 await self._tidy(key, number)
-            except (RedisError, OSError):
+            except MemoryUnavailable:
                 self.tidy_failures += 1
 
     async def settle(self) -> None:
@@ -500,9 +787,7 @@ class RedisMemory:
             await self._tidying
 
     async def close(self) -> None:
-        """Ends the tidying and its connection; the wire stays open."""
+        """Ends the tidying; the wire stays open."""
         if self._tidying is not None:
             self._tidying.cancel()
             await asyncio.gather(self._tidying, return_exceptions=True)
-        if self._client is not None:
-            await self._client.aclose()

@@ -12,7 +12,11 @@ from schemas.errors import Conflict, MemoryUnavailable
 
 KEPT, TOLD = b"K", b"T"
 WHOLE = b"whole"
-"""The key whose being there says that Redis has not forgotten: set when it was rebuilt from the log, and never otherwise."""
+"""The key whose being there says that Redis has not forgotten: set when it was rebuilt from the log, and never otherwise.
+
+On a cluster it is one key in each slot (`features/slots.py`): who asks for it beside other keys asks for the marks of their slots, in the
+same round trip, and so does the script that writes a book. So a node that forgot decides nothing, though its neighbours did not forget.
+"""
 
 
 class Kept(NamedTuple):

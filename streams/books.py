@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 from features.online import Wire
 from models.hold import EMPTY, Book, Step
 from schemas.errors import MemoryUnavailable
-from streams.answers import sound
+from streams.answers import WHOLE, sound
 
 M = TypeVar("M")
 _SWAP = b"""
-if redis.call('EXISTS', 'whole') == 0 then return redis.error_reply('FORGOT Redis does not know how far it is') end
+if redis.call('EXISTS', KEYS[2]) == 0 then return redis.error_reply('FORGOT Redis does not know how far it is') end
 if redis.call('GETRANGE', KEYS[1], 0, 7) ~= ARGV[1] then return redis.call('GET', KEYS[1]) end
 redis.call('SET', KEYS[1], ARGV[2])
 return 1
@@ -45,10 +45,6 @@ class Books:
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
         self._turns: dict[str, _Turn] = {}
-
-    async def load(self) -> None:
-        """Puts the one script in place (after each restart of Redis it is put back when it is missed)."""
-        await self._wire.send((b"SCRIPT", b"LOAD", _SWAP))
 
     def asked(self, account_id: str) -> bytes:
         """What to read aside to get an account's book."""
@@ -95,11 +91,10 @@ class Books:
         raise MemoryUnavailable(f"the book of {account_id} changed under {_TRIES} tries")
 
     async def _swap(self, account_id: str, version: bytes, content: bytes) -> object:
-        command = (b"EVALSHA", _SWAP_SHA, b"1", book_key(account_id), version, content)
-        (reply,) = await self._wire.send(command)
+        words = (b"2", book_key(account_id), WHOLE, version, content)
+        (reply,) = await self._wire.send((b"EVALSHA", _SWAP_SHA, *words))
         if isinstance(reply, Exception) and "NOSCRIPT" in str(reply):
-            await self.load()
-            (reply,) = await self._wire.send(command)
+            (reply,) = await self._wire.send((b"EVAL", _SWAP, *words))
         if isinstance(reply, Exception):
             raise MemoryUnavailable(f"the book of {account_id} could not be written: {reply}")
         return reply

@@ -37,39 +37,58 @@ from streams.tally import Rows, gather_decision, gather_label
 R = TypeVar("R", bound=Record)
 LOCK = b"rebuilding"
 LOCK_S = 30
+BUILDING = b"building"
+"""Whose rebuilding it is: beside each mark (on a cluster: in each slot), so that what forgets in the middle of it is not called whole."""
 POLL_S = 0.2
 BATCH = 500
 FOLD_DECISIONS = 50_000
 """Decisions whose rows for tallies are kept in memory before they are folded in."""
 LOST = "Redis forgot again while it was rebuilt, or another process took over"
 _UNLOCK = b"if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
-_PUT = b"if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end redis.call('SET', KEYS[2], ARGV[2]) return 1"
+_PUT = b"if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end redis.call('SET', KEYS[1], ARGV[2]) return 1"
+_DONE = b"if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end redis.call('SET', KEYS[2], '1') redis.call('DEL', KEYS[1]) return 1"
 _RENEW = b"if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('EXPIRE', KEYS[1], ARGV[2]) end return 0"
 
 
 async def ensure_whole(wire: Wire, rebuild: Callable[[bytes], Awaitable[object]]) -> bool:
     """Redis knows how far it is; if not, one process rebuilds it and the others wait. True if this one did.
 
-    `rebuild` gets the token of the lock, and writes only while the lock is its own.
+    `rebuild` gets the token of the lock, and writes only while the lock is its own. All marks go before it begins: where one node of a
+    cluster forgot, all of it decides nothing until it is rebuilt, and what a node forgets meanwhile is not called whole at the end.
     """
     token = uuid.uuid4().hex.encode()
     while True:
-        whole, mine = sound(await wire.send((b"EXISTS", WHOLE), (b"SET", LOCK, token, b"NX", b"EX", LOCK_S)))
+        (mine,) = sound(await wire.send((b"SET", LOCK, token, b"NX", b"EX", LOCK_S)))
         if mine is not None:
-            renewing = asyncio.create_task(_renewed(wire, token))
-            try:
-                if not whole:
-                    await rebuild(token)
-                    if sound(await wire.send((b"EVAL", _RENEW, b"1", LOCK, token, LOCK_S))) != [1]:
-                        raise MemoryUnavailable(LOST)
-                    await wire.send((b"SET", WHOLE, b"1"))
-            finally:
-                renewing.cancel()
-                await wire.send((b"EVAL", _UNLOCK, b"1", LOCK, token))
-            return not whole
+            return await _made_whole(wire, token, rebuild)
+        (whole,) = sound(await wire.send((b"EXISTS", WHOLE)))
         if whole:
             return False
         await asyncio.sleep(POLL_S)
+
+
+async def _made_whole(wire: Wire, token: bytes, rebuild: Callable[[bytes], Awaitable[object]]) -> bool:
+    """Rebuilds under the lock, if it was not done while we waited for it; lets the lock go."""
+    renewing = asyncio.create_task(_renewed(wire, token))
+    try:
+        (whole,) = sound(await wire.send((b"EXISTS", WHOLE)))
+        if not whole:
+            sound(await wire.send((b"DEL", WHOLE)))
+            sound(await wire.send((b"SET", BUILDING, token)))
+            await rebuild(token)
+            await _done(wire, token)
+        return not whole
+    finally:
+        renewing.cancel()
+        await wire.send((b"EVAL", _UNLOCK, b"1", LOCK, token))
+
+
+async def _done(wire: Wire, token: bytes) -> None:
+    """Redis is whole. MemoryUnavailable if it forgot meanwhile, or another process took over."""
+    if sound(await wire.send((b"EVAL", _RENEW, b"1", LOCK, token, LOCK_S))) != [1]:
+        raise MemoryUnavailable(LOST)
+    if sound(await wire.send((b"EVAL", _DONE, b"2", BUILDING, WHOLE, token))) != [1]:
+        raise MemoryUnavailable(LOST)
 
 
 async def _renewed(wire: Wire, token: bytes) -> None:
@@ -88,7 +107,11 @@ def behind(settings: Settings, applied: dict[int, int]) -> bool:
 
 
 async def forget_if_behind(settings: Settings, wire: Wire) -> None:
-    """Takes the mark away from a Redis that came back older than it was (a power failure, a replica that took over)."""
+    """Takes the mark away from a Redis that came back older than it was (a power failure, a replica that took over).
+
+    On a cluster this is seen of the one node that has `applied`. After another was replaced by its replica (which may lack the last
+    writes: Redis copies them without waiting) only `holdfast rebuild` makes sure.
+    """
     whole, fields = sound(await wire.send((b"EXISTS", WHOLE), (b"HGETALL", APPLIED)))
     if not whole:
         return
@@ -177,7 +200,7 @@ class Rebuild:
         version = self._now_ms << 20
         for account_id, book in books.items():
             content = msgspec.structs.replace(book, version=version).to_bytes()
-            (put,) = sound(await self._wire.send((b"EVAL", _PUT, b"2", LOCK, book_key(account_id), self._token, content)))
+            (put,) = sound(await self._wire.send((b"EVAL", _PUT, b"2", book_key(account_id), BUILDING, self._token, content)))
             if not put:
                 raise MemoryUnavailable(LOST)
         self.counts["books"] = len(books)

@@ -1,6 +1,6 @@
 """The SAR app: holds each decision against its account's recent movements, and tells the patterns that it completes.
 
-The movements are kept in Redis (`moves:<account>`, a list, the newest last) and can be had again from the log: `moves:whole` says
+The movements are kept in Redis (`moves:<account>`, a list, the newest last) and can be had again from the log: `whole:moves` says
 that Redis has not forgotten them.
 """
 
@@ -25,7 +25,7 @@ from streams.bus import Bus, read_topic
 from streams.follow import Follower, Source, run_follower
 from streams.settings import Settings
 
-WHOLE = b"moves:whole"
+WHOLE = b"whole:moves"
 MOVES_MAX = 1_000
 """Movements that are kept of an account: the newest."""
 ACCOUNTS_AT_A_TIME = 200

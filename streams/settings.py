@@ -45,7 +45,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     # Redis
     redis_url: Annotated[
-        str, Meta(pattern=r"^(unix:///.+|redis://[^/@]+:[0-9]{1,5})$"), doc("`unix:///path/to/socket` or `redis://host:port`")
+        str,
+        Meta(pattern=r"^(unix:///.+|redis://[^/@,]+:[0-9]{1,5}|redis\+cluster://[^/@,]+:[0-9]{1,5}(,[^/@,]+:[0-9]{1,5})*)$"),
+        doc("`unix:///path/to/socket`, `redis://host:port`, or some nodes of a cluster: `redis+cluster://host:port,host:port`"),
     ] = "redis://127.0.0.1:6379"
     redis_username: Annotated[str, doc("empty: the default user")] = ""
     redis_password: Annotated[Secret, doc("empty: no password")] = ""

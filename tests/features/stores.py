@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import shutil
 import subprocess
@@ -45,6 +46,7 @@ async def a_wire(url: str, password: str | None = None, username: str | None = N
         with contextlib.suppress(MemoryUnavailable):
             wire = await Wire.connect(url, password, username, timeout_s)
             break
+        await asyncio.sleep(0.02)
     else:
         raise AssertionError("no wire to the server")
     try:

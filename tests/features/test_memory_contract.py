@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import msgspec
 import pytest
+from clusters import a_cluster
 from histories import histories
 from hypothesis import HealthCheck, given, settings
 from past_oracle import Arrival
@@ -34,6 +35,18 @@ NONE = (-1,) * (len(CATALOGUE.logs) - 1)
 def redis_url() -> Iterator[str]:
     with a_redis() as url:
         yield url
+
+
+@pytest.fixture(scope="module")
+def cluster_url() -> Iterator[str]:
+    with a_cluster() as cluster:
+        yield cluster.url
+
+
+@pytest.fixture(params=["redis_url", "cluster_url"])
+def url(request: pytest.FixtureRequest) -> str:
+    """Where a Redis or a cluster is."""
+    return str(request.getfixturevalue(request.param))
 
 
 class MemoryContract:
@@ -263,6 +276,14 @@ class TestRedisMemory(MemoryContract):
         self.url = redis_url
 
 
+class TestClusterMemory(MemoryContract):
+    """The contract on a real Redis Cluster of three masters."""
+
+    @pytest.fixture(autouse=True)
+    def _server(self, cluster_url: str) -> None:
+        self.url = cluster_url
+
+
 async def _told(memory: Memory, history: Sequence[Arrival], catalogue: Catalogue) -> list[bytes | tuple[int, ...]]:
     told: list[bytes | tuple[int, ...]] = []
     for what, record in history:
@@ -280,9 +301,9 @@ async def _told(memory: Memory, history: Sequence[Arrival], catalogue: Catalogue
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(history=histories(most=40, redelivered=4))
-def test_both_memories_say_the_same_and_keep_the_same_bytes(redis_url: str, history: list[Arrival]) -> None:
+def test_both_memories_say_the_same_and_keep_the_same_bytes(url: str, history: list[Arrival]) -> None:
     async def both() -> None:
-        async with a_memory(SHORT, redis_url) as redis, a_memory(SHORT, None) as own:
+        async with a_memory(SHORT, url) as redis, a_memory(SHORT, None) as own:
             assert await _told(redis, history, SHORT) == await _told(own, history, SHORT)
 
     asyncio.run(both())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import tempfile
 import time
@@ -10,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from features.online import Wire
 from streams import memory_server
+from streams.answers import WHOLE
+from tests.features.clusters import Cluster, a_cluster
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +37,27 @@ def redis_url(redis_server: Path) -> str:
     """A Redis that knows nothing but that it is whole."""
     emptied(redis_server)
     return f"unix://{redis_server}"
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A Redis Cluster of its own."""
+    with a_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster_url(cluster: Cluster) -> str:
+    """A cluster that knows nothing but that it is whole."""
+
+    async def empty() -> None:
+        wire = await Wire.connect(cluster.url, timeout_s=5.0)
+        await wire.send((b"FLUSHALL",))
+        await wire.send((b"SET", WHOLE, b"1"))
+        await wire.close()
+
+    asyncio.run(empty())
+    return cluster.url
 
 
 def emptied(socket: Path) -> None:

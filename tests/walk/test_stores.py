@@ -31,13 +31,15 @@ async def opened(kind: str, url: str) -> Any:
     await wire.close()
 
 
-@pytest.fixture(params=["dict", "redis"])
-def using(request: pytest.FixtureRequest, redis_url: str) -> Callable[[Use], None]:
+@pytest.fixture(params=["dict", "redis", "cluster"])
+def using(request: pytest.FixtureRequest) -> Callable[[Use], None]:
     """Runs a test's coroutine with the stores."""
+
+    url = "" if request.param == "dict" else request.getfixturevalue(f"{request.param}_url")
 
     def run(use: Use) -> None:
         async def main() -> None:
-            async with opened(request.param, redis_url) as stores:
+            async with opened(request.param, url) as stores:
                 await use(stores)
 
         asyncio.run(main())
