@@ -31,6 +31,7 @@ from features.row import (
     distance_km,
     distinct,
     hours,
+    known,
     known_age,
     log_capped,
     maximum,
@@ -153,6 +154,7 @@ _A = "amount_minor"
 
 velocity, geographic, device = partial(Feature, "velocity"), partial(Feature, "geographic"), partial(Feature, "device")
 behavioural, memory = partial(Feature, "behavioural"), partial(Feature, "memory")
+network = partial(Feature, "network")
 
 # fmt: off
 CATALOGUE = Catalogue(
@@ -256,6 +258,12 @@ CATALOGUE = Catalogue(
         memory(log_capped(of=CARD), "card_history_cut", DEGRADED, "The card had more payments in 90 days than its log keeps"),
         memory(log_capped(of=ACCOUNT), "account_history_cut", DEGRADED, "The account had more payments in 90 days than its log keeps"),
         memory(log_capped(of=DEVICE), "device_history_cut", DEGRADED, "The device had more payments in 90 days than its log keeps"),
+        # Network: whom the account belongs with, as the last run of `holdfast cluster` knew it.
+        network(known(ACCOUNT, "cluster_size"), "large_cluster", SYNTHETIC,
+                "Accounts tied to this one by shared identities or transfers: invented people come in groups"),
+        network(known(ACCOUNT, "cluster_fraud_share"), "cluster_with_fraud", MULE, "Share of the other accounts in its cluster with a fraud learned"),
+        network(known(ACCOUNT, "shared_identities"), "shared_identities", SYNTHETIC,
+                "Other accounts with a device, e-mail, phone or address of this one"),
     )
 )
 # fmt: on

@@ -195,5 +195,7 @@ COUNTERPARTY = Entity("counterparty", "counterparty_account_id")
 ENTITIES: tuple[Entity, ...] = (CARD, ACCOUNT, DEVICE, CUSTOMER, EMAIL, PHONE, COUNTERPARTY)
 """Every entity that may have a log, in the order in which logs are numbered. A log exists if a row of the catalogue reads it."""
 
-PROFILES: dict[str, tuple[str, ...]] = {"account": ("opened_at_ms", "home_country", "credit_limit_minor")}
+PROFILES: dict[str, tuple[str, ...]] = {
+    "account": ("opened_at_ms", "home_country", "credit_limit_minor", "cluster_size", "cluster_fraud_share", "shared_identities")
+}
 """What is known of an entity and changes slowly: the columns of its profile. Countries as `country_code`."""

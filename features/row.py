@@ -144,7 +144,7 @@ class Shape:
 class Feature:
     """A row of the catalogue: what is computed, why an analyst should care, which fraud it catches, and the reason it gives."""
 
-    family: Literal["velocity", "geographic", "device", "behavioural", "memory"]
+    family: Literal["velocity", "geographic", "device", "behavioural", "network", "memory"]
     shape: Shape
     reason: str
     catches: str
@@ -313,6 +313,11 @@ def known_age(of: Entity, known: str, called: str) -> Shape:
 def over_known(column: str, of: Entity, known: str, called: str) -> Shape:
     """The transaction's own value over what is known of the entity."""
     return Shape(f"{of.name}_{called}", Calc("over", (Own(column), Known(of, known))))
+
+
+def known(of: Entity, column: str) -> Shape:
+    """What is known of an entity, as it is."""
+    return Shape(f"{of.name}_{column}", Known(of, column))
 
 
 def log_capped(*, of: Entity) -> Shape:

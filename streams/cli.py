@@ -36,6 +36,7 @@ COMMANDS: dict[str, Command] = {
     "models": Command("streams.lab:models", "the registered models"),
     "policy": Command("streams.policy:command", "rules and thresholds without a deploy: show, check, promote"),
     "rebuild": Command("streams.rebuild:rebuild", "put back into Redis what the log says", live=True),
+    "cluster": Command("streams.cluster:command", "find communities of accounts and make them known to serving", live=True),
     "dead-letters": Command("streams.dead_letters:dead_letters", "list what could not be applied; send mended records back", live=True),
     "features": Command("streams.features:command", "the catalogue of features"),
     "schemas": Command("streams.schemas:command", "topics and wire schemas: show, check, freeze, publish"),

@@ -28,9 +28,9 @@ NEW = (
 )
 
 
-def test_there_are_at_least_24_features_in_the_five_families() -> None:
+def test_there_are_at_least_24_features_in_the_six_families() -> None:
     assert len(CATALOGUE.rows) >= 24
-    assert list(CATALOGUE.families) == ["velocity", "geographic", "device", "behavioural", "memory"]
+    assert list(CATALOGUE.families) == ["velocity", "geographic", "device", "behavioural", "memory", "network"]
     assert sorted(column for columns in CATALOGUE.families.values() for column in columns) == list(range(len(CATALOGUE.rows)))
 
 
