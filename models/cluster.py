@@ -98,7 +98,8 @@ def clusters_of(past: pa.Table, learned: pa.Table, as_of_ms: int, window_ms: int
     the same clusters from the same chance.
     """
     at_ms = past["at_ms"].to_numpy()
-    seen = past.filter(pa.array((at_ms < as_of_ms) & (at_ms >= as_of_ms - window_ms))).select(TIES)
+    within = (at_ms < as_of_ms) & (at_ms >= as_of_ms - window_ms)
+    seen = past if within.all() else past.filter(pa.array(within))  # an archive is read within the window: no copy of it
     names = pc.unique(pa.chunked_array([*seen[ACCOUNT].chunks, *seen[COUNTERPARTY].chunks], pa.string()).drop_null())
     names = names.take(pc.sort_indices(names))
     numbers = {name: _numbers(seen[name], names) for name in (ACCOUNT, COUNTERPARTY)}
@@ -168,12 +169,11 @@ def _paying(accounts: Array, counterparties: Array, n: int, hub: int) -> Array:
     return small
 
 
-def _codes(column: Any) -> Array:
+def _codes(column: pa.ChunkedArray) -> Array:
     """int64: a number for each text of a column, -1 for null; numbers mean nothing outside this column."""
-    texts = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    encoded = texts.dictionary_encode()
-    codes: Array = pc.fill_null(encoded.indices.cast(pa.int64()), -1).to_numpy(zero_copy_only=False)
-    return codes
+    encoded = column.dictionary_encode()  # all chunks by one dictionary, without a copy of the texts
+    codes = [pc.fill_null(chunk.indices.cast(pa.int64()), -1).to_numpy(zero_copy_only=False) for chunk in encoded.chunks]
+    return np.concatenate([np.empty(0, np.int64), *codes])
 
 
 def _numbers(column: Any, names: Any) -> Array:

@@ -38,7 +38,7 @@ COMMANDS: dict[str, Command] = {
     "rebuild": Command("streams.rebuild:rebuild", "put back into Redis what the log says", live=True),
     "cluster": Command("streams.cluster:command", "find communities of accounts and make them known to serving", live=True),
     "dead-letters": Command("streams.dead_letters:dead_letters", "list what could not be applied; send mended records back", live=True),
-    "features": Command("streams.features:command", "the catalogue of features"),
+    "features": Command("streams.features:command", "the catalogue of features, and what their memory takes", live=True),
     "schemas": Command("streams.schemas:command", "topics and wire schemas: show, check, freeze, publish"),
     "metrics": Command("streams.metrics:command", "the table of metrics"),
     "settings": Command("streams.settings:command", "the table of settings"),
