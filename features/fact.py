@@ -272,5 +272,7 @@ ENTITIES: tuple[Entity, ...] = (
 )
 """Every entity that may have a memory, in the order in which memories are numbered. One exists if a row of the catalogue reads it."""
 
-PROFILES: dict[str, tuple[str, ...]] = {"account": ("opened_at_ms", "home_country", "credit_limit_minor")}
+PROFILES: dict[str, tuple[str, ...]] = {
+    "account": ("opened_at_ms", "home_country", "credit_limit_minor", "cluster_size", "cluster_fraud_share", "shared_identities")
+}
 """What is known of an entity and changes slowly: the columns of its profile. Countries as `country_code`."""

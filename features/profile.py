@@ -22,6 +22,12 @@ def profile_write(catalogue: Catalogue, kind: str, token: str, column: str, valu
     return ("SETRANGE", layout.key(token), layout.offset(column), _CELL.pack(value, known_at_ms))
 
 
+def cell_of(profile: bytes, offset: int) -> tuple[float, int]:
+    """The value in a profile's bytes at a column's offset, and since when it is known, milliseconds; 0: it is not."""
+    cell = profile[offset : offset + _CELL.size]
+    return _CELL.unpack(cell) if len(cell) == _CELL.size else (0.0, 0)
+
+
 def account_knowledge(state: AccountState) -> Iterator[tuple[str, float]]:
     """The profile columns that an account's state makes known, and their values."""
     if state.opened_at_ms is not None:

@@ -529,6 +529,11 @@ def over_known(column: str, of: Entity, known: str, called: str) -> Shape:
     return Shape(f"{of.name}_{called}", Calc("over", (Own(column), Known(of, known))))
 
 
+def known(of: Entity, column: str) -> Shape:
+    """What is known of an entity, as it is."""
+    return Shape(f"{of.name}_{column}", Known(of, column))
+
+
 def log_capped(*, of: Entity) -> Shape:
     """1 if the entity's log has lost a row that its longest window would have seen, else 0."""
     return Shape(f"{of.name}_log_capped", Capped(of))

@@ -87,8 +87,9 @@ class History:
     beside: pa.Table
 
 
-def history_of(rows: Iterable[Row], accounts: Iterable[AccountState] = ()) -> History:
-    """The history of these rows, which may have no bad ones among them; what is said of the accounts is known from the start."""
+def history_of(rows: Iterable[Row], accounts: Iterable[AccountState] = (), known: pa.Table | None = None) -> History:
+    """The history of these rows, which may have no bad ones among them; what is said of the accounts is known from the start, what
+    is in `known` (account_id, known_at_ms, and columns of a profile) since then."""
     parts, beside = [], []
     for chunk in _chunks(rows):
         parts.append(columns_of([row.content for row in chunk if isinstance(row.content, Transaction)]))
@@ -96,7 +97,7 @@ def history_of(rows: Iterable[Row], accounts: Iterable[AccountState] = ()) -> Hi
     if not parts:
         raise SettingsError("no row of the files is a transaction")
     table = pa.concat_tables(beside)
-    columns = _joined(parts, _known(table["account_id"], accounts), _learned(table))
+    columns = _joined(parts, _known(table["account_id"], table["at_ms"].to_numpy(), accounts, known), _learned(table))
     return History(columns, table["declined"].to_numpy(zero_copy_only=False), table)
 
 
@@ -121,28 +122,55 @@ def _joined(parts: Sequence[TransactionColumns], known: dict[str, Floats], learn
     return TransactionColumns(one("facts"), one("tokens"), one("measures"), known, learned)
 
 
-def _known(account_ids: pa.ChunkedArray, accounts: Iterable[AccountState]) -> dict[str, Floats]:
-    """What profiles say of each row's account, NaN where nothing does."""
+def _known(account_ids: pa.ChunkedArray, at_ms: Any, accounts: Iterable[AccountState], known: pa.Table | None = None) -> dict[str, Floats]:
+    """What profiles say of each row's account when it happens, NaN where nothing does: of `known` what was known last, else what `accounts` say."""
     of_account = {state.account_id: dict(account_knowledge(state)) for state in accounts}
     codes = account_ids.combine_chunks().dictionary_encode()
     places, names = codes.indices.to_numpy(), codes.dictionary.to_pylist()
     nothing: dict[str, float] = {}
-    return {
-        f"account.{column}": np.array([of_account.get(name, nothing).get(column, np.nan) for name in names])[places] for column in PROFILES["account"]
-    }
+    columns: dict[str, Floats] = {}
+    for column in PROFILES["account"]:
+        always = np.array([of_account.get(name, nothing).get(column, np.nan) for name in names])[places]
+        timed = known is not None and column in known.column_names
+        columns[f"account.{column}"] = _known_by_then(known, column, codes, at_ms, always) if timed else always
+    return columns
+
+
+def _known_by_then(known: pa.Table, column: str, codes: pa.DictionaryArray, at_ms: Any, always: Floats) -> Floats:
+    """For each row the value with the greatest `known_at_ms` that is not after it (of equals the last); `always` where there is none."""
+    said = known.filter(pc.is_valid(known[column]))
+    account = pc.fill_null(pc.index_in(said["account_id"], codes.dictionary), len(codes.dictionary)).to_numpy().astype(np.int64)
+    moments = np.unique(said["known_at_ms"].to_numpy())
+    keys = account * (len(moments) + 1) + 1 + np.searchsorted(moments, said["known_at_ms"].to_numpy())
+    order = np.argsort(keys, kind="stable")
+    asked = codes.indices.to_numpy().astype(np.int64) * (len(moments) + 1) + np.searchsorted(moments, at_ms, "right")
+    last = np.searchsorted(keys[order], asked, "right") - 1
+    found = (last >= 0) & (keys[order][last] // (len(moments) + 1) == codes.indices.to_numpy()) if len(order) else np.zeros(len(asked), np.bool_)
+    values = always.copy()
+    values[found] = said[column].to_numpy()[order[last[found]]]
+    return values
 
 
 def backfilled(
-    files: Sequence[Path], mapping: Mapping, out: Path, key: TokenKey, *, accounts: Path | None = None, now_ms: int, say: Say
+    files: Sequence[Path],
+    mapping: Mapping,
+    out: Path,
+    key: TokenKey,
+    *,
+    accounts: Path | None = None,
+    known: Path | None = None,
+    now_ms: int,
+    say: Say,
 ) -> Backfilled:
     """Writes `features.parquet` for the rows of the files, taken in the order given: that is the order of arrival.
 
-    Bad rows are said with their number and left out. `accounts` is known from the start. SettingsError if a file does not fit its mapping.
+    Bad rows are said with their number and left out. `accounts` is known from the start, each row of `known` since its time.
+    SettingsError if a file does not fit its mapping.
     """
     out.mkdir(parents=True, exist_ok=True)
     began, bad = time.perf_counter(), Counter[str]()
     rows = (row for path in files for row in _without_bad(rows_in(path, mapping, key, now_ms=now_ms), path, bad, say))
-    history = history_of(rows, accounts_in(accounts, mapping, key, 0) if accounts else ())
+    history = history_of(rows, accounts_in(accounts, mapping, key, 0) if accounts else (), pq.read_table(known) if known else None)
     say(f"{history.columns.n} rows read ({history.columns.n / (time.perf_counter() - began):.0f}/s)")
     vectors = features_of(CATALOGUE, history.columns, history.declined)
     _write(out, history, vectors, _schema(CATALOGUE, mapping))
@@ -197,6 +225,7 @@ def backfill(argv: list[str], settings: Settings) -> int:
     parser.add_argument("files", type=Path, nargs="+", help="CSV or Parquet, in the order in which their rows arrived")
     parser.add_argument("--map", type=Path, required=True, help="the mapping file (TOML)")
     parser.add_argument("--accounts", type=Path, help="a file of accounts, read by the mapping's [accounts]")
+    parser.add_argument("--known", type=Path, help="what `holdfast cluster --file` wrote: what was known of accounts, and since when")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=f"folder for {FEATURES_FILE}")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     args = parser.parse_args(argv)
@@ -204,7 +233,7 @@ def backfill(argv: list[str], settings: Settings) -> int:
     if mapping.tokens and not settings.token_key:
         settings = with_kept_secrets(settings)  # tokens by another key would be other cards and devices than the door's
     key = TokenKey(settings.token_key.encode(), settings.token_key_id)
-    made = backfilled(args.files, mapping, args.out, key, accounts=args.accounts, now_ms=_now_ms(), say=_say)
+    made = backfilled(args.files, mapping, args.out, key, accounts=args.accounts, known=args.known, now_ms=_now_ms(), say=_say)
     print(f"{made.rows} rows, {made.bad_rows} bad ones left out, in {made.seconds:.1f} s -> {made.folder / FEATURES_FILE}")
     if args.json:
         print(json.dumps({"rows": made.rows, "bad_rows": made.bad_rows, "seconds": made.seconds, "rows_per_s": made.rows / made.seconds}))

@@ -245,9 +245,7 @@ class Rebuild:
         self.counts["tallies"] = len(tallies.contents())
         await self._memory.put_tallies(tallies.contents())
 
-    async def _held(
-        self, books: dict[str, Book], decision: Decision, partition: int, confirmed: set[str], resolved: dict[str, HoldEvent]
-    ) -> None:
+    async def _held(self, books: dict[str, Book], decision: Decision, partition: int, confirmed: set[str], resolved: dict[str, HoldEvent]) -> None:
         if decision.hold_id is None:
             return
         book = books.get(decision.account_id, EMPTY)
@@ -331,6 +329,7 @@ def rebuild(argv: list[str], settings: Settings) -> int:
     counts = asyncio.run(_forgotten_and_rebuilt(settings))
     for what, count in sorted(counts.items()):
         print(f"{count:>10,}  {what}")
+    print("not in the log: clusters of accounts; `holdfast cluster` writes them again")
     if args.json:
         print(json.dumps(dict(counts)))
     return 0
