@@ -33,22 +33,22 @@ from schemas.errors import InvalidRecord, LogUnavailable
 from schemas.hold import Clearing, ClearingKind
 from schemas.identity import derived_id
 from schemas.label import Label
-from schemas.topics import ACCOUNTS, CLEARINGS, DECISIONS, HOLDS, LABELS, LEDGER, SAR_CANDIDATES, TRANSACTIONS
+from schemas.topics import ACCOUNT_EVENTS, CLEARINGS, DECISIONS, HOLDS, LABELS, LEDGER, SAR_CANDIDATES, TRANSACTIONS
 from schemas.transaction import Transaction
 from streams.bus import end_offsets
 from streams.check import Report, agreed
 from streams.folder import with_kept_secrets
 from streams.lab import ensure_champion
 from streams.lag import lags
-from streams.mapping import TokenKey, accounts_in, mapping_in, rows_in
-from streams.replay import Line
+from streams.mapping import TokenKey, accounts_in, events_in, mapping_in, rows_in
+from streams.replay import Happened, Line, in_order, tell_accounts
 from streams.settings import Settings
 from streams.simulate import simulated, written
-from streams.stack import running
+from streams.stack import running, say_on_stderr
 from streams.steps import Steps
 
 DAYS_MIN, DAYS_MAX, CUSTOMERS_MIN = 5, 10, 40
-PAYMENTS_A_DAY = 2.0
+PAYMENTS_A_DAY = 2.2
 """A little more than a simulated customer makes, so that the whole history fits into the demo."""
 FRAUD_RATE, SEED = 0.10, 4711
 DAY_MS = 86_400_000
@@ -56,6 +56,7 @@ HONEST = "honest"
 IN_FLIGHT_MAX = 64
 TRIES = 5
 CLEARED_AFTER_S = 1.5
+LEAD_S = 1.0
 DRAIN_S = 45.0
 SHOWN_EVERY_S = 0.5
 BOOKKEEPERS = ("score", "hold", "ledger", "sar")
@@ -77,6 +78,7 @@ class Board:
     topics: dict[str, int] = field(default_factory=dict)
     cleared: Counter[str] = field(default_factory=Counter)
     dead_letters: int = 0
+    events: int = 0
     first_decision_s: float | None = None
 
     def was_sent(self, txn: Transaction) -> None:
@@ -110,11 +112,23 @@ class Board:
         return sum(count for (_, each), count in self.outcomes.items() if each == outcome)
 
 
-class Traffic:
-    """Sends the payments at a steady rate, in the order in which they happened."""
+@dataclass(frozen=True)
+class Cast:
+    """Who takes part: payments in order, the kind of each by id, the accounts, what has been learned of the payments by now, account events."""
 
-    def __init__(self, payments: Sequence[Transaction], board: Board, line: Line, settings: Settings, rate: float) -> None:
-        self._payments, self._board, self._line, self._rate = payments, board, line, rate
+    payments: list[Transaction]
+    kinds: dict[str, str]
+    accounts: list[AccountState]
+    labels: list[Label]
+    events: list[Happened]
+
+
+class Traffic:
+    """Sends the payments at a steady rate, in the order in which they happened; account events LEAD_S earlier, to be known by then."""
+
+    def __init__(self, who: Cast, board: Board, line: Line, settings: Settings, rate: float) -> None:
+        self._payments, self._events = who.payments, deque(who.events)
+        self._board, self._line, self._rate = board, line, rate
         self._url = f"http://{settings.http_host}:{settings.http_port}/v1/authorizations"
         self._room = asyncio.Semaphore(IN_FLIGHT_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -130,6 +144,7 @@ class Traffic:
                     await asyncio.sleep(pause_s)
                 if time.monotonic() - began > seconds:
                     break
+                self._happened_until(self._payments[min(number + int(LEAD_S * self._rate), len(self._payments) - 1)].at_ms)
                 self._board.was_sent(txn)
                 if by_http(txn):
                     await self._ask(client, txn)
@@ -137,6 +152,13 @@ class Traffic:
                     self._line.send(TRANSACTIONS.name, txn.account_id.encode(), encode(txn))
             if self._tasks:
                 await asyncio.wait(self._tasks)
+
+    def _happened_until(self, at_ms: int) -> None:
+        """Sends the account events up to a moment."""
+        while self._events and self._events[0].at_ms <= at_ms:
+            event = self._events.popleft()
+            self._line.send(ACCOUNT_EVENTS.name, event.key, event.value)
+            self._board.events += 1
 
     async def _ask(self, client: aiohttp.ClientSession, txn: Transaction) -> None:
         """Asks after the account's payment before this one was answered."""
@@ -246,7 +268,9 @@ def table_of(board: Board) -> Table:
     latency = "-" if p50 is None or p99 is None else f"p50 {p50:.1f} ms, p99 {p99:.1f} ms"
     title = f"{board.sent.total()} sent, {decided} decided, {board.rate:.0f}/s   HTTP {latency}"
     told = "   ".join(f"{count} {name}" for name, count in board.topics.items())
-    table = Table(title=title, caption=f"{told}   {board.dead_letters} dead letters\n{_cleared(board)}", title_justify="left")
+    table = Table(
+        title=title, caption=f"{told}   {board.events} account events   {board.dead_letters} dead letters\n{_cleared(board)}", title_justify="left"
+    )
     table.add_column("kind", style="bold")
     for name in ("sent", "decided", *Outcome):
         table.add_column(str(name), justify="right")
@@ -280,16 +304,6 @@ async def show(board: Board, steps: Steps, live: Live | None) -> None:
 # The walk through it all.
 
 
-@dataclass(frozen=True)
-class Cast:
-    """Who takes part: payments in order, the kind of each by id, the accounts, and what has been learned of the payments by now."""
-
-    payments: list[Transaction]
-    kinds: dict[str, str]
-    accounts: list[AccountState]
-    labels: list[Label]
-
-
 def cast(folder: Path, settings: Settings, payments: int, now_ms: int) -> Cast:
     """Simulates about so many payments that end now."""
     days = max(DAYS_MIN, min(DAYS_MAX, round(payments / (CUSTOMERS_MIN * PAYMENTS_A_DAY))))
@@ -301,15 +315,8 @@ def cast(folder: Path, settings: Settings, payments: int, now_ms: int) -> Cast:
     kinds = {row.label.transaction_id: row.label.fraud_kind or HONEST for row in rows if row.label}
     accounts = list(accounts_in(folder / "accounts.parquet", mapping, key, start_ms))
     labels = sorted((row.label for row in rows if row.label and row.label.learned_at_ms <= now_ms), key=lambda label: label.learned_at_ms)
-    return Cast([row.content for row in rows if not isinstance(row.content, InvalidRecord)], kinds, accounts, labels)
-
-
-def feed(line: Line, accounts: Sequence[AccountState], settings: Settings, steps: Steps) -> None:
-    """Tells the bank's accounts, and waits until the hold app knows them."""
-    for state in accounts:
-        line.send(ACCOUNTS.name, state.account_id.encode(), encode(state))
-    line.flush()
-    _drained(settings, ("hold",), DRAIN_S, steps)
+    happened = in_order(events_in(folder / "account_events.parquet", mapping, key, now_ms=now_ms), say_on_stderr)
+    return Cast([row.content for row in rows if not isinstance(row.content, InvalidRecord)], kinds, accounts, labels, happened)
 
 
 def _drained(settings: Settings, apps: Sequence[str], timeout_s: float, steps: Steps) -> bool:
@@ -332,7 +339,7 @@ async def _traffic(who: Cast, board: Board, line: Line, settings: Settings, args
     network = Network(board, line)
     beside = [asyncio.create_task(work) for work in (follow(line, board, network), count_topics(settings, board), show(board, steps, live))]
     try:
-        sending = asyncio.create_task(Traffic(who.payments, board, line, settings, args.rate).run(args.seconds))
+        sending = asyncio.create_task(Traffic(who, board, line, settings, args.rate).run(args.seconds))
         await asyncio.wait([sending, *beside], return_when=asyncio.FIRST_COMPLETED)
         for task in (sending, *beside):
             if task.done():
@@ -383,7 +390,7 @@ def demo(argv: list[str], settings: Settings) -> int:
             stack = ending.enter_context(running(settings, broker_name="embedded", say=steps.say))
         line = ending.enter_context(contextlib.closing(Line(stack.settings)))
         with steps.step(f"{len(who.accounts)} accounts with their balances"):
-            feed(line, who.accounts, stack.settings, steps)
+            tell_accounts(line, who.accounts)
         with _live(console, board) as live:
             asyncio.run(_traffic(who, board, line, stack.settings, args, steps, live))
         for label in who.labels:
@@ -427,6 +434,7 @@ def _figures(board: Board, report: Report, undecided: int) -> dict[str, Any]:
         "http_p99_ms": board.quantile_ms(0.99),
         "http_statuses": {str(status): count for status, count in board.statuses.items()},
         "cleared": dict(board.cleared),
+        "account_events_sent": board.events,
         "not_applied": board.dead_letters,
         "books": report.figures(),
     }

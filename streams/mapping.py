@@ -19,10 +19,15 @@ A mapping is TOML (all tables but `time`, `amount` and `fields` may be left out)
     [declined]   column = "status"  values = ["51", "05"]
     [accounts]   account_id = "no"  balance = "balance"  currency_column = "ccy"  (of a file of accounts; amounts in major units)
                  credit_limit = "limit"  opened_at = "since"  home_country = "country"
+    [account_events]  kind = "what"  time = "at"  account_id = "no"  event_id = "id" (or row_id_prefix = "ev-")  device_token = "device" ...
+                 kinds = { LOGIN_OK = "login", ... }  (of a file of account events; its time is written as [time] says, or format, zone, origin)
     [label]      column = "fraud"  values = ["1"]  kind_column  learned_at_column  delay = "30d"  source = "chargeback"
 
 Rows are numbered from 1, the header is not counted. An empty cell is a value not given. Amounts never pass through a float:
 text becomes Decimal, and a float in a Parquet file is taken as the shortest decimal that means it (`repr`).
+
+In a file of account events a raw value becomes the same token as in the file of payments, so that the device of an event is the
+device of a payment: every `..._token` that [fields] does not take as it is, and every id that [tokens] names.
 """
 
 from __future__ import annotations
@@ -44,12 +49,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.account import AccountState
+from schemas.account import AccountEvent, AccountEventKind, AccountState
 from schemas.avro import checked
 from schemas.errors import InvalidRecord, SettingsError
 from schemas.identity import derived_id, keyed_token
 from schemas.label import Label, LabelSource
 from schemas.money import EXPONENTS, to_minor
+from schemas.topics import ACCOUNT_EVENTS
 from schemas.transaction import BehaviouralSession, Fingerprint, Transaction, sound
 
 BATCH_ROWS = 8192
@@ -73,6 +79,8 @@ TOKEN_KINDS = {
 _PADDED = ("mcc", "card_last4")
 _UPPER = ("country", "card_country", "ip_country")
 _PAN = re.compile(r"^[0-9]{12,19}$")
+_EVENTS = ACCOUNT_EVENTS.name
+"""The table of a file of account events, named as their topic is."""
 _DELAY = re.compile(r"^([0-9]+)([smhd])$")
 _EPOCH, _MS, _HALF_MS = datetime(1970, 1, 1, tzinfo=UTC), timedelta(milliseconds=1), timedelta(microseconds=500)
 _UNIT_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
@@ -154,6 +162,49 @@ class AccountsRule(_Table, frozen=True, kw_only=True):
     home_country: str | None = None
 
 
+class AccountEventsRule(_Table, frozen=True, kw_only=True):
+    """How a file of account events is written: field and column, and which words mean which kind. Other columns are of no interest."""
+
+    kind: str
+    time: str
+    account_id: str
+    event_id: str | None = None
+    row_id_prefix: str | None = None
+    kinds: dict[str, str] = {}
+    format: str | None = None
+    zone: str | None = None
+    origin: str | None = None
+    customer_id: str | None = None
+    device_token: str | None = None
+    email_token: str | None = None
+    phone_token: str | None = None
+    address_token: str | None = None
+    counterparty_account_id: str | None = None
+    ip: str | None = None
+    ip_country: str | None = None
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """The columns of the fields that are text, by field."""
+        named = {name: getattr(self, name) for name in _EVENT_FIELDS}
+        return {name: column for name, column in named.items() if column is not None}
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Every column that it reads, once."""
+        return tuple(dict.fromkeys((self.kind, self.time, *self.fields.values())))
+
+    def time_rule(self, payments: TimeRule) -> TimeRule:
+        """How its time is written: as that of the payments is, but for what it says itself."""
+        return TimeRule(
+            column=self.time, format=self.format or payments.format, zone=self.zone or payments.zone, origin=self.origin or payments.origin
+        )
+
+
+_EVENT_TOKENS = ("device_token", "email_token", "phone_token", "address_token")
+_EVENT_FIELDS = ("event_id", "account_id", "customer_id", *_EVENT_TOKENS, "counterparty_account_id", "ip", "ip_country")
+
+
 class Mapping(_Table, frozen=True, kw_only=True):
     """The whole mapping file. `fields` has a dotted name for what is inside the session or the fingerprint."""
 
@@ -168,6 +219,7 @@ class Mapping(_Table, frozen=True, kw_only=True):
     declined: DeclinedRule | None = None
     label: LabelRule | None = None
     accounts: AccountsRule | None = None
+    account_events: AccountEventsRule | None = None
     csv: CsvRule = CsvRule()
     ignore: tuple[str, ...] = ()
     row_id_prefix: str | None = None
@@ -255,7 +307,17 @@ def _faults_of_meaning(mapping: Mapping) -> list[str]:
     faults += [f"{field}: has its own table, it cannot be in [{sources[field][0]}]" for field in sources if field in BY_TABLE]
     faults += [f"tokens.{field}: cannot be a token" for field in mapping.tokens if field in _FIELDS and field not in TOKEN_KINDS]
     faults += [f"values.{field}: is not mapped in [fields]" for field in mapping.values if field not in mapping.fields]
-    return faults + _faults_of_time(mapping) + _faults_of_amounts(mapping) + _faults_of_csv(mapping.csv)
+    faults += _faults_of_time(mapping.time, "time") + _faults_of_amounts(mapping) + _faults_of_csv(mapping.csv)
+    return faults + (_faults_of_events(mapping.account_events, mapping.time) if mapping.account_events else [])
+
+
+def _faults_of_events(rule: AccountEventsRule, payments: TimeRule) -> list[str]:
+    """What is wrong with how a file of account events is said to be written."""
+    faults = [] if (rule.event_id is None) != (rule.row_id_prefix is None) else [f"[{_EVENTS}]: needs either event_id or row_id_prefix"]
+    kinds = set(AccountEventKind)
+    faults += [f"[{_EVENTS}]: kinds.{word}: {kind!r} is no kind of account event" for word, kind in rule.kinds.items() if kind not in kinds]
+    own = rule.format is not None or rule.zone is not None or rule.origin is not None
+    return faults + (_faults_of_time(rule.time_rule(payments), _EVENTS) if own else [])
 
 
 def _faults_of_csv(rule: CsvRule) -> list[str]:
@@ -281,24 +343,24 @@ def _faults_of_amounts(mapping: Mapping) -> list[str]:
     return faults
 
 
-def _faults_of_time(mapping: Mapping) -> list[str]:
+def _faults_of_time(rule: TimeRule, table: str) -> list[str]:
     """What is wrong with the time's columns, format and zone."""
-    rule, faults = mapping.time, []
+    faults = []
     if (rule.column is None) == (not rule.columns):
-        faults.append("[time]: needs either column or columns")
+        faults.append(f"[{table}]: needs either column or columns")
     if rule.zone is not None:
         try:
             ZoneInfo(rule.zone)
         except (KeyError, ValueError, OSError):
-            faults.append(f"[time]: unknown zone {rule.zone!r}")
+            faults.append(f"[{table}]: unknown zone {rule.zone!r}")
     if rule.format.startswith("offset_") and rule.origin is None:
-        faults.append(f"[time]: format {rule.format} needs an origin")
+        faults.append(f"[{table}]: format {rule.format} needs an origin")
     if rule.origin is not None and not _is_iso(rule.origin):
-        faults.append(f"[time]: origin {rule.origin!r} is not a time of format iso8601")
+        faults.append(f"[{table}]: origin {rule.origin!r} is not a time of format iso8601")
     if "%" not in rule.format and rule.format not in ("iso8601", "epoch_s", "epoch_ms", "offset_s", "offset_h"):
-        faults.append(f"[time]: unknown format {rule.format!r}")
+        faults.append(f"[{table}]: unknown format {rule.format!r}")
     if "%" in rule.format and "%z" not in rule.format and rule.zone is None:
-        faults.append(f"[time]: format {rule.format!r} has no zone in it, so `zone` is needed")
+        faults.append(f"[{table}]: format {rule.format!r} has no zone in it, so `zone` is needed")
     return faults
 
 
@@ -318,12 +380,6 @@ def column_faults(mapping: Mapping, columns: Sequence[str]) -> list[str]:
         unknown = [name for name in columns if name not in mapping.columns and name not in mapping.ignore]
         faults += [f"column {name!r} is neither mapped nor in `ignore`" for name in unknown]
     return faults
-
-
-def _checked_columns(mapping: Mapping, path: Path, columns: Sequence[str]) -> None:
-    faults = column_faults(mapping, columns)
-    if faults:
-        raise SettingsError(f"{path} does not fit its mapping:\n" + "\n".join(f"- {fault}" for fault in faults))
 
 
 # From cells to fields.
@@ -593,14 +649,71 @@ def is_parquet(path: Path) -> bool:
 
 def rows_in(path: Path, mapping: Mapping, key: TokenKey, *, now_ms: int, future_ms_max: int = 300_000) -> Iterator[Row]:
     """The file's rows in order, with bounded memory. SettingsError if the file does not fit the mapping or cannot be read."""
-    try:
-        parquet = is_parquet(path)
-    except OSError as error:
-        raise SettingsError(f"{path}: {error}") from None
-    read = _parquet_cells if parquet else _csv_cells
-    columns, cells = read(path, mapping)
+    columns, cells = _cells_in(path, mapping.csv, mapping.columns, lambda names: column_faults(mapping, names))
     reader = RowReader(mapping, columns, key, now_ms, future_ms_max)
     return (Row(number, row, None, False) if isinstance(row, InvalidRecord) else reader.row(number, row) for number, row in enumerate(cells, 1))
+
+
+class EventRow(NamedTuple):
+    """One row of a file of account events: its number (from 1), and the event or why it is none."""
+
+    number: int
+    content: AccountEvent | InvalidRecord
+
+
+def events_in(path: Path, mapping: Mapping, key: TokenKey, *, now_ms: int, future_ms_max: int = 300_000) -> Iterator[EventRow]:
+    """The account events in a file (CSV or Parquet), in its order, with bounded memory.
+
+    SettingsError if the mapping has no [account_events], or the file has not the columns that it names, or cannot be read.
+    """
+    rule = mapping.account_events
+    if rule is None:
+        raise SettingsError(f"the mapping has no [{_EVENTS}], which a file of account events needs")
+    columns, cells = _cells_in(path, mapping.csv, rule.columns, lambda names: _missing(rule.columns, names))
+    reader = EventReader(mapping, rule, columns, key, now_ms + future_ms_max)
+    return (EventRow(number, row if isinstance(row, InvalidRecord) else reader.event(number, row)) for number, row in enumerate(cells, 1))
+
+
+def _missing(wanted: Sequence[str], names: Sequence[str]) -> list[str]:
+    return [f"column {name!r}, which [{_EVENTS}] names, is not in the file" for name in wanted if name not in names]
+
+
+class EventReader:
+    """The rule of account events made ready for a file's columns and one key: turns a row of cells into an AccountEvent."""
+
+    def __init__(self, mapping: Mapping, rule: AccountEventsRule, columns: Sequence[str], key: TokenKey, at_ms_max: int) -> None:
+        self._rule, self._time, self._at_ms_max = rule, rule.time_rule(mapping.time), at_ms_max
+        self._at = {name: columns.index(name) for name in rule.columns}
+        raw = {field for field in rule.fields if field in mapping.tokens or (field in _EVENT_TOKENS and field not in mapping.fields)}
+        self._fields = [(field, self._at[column], TOKEN_KINDS.get(field) if field in raw else None) for field, column in rule.fields.items()]
+        self._token = functools.lru_cache(maxsize=200_000)(lambda kind, value: keyed_token(key.key, key.key_id, kind, value))
+
+    def event(self, number: int, cells: Cells) -> AccountEvent | InvalidRecord:
+        """The event of the row with this number, or what is wrong with it."""
+        try:
+            return self._event(number, cells)
+        except InvalidRecord as fault:
+            return fault
+
+    def _event(self, number: int, cells: Cells) -> AccountEvent:
+        values: dict[str, Any] = {"kind": self._kind(cells[self._at[self._rule.kind]])}
+        for field, at, token in self._fields:
+            text = as_text(cells[at])
+            if text is not None:
+                values[field] = self._token(token, text) if token else text.upper() if field in _UPPER else text
+        if self._rule.row_id_prefix is not None:
+            values["event_id"] = f"{self._rule.row_id_prefix}{number}"
+        values["at_ms"] = moment_ms(cells[self._at[self._rule.time]], self._time)
+        if values["at_ms"] > self._at_ms_max:
+            raise InvalidRecord("at_ms", "is in the future", code="time_in_future")
+        return checked(lambda: msgspec.convert(values, AccountEvent))
+
+    def _kind(self, cell: Any) -> str:
+        """The kind by the rule's words; a word that it does not name must be a kind itself."""
+        text = as_text(cell)
+        if text is None:
+            raise InvalidRecord("kind", "is empty", code="missing_field")
+        return self._rule.kinds.get(text, text)
 
 
 def accounts_in(path: Path, mapping: Mapping, key: TokenKey, as_of_ms: int) -> Iterator[AccountState]:
@@ -634,25 +747,40 @@ def rows_count(path: Path, mapping: Mapping) -> int:
     if is_parquet(path):
         count: int = pq.read_metadata(path).num_rows
         return count
-    return sum(1 for _ in _csv_cells(path, mapping)[1])
+    return sum(1 for _ in _cells_in(path, mapping.csv, mapping.columns, lambda names: column_faults(mapping, names))[1])
 
 
-def _csv_cells(path: Path, mapping: Mapping) -> tuple[list[str], Iterator[Cells | InvalidRecord]]:
-    """The header, and each record's cells or what is wrong with it; blank lines are no records."""
+def _cells_in(
+    path: Path, rule: CsvRule, wanted: Sequence[str], faults: Callable[[Sequence[str]], list[str]]
+) -> tuple[list[str], Iterator[Cells | InvalidRecord]]:
+    """Columns of a file (of Parquet only the wanted ones) and each row's cells. SettingsError names what `faults` says of all its columns."""
     try:
-        with _csv_file(path, mapping.csv) as file:
-            header = [name.strip() for name in next(filter(None, _csv_reader(file, mapping.csv)), [])]
+        names = _parquet_names(path) if is_parquet(path) else _csv_names(path, rule)
+    except OSError as error:
+        raise SettingsError(f"{path}: {error}") from None
+    if found := faults(names):
+        raise SettingsError(f"{path} does not fit its mapping:\n" + "\n".join(f"- {fault}" for fault in found))
+    if not is_parquet(path):
+        return names, _csv_cells(path, rule, len(names))
+    read = [name for name in names if name in wanted]
+    return read, _parquet_cells(path, read)
+
+
+def _csv_names(path: Path, rule: CsvRule) -> list[str]:
+    """The header."""
+    try:
+        with _csv_file(path, rule) as file:
+            return [name.strip() for name in next(filter(None, _csv_reader(file, rule)), [])]
     except (csv.Error, UnicodeError) as error:
-        raise SettingsError(f"{path}: its header is not CSV in the encoding {mapping.csv.encoding!r}: {error}") from None
-    _checked_columns(mapping, path, header)
+        raise SettingsError(f"{path}: its header is not CSV in the encoding {rule.encoding!r}: {error}") from None
 
-    def cells() -> Iterator[Cells | InvalidRecord]:
-        with _csv_file(path, mapping.csv) as file:
-            records = _csv_reader(file, mapping.csv)
-            next(filter(None, records), None)
-            yield from _sound_records(records, len(header))
 
-    return header, cells()
+def _csv_cells(path: Path, rule: CsvRule, width: int) -> Iterator[Cells | InvalidRecord]:
+    """Each record's cells or what is wrong with it; blank lines are no records."""
+    with _csv_file(path, rule) as file:
+        records = _csv_reader(file, rule)
+        next(filter(None, records), None)
+        yield from _sound_records(records, width)
 
 
 def _csv_file(path: Path, rule: CsvRule) -> TextIO:
@@ -689,21 +817,19 @@ def _sound_record(record: list[str], width: int) -> Cells | InvalidRecord:
     return record
 
 
-def _parquet_cells(path: Path, mapping: Mapping) -> tuple[list[str], Iterator[Cells | InvalidRecord]]:
-    """The columns that the mapping reads, and each row's cells."""
+def _parquet_names(path: Path) -> list[str]:
     try:
-        names = pq.read_schema(path).names
+        names: list[str] = pq.read_schema(path).names
     except pa.ArrowException as error:
         raise SettingsError(f"{path}: {error}") from None
-    _checked_columns(mapping, path, names)
-    wanted = [name for name in names if name in mapping.columns]
+    return names
 
-    def cells() -> Iterator[Cells | InvalidRecord]:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=wanted):
-                yield from zip(*(_values(batch.column(name)) for name in wanted), strict=True)
 
-    return wanted, cells()
+def _parquet_cells(path: Path, columns: Sequence[str]) -> Iterator[Cells]:
+    """Each row's cells in these columns."""
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(columns)):
+            yield from zip(*(_values(batch.column(name)) for name in columns), strict=True)
 
 
 def _values(column: pa.Array) -> list[Any]:

@@ -3,6 +3,11 @@
 How a row finds its answer: a decision ends with the bytes of the transaction that it decided, and a dead letter carries the bytes
 that could not be applied; so the row's own bytes are looked for, under the row's account. A row that was decided before (in an
 earlier run, or further up in the file) gets no second decision: when nothing comes any more, the decisions of old are searched.
+
+Accounts (`--accounts`) and account events (`--events`) come before the payments that must know them. The accounts go first of all.
+The events are put in order of time; before a batch of payments goes, all events up to the batch's latest moment are sent, and the
+batch waits until the score app has acknowledged them (for at most FOLLOWED_S: then it goes on, and says so). An event may thus be
+remembered before a payment that happened earlier; that changes nothing, as the windows of features are of event time.
 """
 
 from __future__ import annotations
@@ -16,8 +21,8 @@ import math
 import os
 import sys
 import time
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -28,28 +33,34 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from models.hold import Refusal, UnknownAccount
+from schemas.account import AccountState
 from schemas.avro import decode, encode
 from schemas.dead_letter import DeadLetter
 from schemas.decision import Decision
 from schemas.errors import InvalidRecord, LogUnavailable, SettingsError
 from schemas.identity import digest
 from schemas.label import Label
-from schemas.topics import DEAD_LETTERS, DECISIONS, LABELS, TRANSACTIONS
+from schemas.topics import ACCOUNT_EVENTS, ACCOUNTS, DEAD_LETTERS, DECISIONS, LABELS, TRANSACTIONS, Topic
 from streams.bus import end_offsets, read_topic
 from streams.check import agreed
 from streams.folder import Remembered, held_in, running_settings, with_kept_secrets
 from streams.lab import ensure_champion
-from streams.mapping import Mapping, Row, TokenKey, mapping_in, rows_count, rows_in
+from streams.mapping import EventRow, Mapping, Row, TokenKey, accounts_in, events_in, mapping_in, rows_count, rows_in
 from streams.settings import Settings, librdkafka
 from streams.stack import BrokerName, running, say_on_stderr
 
 FRAME = 5
 WINDOW, RECENT = 20_000, 50_000
 """Rows that are sent and not yet written, and answers that are kept for rows that repeat them, at most: what bounds the memory."""
+BATCH, BATCH_AFTER_EVENTS = 500, 2_000
+"""Rows that go at once; more where each batch waits for its account events, as the score app acknowledges once a second."""
+FOLLOWED_S, ACCOUNTS_S, ASKED_EVERY_S = 10.0, 45.0, 0.05
+BAD_EVENTS_SAID = 20
 SEARCH_AFTER_S = 3.0
 EMBEDDED_ROWS, EMBEDDED_ROWS_MAX = 5_000, 8_000
 """Up to how many rows an embedded broker is chosen, and how many it can keep (it forgets beyond 5 MB a partition)."""
 APPS = ("score", "hold", "ledger", "sar", "tally", "archive")
+SCORE, HOLD = APPS[:2]
 CONFLICT = "transaction_conflict"
 DECLINES = f"HOLDFAST_UNKNOWN_ACCOUNT={UnknownAccount.DECLINE}"
 HOLDS = f"HOLDFAST_UNKNOWN_ACCOUNT={UnknownAccount.HOLD}"
@@ -242,12 +253,37 @@ class Desk:
         return self.written
 
 
+class Happened(NamedTuple):
+    """An account event on its way: when it happened, and its record."""
+
+    at_ms: int
+    key: bytes
+    value: bytes
+
+
+def in_order(rows: Iterable[EventRow], say: Callable[[str], None]) -> list[Happened]:
+    """The events in order of time, those of the same millisecond as the file has them; bad rows are left out, and the first ones said."""
+    kept, bad = [], 0
+    for row in rows:
+        if isinstance(row.content, InvalidRecord):
+            bad += 1
+            if bad <= BAD_EVENTS_SAID:
+                say(f"account event in row {row.number}: {row.content.code}: {row.content.field}: {row.content.reason}")
+        else:
+            kept.append(Happened(row.content.at_ms, row.content.account_id.encode(), encode(row.content)))
+    if bad:
+        say(f"{bad} rows of the account events are bad and were left out")
+    return sorted(kept, key=lambda each: each.at_ms)
+
+
 class Line:
     """The way to the system and back: rows go to `transactions`; what is told of them is read from where the topics now end."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._failed: KafkaError | None = None
+        self._ends: dict[tuple[str, int], int] = {}
+        self._groups: dict[str, Any] = {}
         quiet = librdkafka(settings) | {"log_level": 0}  # what goes wrong is raised here, or seen by who waits for answers
         self._producer = Producer(
             quiet | {"acks": "all", "enable.idempotence": True, "partitioner": "murmur2_random", "linger.ms": 5, "delivery.timeout.ms": 120_000}
@@ -272,8 +308,26 @@ class Line:
             except BufferError:
                 self._producer.poll(0.1)
 
-    def _delivered(self, error: KafkaError | None, _: object) -> None:
+    def _delivered(self, error: KafkaError | None, message: Any) -> None:
         self._failed = error or self._failed
+        if error is None:
+            self._ends[message.topic(), message.partition()] = message.offset() + 1
+
+    def followed(self, app: str, topic: Topic, timeout_s: float = FOLLOWED_S) -> bool:
+        """Waits until an app has acknowledged all that was sent to a topic; False if it did not in time."""
+        self.flush()
+        deadline = time.monotonic() + timeout_s
+        while (behind := self._behind(app, topic)) and time.monotonic() < deadline:
+            time.sleep(ASKED_EVERY_S)
+        return not behind
+
+    def _behind(self, app: str, topic: Topic) -> bool:
+        """Whether the app's group has yet to acknowledge a record that was sent."""
+        ends = {partition: end for (name, partition), end in self._ends.items() if name == topic.name}
+        if app not in self._groups:
+            self._groups[app] = Consumer(librdkafka(self._settings) | {"log_level": 0, "group.id": app, "enable.auto.commit": False})
+        places = [TopicPartition(topic.name, partition) for partition in ends]
+        return any(place.offset < ends[place.partition] for place in self._groups[app].committed(places, timeout=FOLLOWED_S)) if places else False
 
     def flush(self) -> None:
         """Returns when all that was sent has arrived. LogUnavailable if some did not."""
@@ -300,20 +354,34 @@ class Line:
 
     def close(self) -> None:
         """Lets go."""
-        self._consumer.close()
+        for consumer in (self._consumer, *self._groups.values()):
+            consumer.close()
 
 
 class Replay:
     """One file on its way through. `run` returns when each row has its answer, or when none came for `wait_s`."""
 
-    def __init__(self, rows: Iterator[Row], desk: Desk, line: Line, rate: float | None, wait_s: float, said: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        rows: Iterator[Row],
+        desk: Desk,
+        line: Line,
+        rate: float | None,
+        wait_s: float,
+        said: Callable[[int], None],
+        events: Iterable[Happened] = (),
+    ) -> None:
         self.sent = 0
+        self.events = 0
+        self.unfollowed = 0
         self.labels: list[tuple[int, Label]] = []
         self.unlearned = 0
         self._rows, self._desk, self._line = rows, desk, line
         self._rate, self._wait_s, self._said = rate, wait_s, said
         self._began = self._heard = self._searched = time.monotonic()
         self._more = True
+        self._events = deque(events)
+        self._batch = BATCH_AFTER_EVENTS if self._events else BATCH
         self._now_ms = time.time_ns() // 1_000_000
 
     def run(self) -> None:
@@ -324,6 +392,7 @@ class Replay:
             self._said(self._desk.write())
             if self._desk.waiting and not (self._more and self._has_room()):
                 self._look_back()
+        self._send_events(math.inf)
         self._line.flush()
         self._said(self._desk.write())
 
@@ -333,8 +402,8 @@ class Replay:
     def _allowed(self) -> int:
         """Rows that may go now: a batch, or what the rate allows."""
         if self._rate is None:
-            return 500
-        return max(0, min(500, int((time.monotonic() - self._began) * self._rate) - self.sent))
+            return self._batch
+        return max(0, min(self._batch, int((time.monotonic() - self._began) * self._rate) - self.sent))
 
     def _send_some(self) -> None:
         if not (self._more and self._has_room()):
@@ -343,8 +412,20 @@ class Replay:
         rows = list(itertools.islice(self._rows, allowed))
         self._more = len(rows) == allowed
         self.sent += len(rows)
+        times = [row.content.at_ms for row in rows if not isinstance(row.content, InvalidRecord)]
+        if times and self._send_events(max(times)) and not self._line.followed(SCORE, ACCOUNT_EVENTS):
+            self.unfollowed += 1
         for row in rows:
             self._send(row)
+
+    def _send_events(self, until_ms: float) -> int:
+        """Sends the account events up to a moment; returns how many."""
+        before = self.events
+        while self._events and self._events[0].at_ms <= until_ms:
+            event = self._events.popleft()
+            self._line.send(ACCOUNT_EVENTS.name, event.key, event.value)
+            self.events += 1
+        return self.events - before
 
     def _send(self, row: Row) -> None:
         if isinstance(row.content, InvalidRecord):
@@ -398,6 +479,8 @@ def _parser(settings: Settings) -> argparse.ArgumentParser:
     parser.add_argument("file", type=Path, help="CSV or Parquet")
     parser.add_argument("--map", type=Path, required=True, help="the mapping file (TOML): which column is which field")
     parser.add_argument("--out", type=Path, help="where the decision rows go, .csv or .parquet (default: <file>.decisions.csv here)")
+    parser.add_argument("--accounts", type=Path, help="a file of accounts, read by the mapping's [accounts]: they are told first")
+    parser.add_argument("--events", type=Path, help=f"a file of account events, read by the mapping's [{ACCOUNT_EVENTS.name}], merged by time")
     by_default = f"as before in its folder; in a new one embedded up to {EMBEDDED_ROWS} rows"
     parser.add_argument("--kafka", choices=("real", "embedded"), help=f"where a system must be started (default: {by_default})")
     parser.add_argument("--data", type=Path, default=settings.data_dir, metavar="DIR", help="folder of the system (default %(default)s)")
@@ -417,6 +500,7 @@ def replay(argv: list[str], settings: Settings) -> int:
     out = args.out or Path(f"{args.file.stem}.decisions.csv")
     rows_in(args.file, mapping, TokenKey(b"", ""), now_ms=0)  # a file that does not fit is said before anything is started
     total = rows_count(args.file, mapping)
+    _check_beside(args, mapping)
     there = _reached(settings, mapping)
     results = results_in(out)
     if there is not None:
@@ -440,6 +524,14 @@ def _check_bounds(args: Any) -> None:
         raise SettingsError(f"--wait: {args.wait:g} is not a number of seconds from 0 on")
 
 
+def _check_beside(args: Any, mapping: Mapping) -> None:
+    """SettingsError if the file of accounts or of account events does not fit: said before anything is started."""
+    if args.events is not None:
+        events_in(args.events, mapping, TokenKey(b"", ""), now_ms=0)
+    if args.accounts is not None:
+        next(accounts_in(args.accounts, mapping, TokenKey(b"", ""), 0), None)
+
+
 def forewarned(there: Settings) -> list[str]:
     """What to know of the system that is there before a file is sent through it."""
     if UnknownAccount(there.unknown_account) is UnknownAccount.HOLD:
@@ -458,6 +550,10 @@ def summary(figures: dict[str, Any], out: Path) -> list[str]:
     sent, unlearned = figures["labels_sent"], figures["labels_not_yet_learned"]
     if sent or unlearned:
         lines.append(f"  {sent} labels sent" + (f"; {unlearned} not, because they are learned only after now" if unlearned else ""))
+    if told := figures["accounts_sent"] or figures["account_events_sent"]:
+        lines.append(f"  {figures['accounts_sent']} accounts and {figures['account_events_sent']} account events sent")
+    if told and figures["batches_not_awaited"]:
+        lines.append(f"  {figures['batches_not_awaited']} batches went before the score app had acknowledged their account events")
     return lines
 
 
@@ -505,11 +601,14 @@ def _replayed(settings: Settings, args: Any, mapping: Mapping, results: Results,
     """Sends the file through the system of these settings; returns the figures of the run."""
     key = TokenKey(settings.token_key.encode(), settings.token_key_id)
     rows = rows_in(args.file, mapping, key, now_ms=time.time_ns() // 1_000_000, future_ms_max=settings.future_ms_max)
+    events = in_order(_events(args, mapping, key, settings), say_on_stderr)
     began = time.monotonic()
     try:
         with contextlib.closing(Line(settings)) as line, _progress(total) as said:
             desk = Desk(results)
-            run = Replay(rows, desk, line, args.rate, args.wait, said)
+            first, rows = _peeked(rows)
+            accounts = tell_accounts(line, accounts_in(args.accounts, mapping, key, first)) if args.accounts else 0
+            run = Replay(rows, desk, line, args.rate, args.wait, said, events)
             run.run()
             seconds = time.monotonic() - began
             labels = 0 if args.no_labels else run.send_labels()
@@ -526,7 +625,34 @@ def _replayed(settings: Settings, args: Any, mapping: Mapping, results: Results,
         "rows_per_s": round(desk.written / max(seconds, 1e-9)),
         "labels_sent": labels,
         "labels_not_yet_learned": run.unlearned,
+        "accounts_sent": accounts,
+        "account_events_sent": run.events,
+        "batches_not_awaited": run.unfollowed,
     }
+
+
+def _events(args: Any, mapping: Mapping, key: TokenKey, settings: Settings) -> Iterable[EventRow]:
+    if args.events is None:
+        return ()
+    return events_in(args.events, mapping, key, now_ms=time.time_ns() // 1_000_000, future_ms_max=settings.future_ms_max)
+
+
+def _peeked(rows: Iterator[Row]) -> tuple[int, Iterator[Row]]:
+    """The moment of the first good row within a batch, as of which the accounts are told (0 if there is none), and the rows."""
+    seen = list(itertools.islice(rows, BATCH))
+    times = [row.content.at_ms for row in seen if not isinstance(row.content, InvalidRecord)]
+    return min(times, default=0), itertools.chain(seen, rows)
+
+
+def tell_accounts(line: Line, accounts: Iterable[AccountState]) -> int:
+    """Tells the bank's accounts, and waits until the hold app knows them; returns how many. LogUnavailable if it does not come to know them."""
+    told = 0
+    for state in accounts:
+        line.send(ACCOUNTS.name, state.account_id.encode(), encode(state))
+        told += 1
+    if not line.followed(HOLD, ACCOUNTS, ACCOUNTS_S):
+        raise LogUnavailable(f"the {HOLD} app did not acknowledge {told} accounts within {ACCOUNTS_S:.0f} s")
+    return told
 
 
 @contextlib.contextmanager

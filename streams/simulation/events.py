@@ -12,6 +12,7 @@ from streams.simulation.world import (
     CITY_COUNTRY,
     CITY_PLACE,
     COUNTER_MCC,
+    COUNTRIES,
     TERMINALS,
     Flags,
     Floats,
@@ -38,9 +39,15 @@ EVENT = np.dtype(
         ("city", "i2"),  # where the terminal is; -1 at a distance or none
         ("terminal", "i4"),  # -1 none
         ("place", "f4", 2),  # degrees of the terminal; nan: none
+        ("country", "i1"),  # of terminal or merchant; -1 none
         ("device", "i8"),  # -1 none
+        ("looks", "i8"),  # the device whose fingerprint it shows; -1 not taken
+        ("zone", "i1"),  # country to which the device's clock is set
+        ("tongue", "i1"),  # country whose language the device speaks
+        ("emulator", "?"),
         ("ip", "i8"),  # -1 none
         ("ip_country", "i1"),
+        ("proxy", "?"),
         ("counterparty", "i8"),  # number of an account elsewhere or here; -1 none
         ("entry", "i1"),
         ("cvv", "i1"),
@@ -50,28 +57,82 @@ EVENT = np.dtype(
         ("email", "i8"),
         ("declined", "?"),
         ("fraud", "i1"),  # 0 honest, else 1 + index of FRAUDS
+        ("attack", "i4"),  # number of the attack within its kind; -1 honest
         ("learned_ms", "i8"),  # offset; -1 never
     ]
 )
 Events = NDArray[np.void]
 UNKNOWN = (
-    *("category", "merchant", "city", "terminal", "device", "ip", "ip_country"),
-    *("counterparty", "entry", "cvv", "avs", "three_ds", "email", "learned_ms"),
+    *("category", "merchant", "city", "terminal", "country", "device", "looks", "zone", "tongue", "ip", "ip_country"),
+    *("counterparty", "entry", "cvv", "avs", "three_ds", "email", "attack", "learned_ms"),
 )
 CASH_MACHINE, COUNTER = -2, -3
+CASH_TERMINALS = 1 << 29  # terminal numbers from here are cash machines and counters
+SLOTS = 4  # device numbers are four times the customer's, and what it is: phone, next phone, computer, -
+COMPUTER = 2
+FAMILY_DEVICES, THROWN_DEVICES = 1 << 38, 1 << 39  # tablets by household; devices that are seen once
 FOREIGN_DEVICES = 1 << 40  # device numbers from here belong to fraudsters
-FOREIGN_IPS = 1 << 30
+HOME_IPS, MOBILE_IPS, OFFICE_IPS, HOTEL_IPS, RENTED_IPS, FOREIGN_IPS = 0, 1 << 26, 1 << 27, 3 << 26, 1 << 28, 1 << 30
 OUTSIDE_ACCOUNTS = 1 << 40  # account numbers from here are at other banks
+
+
+def _nothing() -> Events:
+    nothing = np.zeros(1, EVENT)
+    for name in UNKNOWN:
+        nothing[name] = -1
+    nothing["place"] = np.nan
+    nothing["session"] = np.nan
+    return nothing
+
+
+_NOTHING = _nothing()
 
 
 def empty(count: int) -> Events:
     """So many rows with nothing in them."""
-    events = np.zeros(count, EVENT)
-    for name in UNKNOWN:
-        events[name] = -1
-    events["place"] = np.nan
-    events["session"] = np.nan
-    return events
+    return np.repeat(_NOTHING, count)
+
+
+class Gathered:
+    """Rows that come piece by piece and lie in one place: each further copy of a long history would cost as much as making it."""
+
+    def __init__(self, room: int) -> None:
+        self._kept, self._count = np.empty(room, EVENT), 0
+
+    def add(self, rows: Events) -> None:
+        """Puts them after what is there."""
+        until = self._count + len(rows)
+        if until > len(self._kept):
+            self._kept = np.concatenate([self.all, np.empty(until, EVENT)])
+        self._kept[self._count : until] = rows
+        self._count = until
+
+    @property
+    def all(self) -> Events:
+        """What is there now."""
+        return self._kept[: self._count]
+
+
+def email_of(world: World, customer: Ints, at_ms: Ints) -> Ints:
+    """The number of the customer's e-mail address at a moment; a few couples have one together, and half of the made-up people of a group."""
+    ring = world.c_ring[customer]
+    people = np.where(customer % 19 < 2, world.customers + world.c_household[customer], customer)
+    people = np.where((ring >= 0) & (customer % 2 == 0), 2 * world.customers + ring, people)
+    return people * 2 + (at_ms >= world.c_new_email_ms[customer])
+
+
+def phone_of(world: World, customer: Ints, at_ms: Ints) -> Ints:
+    """The number of the customer's line at a moment: a household's, for every third its own; made-up people have one for four."""
+    people = np.where(customer % 3 == 0, customer, world.customers + world.c_household[customer])
+    people = np.where(world.c_ring[customer] >= 0, 2 * world.customers + world.c_ring[customer], people)
+    return people * 2 + (at_ms >= world.c_new_number_ms[customer])
+
+
+def address_of(world: World, customer: Ints, at_ms: Ints) -> Ints:
+    """The number of the house where the customer lives at a moment; made-up people live in one house, four by four."""
+    house = np.where(world.c_ring[customer] >= 0, world.customers + world.c_ring[customer], world.c_household[customer])
+    moved = at_ms >= world.c_moved_ms[customer]
+    return np.where(moved, 2 * world.customers + customer, house)
 
 
 def mcc_of(category: int) -> str:
@@ -94,7 +155,7 @@ def at_home(world: World, customer: Ints, at_ms: Ints) -> Ints:
 
 def own_device(world: World, customer: Ints, at_ms: Ints) -> Ints:
     """The number of the customer's phone at a moment."""
-    return customer * 2 + (at_ms >= world.c_new_phone_ms[customer])
+    return customer * SLOTS + (at_ms >= world.c_new_phone_ms[customer])
 
 
 def choose_shops(rng: np.random.Generator, world: World, customer: Ints, city: Ints, remote: Flags) -> Ints:
@@ -140,6 +201,8 @@ def _in_person(rng: np.random.Generator, world: World, events: Events, which: Fl
     swiped = ~tapped & (rng.random(len(rows)) < np.where(CITY_COUNTRY[where] == 6, 0.05, 0.004))
     events["kind"][rows] = np.where(tapped, KIND["contactless"], KIND["card_present"])
     events["entry"][rows] = np.where(tapped, ENTRY["contactless"], np.where(swiped, ENTRY["magstripe"], ENTRY["chip"]))
+    fails = swiped & (rng.random(len(rows)) < 0.15)  # the chip is worn
+    events["entry"][rows[fails]] = ENTRY["fallback"]
     set_place(rng, events, rows, where)
     events["terminal"][rows] = merchant * TERMINALS + rng.integers(0, TERMINALS, len(rows))
 
@@ -147,6 +210,7 @@ def _in_person(rng: np.random.Generator, world: World, events: Events, which: Fl
 def set_place(rng: np.random.Generator, events: Events, rows: Ints, city: Ints) -> None:
     """Puts these rows somewhere in these cities."""
     events["city"][rows] = city
+    events["country"][rows] = CITY_COUNTRY[city]
     events["place"][rows] = CITY_PLACE[city] + rng.normal(0.0, 0.05, (len(rows), 2))
 
 
@@ -158,28 +222,74 @@ def _at_a_distance(rng: np.random.Generator, world: World, events: Events, which
     recurring = draw < _RECURRING[category]
     moto = ~recurring & (draw < _RECURRING[category] + _MOTO[category])
     typed = ~recurring & ~moto
+    events["country"][rows] = world.m_country[events["merchant"][rows]]
     events["kind"][rows] = np.select([recurring, moto], [KIND["recurring"], KIND["moto"]], KIND["ecommerce"])
     events["entry"][rows] = np.select([recurring, moto], [ENTRY["credential_on_file"], ENTRY["manual"]], ENTRY["ecommerce"])
     set_session(rng, world, events, rows[typed])
-    checked = rows[~recurring]
-    slip = rng.random(len(checked))
-    events["cvv"][checked] = np.where(slip < 0.012, RESULT["no_match"], RESULT["match"])
-    address = [RESULT[word] for word in ("match", "partial", "no_match", "unavailable")]
-    events["avs"][checked] = rng.choice(address, len(checked), p=(0.80, 0.10, 0.03, 0.07))
-    events["three_ds"][rows[typed]] = rng.choice([RESULT["match"], RESULT["not_checked"], RESULT["no_match"]], int(typed.sum()), p=(0.62, 0.37, 0.01))
-    events["declined"][checked] |= slip < 0.012
+    set_checks(rng, events, rows[~recurring])
+    events["three_ds"][rows[moto]] = -1
+
+
+_CHECKED = np.array([RESULT[word] for word in ("match", "partial", "no_match", "unavailable")], dtype=np.int8)
+_AUTHENTICATED = np.array([RESULT[word] for word in ("match", "not_checked", "no_match")], dtype=np.int8)
+
+
+def set_checks(rng: np.random.Generator, events: Events, rows: Ints) -> None:
+    """The honest's checks: one in forty mistypes the CVV, many give another address than the bank's, and much is not authenticated."""
+    slip = rng.random(len(rows))
+    events["cvv"][rows] = np.where(slip < 0.025, RESULT["no_match"], RESULT["match"])
+    events["avs"][rows] = _CHECKED[np.searchsorted([0.72, 0.85, 0.93], rng.random(len(rows)))]
+    events["three_ds"][rows] = _AUTHENTICATED[np.searchsorted([0.50, 0.98], rng.random(len(rows)))]
+    events["declined"][rows] |= slip < 0.02
 
 
 def set_session(rng: np.random.Generator, world: World, events: Events, rows: Ints) -> None:
-    """The customer at the own device: phone, address (a few behind a foreign proxy) and typing (a tenth without measurements)."""
+    """The customer at a device: which one, what it shows of itself, from where, and how it is typed (a quarter without measurements)."""
     customer, at_ms = events["customer"][rows].astype(np.int64), events["at_ms"][rows]
-    events["device"][rows] = own_device(world, customer, at_ms)
-    mobile = rng.random(len(rows)) < 0.4
-    events["ip"][rows] = customer * 2 + mobile
     here = CITY_COUNTRY[at_home(world, customer, at_ms)]
-    proxy = rng.random(len(rows)) < 0.015
-    events["ip_country"][rows] = np.where(proxy, rng.integers(0, CITY_COUNTRY.max() + 1, len(rows)), here)
-    typing = np.exp(np.log(world.c_typing[customer]) + rng.normal(0.0, [0.10, 0.14, 0.22], (len(rows), 3)))
-    age = np.exp(rng.normal(np.log(240.0), 0.9, len(rows)))
-    measured = rng.random(len(rows)) < 0.9
-    events["session"][rows] = np.where(measured[:, None], np.column_stack([typing, age]), np.nan)
+    device, looks, slot = _device_of(rng, world, customer, at_ms)
+    events["device"][rows] = device
+    events["looks"][rows] = np.where(rng.random(len(rows)) < 0.93, looks, -1)
+    events["zone"][rows], events["tongue"][rows] = here, world.c_tongue[customer]
+    events["emulator"][rows] = rng.random(len(rows)) < 0.004
+    _set_address(rng, world, events, rows, here)
+    measured = rng.random(len(rows)) < 0.75
+    typing = np.log(world.c_typing[customer, slot]) + rng.standard_normal((len(rows), 3)) * [0.15, 0.20, 0.28]
+    age = np.log(240.0) + 0.9 * rng.standard_normal(len(rows))
+    events["session"][rows] = np.where(measured[:, None], np.exp(np.column_stack([typing, age])), np.nan)
+
+
+def _device_of(rng: np.random.Generator, world: World, customer: Ints, at_ms: Ints) -> tuple[Ints, Ints, Ints]:
+    """Each session's device, the device that it looks like, and the slot of typing: phone, computer, the family's tablet, or one seen only now.
+
+    A private window is a new device that looks like the old one; somebody else's computer is new in both.
+    """
+    count = len(customer)
+    draw, other = rng.random(count), rng.random(count)
+    phone = own_device(world, customer, at_ms)
+    slot = phone - customer * SLOTS
+    computer = draw < world.c_computer[customer]
+    family = world.c_tablet[customer] & (other < 0.12)
+    thrown = 1.0 - other < world.c_thrown[customer]
+    looks = np.where(computer, customer * SLOTS + COMPUTER, phone)
+    looks = np.where(family, FAMILY_DEVICES + world.c_household[customer] * SLOTS, looks)
+    device = np.where(thrown, THROWN_DEVICES + rng.integers(0, 1 << 36, count), looks)
+    looks = np.where(thrown & (world.c_thrown[customer] < 0.1), device, looks)
+    return device, looks, np.where(computer | family | thrown, COMPUTER, slot)
+
+
+def _set_address(rng: np.random.Generator, world: World, events: Events, rows: Ints, here: Ints) -> None:
+    """At home, on the move (thousands share an address), behind the employer's proxy (which may be abroad) or a rented one."""
+    customer, count = events["customer"][rows].astype(np.int64), len(rows)
+    draw = rng.random(count)
+    office = draw < world.c_office[customer]
+    rented = 1.0 - draw < world.c_vpn[customer]
+    mobile = rng.random(count) < 0.4
+    employer = world.c_employer[customer]
+    ip = np.where(mobile, MOBILE_IPS + here * 4096 + customer % 300, HOME_IPS + world.c_household[customer])
+    ip = np.where(here != CITY_COUNTRY[world.c_city[customer]], HOTEL_IPS + here * 4096 + rng.integers(0, 900, count), ip)
+    ip = np.select([office, rented], [OFFICE_IPS + employer, RENTED_IPS + rng.integers(0, 700, count)], ip)
+    elsewhere = np.where(office, np.where(employer % 4 == 0, employer % len(COUNTRIES), here), rng.integers(0, len(COUNTRIES), count))
+    events["ip"][rows] = ip
+    events["ip_country"][rows] = np.where(office | rented, elsewhere, here)
+    events["proxy"][rows] = (office & (employer % 2 == 0)) | (rented & (rng.random(count) < 0.8))

@@ -110,26 +110,42 @@ class World:
 
     m_category: Ints
     m_city: Ints  # -1: sells at a distance
+    m_country: Ints  # where it is at home, also if it sells at a distance
     m_order: Ints  # physical merchants sorted by city, then remote ones
     m_weight: Floats  # cumulated popularity along m_order
     m_bounds: Floats  # (city, 2): the stretch of m_weight that is a city's; the last row is the remote ones'
     c_city: Ints
     c_place: Floats  # (customer, 2): home, degrees
     c_payments_a_day: Floats
+    c_logins_a_day: Floats
     c_level: Floats  # log of the customer's price level
     c_remote: Floats  # share of payments made at a distance
     c_tap: Floats
     c_shift_h: Floats  # early bird or night owl
     c_salary: Floats
+    c_payday: Ints
     c_physical: Ints
     c_remote_shops: Ints
-    c_typing: Floats  # (customer, 3): own dwell ms, flight ms, pointer px/s
+    c_typing: Floats  # (customer, slot, 3): dwell ms, flight ms, pointer px/s on the phone, the next phone, the computer
+    c_tongue: Ints  # the country whose language the devices speak: not always that of the home
+    c_computer: Floats  # share of sessions at the computer
+    c_thrown: Floats  # share of sessions on devices that are never seen again: private windows, other people's computers
+    c_vpn: Floats  # share of sessions behind a rented proxy
+    c_office: Floats  # share of sessions behind the employer's proxy
     c_new_phone_ms: Ints  # offset at which the device changes; beyond the end: never
+    c_new_email_ms: Ints
+    c_new_number_ms: Ints
+    c_moved_ms: Ints
     c_trip: Ints  # (customer, 2): offsets of a trip's start and end; beyond the end: never
     c_trip_city: Ints
     c_landlord: Ints
     c_employer: Ints
-    c_friends: Ints  # (customer, 3)
+    c_friends: Ints  # (customer, 3): of the same circle, so that money goes in circles among the honest too
+    c_household: Ints  # people who live together: one address, one line, often one tablet
+    c_tablet: Flags  # whether the household has a tablet that all use
+    c_freelance: Flags  # paid by many strangers
+    c_saver: Flags  # sends the salary on to another bank on the day it comes
+    c_age_days: Ints  # of the account, at the start
     c_ring: Ints  # -1: a real person; else the group of made-up identities that share attributes
 
     @property
@@ -156,6 +172,7 @@ def _merchants(rng: np.random.Generator, count: int) -> dict[str, Any]:
     return {
         "m_category": category.astype(np.int64),
         "m_city": city.astype(np.int64),
+        "m_country": CITY_COUNTRY[np.where(city < 0, rng.choice(len(CITY_COUNTRY), count, p=homes / homes.sum()), city)],
         "m_order": order.astype(np.int64),
         "m_weight": weight,
         "m_bounds": np.stack([padded[first], padded[last]], axis=1),
@@ -172,45 +189,94 @@ def shop(rng: np.random.Generator, merchants: dict[str, Any] | World, city: Ints
     return found
 
 
+def _someday(rng: np.random.Generator, count: int, span_ms: int, share_in_90_days: float) -> Ints:
+    """The offset at which something happens to each of so many; beyond the end for those to whom it does not."""
+    chosen = rng.random(count) < min(0.9, share_in_90_days * span_ms / (90 * DAY_MS))
+    return np.where(chosen, (rng.random(count) * span_ms * 0.95).astype(np.int64), np.int64(span_ms * 4))
+
+
 def _customers(rng: np.random.Generator, count: int, span_ms: int) -> dict[str, Any]:
-    """Customers' homes, habits, incomes and the odd things that will happen to them."""
+    """Customers' homes, habits and incomes; one in thirty hardly uses the account."""
     homes = np.array([COUNTRIES[c].share / len(COUNTRIES[c].cities) for c in CITY_COUNTRY])
     city = rng.choice(len(CITY_COUNTRY), count, p=homes / homes.sum())
     salary = np.exp(rng.normal(np.log(2400.0), 0.45, count))
-    abroad = rng.integers(1, len(CITY_COUNTRY), count)
-    trip_start = (rng.random(count) * span_ms * 0.95).astype(np.int64)
-    trips = rng.random(count) < min(0.9, 0.22 * span_ms / (90 * DAY_MS))
-    never = np.int64(span_ms * 4)
-    start = np.where(trips, trip_start, never)
-    phones = rng.random(count) < min(0.9, 0.09 * span_ms / (90 * DAY_MS))
+    asleep = np.where(rng.random(count) < 0.033, 0.03, 1.0)
     return {
         "c_city": city.astype(np.int64),
         "c_place": CITY_PLACE[city] + rng.normal(0.0, 0.06, (count, 2)),
-        "c_payments_a_day": rng.gamma(2.2, 1.35 / 2.2, count),
+        "c_tongue": np.where(rng.random(count) < 0.14, rng.integers(0, len(COUNTRIES), count), CITY_COUNTRY[city]),
+        "c_payments_a_day": rng.gamma(2.2, 1.35 / 2.2, count) * asleep,
+        "c_logins_a_day": rng.gamma(0.9, 0.25 / 0.9, count) * asleep,
         "c_level": 0.35 * (np.log(salary) - np.log(2400.0)) + rng.normal(0.0, 0.22, count),
         "c_remote": rng.beta(2.0, 5.5, count),
         "c_tap": rng.beta(4.0, 1.8, count),
         "c_shift_h": rng.normal(0.0, 1.3, count),
         "c_salary": salary,
-        "c_typing": np.exp(rng.normal(np.log([95.0, 140.0, 620.0]), [0.18, 0.25, 0.30], (count, 3))),
-        "c_new_phone_ms": np.where(phones, (rng.random(count) * span_ms).astype(np.int64), never),
-        "c_trip": np.stack([start, start + rng.integers(2, 13, count) * DAY_MS], axis=1),
-        "c_trip_city": (city + abroad) % len(CITY_COUNTRY),
+        "c_payday": rng.choice([0, 14, 24, 26, 29], count),
         "c_landlord": rng.integers(0, max(1, count // 12), count),
         "c_employer": rng.integers(0, max(1, count // 25), count),
-        "c_friends": rng.integers(0, count, (count, 3)),
+        "c_freelance": rng.random(count) < 0.06,
+        "c_saver": rng.random(count) < 0.07,
+        "c_age_days": np.where(rng.random(count) < 0.06, rng.integers(2, 75, count), rng.integers(90, 6000, count)),
+        **_oddities(rng, city, span_ms),
+        **_devices(rng, count),
+    }
+
+
+def _oddities(rng: np.random.Generator, city: Ints, span_ms: int) -> dict[str, Any]:
+    """What happens to people: trips (near ones more often than far ones), a new phone, a new address."""
+    count = len(city)
+    near = np.where(rng.random(count) < 0.6, rng.integers(1, 12, count), rng.integers(1, len(CITY_COUNTRY), count))
+    start = _someday(rng, count, span_ms, 0.45)
+    return {
+        "c_trip": np.stack([start, start + rng.integers(1, 13, count) * DAY_MS], axis=1),
+        "c_trip_city": ((city + near) % len(CITY_COUNTRY)).astype(np.int64),
+        "c_new_phone_ms": _someday(rng, count, span_ms, 0.20),
+        "c_new_email_ms": _someday(rng, count, span_ms, 0.04),
+        "c_new_number_ms": _someday(rng, count, span_ms, 0.05),
+        "c_moved_ms": _someday(rng, count, span_ms, 0.05),
+    }
+
+
+def _devices(rng: np.random.Generator, count: int) -> dict[str, Any]:
+    """What people pay with, and how they type on it: on another device everybody is somebody else, a little."""
+    own = np.log([95.0, 140.0, 620.0]) + rng.normal(0.0, [0.18, 0.25, 0.30], (count, 1, 3))
+    by_slot = rng.normal(0.0, [0.16, 0.22, 0.30], (count, 3, 3)) + np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [-0.15, -0.2, 0.35]])
+    private = rng.random(count) < 0.05
+    return {
+        "c_typing": np.exp(own + by_slot),
+        "c_computer": np.where(rng.random(count) < 0.45, rng.beta(1.5, 3.0, count), 0.0),
+        "c_thrown": np.where(private, rng.uniform(0.3, 1.0, count), 0.02),
+        "c_vpn": np.where(rng.random(count) < 0.06, rng.uniform(0.2, 0.9, count), 0.008),
+        "c_office": np.where(rng.random(count) < 0.12, rng.uniform(0.1, 0.6, count), 0.0),
+    }
+
+
+def _together(rng: np.random.Generator, count: int) -> dict[str, Any]:
+    """Who lives with whom (one to four), and each one's three friends: neighbours in a circle of six."""
+    household = np.cumsum(rng.random(count) < 0.45)
+    people, circle = np.arange(count), np.arange(count) // 6 * 6
+    friends = circle[:, None] + (people[:, None] - circle[:, None] + np.array([1, 2, 5])) % 6
+    return {
+        "c_household": household,
+        "c_tablet": (rng.random(household[-1] + 1) < 0.3)[household],
+        "c_friends": np.where(friends < count, friends, rng.integers(0, count, (count, 3))),
     }
 
 
 def drawn(rng: np.random.Generator, customers: int, span_ms: int) -> World:
-    """A world of so many customers; one in fifty is a made-up identity that waits for its day."""
+    """A world of so many customers; one in fifty is a made-up identity, which lives quietly until its day comes."""
     merchants = _merchants(rng, max(len(CITY_COUNTRY) * 30, customers // 4))
     people = _customers(rng, customers, span_ms)
+    made_up = max(4, customers // 50)
+    real = customers - made_up
     ring = np.full(customers, -1, dtype=np.int64)
-    made_up = max(2, customers // 50)
-    ring[customers - made_up :] = np.arange(made_up) // 4
-    people["c_friends"] %= customers - made_up
+    ring[real:] = np.arange(made_up) // 4
+    people["c_age_days"][real:] = rng.integers(5, 120, made_up)
+    people["c_payments_a_day"][real:] *= 0.5
+    together = _together(rng, customers)
+    together["c_friends"] %= real
     homes = np.repeat(people["c_city"], PHYSICAL_FAVOURITES)
     physical = shop(rng, merchants, homes).reshape(customers, PHYSICAL_FAVOURITES)
     remote = shop(rng, merchants, np.full(customers * REMOTE_FAVOURITES, -1)).reshape(customers, REMOTE_FAVOURITES)
-    return World(**merchants, **people, c_physical=physical, c_remote_shops=remote, c_ring=ring)
+    return World(**merchants, **people, **together, c_physical=physical, c_remote_shops=remote, c_ring=ring)

@@ -10,6 +10,10 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 
+from schemas.account import AccountEvent
+from schemas.avro import decode
+from schemas.topics import ACCOUNT_EVENTS
+from streams.bus import read_topic
 from streams.demo import demo
 from streams.replay import APPS, replay
 from streams.settings import Settings
@@ -58,6 +62,24 @@ def test_replay_starts_a_system_where_none_runs_and_each_row_gets_its_answer(
     assert figures["unanswered"] == 0
 
 
+def test_accounts_and_account_events_are_known_before_the_payments_are_decided(
+    history: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events = pq.read_table(history / "account_events.parquet")
+    pq.write_table(pq.read_table(history / "transactions.parquet").slice(0, ROWS), tmp_path / "payments.parquet")
+    pq.write_table(events.take(list(reversed(range(200)))), tmp_path / "events.parquet")
+    argv = [str(tmp_path / "payments.parquet"), "--map", str(history / "mapping.toml"), "--out", str(tmp_path / "out.csv"), "--json"]
+    argv += ["--accounts", str(history / "accounts.parquet"), "--events", str(tmp_path / "events.parquet"), "--data", str(tmp_path / "data")]
+    settings = settings_for(tmp_path / "data", trained).changed(unknown_account="decline")
+    with running(settings, broker_name="embedded", apps=APPS) as stack:
+        assert replay(argv, settings) == 0
+        remembered = [decode(AccountEvent, m.value) for batch in read_topic(stack.settings, ACCOUNT_EVENTS) for m in batch if m.value is not None]
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (figures["accounts_sent"], figures["account_events_sent"], figures["batches_not_awaited"]) == (200, 200, 0)
+    assert figures["unknown_accounts"] == 0, "each account was told before its first payment"
+    assert len(remembered) == 200
+
+
 def test_a_second_replay_of_a_file_gets_the_first_answers(a_file: Path, history: Path, trained: Path, tmp_path: Path) -> None:
     settings = settings_for(tmp_path / "data", trained).changed(unknown_account="hold")
     with running(settings, broker_name="embedded", apps=APPS):
@@ -75,3 +97,4 @@ def test_the_demo_ends_by_itself_with_books_that_agree(trained: Path, tmp_path: 
     assert figures["books"]["agrees"]
     assert figures["http_statuses"].keys() == {"200"}
     assert figures["first_decision_s"] is not None
+    assert figures["account_events_sent"] > 20

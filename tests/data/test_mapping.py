@@ -15,10 +15,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas.account import AccountEvent
 from schemas.errors import InvalidRecord, SettingsError
 from schemas.money import to_major
 from schemas.transaction import Transaction
-from streams.mapping import AmountRule, Row, TimeRule, TokenKey, amount_minor, mapping_from, mapping_in, moment_ms, rows_count, rows_in
+from streams.mapping import (
+    AmountRule,
+    EventRow,
+    Row,
+    TimeRule,
+    TokenKey,
+    amount_minor,
+    events_in,
+    mapping_from,
+    mapping_in,
+    moment_ms,
+    rows_count,
+    rows_in,
+)
 
 KEY = TokenKey(b"a test's key", "k1")
 NOW_MS = 1_790_000_000_000
@@ -298,3 +312,110 @@ def test_a_label_of_a_file_names_the_merchant_that_it_teaches(tmp_path: Path) ->
     assert isinstance(row.content, Transaction)
     assert row.label is not None
     assert (row.label.transacted_at_ms, row.label.merchant_id, row.label.terminal_id) == (row.content.at_ms, "m1", "w1")
+
+
+EVENT_HEADER = ["id", "what", "when", "account", "phone_id", "line", "payee", "land", "noise"]
+A_LOGIN = ["e1", "IN", "2026-03-01T12:00:00", "a1", "p-7", "+49 30 1", "", "de", "x"]
+
+
+def with_events(rule: str) -> str:
+    """A mapping of payments whose devices are tokens, with this table of account events."""
+    return MINIMAL.replace("[tokens]", '[tokens]\ndevice_token = "phone_id"') + f"[account_events]\n{rule}"
+
+
+RULE = """event_id = "id"
+kind = "what"
+time = "when"
+account_id = "account"
+device_token = "phone_id"
+phone_token = "line"
+counterparty_account_id = "payee"
+ip_country = "land"
+kinds = { IN = "login" }
+"""
+
+
+def read_events(path: Path, rule: str = RULE) -> list[EventRow]:
+    return list(events_in(path, mapping_from(with_events(rule)), KEY, now_ms=NOW_MS))
+
+
+def test_an_account_event_has_the_tokens_of_the_payments(tmp_path: Path) -> None:
+    ((number, event),) = read_events(a_csv(tmp_path / "e.csv", A_LOGIN, header=EVENT_HEADER))
+    payment = read(a_csv(tmp_path / "p.csv", [*GOOD, "p-7"], header=[*HEADER, "phone_id"]), with_events(RULE))[0].content
+    assert isinstance(event, AccountEvent)
+    assert isinstance(payment, Transaction)
+    assert (number, event.event_id, event.kind, event.account_id, event.at_ms) == (1, "e1", "login", payment.account_id, payment.at_ms)
+    assert event.device_token == payment.device_token
+    assert event.phone_token is not None
+    assert event.phone_token.startswith("phn_k1_"), "a raw value that no payment has becomes a token too"
+    assert (event.ip_country, event.counterparty_account_id) == ("DE", None)
+    assert "+49 30 1" not in repr(event)
+
+
+def test_events_without_ids_are_numbered_and_may_have_a_time_of_their_own(tmp_path: Path) -> None:
+    rule = RULE.replace('event_id = "id"', 'row_id_prefix = "ev-"\nformat = "epoch_s"')
+    record = [*A_LOGIN[:2], "1772366400", *A_LOGIN[3:]]
+    first, second = read_events(a_csv(tmp_path / "e.csv", record, [*record[:1], "login_failed", *record[2:]], header=EVENT_HEADER), rule)
+    assert isinstance(first.content, AccountEvent)
+    assert isinstance(second.content, AccountEvent)
+    assert (first.content.event_id, second.content.event_id) == ("ev-1", "ev-2")
+    assert (first.content.at_ms, second.content.kind) == (1_772_366_400_000, "login_failed")
+
+
+@pytest.mark.parametrize(
+    ("cell", "value", "field", "code"),
+    [
+        ("id", "", "event_id", "missing_field"),
+        ("what", "JUMPED", "kind", "invalid_field"),
+        ("what", "", "kind", "missing_field"),
+        ("when", "", "at_ms", "missing_field"),
+        ("when", "noon", "at_ms", "invalid_field"),
+        ("when", "2036-01-01T00:00:00", "at_ms", "time_in_future"),
+        ("account", "", "account_id", "missing_field"),
+        ("land", "Germany", "ip_country", "invalid_field"),
+    ],
+)
+def test_a_bad_account_event_is_named_with_its_row_and_field(tmp_path: Path, cell: str, value: str, field: str, code: str) -> None:
+    bad = [value if name == cell else text for name, text in zip(EVENT_HEADER, A_LOGIN, strict=True)]
+    rows = read_events(a_csv(tmp_path / "e.csv", A_LOGIN, bad, A_LOGIN[:4], A_LOGIN, header=EVENT_HEADER))
+    assert [isinstance(row.content, InvalidRecord) for row in rows] == [False, True, True, False]
+    fault = rows[1].content
+    assert isinstance(fault, InvalidRecord)
+    assert (rows[1].number, fault.field, fault.code) == (2, field, code)
+
+
+@pytest.mark.parametrize(
+    ("rule", "named"),
+    [
+        (RULE.replace('kind = "what"', ""), "[account_events]: Object missing required field `kind`"),
+        (RULE.replace("event_id", "row_id"), "[account_events]: Object contains unknown field `row_id`"),
+        (RULE.replace('event_id = "id"', ""), "[account_events]: needs either event_id or row_id_prefix"),
+        (RULE + 'row_id_prefix = "e"\n', "[account_events]: needs either event_id or row_id_prefix"),
+        (RULE.replace('"login"', '"logon"'), "[account_events]: kinds.IN: 'logon' is no kind of account event"),
+        (RULE + 'format = "unix"\n', "[account_events]: unknown format 'unix'"),
+        (RULE + 'zone = "Nowhere"\n', "[account_events]: unknown zone 'Nowhere'"),
+    ],
+)
+def test_a_fault_of_the_table_of_account_events_is_named(rule: str, named: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        mapping_from(with_events(rule))
+    assert named in str(refused.value)
+
+
+def test_a_file_of_account_events_that_does_not_fit_is_named_at_once(tmp_path: Path) -> None:
+    path = a_csv(tmp_path / "e.csv", header=["id", "what", "when", "account"])
+    with pytest.raises(SettingsError, match=r"column 'phone_id', which \[account_events\] names, is not in the file"):
+        events_in(path, mapping_from(with_events(RULE)), KEY, now_ms=NOW_MS)
+    with pytest.raises(SettingsError, match=r"the mapping has no \[account_events\]"):
+        events_in(path, mapping_from(MINIMAL), KEY, now_ms=NOW_MS)
+    with pytest.raises(SettingsError, match="No such file"):
+        events_in(tmp_path / "none.csv", mapping_from(with_events(RULE)), KEY, now_ms=NOW_MS)
+
+
+def test_csv_and_parquet_of_the_same_account_events_are_the_same(history: Path, tmp_path: Path) -> None:
+    mapping = mapping_in(history / "mapping.toml")
+    table = pq.read_table(history / "account_events.parquet")
+    pa_csv.write_csv(table, tmp_path / "events.csv")
+    from_csv = list(events_in(tmp_path / "events.csv", mapping, KEY, now_ms=2**41))
+    assert from_csv == list(events_in(history / "account_events.parquet", mapping, KEY, now_ms=2**41))
+    assert len(from_csv) == table.num_rows

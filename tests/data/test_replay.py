@@ -14,16 +14,31 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.avro import body, encode
+from schemas.account import AccountEvent, AccountEventKind
+from schemas.avro import body, decode, encode
 from schemas.dead_letter import DeadLetter
 from schemas.decision import Decision, Outcome, Reason, ReasonSource
 from schemas.errors import InvalidRecord, SettingsError
 from schemas.identity import decision_id
-from schemas.topics import TRANSACTIONS
+from schemas.topics import ACCOUNT_EVENTS, DECISIONS, TRANSACTIONS, Topic
 from schemas.transaction import Transaction, TransactionKind
 from streams.folder import Remembered
-from streams.mapping import Row
-from streams.replay import Answer, Desk, Sent, chosen_broker, forewarned, refused, replay, results_in, summary
+from streams.mapping import EventRow, Row
+from streams.replay import (
+    BATCH_AFTER_EVENTS,
+    Answer,
+    Desk,
+    Line,
+    Replay,
+    Sent,
+    chosen_broker,
+    forewarned,
+    in_order,
+    refused,
+    replay,
+    results_in,
+    summary,
+)
 from streams.settings import Settings
 
 
@@ -180,13 +195,68 @@ def test_rows_of_unknown_accounts_are_counted_and_the_summary_says_what_changes_
     assert desk.unknown_accounts == 2
     figures = {
         "rows": 3, "seconds": 1.0, "rows_per_s": 3, "outcomes": {"decline": 3}, "unknown_accounts": 2, "labels_sent": 5, "labels_not_yet_learned": 4,
+        "accounts_sent": 0, "account_events_sent": 0, "batches_not_awaited": 0,
     }  # fmt: skip
     lines = summary(figures, Path("out.csv"))
     assert "2 rows were declined for unknown_account" in lines[2]
     assert "HOLDFAST_UNKNOWN_ACCOUNT=hold" in lines[2]
     assert lines[3] == "  5 labels sent; 4 not, because they are learned only after now"
+    told = summary(figures | {"accounts_sent": 3, "account_events_sent": 9, "batches_not_awaited": 1}, Path("out.csv"))
+    assert told[4:] == ["  3 accounts and 9 account events sent", "  1 batches went before the score app had acknowledged their account events"]
     quiet = summary(figures | {"unknown_accounts": 0, "labels_sent": 0, "labels_not_yet_learned": 0}, Path("out.csv"))
     assert quiet == lines[:2]
+
+
+def happened(number: int, at_ms: int, account: str = "a1") -> EventRow:
+    return EventRow(number, AccountEvent(event_id=f"e{number}", account_id=account, kind=AccountEventKind.LOGIN, at_ms=at_ms))
+
+
+def test_account_events_go_in_order_of_time_and_bad_ones_are_said() -> None:
+    said: list[str] = []
+    rows = [happened(1, 30), happened(2, 10), EventRow(3, InvalidRecord("kind", "is empty", code="missing_field")), happened(4, 10)]
+    ordered = in_order(rows, said.append)
+    assert [decode(AccountEvent, each.value).event_id for each in ordered] == ["e2", "e4", "e1"]
+    assert said == ["account event in row 3: missing_field: kind: is empty", "1 rows of the account events are bad and were left out"]
+
+
+class RecordedLine(Line):
+    """A line that keeps what is sent, and answers each payment at once."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, int]] = []
+        self._told = 0
+
+    def send(self, topic: str, key: bytes, value: bytes) -> None:
+        record: Transaction | AccountEvent = decode(Transaction if topic == TRANSACTIONS.name else AccountEvent, value)
+        self.sent.append((topic, record.at_ms))
+
+    def followed(self, app: str, topic: Topic, timeout_s: float = 1.0) -> bool:
+        return True
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+    def listen(self, timeout_s: float) -> list[tuple[str, bytes | None, bytes | None]]:
+        of = [txn(at_ms - 1000) for topic, at_ms in self.sent[self._told :] if topic == TRANSACTIONS.name]
+        self._told = len(self.sent)
+        return [(DECISIONS.name, each.account_id.encode(), decision(each)) for each in of]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 4000), max_size=60), st.integers(1, 3 * BATCH_AFTER_EVENTS // 2))
+def test_an_account_event_is_sent_before_every_payment_that_comes_after_it(times: list[int], payments: int) -> None:
+    line = RecordedLine()
+    rows = iter([Row(number, txn(number), None, False) for number in range(1, payments + 1)])
+    events = in_order([happened(n, at) for n, at in enumerate(times)], print)
+    run = Replay(rows, Desk(Kept()), line, None, 5.0, lambda done: None, events)
+    run.run()
+    assert sorted(line.sent) == sorted([(TRANSACTIONS.name, 1000 + n) for n in range(1, payments + 1)] + [(ACCOUNT_EVENTS.name, at) for at in times])
+    latest = -1
+    for topic, at_ms in line.sent:
+        if topic == TRANSACTIONS.name:
+            latest = max(latest, at_ms)
+        else:
+            assert at_ms > latest, "a payment of a later time was sent before it"
 
 
 def test_a_folder_gets_the_kind_of_broker_that_it_had_before() -> None:
@@ -208,6 +278,17 @@ def test_a_folder_gets_the_kind_of_broker_that_it_had_before() -> None:
 def test_an_option_that_makes_no_sense_is_named_before_anything_starts(history: Path, tmp_path: Path, option: str, value: str) -> None:
     argv = [str(history / "transactions.parquet"), "--map", str(history / "mapping.toml"), option, value]
     with pytest.raises(SettingsError, match=option):
+        replay(argv, Settings(data_dir=tmp_path / "data"))
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(("option", "says"), [("--events", "column 'event', which"), ("--accounts", "has no column 'balance'")])
+def test_a_file_beside_the_payments_that_does_not_fit_is_named_before_anything_starts(
+    history: Path, tmp_path: Path, option: str, says: str
+) -> None:
+    payments = str(history / "transactions.parquet")
+    argv = [payments, "--map", str(history / "mapping.toml"), option, payments]
+    with pytest.raises(SettingsError, match=says):
         replay(argv, Settings(data_dir=tmp_path / "data"))
     assert not (tmp_path / "data").exists()
 
