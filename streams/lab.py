@@ -119,7 +119,7 @@ def _joined(parts: Sequence[TransactionColumns], known: dict[str, Floats], learn
     def one(name: str) -> dict[str, Any]:
         return {key: np.concatenate([getattr(part, name)[key] for part in parts]) for key in getattr(parts[0], name)}
 
-    return TransactionColumns(one("facts"), one("tokens"), one("measures"), known, learned)
+    return TransactionColumns(one("facts"), one("tokens"), one("measures"), known, learned=learned)
 
 
 def _known(account_ids: pa.ChunkedArray, at_ms: Any, accounts: Iterable[AccountState], known: pa.Table | None = None) -> dict[str, Floats]:

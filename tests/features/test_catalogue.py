@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,6 +48,11 @@ def test_every_row_has_a_derived_name_a_reason_and_a_line_for_the_analyst() -> N
         assert 10 < len(row.why) < 120
         assert "\n" not in row.why
     assert CATALOGUE.index["velocity.card_count_10m"] == CATALOGUE.names.index("velocity.card_count_10m")
+
+
+def test_the_readme_says_how_many_there_are() -> None:
+    readme = Path(__file__).parents[2] / "README.md"
+    assert f"There are {len(CATALOGUE.rows)} of them in eight families" in readme.read_text()
 
 
 def test_rows_are_narrow() -> None:
