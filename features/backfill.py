@@ -133,7 +133,7 @@ class _Logs:
             begins.append(seen[1])
             bases.append(at[layout.kind])
             strides.append(len(log.source))
-        self.first, self.begins = np.array(first, np.int64).reshape(len(first), columns.n), np.array(begins, np.int64).reshape(len(begins), columns.n)
+        self.first, self.begins = (np.array(places, np.int64).reshape(len(bases), columns.n) for places in (first, begins))
         self.bases, self.strides = np.array(bases, np.int64), np.array(strides, np.int64)
         self.flat = np.empty(words, np.int64)
         for number, layout in enumerate(catalogue.log_layouts):

@@ -63,7 +63,8 @@ def row_identity(id_: str, at_ms: int) -> int:
 
     Two different ids are taken for one only if they are of one millisecond (or of two that are 49.7 days apart to the
     millisecond) *and* their hashes agree: one pair in 2^32 of those. A log of 640 rows that all are of one millisecond, the worst there
-    is, has such a pair with probability 640^2 / 2^33 = 5e-5. 64 bits of hash alone would take twice the bytes a row.
+    is, has such a pair with probability 640^2 / 2^33 = 5e-5. 64 bits of hash alone would take four bytes more.
+    An id that comes again with another time is another row: what is decided of it is the first answer or a conflict, but it was tried.
     """
     return min(at_ms, AT_MS_MAX) << 32 & _U64 | hash32(id_)
 

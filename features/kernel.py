@@ -42,6 +42,8 @@ AT_MS_COLUMN, KIND_COLUMN = 0, 1
 """The first columns of every log: a row's identity is no column, nothing but the search for repeats reads it."""
 PAST_BIT = 1 << 62
 """Set in the bits of every row that is not later than the transaction."""
+WINDOW_BIT = 1 << 61
+"""Set in the bits of those that are in the window at hand too: every cell needs it."""
 DAY = 86_400_000
 SPREAD_MAX = 1 << 40
 DEGREE = 91
@@ -223,7 +225,7 @@ def _mark(plan: Array, line: int, flat: Array, base: int, stride: int, lo: int, 
 
 
 @compiled
-def _distinct(flat: Array, column: int, ats: int, rows: int, bits: Array, skip: int, since: int, need: int, table: Array) -> int:
+def _distinct(flat: Array, column: int, rows: int, bits: Array, skip: int, need: int, table: Array) -> int:
     """How many different values, other than 0, a column has in the rows that count."""
     slots = 16
     while slots < 2 * rows:
@@ -232,7 +234,7 @@ def _distinct(flat: Array, column: int, ats: int, rows: int, bits: Array, skip: 
     count = 0
     for i in range(rows):
         value = word(flat, column + i)
-        if value != 0 and (word(bits, skip + i) & need) == need and word(flat, ats + i) > since:
+        if value != 0 and (word(bits, skip + i) & need) == need:
             slot = (value ^ (value >> 13)) & (slots - 1)
             while table[slot] != 0 and table[slot] != value:
                 slot = (slot + 1) & (slots - 1)
@@ -243,9 +245,7 @@ def _distinct(flat: Array, column: int, ats: int, rows: int, bits: Array, skip: 
 
 
 @compiled
-def _collect(
-    flat: Array, column: int, ats: int, rows: int, bits: Array, skip: int, since: int, need: int, table: Array, shared: Array, at: int
-) -> int:
+def _collect(flat: Array, column: int, rows: int, bits: Array, skip: int, need: int, table: Array, shared: Array, at: int) -> int:
     """The different values, other than 0, that a column has in the rows that count: how many, at `at`, and behind that each of them."""
     slots = 16
     while slots < 2 * rows:
@@ -254,7 +254,7 @@ def _collect(
     count = 0
     for i in range(rows):
         value = word(flat, column + i)
-        if value != 0 and (word(bits, skip + i) & need) == need and word(flat, ats + i) > since:
+        if value != 0 and (word(bits, skip + i) & need) == need:
             slot = (value ^ (value >> 13)) & (slots - 1)
             while table[slot] != 0 and table[slot] != value:
                 slot = (slot + 1) & (slots - 1)
@@ -267,9 +267,7 @@ def _collect(
 
 
 @compiled
-def _meeting(
-    flat: Array, column: int, ats: int, rows: int, bits: Array, skip: int, since: int, need: int, table: Array, shared: Array, at: int
-) -> float:
+def _meeting(flat: Array, column: int, rows: int, bits: Array, skip: int, need: int, table: Array, shared: Array, at: int) -> float:
     """How many of the values collected at `at` a column has in the rows that count; missing if nothing was collected."""
     if shared[at] < 0:
         return math.nan
@@ -285,7 +283,7 @@ def _meeting(
     count = 0
     for i in range(rows):
         value = word(flat, column + i)
-        if value != 0 and (word(bits, skip + i) & need) == need and word(flat, ats + i) > since:
+        if value != 0 and (word(bits, skip + i) & need) == need:
             slot = (value ^ (value >> 13)) & (slots - 1)
             while table[slot] != 0 and abs(table[slot]) != value:
                 slot = (slot + 1) & (slots - 1)
@@ -296,22 +294,22 @@ def _meeting(
 
 
 @compiled
-def _eastward(flat: Array, column: int, ats: int, rows: int, bits: Array, skip: int, since: int, need: int, own: int) -> float:
+def _eastward(flat: Array, column: int, rows: int, bits: Array, skip: int, need: int, own: int) -> float:
     """The mean of how far east of `own` the rows that count lie, the short way around; missing without `own`."""
     n, total = 0, 0
     for i in range(rows):
-        if (word(bits, skip + i) & need) == need and word(flat, ats + i) > since:
+        if (word(bits, skip + i) & need) == need:
             n += 1
             total += (word(flat, column + i) - own + AROUND // 2) % AROUND - AROUND // 2
     return float(total) / n if n > 0 and own != 0 else math.nan
 
 
 @compiled
-def _spread(flat: Array, column: int, ats: int, rows: int, bits: Array, skip: int, since: int, need: int) -> float:
+def _spread(flat: Array, column: int, rows: int, bits: Array, skip: int, need: int) -> float:
     """Population standard deviation from exact whole sums: n * sum(x^2) - sum(x)^2 in three parts that each fit in 64 bits."""
     n, high, low, hh, hl, ll = 0, 0, 0, 0, 0, 0
     for i in range(rows):
-        if (word(bits, skip + i) & need) == need and word(flat, ats + i) > since:
+        if (word(bits, skip + i) & need) == need:
             value = min(word(flat, column + i), SPREAD_MAX - 1)
             a, b = value >> 20, value & 0xFFFFF
             n, high, low, hh, hl, ll = n + 1, high + a, low + b, hh + a * a, hl + a * b, ll + b * b
@@ -324,36 +322,43 @@ def _spread(flat: Array, column: int, ats: int, rows: int, bits: Array, skip: in
 
 
 @compiled
-def _last(flat: Array, column: int, ats: int, rows: int, bits: Array, skip: int, since: int, need: int, zero_is_missing: int) -> float:
+def _last(flat: Array, column: int, ats: int, rows: int, bits: Array, skip: int, need: int, zero_is_missing: int) -> float:
     """The column in the latest row that counts; of one event time the one that arrived last."""
     at, value = -1, 0
     for i in range(rows):
-        if (word(bits, skip + i) & need) == need and word(flat, ats + i) > since and word(flat, ats + i) >= at:
+        if (word(bits, skip + i) & need) == need and word(flat, ats + i) >= at:
             at, value = word(flat, ats + i), word(flat, column + i)
     return math.nan if at < 0 or (value == 0 and zero_is_missing != 0) else float(value)
 
 
 @compiled
-def _sum(op: int, flat: Array, column: int, ats: int, rows: int, bits: Array, skip: int, since: int, need: int) -> float:
-    """Count, sum or mean of the rows that count."""
+def _count(rows: int, bits: Array, skip: int, need: int) -> float:
+    """How many rows count."""
+    n = 0
+    for i in range(rows):
+        n += 1 if (word(bits, skip + i) & need) == need else 0
+    return float(n)
+
+
+@compiled
+def _sum(op: int, flat: Array, column: int, rows: int, bits: Array, skip: int, need: int) -> float:
+    """Sum or mean of the rows that count."""
     n, total = 0, 0
     for i in range(rows):
-        counts = (word(bits, skip + i) & need) == need and word(flat, ats + i) > since
+        counts = (word(bits, skip + i) & need) == need
         n += 1 if counts else 0
         total += word(flat, column + i) if counts else 0
-    if op == COUNT:
-        return float(n)
     if op == SUM:
         return float(total)
     return float(total) / n if n > 0 else math.nan
 
 
 @compiled
-def _extreme(op: int, flat: Array, column: int, ats: int, rows: int, bits: Array, skip: int, since: int, need: int) -> float:
+def _extreme(op: int, flat: Array, column: int, rows: int, bits: Array, skip: int, need: int) -> float:
     """The largest or the smallest value in the rows that count."""
     largest, smallest = -1, 1 << 62
     for i in range(rows):
-        if (word(bits, skip + i) & need) == need and word(flat, ats + i) > since:
+        if (word(bits, skip + i) & need) == need:
             largest, smallest = max(largest, word(flat, column + i)), min(smallest, word(flat, column + i))
     if largest < 0:
         return math.nan
@@ -369,7 +374,6 @@ def _cell(
     rows: int,
     bits: Array,
     skip: int,
-    since: int,
     need: int,
     zero_is_missing: int,
     own: int,
@@ -377,22 +381,48 @@ def _cell(
     shared: Array,
     at: int,
 ) -> float:
-    """One aggregate over the rows whose event time is after `since` and that have all the bits needed."""
+    """One aggregate over the rows that have all the bits needed."""
+    if op == COUNT:
+        return _count(rows, bits, skip, need)
     if op <= MEAN:
-        return _sum(op, flat, column, ats, rows, bits, skip, since, need)
+        return _sum(op, flat, column, rows, bits, skip, need)
     if op == DISTINCT:
-        return float(_distinct(flat, column, ats, rows, bits, skip, since, need, table))
+        return float(_distinct(flat, column, rows, bits, skip, need, table))
     if op == SPREAD:
-        return _spread(flat, column, ats, rows, bits, skip, since, need)
+        return _spread(flat, column, rows, bits, skip, need)
     if op == LAST:
-        return _last(flat, column, ats, rows, bits, skip, since, need, zero_is_missing)
+        return _last(flat, column, ats, rows, bits, skip, need, zero_is_missing)
     if op == EASTWARD:
-        return _eastward(flat, column, ats, rows, bits, skip, since, need, own)
+        return _eastward(flat, column, rows, bits, skip, need, own)
     if op == COLLECT:
-        return float(_collect(flat, column, ats, rows, bits, skip, since, need, table, shared, at))
+        return float(_collect(flat, column, rows, bits, skip, need, table, shared, at))
     if op == MEETING:
-        return _meeting(flat, column, ats, rows, bits, skip, since, need, table, shared, at)
-    return _extreme(op, flat, column, ats, rows, bits, skip, since, need)
+        return _meeting(flat, column, rows, bits, skip, need, table, shared, at)
+    return _extreme(op, flat, column, rows, bits, skip, need)
+
+
+@compiled
+def _windowed(flat: Array, ats: int, rows: int, bits: Array, skip: int, since: int) -> int:
+    """Marks the rows whose event time is after `since`; returns every bit that one of them has.
+
+    If a bit that is needed is not among those, no row counts, and none needs to be looked at.
+    """
+    found = 0
+    for i in range(rows):
+        inside = word(flat, ats + i) > since
+        bits[skip + i] = word(bits, skip + i) & ~WINDOW_BIT | (WINDOW_BIT if inside else 0)
+        found |= word(bits, skip + i) if inside else 0
+    return found
+
+
+@compiled
+def _of_nothing(op: int, shared: Array, at: int) -> float:
+    """An aggregate over no rows."""
+    if op == COLLECT:
+        shared[at] = 0
+    if op == MEETING and shared[at] < 0:
+        return math.nan
+    return 0.0 if op in (COUNT, SUM, DISTINCT, COLLECT, MEETING) else math.nan
 
 
 @compiled
@@ -420,15 +450,19 @@ def fold(
     ats, newest = base + AT_MS_COLUMN * stride, base + plan[line + L_COLUMNS] * stride
     lo = _after(flat, newest, lo, hi, now - plan[LONGEST_MS])
     void = _mark(plan, line, flat, base, stride, lo, hi, facts, bits)
-    first, window = lo, 0
+    first, window, found = lo, 0, 0
     for number in range(plan[line + L_CELLS]):
         cell = plan[line + L_CELL_AT] + number * CELL_LINE
         need, since = plan[cell + 3], now - plan[cell + 2]
         if plan[cell + 2] != window:
             window = plan[cell + 2]
             first = _after(flat, newest, first, hi, since)
+            found = _windowed(flat, ats + first, hi - first, bits, first - lo, since)
         if (need & void) != 0:
             registers[plan[cell + 4]] = math.nan
+            continue
+        if (found & need) != need:
+            registers[plan[cell + 4]] = _of_nothing(plan[cell], shared, plan[cell + 7] * (plan[CAP] + plan[CHUNK] + 1))
             continue
         column = base + plan[cell + 1] * stride
         registers[plan[cell + 4]] = _cell(
@@ -439,7 +473,6 @@ def fold(
             hi - first,
             bits,
             first - lo,
-            since,
             need,
             plan[cell + 5],
             facts[plan[cell + 6]],

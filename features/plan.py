@@ -159,7 +159,7 @@ def _log_line(writer: _Writer, layout: LogLayout, cells: list[_Cell], capped: in
             cell.op,
             local[cell.fold.column],
             cell.fold.window.ms,
-            sum((1 << conditions.index(condition) for condition in set(cell.fold.where)), kernel.PAST_BIT),
+            sum((1 << conditions.index(condition) for condition in set(cell.fold.where)), kernel.PAST_BIT | kernel.WINDOW_BIT),
             cell.register,
             int(FACTS[FACT_NUMBER[cell.fold.column]].zero_is_missing),
             FACT_NUMBER[cell.fold.column],

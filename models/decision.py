@@ -71,7 +71,9 @@ def refused(verdict: Verdict, refusal: Refusal) -> Verdict:
     if verdict.outcome is Outcome.BLOCK:
         return verdict
     reason = Reason(code=str(refusal), source=ReasonSource.ACCOUNT)
-    return msgspec.structs.replace(verdict, outcome=Outcome.DECLINE, reasons=_distinct((reason, *verdict.reasons)), holds=False)
+    return msgspec.structs.replace(
+        verdict, outcome=Outcome.DECLINE, reasons=_distinct((reason, *verdict.reasons)), holds=False
+    )
 
 
 def _severity(outcome: Outcome) -> int:

@@ -68,7 +68,9 @@ def unpacked(files: Mapping[str, bytes]) -> Ensemble:
         members = tuple(Member(m["name"], float(m["weight"]), tuple(m["columns"])) for m in card["members"])
         names = tuple(card["features"])
         fits = len(a["usual"]) == len(a["suspicious_low"]) == len(names) and len(forest.baselines) == len(members)
-        ensemble = Ensemble(_model_id(files[CARD]), card["catalogue_id"], names, members, sound(forest, len(names)), a["usual"], a["suspicious_low"])
+        ensemble = Ensemble(
+            _model_id(files[CARD]), card["catalogue_id"], names, members, sound(forest, len(names)), a["usual"], a["suspicious_low"]
+        )
     except (KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise ArtefactError(f"the model's files do not fit together: {error}") from error
     if not fits:

@@ -47,7 +47,9 @@ def flattened(estimator: Any, columns: Sequence[int]) -> Grown:
         assert not tree.nodes["is_categorical"].any(), "only numerical splits are flattened"
         roots.append(len(nodes))
         _lay(tree.nodes, 0, columns, nodes, expected)
-    return Grown(np.array(nodes, dtype=NODE), np.array(expected), np.array(roots, dtype=np.int32), float(estimator._baseline_prediction[0, 0]))
+    return Grown(
+        np.array(nodes, dtype=NODE), np.array(expected), np.array(roots, dtype=np.int32), float(estimator._baseline_prediction[0, 0])
+    )
 
 
 def _lay(tree: Any, at: int, columns: Sequence[int], nodes: list[tuple[float, int, int]], expected: list[float]) -> int:

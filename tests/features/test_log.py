@@ -8,7 +8,8 @@ from payments import DAY, T0, a_payment
 
 from features.catalogue import CATALOGUE, Catalogue
 from features.engine import row_bytes
-from features.layout import Cap
+from features.fact import FACTS, row_identity
+from features.layout import Cap, at_ms_of
 from features.log import log_rows, rebuilt_log, row_count, tidied, warm
 
 SHORT = Catalogue(CATALOGUE.rows, Cap(rows=8, chunk=4))
@@ -63,6 +64,18 @@ def test_a_decision_gives_rows_to_the_logs_that_it_has_positions_in() -> None:
     assert [(row.log_number, row.token, row.position) for row in log_rows(CATALOGUE, txn, (3, 4, -1), ())] == [(0, "c1", 3), (1, "a1", 4)]
     assert [(row.log_number, row.position) for row in log_rows(CATALOGUE, txn, (3, 4, -1), (4, 5, -1))] == [(0, 3), (1, 4), (0, 4), (1, 5)]
     assert [row.log_number for row in log_rows(CATALOGUE, a_payment("1"), (3,), ())] == [0]
+
+
+@given(st.data())
+def test_a_row_holds_every_column_to_its_last_bit(data: st.DataObject) -> None:
+    facts = [data.draw(st.integers(0, (1 << fact.bits) - 1)) for fact in FACTS]
+    facts[0] = row_identity("a", facts[1])
+    for layout in CATALOGUE.log_layouts:
+        row = int.from_bytes(layout.pack(tuple(facts)), "little")
+        read = [row >> offset & (1 << FACTS[fact].bits) - 1 for offset, fact in zip(layout.offsets[1:], layout.facts[1:], strict=True)]
+        assert read == [facts[fact] for fact in layout.facts[1:]]
+        assert row & (1 << 64) - 1 == facts[0]
+        assert at_ms_of(layout.pack(tuple(facts))) == facts[1]
 
 
 def test_warming_needs_nothing_and_leaves_nothing() -> None:
