@@ -22,9 +22,13 @@ def row_count(log: bytes, row_size: int, length: int) -> int:
     return int.from_bytes(log[TRIMMED_AT : TRIMMED_AT + TRIMMED_WIDTH], "little") + length // row_size - 1
 
 
+REWRITTEN_ROWS = 50
+"""A log is written anew after each so many rows: Redis gives a string that grows twice its length, and one that is set just its own."""
+
+
 def is_due(catalogue: Catalogue, rows: int) -> bool:
-    """Whether the append that made it this many rows is the one after which the log is tidied."""
-    return rows % catalogue.cap.chunk == 0
+    """Whether the append that made it this many rows is one after which the log is tidied, or at least written anew."""
+    return rows % catalogue.cap.chunk == 0 or rows % REWRITTEN_ROWS == 0
 
 
 def tidied(catalogue: Catalogue, log_number: int, log: bytes) -> bytes:

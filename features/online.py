@@ -763,8 +763,9 @@ class RedisMemory:
         """Reads, and replaces what was read; again if another process was first. What is appended meanwhile does not disturb."""
         while True:
             (old,) = await self.wire.send(("GET", key))
-            if not isinstance(old, bytes) or (new := tidied(self.catalogue, number, old)) == old:
+            if not isinstance(old, bytes):
                 return
+            new = tidied(self.catalogue, number, old)
             (swapped,) = await self.wire.send(("EVALSHA", _SWAP_SHA, 1, key, old, new))
             if isinstance(swapped, hiredis.ReplyError) and str(swapped).startswith("NOSCRIPT"):
                 (swapped,) = await self.wire.send(("EVAL", _SWAP, 1, key, old, new))

@@ -1,7 +1,7 @@
 """`holdfast features size`: what the memory of each kind of entity takes in Redis, and what was trimmed of it, as Redis itself says.
 
 Of a running Redis it looks at a sample of the keys; with `--events E --entities N` it fills a Redis of its own with logs as serving writes
-them (row by row, tidied when a chunk is full: a string that grows by APPEND is given up to twice its length) and measures that one.
+them (row by row, written anew after each fifty: a string that grows by APPEND is given up to twice its length) and measures that one.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from features.catalogue import Catalogue
 from features.engine import packed
 from features.fact import ENTITIES, facts_of
 from features.layout import TRIMMED_AT, TRIMMED_WIDTH, LogLayout
-from features.log import tidied
+from features.log import is_due, tidied
 from features.online import address
 from features.profile import profile_write
+from features.tally import TallyLayout, Update, payment_rows, updated
 from schemas.identity import keyed_token
 from schemas.transaction import Transaction, TransactionKind
 from streams import memory_server
@@ -113,7 +114,9 @@ def client_of(settings: Settings) -> Redis:
 def sizes_of(redis: Any, catalogue: Catalogue, sample: int, now_ms: int) -> Sizes:
     """The sizes by a sample of the keys: SCAN goes by hash, so that the first it gives are as good as any. It changes nothing."""
     layouts = {f"log:{layout.version}:{layout.kind}": layout for layout in catalogue.log_layouts}
-    current = frozenset([*layouts, *(f"profile:{layout.version}:{layout.kind}" for layout in catalogue.profile_layouts)])
+    profiles = (f"profile:{layout.version}:{layout.kind}" for layout in catalogue.profile_layouts)
+    tallies = (f"tally:{layout.version}:{layout.kind}" for layout in catalogue.tally_layouts)
+    current = frozenset([*layouts, *profiles, *tallies])
     kinds: dict[str, _Kind] = {}
     seen, exact = 0, False
     for keys, last in _scanned(redis):
@@ -259,14 +262,20 @@ def own_redis() -> Iterator[Redis]:
 
 
 def fill(redis: Any, catalogue: Catalogue, entities: int, events: int, now_ms: int, say: Say) -> None:
-    """Writes the log of so many entities of each kind, with so many events in each, and their profiles."""
+    """Writes the log or tally of so many entities of each kind, with so many events in each, and their profiles."""
     grow = redis.register_script(_GROW)
     ttl_s = 2 * catalogue.keep_ms // 1000
-    for number, layout in enumerate(catalogue.log_layouts):
+    for number, (entity, layout) in enumerate(zip(catalogue.log_entities, catalogue.log_layouts, strict=True)):
+        if entity.log_of:
+            continue  # another entity's log, which is there already
         say(f"filling {entities:,} logs of {layout.kind}")
         histories = [_history(catalogue, number, events, seed, now_ms) for seed in range(min(HISTORIES, entities))]
         for turn in range(PASSES):
             _in_batches(redis, entities, lambda pipe, entity, turn=turn: _grow(grow, pipe, layout, histories, entity, turn, ttl_s))  # type: ignore[misc]  # noqa: B023 - used at once
+    for number, tally in enumerate(catalogue.tally_layouts):
+        say(f"filling {entities:,} tallies of {tally.kind}")
+        contents = [_tally(catalogue, number, events, seed, now_ms) for seed in range(min(HISTORIES, entities))]
+        _in_batches(redis, entities, lambda pipe, entity: _tell(pipe, tally, contents, entity))  # noqa: B023 - used at once
     for kind in catalogue.profiles:
         say(f"filling {entities:,} profiles of {kind}")
         _in_batches(redis, entities, lambda pipe, entity: _know(pipe, catalogue, kind, entity, now_ms))  # noqa: B023 - used at once
@@ -282,17 +291,29 @@ def _in_batches(redis: Any, entities: int, write: Callable[[Any, int], None]) ->
 
 
 def _history(catalogue: Catalogue, log_number: int, events: int, seed: int, now_ms: int) -> tuple[bytes, bytes]:
-    """A log as it was when tidying last changed it, and the rows appended since: only a log that changes is written anew."""
+    """A log as it was when it was last written anew, and the rows appended since."""
     chance = random.Random(seed)
     layout = catalogue.log_layouts[log_number]
     rows = [_payment(chance, seed, n, now_ms - (events - n) * HOUR_MS) for n in range(events)]
     log = b"".join(row for txn in rows if (row := packed(catalogue, txn, facts_of(txn))[log_number]) is not None)
-    step, base, rest = catalogue.cap.chunk * layout.row_bytes, b"", b""
+    base, rest, step = b"", b"", layout.row_bytes
     for begin in range(0, len(log), step):
         rest += log[begin : begin + step]
-        if begin + step <= len(log) and (tidy := tidied(catalogue, log_number, base + rest)) != base + rest:
-            base, rest = tidy, b""
+        if is_due(catalogue, begin // step + 1):
+            base, rest = tidied(catalogue, log_number, base + rest), b""
     return base, rest
+
+
+def _tally(catalogue: Catalogue, number: int, events: int, seed: int, now_ms: int) -> bytes:
+    """A tally after so many payments, an hour apart."""
+    chance = random.Random(seed)
+    paid = [_payment(chance, seed, n, now_ms - (events - n) * HOUR_MS) for n in range(events)]
+    rows = [Update(0, n, row) for n, txn in enumerate(paid) for row in payment_rows(txn, declined=n % 20 == 0)]
+    return updated(catalogue.tally_plan, catalogue.tally_layouts, number, b"", rows)
+
+
+def _tell(pipe: Any, layout: TallyLayout, contents: list[bytes], entity: int) -> None:
+    pipe.set(layout.key(_token(layout.kind, entity)), contents[entity % len(contents)], ex=layout.keep_s)
 
 
 def _payment(chance: random.Random, seed: int, n: int, at_ms: int) -> Transaction:
