@@ -22,8 +22,8 @@ _ZEROS = bytes(64)
 class Past:
     """What the memory holds of a transaction's entities: bytes of each log and profile (None: no such entity, or not known).
 
-    `logs` is in the order of the catalogue's `logs`, `profiles` of its `profiles`. `missing` names the entity kinds whose memory
-    could not be read. The transaction's own rows are in its logs already. `tallies` is in the order of the catalogue's `tallies`: None
+    `logs` is in the order of the catalogue's `logs`, `profiles` of its `profiles`. `missing` names the entity kinds whose log or tally
+    (or, as `account_profile`, whose profile) could not be read. The transaction's own rows are in its logs already. `tallies` is in the order of the catalogue's `tallies`: None
     is 'no such entity', or not readable; b"" a tally without a row.
     """
 
@@ -36,7 +36,7 @@ class Past:
     @classmethod
     def nothing(cls, catalogue: Catalogue) -> Past:
         """The past as a memory tells it that does not answer: all that rests on it is missing, all positions are -1."""
-        kinds = (*catalogue.logs, *catalogue.tallies)
+        kinds = (*catalogue.logs, *[f"{kind}_profile" for kind in catalogue.profiles], *catalogue.tallies)
         return cls((None,) * len(catalogue.logs), (None,) * len(catalogue.profiles), kinds, None, (None,) * len(catalogue.tallies))
 
 

@@ -42,7 +42,7 @@ class Memory(Protocol):
     """Remembers and recalls. What is remembered is remembered at the call; the answer comes when it is awaited."""
 
     def recall(self, txn: Transaction, aside: Aside | None = None) -> Awaitable[Past]:
-        """Appends the transaction to its logs, reads them, its profiles and tallies. MemoryUnavailable if the memory does not answer."""
+        """Appends the transaction to its logs, reads them, its profiles and tallies. What cannot be read is missing, never an error."""
 
     def decline(self, txn: Transaction) -> Awaitable[tuple[int, ...]]:
         """Remembers that it was declined or blocked; the place of that row in each log (-1: no such entity). Twice is once."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import functools
 import hashlib
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Coroutine, Iterable, Mapping
 from contextlib import suppress
-from functools import partial
 from itertools import islice
 from typing import Any
 from urllib.parse import urlsplit
@@ -228,6 +229,10 @@ class Wire:
             self._link.send(commands, future, self.timeout_s)
         return future
 
+    def ask(self, *commands: Command) -> asyncio.Future[list[Any]]:
+        """As `send`; on a cluster a node that is not reached fails its own commands alone."""
+        return self.send(*commands)
+
     def post(self, *commands: Command) -> None:
         """Sends commands of which nobody needs to know whether they were carried out."""
         if self._link is not None:
@@ -295,10 +300,10 @@ class Wire:
 class _Group:
     """The pieces of commands that were sent together to a cluster, and the replies that came."""
 
-    __slots__ = ("commands", "error", "future", "left", "pieces", "replies", "said_by")
+    __slots__ = ("commands", "error", "future", "left", "partial", "pieces", "replies", "said_by")
 
-    def __init__(self, commands: tuple[Command, ...], parts: list[slots.Piece], future: asyncio.Future[list[Any]]) -> None:
-        self.commands, self.pieces, self.future = commands, parts, future
+    def __init__(self, commands: tuple[Command, ...], parts: list[slots.Piece], future: asyncio.Future[list[Any]], partial: bool) -> None:
+        self.commands, self.pieces, self.future, self.partial = commands, parts, future, partial
         self.replies: list[Any] = [None] * len(parts)
         self.said_by: list[Node] = [_NOBODY] * len(parts)
         self.left = 0
@@ -363,24 +368,34 @@ class ClusterWire(Wire):
             if not future.done():
                 future.set_result(slots.joined(commands, parts, replies))
 
-    def _send(self, commands: tuple[Command, ...], parts: list[slots.Piece]) -> asyncio.Future[list[Any]]:
+    def ask(self, *commands: Command) -> asyncio.Future[list[Any]]:
+        """See `Wire.ask`: what a node that is not reached would have said is `slots.Unreached`."""
+        return self._send(commands, self._for_nodes(slots.pieces(commands, (*self._stretches, *self._unmarked))), partial=True)
+
+    def _send(self, commands: tuple[Command, ...], parts: list[slots.Piece], partial: bool = False) -> asyncio.Future[list[Any]]:
         future: asyncio.Future[list[Any]] = self._loop.create_future()
-        group = _Group(commands, parts, future)
+        group = _Group(commands, parts, future, partial)
         routes: dict[Node, list[int]] = {}
         for number, piece in enumerate(group.pieces):
             node = group.said_by[number] = self._node_of(piece)
             routes.setdefault(node, []).append(number)
-        if not all(map(self._reaches, routes)):
+        gone = [node for node in routes if not self._reaches(node)]
+        if gone:
             self._relearn()
-            future.set_exception(MemoryUnavailable("a node of the Redis cluster is not connected"))
-        elif not routes:
+            error = MemoryUnavailable("a node of the Redis cluster is not connected")
+            if not partial or len(gone) == len(routes):
+                future.set_exception(error)
+                return future
+            for node in gone:
+                self._unreached(group, routes.pop(node), error)
+        if not routes:
             future.set_result([])
         else:
             deadline = self._loop.time() + self.timeout_s
             group.left = len(routes)
             for node, numbers in routes.items():
                 sent = self._wires[node].send(*[group.pieces[number].command for number in numbers])
-                sent.add_done_callback(partial(self._answered, group, numbers, deadline))
+                sent.add_done_callback(functools.partial(self._answered, group, numbers, deadline))
         return future
 
     def post(self, *commands: Command) -> None:
@@ -443,10 +458,18 @@ class ClusterWire(Wire):
             return MemoryUnavailable("the request to a node of the Redis cluster was cancelled")
         if (error := sent.exception()) is not None:
             self._relearn()
+            if group.partial:
+                self._unreached(group, numbers, error)
+                return None
             return error
         for number, reply in zip(numbers, sent.result(), strict=True):
             group.replies[number] = reply
         return None
+
+    @staticmethod
+    def _unreached(group: _Group, numbers: list[int], error: BaseException) -> None:
+        for number in numbers:
+            group.replies[number] = slots.Unreached(str(error))
 
     async def _follow(self, group: _Group, again: list[int], deadline: float) -> None:
         """Sends the refused pieces again, to where they were referred to, until none is refused."""
@@ -590,7 +613,7 @@ class RedisMemory:
     async def _read(
         self, sent: asyncio.Future[list[Any]], keys: list[str | None], rows: tuple[bytes | None, ...], more: list[str | None], aside: Aside
     ) -> tuple[list[bytes | None], list[bytes | None], tuple[str, ...]]:
-        """The logs and profiles in the replies to appends and MGET, and the kinds of those that could not be read."""
+        """The logs, and the other values, in the replies to appends and MGET, and the kinds of logs that could not be read."""
         replies = await sent
         values = replies[-1]
         if isinstance(values, hiredis.ReplyError):
@@ -604,20 +627,23 @@ class RedisMemory:
             if key is None or row is None:
                 logs.append(None)
                 continue
-            if not row:
-                logs.append(values[of] or b"")
-                of += 1
+            length, log = (replies[at], values[of]) if row else (0, values[of] or b"")
+            at, of = at + (row != b""), of + 1
+            if row == b"" and log.__class__ is bytes:
+                logs.append(log)
                 continue
-            length, log = replies[at], values[of]
-            at, of = at + 1, of + 1
-            if not log or length.__class__ is not int:
+            if log.__class__ is not bytes or length.__class__ is not int:
                 logs.append(None)
                 missing.append(self.catalogue.logs[number])
                 continue
             logs.append(log)
             self._keep_up(number, key, row, length, log)
-        found = iter(values[of:])
-        return logs, [None if key is None else next(found) for key in more], tuple(missing)
+        found, profiles = iter(values[of:]), len(self.catalogue.profiles)
+        others = [None if key is None else next(found) for key in more]
+        for place in range(profiles, len(more)):
+            if more[place] is not None and others[place] is None:
+                others[place] = b""  # a tally without a row
+        return logs, others, tuple(missing)
 
     def _append_and_read(
         self, keys: list[str | None], rows: tuple[bytes | None, ...], more: list[str | None], aside: Aside = _ALONE
@@ -626,7 +652,7 @@ class RedisMemory:
         logs = [key for key, row in zip(keys, rows, strict=True) if row is not None]
         appends: list[Command] = [(b"APPEND", key, row) for key, row in zip(keys, rows, strict=True) if row]
         read = (b"MGET", *aside.reads, *logs, *[key for key in more if key is not None])
-        return self._read(self.wire.send(*aside.writes, *appends, read), keys, rows, more, aside)
+        return self._read(self.wire.ask(*aside.writes, *appends, read), keys, rows, more, aside)
 
     def _keep_up(self, number: int, key: str, row: bytes, length: int, log: bytes) -> None:
         """What an append leaves to do: expiry for a new log or a new day, tidying when a chunk is full or a row came twice."""
@@ -643,19 +669,30 @@ class RedisMemory:
     def recall(self, txn: Transaction, aside: Aside | None = None) -> Awaitable[Past]:
         """Appends the transaction to its logs, reads them, its profiles and tallies, in one round trip. The commands are sent at the call.
 
-        MemoryUnavailable if Redis does not answer; a key of the wrong type makes its entity kind `missing`.
+        Never an error: what could not be read (no answer in time, a node gone, a key of the wrong type) is `missing`, by the kind of
+        entity. Then what was asked aside has the error in its place.
         """
         facts, tallies = facts_of(txn), tally_keys(self.catalogue, txn)
         rows, more = to_recall(self.catalogue, txn, facts), [*self._profile_keys(txn), *tallies]
-        return self._recalled(facts, tallies, self._append_and_read(self._keys(txn), rows, more, aside or _ALONE))
+        aside = aside or _ALONE
+        return self._recalled(facts, self._append_and_read(self._keys(txn), rows, more, aside), aside)
 
     async def _recalled(
-        self, facts: tuple[int, ...], keys: list[str | None], read: Awaitable[tuple[list[bytes | None], list[bytes | None], tuple[str, ...]]]
+        self, facts: tuple[int, ...], read: Awaitable[tuple[list[bytes | None], list[bytes | None], tuple[str, ...]]], aside: Aside
     ) -> Past:
-        logs, more, missing = await read
-        profiles = len(more) - len(keys)
-        tallies = [None if key is None else content or b"" for key, content in zip(keys, more[profiles:], strict=True)]
-        return Past(tuple(logs), tuple(more[:profiles]), missing, facts, tuple(tallies))
+        try:
+            logs, more, missing = await read
+        except MemoryUnavailable as error:
+            if aside is not _ALONE:
+                aside.wrote, aside.found = [error] * len(aside.writes), [error] * len(aside.reads)
+            return dataclasses.replace(Past.nothing(self.catalogue), facts=facts)
+        profiles = len(self.catalogue.profiles)
+        if any(isinstance(value, Exception) for value in more):
+            kinds = (*[f"{kind}_profile" for kind in self.catalogue.profiles], *self.catalogue.tallies)
+            gone = [kind for kind, value in zip(kinds, more, strict=True) if isinstance(value, Exception)]
+            missing = tuple(dict.fromkeys((*missing, *gone)))
+            more = [None if isinstance(value, Exception) else value for value in more]
+        return Past(tuple(logs), tuple(more[:profiles]), missing, facts, tuple(more[profiles:]))
 
     async def take(self, updates: Updates) -> None:
         """Gives rows to tallies, each once, by compare-and-set of their heads; MemoryUnavailable if Redis does not answer, or forgot."""

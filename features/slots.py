@@ -130,13 +130,22 @@ def _marks(piece: Piece, touched: Iterable[int]) -> Iterator[Piece]:
         yield piece._replace(key=command[3 if _name(command) in _BY_COUNT else 1], slot=slot, command=command)
 
 
+class Unreached(Exception):
+    """The reply to a command whose node was not reached: it may have been carried out or not."""
+
+
 def joined(commands: Sequence[Command], parts: Sequence[Piece], replies: Sequence[Any]) -> list[Any]:
-    """The replies to the commands, of those to their pieces: an error stands for all, and a mark is there if it is in each slot."""
+    """The replies to the commands, of those to their pieces: an error stands for all, and a mark is there if it is in each slot.
+
+    A node that was not reached takes only its own keys out of an MGET (`Unreached` in their place), and only its own slots' marks.
+    """
     if len({piece[:2] for piece in parts}) < len(parts):
         parts, replies = _agreed(parts, replies)
     found: list[Any] = [[] if _name(command) == "MGET" else None for command in commands]
     for (place, part, *_), reply in zip(parts, replies, strict=True):
-        if part < 0 or isinstance(reply, Exception):
+        if part >= 0 and isinstance(reply, Unreached) and not isinstance(found[place], Exception):
+            found[place].append(reply)
+        elif part < 0 or isinstance(reply, Exception):
             found[place] = reply
         elif not isinstance(found[place], Exception):
             found[place] += reply
@@ -144,7 +153,8 @@ def joined(commands: Sequence[Command], parts: Sequence[Piece], replies: Sequenc
 
 
 def _agreed(parts: Sequence[Piece], replies: Sequence[Any]) -> tuple[list[Piece], list[Any]]:
-    """What several nodes or slots say to one piece, as one: an error if one says so, else that it is not there if one says so."""
+    """What several nodes or slots say to one piece, as one: an error if one says so, else that it is not there if one says so, else
+    that one was not reached if so."""
     said: dict[tuple[int, int], tuple[Piece, list[Any]]] = {}
     for piece, reply in zip(parts, replies, strict=True):
         said.setdefault((piece.place, piece.part), (piece, []))[1].append(reply)
@@ -152,7 +162,9 @@ def _agreed(parts: Sequence[Piece], replies: Sequence[Any]) -> tuple[list[Piece]
 
 
 def _rank(reply: Any) -> int:
-    return 0 if isinstance(reply, Exception) else 1 if reply in _NOTHING else 2
+    if isinstance(reply, Unreached):
+        return 2
+    return 0 if isinstance(reply, Exception) else 1 if reply in _NOTHING else 3
 
 
 def unmarked(parts: Sequence[Piece], replies: Sequence[Any]) -> dict[int, bool]:

@@ -63,7 +63,7 @@ class Answers:
     async def first(self, transaction_id: str, digest: bytes, fresh: Any, whole: Any) -> Kept | None:
         """The first answer, if there is one. Conflict if the id came with other contents; MemoryUnavailable if Redis forgot."""
         if isinstance(fresh, Exception):
-            raise MemoryUnavailable(f"Redis: {fresh}")
+            raise fresh if isinstance(fresh, MemoryUnavailable) else MemoryUnavailable(f"Redis: {fresh}")
         if whole is None:
             raise MemoryUnavailable("Redis does not know how far it is: it must be rebuilt from the log")
         if fresh is not None:

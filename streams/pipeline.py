@@ -16,6 +16,7 @@ from models.hold import Book, OpenHold, Refusal, UnknownAccount, place, standing
 from models.policy import Policy, hold_lifetime_ms
 from schemas import avro, identity
 from schemas.decision import Decision, Outcome
+from schemas.errors import MemoryUnavailable
 from schemas.topics import DECISIONS
 from schemas.transaction import Transaction
 from streams.answers import Answers, DictAnswers, Kept
@@ -74,7 +75,8 @@ async def decide(txn: Transaction, world: World, now_ms: int, origin: Origin = H
     if first is None:
         seen = look(world.catalogue, txn, past)
         stops.passed("look")
-        verdict = judge(world.ensemble, world.policy, world.catalogue.reason_of, txn, seen.values, past.missing)
+        degradations = tuple([f"memory_missing:{kind}" for kind in past.missing])
+        verdict = judge(world.ensemble, world.policy, world.catalogue.reason_of, txn, seen.values, degradations)
         stops.passed("judge")
         verdict, hold = await settle(txn, verdict, book, world, now_ms)
         declined = await world.memory.decline(txn) if verdict.outcome in (Outcome.DECLINE, Outcome.BLOCK) else ()
@@ -99,7 +101,10 @@ async def recall(txn: Transaction, request: bytes, world: World) -> tuple[Past, 
     aside = Aside((claim,), (mark, world.books.asked(txn.account_id)))
     past = await world.memory.recall(txn, aside)
     (fresh,), (whole, book) = aside.wrote, aside.found
-    return past, book, await world.answers.first(txn.transaction_id, digest, fresh, whole)
+    first = await world.answers.first(txn.transaction_id, digest, fresh, whole)
+    if isinstance(book, Exception):
+        raise MemoryUnavailable(f"the book of {txn.account_id} could not be read: {book}")
+    return past, book, first
 
 
 async def settle(txn: Transaction, verdict: Verdict, book: bytes | None, world: World, now_ms: int) -> tuple[Verdict, OpenHold | None]:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import hiredis
+import numpy as np
+import psutil
 import pytest
 from payments import a_payment
 from stores import a_redis, a_wire
 
 from features.catalogue import CATALOGUE
+from features.engine import look
 from features.log import row_count
 from features.online import RedisMemory, Wire
 from schemas.errors import MemoryUnavailable, SettingsError
@@ -158,3 +164,28 @@ def test_requests_of_a_wire_that_is_closed_fail_and_nothing_is_left_running() ->
         assert len(asyncio.all_tasks()) == 1
 
     on_a_wire(scenario)
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+def test_a_redis_that_does_not_answer_leaves_everything_missing_in_time_and_raises_nothing(how: str) -> None:
+    async def run(url: str, pid: int) -> None:
+        async with a_wire(url, timeout_s=0.3) as wire:
+            memory = RedisMemory(wire, CATALOGUE)
+            assert (await memory.recall(a_payment("before"))).missing == ()
+            os.kill(pid, signal.SIGSTOP if how == "stopped" else signal.SIGKILL)
+            for name in ("first", "second"):
+                began = time.monotonic()
+                txn = a_payment(name)
+                past = await memory.recall(txn)
+                assert time.monotonic() - began < 0.3 + 0.5
+                assert set(past.missing) == {*CATALOGUE.logs, "account_profile", *CATALOGUE.tallies}
+                looked = look(CATALOGUE, txn, past)
+                assert np.isnan(looked.values[CATALOGUE.index["velocity.card_count_1h"]])
+                assert looked.values[CATALOGUE.index["behavioural.txn_amount_minor"]] == txn.amount_minor
+                assert set(looked.positions) == {-1}
+            os.kill(pid, signal.SIGCONT) if how == "stopped" else None
+            await memory.close()
+
+    with a_redis() as url:
+        (pid,) = [child.pid for child in psutil.Process().children() if url.removeprefix("unix://") in " ".join(child.cmdline())]
+        asyncio.run(run(url, pid))
