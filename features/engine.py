@@ -23,8 +23,8 @@ class Past:
     """What the memory holds of a transaction's entities: bytes of each log and profile (None: no such entity, or not known).
 
     `logs` is in the order of the catalogue's `logs`, `profiles` of its `profiles`. `missing` names the entity kinds whose log or tally
-    (or, as `account_profile`, whose profile) could not be read. The transaction's own rows are in its logs already. `tallies` is in the order of the catalogue's `tallies`: None
-    is 'no such entity', or not readable; b"" a tally without a row.
+    (or, as `account_profile`, whose profile) could not be read. The transaction's own rows are in its logs already. `tallies` is in
+    the order of the catalogue's `tallies`: None is 'no such entity', or not readable; b"" a tally without a row.
     """
 
     logs: tuple[bytes | None, ...]
