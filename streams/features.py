@@ -11,6 +11,7 @@ import msgspec
 from redis.exceptions import RedisError
 
 from features.catalogue import CATALOGUE, Catalogue
+from features.meaning import meaning
 from schemas.errors import MemoryUnavailable, SettingsError
 from streams.settings import Settings
 from streams.size import CARD_BYTES_MAX, CARD_EVENTS, Sizes, card_bytes, client_of, filled_sizes, sizes_of
@@ -25,7 +26,7 @@ def table(catalogue: Catalogue) -> str:
 
 
 def explained(catalogue: Catalogue, name: str) -> str:
-    """One row, with the expression that it is. KeyError if there is no such feature."""
+    """One row, with its exact meaning. KeyError if there is no such feature."""
     row = catalogue.rows[catalogue.index[name]]
     lines = [
         row.name,
@@ -33,7 +34,7 @@ def explained(catalogue: Catalogue, name: str) -> str:
         f"  catches      {row.catches}",
         f"  reason code  {row.reason} ({row.suspicious} values are suspicious)",
         f"  column       {catalogue.index[name]} of {catalogue.catalogue_id}",
-        f"  expression   {row.shape.expression}",
+        f"  is           {meaning(row.shape.expression)}",
     ]
     return "\n".join(lines)
 

@@ -16,6 +16,7 @@ from features.catalogue import CATALOGUE, Catalogue
 from features.columns import columns_of
 from features.fact import CARD, CUSTOMER, EVENT_CODES, KIND_CODES
 from features.layout import Cap
+from features.meaning import meaning
 from features.memory import DictMemory
 from features.row import Feature, Fold, Own, Shape, count, days, distinct, hours, spread, total
 from schemas.account import AccountEventKind
@@ -52,7 +53,7 @@ def test_every_row_has_a_derived_name_a_reason_and_a_line_for_the_analyst() -> N
 
 def test_the_readme_says_how_many_there_are() -> None:
     readme = Path(__file__).parents[2] / "README.md"
-    assert f"There are {len(CATALOGUE.rows)} of them in eight families" in readme.read_text()
+    assert f"There are {len(CATALOGUE.rows)} of them in nine families" in readme.read_text()
 
 
 def test_rows_are_narrow() -> None:
@@ -117,3 +118,14 @@ def test_a_row_that_names_what_does_not_exist_is_refused_when_the_catalogue_is_m
     for shape in wrong:
         with pytest.raises(AssertionError, match="colour"):
             CATALOGUE.extended([Feature("velocity", shape, "colour", "velocity", "There is no colour")])
+
+
+def test_every_row_says_its_exact_meaning_in_words() -> None:
+    said = [meaning(row.shape.expression) for row in CATALOGUE.rows]
+    assert not any("(" + word in text for word in ("op=", "Entity", "Fold", "Window") for text in said)
+    of = dict(zip(CATALOGUE.names, said, strict=True))
+    assert of["velocity.card_count_10m"] == (
+        "the number of the card's attempts to move money out, with event time in (T - 10m, T], exact to the millisecond"
+    )
+    assert "in the 60 slices of 60 s that end with T's own" in of["velocity.ip_cards_1h"]
+    assert "matured (7d after they happened" in of["merchant.merchant_fraud_share_30d"]

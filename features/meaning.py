@@ -1,0 +1,132 @@
+"""A row's exact meaning in words, for whoever must answer for it: made from the expression that is computed, so that it cannot differ."""
+
+from __future__ import annotations
+
+from features.fact import DECLINED, EVENT_CODES, FRAUD, KIND_CODES, Entity
+from features.row import (
+    ANY_PAYMENT,
+    CHANGES,
+    HOUR_MS,
+    PRESENT,
+    RECEIVED,
+    REMOTE,
+    SPENT,
+    Calc,
+    Capped,
+    Condition,
+    Constant,
+    Expression,
+    Fold,
+    Known,
+    Meeting,
+    Own,
+    Window,
+)
+from features.tally import LATE, SLICES
+
+_KINDS = {
+    SPENT: "attempts to move money out",
+    RECEIVED: "payments in",
+    ANY_PAYMENT: "payments in or out",
+    PRESENT: "payments with the card present",
+    REMOTE: "remote card payments",
+    CHANGES: "changes of credentials, e-mail, phone or address",
+}
+_KIND_NAMES = {code: name for name, code in (KIND_CODES | EVENT_CODES).items()} | {DECLINED: "declines and blocks", FRAUD: "known frauds"}
+_CALCS = {
+    "minus": "{0} - {1}",
+    "plus": "{0} + {1}",
+    "over": "{0} / {1} (missing if that is 0)",
+    "times": "{0} * {1}",
+    "larger": "the larger of {0} and {1}",
+    "above": "1 if {0} is above {1}, else 0",
+    "differs": "1 if {0} differs from {1}, else 0",
+    "is_zero": "1 if {0} is 0, else 0",
+    "is_missing": "1 if {0} is missing, else 0",
+    "log1p": "ln(1 + {0})",
+    "kind_in": "1 if {0} is in the set {1}, else 0",
+    "kilometres": "great-circle kilometres from ({0}, {1}) to ({2}, {3})",
+    "parts_differ": "how many parts differ between {0} and {1}, where both are given",
+}
+_FOLDS = {
+    "count": "the number of",
+    "sum": "the sum of {column} over",
+    "mean": "the mean of {column} over",
+    "max": "the largest {column} of",
+    "spread": "the population standard deviation of {column} over",
+    "distinct": "the number of different {column} values among",
+    "last": "{column} of the latest of",
+    "first": "the smallest {column} of",
+    "eastward": "the mean distance east of the own longitude over",
+}
+
+
+def meaning(expression: Expression) -> str:
+    """The expression in words."""
+    match expression:
+        case Own(name):
+            return f"the transaction's own {name}"
+        case Known(entity, column):
+            return f"the {entity.name}'s {column} as known at the time"
+        case Constant(value):
+            return f"{value:g}"
+        case Capped(entity):
+            return f"1 if the {entity.name}'s log has lost a row that its longest window would have seen, else 0"
+        case Meeting(one, other):
+            return f"the number of different {one.column} values that are both among {_rows(one)} and, as {other.column}, among {_rows(other)}"
+        case Fold(op=op, column=column):
+            return f"{_FOLDS[op].format(column=column)} {_rows(expression)}"
+        case Calc("over", (part, Constant(value))):
+            return f"{_inner(part)} / {value:g}"
+        case Calc(op, args):
+            return _CALCS[op].format(*(_inner(arg) for arg in args))
+
+
+def _inner(expression: Expression) -> str:
+    text = meaning(expression)
+    return f"[{text}]" if isinstance(expression, Fold | Calc | Meeting) else text
+
+
+def _rows(fold: Fold) -> str:
+    """Which rows a fold reads."""
+    kinds = [condition for condition in fold.where if condition.op == "kinds"]
+    others = [condition for condition in fold.where if condition.op != "kinds"]
+    what = " that are also ".join(map(_kinds, kinds)) or "all rows"
+    such = "".join(f", {_condition(condition)}" for condition in others)
+    return f"the {_owner(fold.entity)} {what}{such}, {_window(fold)}"
+
+
+def _owner(entity: Entity) -> str:
+    return f"{entity.name}'s own" if entity.log_of else f"{entity.name}'s"
+
+
+def _kinds(condition: Condition) -> str:
+    known = _KINDS.get(condition)
+    return known or " and ".join(name for code, name in _KIND_NAMES.items() if condition.value >> code & 1)
+
+
+def _condition(condition: Condition) -> str:
+    column, value = condition.column, condition.value
+    return {
+        "below": f"with {column} below {value:,}",
+        "same": f"with the transaction's own {column} (missing without one)",
+        "near": f"at most {value // HOUR_MS} hours from the transaction's own time of day",
+        "given": f"with {column} given",
+        "below_own": f"with {column} below the transaction's own",
+        "just_under": f"with {column} at most a tenth below {value:,} or ten, a hundred ... times that",
+        "weekday": "of the transaction's own day of the week, UTC",
+        "older": f"from more than {value / 86_400_000:g} days before",
+    }[condition.op]
+
+
+def _window(fold: Fold) -> str:
+    """The window, half-open in event time (T is the transaction's), and how exact it is."""
+    if fold.entity.memory == "tally":
+        return _tally_window(fold.window, fold.delay)
+    return f"with event time in (T - {fold.window.name}, T], exact to the millisecond"
+
+
+def _tally_window(window: Window, delay: Window | None) -> str:
+    slice_s = window.ms / SLICES / 1000
+    matured = f"matured ({delay.name} after they happened; a label that is learned later counts from then on) " if delay else ""
+    return f"{matured}in the {SLICES} slices of {slice_s:g} s that end with T's own ({LATE} more are kept for the late)"
