@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from features.catalogue import CATALOGUE
+from features.catalogue import CATALOGUE, Catalogue
 from schemas.decision import Decision
 from schemas.label import Label
 from schemas.record import Record
@@ -207,7 +207,7 @@ def _at(partition: int, rows: list[Row]) -> dict[str, pa.Array]:
     return {"log_partition": pa.array([partition] * len(rows), pa.int32()), "log_offset": pa.array([offset for offset, _ in rows], pa.int64())}
 
 
-def decisions_table(partition: int, rows: list[Row]) -> pa.Table:
+def decisions_table(partition: int, rows: list[Row], catalogue: Catalogue = CATALOGUE) -> pa.Table:
     """Decisions as columns: their own fields, each feature by its name, the transaction's fields as `txn_*` and its nested records' as
     `txn_session_*` and `txn_fingerprint_*`.
 
@@ -215,12 +215,12 @@ def decisions_table(partition: int, rows: list[Row]) -> pa.Table:
     """
     decisions: list[Decision] = [record for _, record in rows]
     columns = _at(partition, rows) | _columns(decisions, Decision, without=("vector", "transaction"))
-    known = [d.catalogue_id == CATALOGUE.catalogue_id and len(d.vector) == 8 * len(CATALOGUE.names) for d in decisions]
+    known = [d.catalogue_id == catalogue.catalogue_id and len(d.vector) == 8 * len(catalogue.names) for d in decisions]
     columns["vector"] = pa.array([None if k else d.vector for k, d in zip(known, decisions, strict=True)], pa.binary())
-    nothing = np.full(len(CATALOGUE.names), np.nan).tobytes()
+    nothing = np.full(len(catalogue.names), np.nan).tobytes()
     values = np.frombuffer(b"".join(d.vector if k else nothing for k, d in zip(known, decisions, strict=True)), "<f8").reshape(len(rows), -1)
     unknown = ~np.array(known)
-    for number, name in enumerate(CATALOGUE.names):
+    for number, name in enumerate(catalogue.names):
         columns[name] = pa.array(np.ascontiguousarray(values[:, number]), pa.float64(), mask=unknown)
     transactions = [d.transaction for d in decisions]
     columns |= _columns(transactions, Transaction, "txn_", without=("session", "fingerprint"))

@@ -1,0 +1,49 @@
+"""A feature that is added as one row, while everything runs: it is served, in the decision's record, in the archive and in the training set."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from features.backfill import backfill
+from features.catalogue import CATALOGUE
+from features.columns import columns_of
+from features.fact import CARD
+from features.memory import DictMemory
+from features.row import Feature, days, spread
+from models.hold import UnknownAccount
+from streams.archive import decisions_table
+from streams.lab import examples_in_archive
+from tests.world import NOON, a_transaction, a_world
+
+NEW = Feature("behavioural", spread("amount_minor", of=CARD, window=days(3)), "uneven_amounts", "velocity", "Spread of its amounts of three days")
+NAME = "behavioural.card_amount_spread_3d"
+
+
+def test_a_row_added_at_run_time_is_served_recorded_archived_and_trained_on(tmp_path: Path) -> None:
+    catalogue = CATALOGUE.extended([NEW])
+    made = a_world(UnknownAccount.HOLD)
+    made.world = dataclasses.replace(made.world, catalogue=catalogue, memory=DictMemory(catalogue))
+    payments = [a_transaction(f"t{n}", at_ms=NOON + n * 60_000, amount_minor=100 + n * n) for n in range(8)]
+
+    async def paid() -> None:
+        for txn in payments:
+            await made.decide(txn)
+
+    asyncio.run(paid())
+    expected = [np.nan, *(np.std([100 + n * n for n in range(m)]) for m in range(1, 8))]
+    vectors = np.array([np.frombuffer(decision.vector, "<f8") for decision in made.decisions])
+    assert {decision.catalogue_id for decision in made.decisions} == {catalogue.catalogue_id}
+    np.testing.assert_allclose(vectors[:, -1], expected)
+    assert backfill(catalogue, columns_of(payments))[:, -1].tobytes() == vectors[:, -1].tobytes(), "the same bits offline"
+
+    shelf = tmp_path / "decisions"
+    shelf.mkdir()
+    pq.write_table(decisions_table(0, list(enumerate(made.decisions)), catalogue), shelf / "part.parquet")
+    assert pq.read_table(shelf)[NAME].to_numpy().tobytes() == vectors[:, -1].tobytes()
+    examples = examples_in_archive(tmp_path, catalogue, cutoff_ms=NOON + 86_400_000, mature_ms=0)
+    assert examples.vectors[:, catalogue.index[NAME]].tobytes() == vectors[:, -1].tobytes()
