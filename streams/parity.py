@@ -133,7 +133,7 @@ class _History:
                 np.array([is_declined(d) for _, d in new], np.bool_),
             )
         )
-        self.counts["decisions"] += n
+        self.counts[DECISIONS.name] += n
 
     def events(self, batch: list[tuple[Message, RememberedEvent]]) -> None:
         """Adds account events where they were remembered, each place once."""
@@ -157,7 +157,7 @@ class _History:
                 np.zeros(n, np.bool_),
             )
         )
-        self.counts["account events"] += n
+        self.counts[REMEMBERED_EVENTS.name] += n
 
     def _places(self, positions: list[tuple[int, ...]]) -> Array:
         """int64[n, logs]; a record that knew fewer logs has rows in those that it knew."""
@@ -249,7 +249,7 @@ def check_features(settings: Settings, catalogue: Catalogue = CATALOGUE, most: i
     labels = [(m.partition, m.offset, label) for batch in _records(settings, LABELS, Label, history.counts) for m, label in batch]
     for events in _records(settings, REMEMBERED_EVENTS, RememberedEvent, history.counts):
         history.events(events)
-    history.counts["labels"] = len(labels)
+    history.counts[LABELS.name] = len(labels)
     if not history.ids:
         return Parity(0, 0, 0, {}, {}, (), dict(history.counts))
     why = np.zeros(sum(part.columns.n for part in history.parts), np.int8)
