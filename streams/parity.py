@@ -7,9 +7,10 @@ yet) is counted with its reason and is not compared. All is held in memory: abou
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -186,9 +187,16 @@ def joined(parts: list[Recorded], known: dict[str, Array]) -> Recorded:
     return Recorded(one, *arrays)
 
 
-def _records(settings: Settings, topic: Topic, kind: type[R], counts: Counter[str]) -> Iterator[list[tuple[Message, R]]]:
+class Topics(NamedTuple):
+    """Where a history is read: all records of a topic, in batches; and by partition the first offset that is there and the next one."""
+
+    read: Callable[[Topic], Iterable[list[Message]]]
+    ends: Callable[[Topic], Mapping[int, tuple[int, int]]]
+
+
+def _records(topics: Topics, topic: Topic, kind: type[R], counts: Counter[str]) -> Iterator[list[tuple[Message, R]]]:
     """What the topic has now, in batches; what cannot be read is counted."""
-    for batch in read_topic(settings, topic):
+    for batch in topics.read(topic):
         read = []
         for message in batch:
             try:
@@ -199,7 +207,7 @@ def _records(settings: Settings, topic: Topic, kind: type[R], counts: Counter[st
             yield read[at : at + BATCH]
 
 
-def _values(settings: Settings, wanted: set[Cell], counts: Counter[str]) -> dict[Cell, float]:
+def _values(topics: Topics, wanted: set[Cell], counts: Counter[str]) -> dict[Cell, float]:
     """The values of these cells, as far as the topics still have them; NaN where they say two different ones."""
     values: dict[Cell, float] = {}
 
@@ -207,20 +215,20 @@ def _values(settings: Settings, wanted: set[Cell], counts: Counter[str]) -> dict
         if cell in wanted:
             values[cell] = value if values.get(cell, value) == value else np.nan
 
-    for states in _records(settings, ACCOUNTS, AccountState, counts):
+    for states in _records(topics, ACCOUNTS, AccountState, counts):
         for _, state in states:
             for column, value in account_knowledge(state):
                 said(("account", state.account_id, column, state.as_of_ms), value)
-    for known in _records(settings, PROFILES, ProfileValue, counts):
+    for known in _records(topics, PROFILES, ProfileValue, counts):
         for _, each in known:
             said((each.kind, each.token, each.column, each.known_at_ms), each.value)
     return values
 
 
-def _known(history: _History, settings: Settings, why: Array) -> dict[str, Array]:
+def _known(history: _History, topics: Topics, why: Array) -> dict[str, Array]:
     """By profile and column the value that each decision saw. `why` notes those whose value is gone."""
     cells = list(history.cells())
-    values = _values(settings, {cell for _, cell in cells}, history.counts)
+    values = _values(topics, {cell for _, cell in cells}, history.counts)
     known = {f"{p.kind}.{column}": np.full(len(history.ids), np.nan) for p in history.catalogue.profile_layouts for column in p.columns}
     for number, cell in cells:
         value = values.get(cell, np.nan)
@@ -230,31 +238,37 @@ def _known(history: _History, settings: Settings, why: Array) -> dict[str, Array
     return known
 
 
-def _ends(settings: Settings, *topics: Topic) -> Ends:
-    """The first and the next offset of each partition of these topics, one topic after the other."""
-    ends = [end_offsets(settings, topic).get(partition, (0, 0)) for topic in topics for partition in range(topic.partitions)]
+def _ends(topics: Topics, topic: Topic) -> Ends:
+    """The first and the next offset of each of its partitions."""
+    said = topics.ends(topic)
+    ends = [said.get(partition, (0, 0)) for partition in range(topic.partitions)]
     return Ends(np.array([low for low, _ in ends], np.int64), np.array([high for _, high in ends], np.int64))
 
 
-def check_features(settings: Settings, catalogue: Catalogue = CATALOGUE, most: int = 20) -> Parity:
-    """Reads the topics and compares; the first `most` numbers that differ are named. LogUnavailable if the brokers do not answer.
+def check_features(settings: Settings) -> Parity:
+    """Compares what the brokers have. LogUnavailable if they do not answer."""
+    return features_compared(Topics(partial(read_topic, settings), partial(end_offsets, settings)))
+
+
+def features_compared(topics: Topics, catalogue: Catalogue = CATALOGUE, most: int = 20) -> Parity:
+    """Reads the topics and compares; the first `most` numbers that differ are named.
 
     Decisions are read before what they rest on, so that all of that is there; what one rests on and was told later is not compared.
     """
     history = _History(catalogue)
-    told = _ends(settings, DECISIONS)
-    for decisions in _records(settings, DECISIONS, Decision, history.counts):
+    told = _ends(topics, DECISIONS)
+    for decisions in _records(topics, DECISIONS, Decision, history.counts):
         history.decisions(decisions)
-    learned = _ends(settings, LABELS)
-    labels = [(m.partition, m.offset, label) for batch in _records(settings, LABELS, Label, history.counts) for m, label in batch]
-    for events in _records(settings, REMEMBERED_EVENTS, RememberedEvent, history.counts):
+    learned = _ends(topics, LABELS)
+    labels = [(m.partition, m.offset, label) for batch in _records(topics, LABELS, Label, history.counts) for m, label in batch]
+    for events in _records(topics, REMEMBERED_EVENTS, RememberedEvent, history.counts):
         history.events(events)
     history.counts[LABELS.name] = len(labels)
     if not history.ids:
         return Parity(0, 0, 0, {}, {}, (), dict(history.counts))
     why = np.zeros(sum(part.columns.n for part in history.parts), np.int8)
     why[: len(history.ids)][np.concatenate(history.foreign)] = Why.CATALOGUE
-    recorded = joined(history.parts, _known(history, settings, why))
+    recorded = joined(history.parts, _known(history, topics, why))
     ends = Ends(np.concatenate((told.lows, learned.lows)), np.concatenate((told.highs, learned.highs)))
     vectors = recomputed(catalogue, recorded, taught(labels), ends, why)
     return _compared(history, vectors, why[: len(history.ids)], most)
