@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -27,8 +28,24 @@ def declined_identities(identities: Array) -> Array:
     return (given & np.uint64(0xFFFFFFFF00000000) | z).view(np.int64)
 
 
+class Threaded(Protocol):
+    """One entity kind's logs, all in one: rows grouped by entity, in the order of their positions, each once.
+
+    `source[row]` is the transaction of the row, or -1 - transaction for its decline row; `first[transaction]` the row of its first
+    occurrence, -1: it has none; `begins[transaction]` the first row of its log.
+    """
+
+    layout: LogLayout
+    source: Array
+    first: Array
+    begins: Array
+
+    def looked_into(self, number: int, tokens: Array) -> tuple[Array, Array]:
+        """`first` and `begins` of transactions that name another's log (0: none); `number` is that of the entity among the logs."""
+
+
 class _Log:
-    """One entity kind's logs, all in one: rows grouped by entity, in arrival order, each once."""
+    """Logs in arrival order: what a history without positions says."""
 
     def __init__(self, layout: LogLayout, tokens: Array, facts: Array, declined: Array, decline_rows: Array) -> None:
         n = len(facts)
@@ -40,12 +57,7 @@ class _Log:
         rows = kernel.threaded(self.order, tokens, np.ascontiguousarray(facts[:, 0]), declined, decline_rows, source, self.first, self.begins)
         self.source = source[:rows]
 
-    @property
-    def words(self) -> int:
-        """What its columns take, with the newest event time beside them."""
-        return len(self.layout.columns) * len(self.source)
-
-    def looked_into(self, tokens: Array) -> tuple[Array, Array]:
+    def looked_into(self, number: int, tokens: Array) -> tuple[Array, Array]:
         """What each transaction that names another's log (0: none) finds there: `first` and `begins`, as if its row were the next.
 
         Its past is all that had arrived there before it; in its own log, what came before its first occurrence.
@@ -112,23 +124,28 @@ def tallied(catalogue: Catalogue, columns: TransactionColumns, declined: Array) 
     return out
 
 
+def _words(log: Threaded) -> int:
+    """What its columns take, with the newest event time beside them."""
+    return len(log.layout.columns) * len(log.source)
+
+
 class _Logs:
     """All logs of a backfill, their columns one after the other; a log that two entities read is there once."""
 
-    def __init__(self, catalogue: Catalogue, columns: TransactionColumns, facts: Array, declined: Array) -> None:
-        decline_rows = declined_identities(np.ascontiguousarray(facts[:, 0]))
-        logs: dict[str, _Log] = {}
+    def __init__(self, catalogue: Catalogue, columns: TransactionColumns, thread: Callable[[LogLayout, Array], Threaded]) -> None:
+        facts = columns.fact_matrix
+        logs: dict[str, Threaded] = {}
         first, begins, words = [], [], 0
         bases, strides, none = [], [], np.zeros(columns.n, np.int64)
         at: dict[str, int] = {}
-        for entity, layout in zip(catalogue.log_entities, catalogue.log_layouts, strict=True):
+        for number, (entity, layout) in enumerate(zip(catalogue.log_entities, catalogue.log_layouts, strict=True)):
             tokens = np.ascontiguousarray(columns.tokens.get(entity.name, none)).view(np.int64)
             if layout.kind not in logs:
                 owners = np.ascontiguousarray(columns.tokens.get(layout.kind, none)).view(np.int64)
-                logs[layout.kind], at[layout.kind] = _Log(layout, owners, facts, declined, decline_rows), words
-                words += logs[layout.kind].words
+                logs[layout.kind], at[layout.kind] = thread(layout, owners), words
+                words += _words(logs[layout.kind])
             log = logs[layout.kind]
-            seen = log.looked_into(tokens) if entity.log_of else (log.first, log.begins)
+            seen = log.looked_into(number, tokens) if entity.log_of else (log.first, log.begins)
             first.append(seen[0])
             begins.append(seen[1])
             bases.append(at[layout.kind])
@@ -151,7 +168,14 @@ def backfill(catalogue: Catalogue, columns: TransactionColumns, declined: Array 
     """
     refused = np.zeros(columns.n, np.bool_) if declined is None else np.ascontiguousarray(declined, np.bool_)
     facts = columns.fact_matrix
-    logs = _Logs(catalogue, columns, facts, refused)
+    decline_rows = declined_identities(np.ascontiguousarray(facts[:, 0]))
+    told = tallied(catalogue, columns, refused)
+    return looked(catalogue, columns, lambda layout, tokens: _Log(layout, tokens, facts, refused, decline_rows), told)
+
+
+def looked(catalogue: Catalogue, columns: TransactionColumns, thread: Callable[[LogLayout, Array], Threaded], told: Array) -> Array:
+    """float64[asked, features]: the vectors over logs that `thread` makes (of a layout and the entity of each row) and told numbers."""
+    logs, facts = _Logs(catalogue, columns, thread), columns.fact_matrix
     walk = np.argsort(logs.first[np.argmax(logs.strides)], kind="stable") if len(logs.strides) else np.arange(columns.n)
     places = np.cumsum(columns.asks) - 1
     out = np.empty((int(columns.asks.sum()), len(catalogue.rows)))
@@ -159,7 +183,7 @@ def backfill(catalogue: Catalogue, columns: TransactionColumns, declined: Array 
         catalogue.program,
         walk[columns.asks[walk]],
         facts,
-        np.hstack((columns.measure_matrix, tallied(catalogue, columns, refused))),
+        np.hstack((columns.measure_matrix, told)),
         _known(catalogue, columns),
         logs.first,
         logs.begins,

@@ -11,6 +11,7 @@ import numpy as np
 from features import kernel
 from features.catalogue import Catalogue
 from features.fact import FACTS, MEASURES, facts_of, measures_of
+from features.profile import seen_in
 from features.tally import head_of, told
 from schemas.transaction import Transaction
 
@@ -44,12 +45,13 @@ class Past:
 class Look:
     """A transaction's vector (float64, the catalogue's order, NaN is missing), its position in each log (-1: no such entity; in
     a log that it only looked into: the unique rows that it found), the numbers of the logs in which it occurs twice, and the
-    heads of its tallies, one after the other (no such entity: zeros)."""
+    heads of its tallies, one after the other (no such entity: zeros), and which profile values it saw."""
 
     values: np.ndarray[Any, np.dtype[np.float64]]
     positions: tuple[int, ...]
     repeated: tuple[int, ...]
     tally_positions: bytes = b""
+    profile_positions: bytes = b""
 
 
 def packed(catalogue: Catalogue, txn: Transaction, facts: tuple[int, ...]) -> tuple[bytes | None, ...]:
@@ -104,7 +106,7 @@ def look(catalogue: Catalogue, txn: Transaction, past: Past) -> Look:
     tail = out[width:].tolist()
     positions = tuple([int(position) for position in tail[::2]])
     heads = b"".join([head_of(content) for content in past.tallies])
-    return Look(out[:width], positions, tuple([log for log in range(logs) if tail[2 * log + 1]]), heads)
+    return Look(out[:width], positions, tuple([log for log in range(logs) if tail[2 * log + 1]]), heads, seen_in(past.profiles, txn.at_ms))
 
 
 def place_in(log: bytes, row_size: int, identity: int) -> tuple[int, bool]:

@@ -18,6 +18,8 @@ from schemas.transaction import Transaction
 T = TypeVar("T")
 Decided = tuple[Transaction, tuple[int, ...], tuple[int, ...]]
 """A decided transaction, its positions and the positions of its decline rows (empty: none)."""
+Happened = tuple[AccountEvent, tuple[int, ...]]
+"""An account event and its positions."""
 
 
 Updates = Mapping[tuple[int, str], Sequence[Update]]
@@ -44,10 +46,10 @@ class Memory(Protocol):
     def recall(self, txn: Transaction, aside: Aside | None = None) -> Awaitable[Past]:
         """Appends the transaction to its logs, reads them, its profiles and tallies. What cannot be read is missing, never an error."""
 
-    def decline(self, txn: Transaction) -> Awaitable[tuple[int, ...]]:
+    def decline(self, txn: Transaction, aside: Aside | None = None) -> Awaitable[tuple[int, ...]]:
         """Remembers that it was declined or blocked; the place of that row in each log (-1: no such entity). Twice is once."""
 
-    def remember_event(self, event: AccountEvent) -> Awaitable[tuple[int, ...]]:
+    def remember_event(self, event: AccountEvent, aside: Aside | None = None) -> Awaitable[tuple[int, ...]]:
         """Appends an account event to the account's log; its position in each log, in the order of the catalogue's logs."""
 
     def know(self, kind: str, token: str, column: str, value: float, known_at_ms: int) -> Awaitable[None]:
@@ -65,8 +67,8 @@ class Memory(Protocol):
     def tally(self, kind: str, token: str) -> Awaitable[bytes]:
         """The bytes of an entity's tally, empty if it has none."""
 
-    def restore(self, decided: Iterable[Decided]) -> Awaitable[int]:
-        """Writes the logs of these decided transactions, replacing them; how many logs. For a memory that forgot."""
+    def restore(self, decided: Iterable[Decided], happened: Iterable[Happened] = ()) -> Awaitable[int]:
+        """Writes the logs of these decided transactions and account events, replacing them; how many logs. For a memory that forgot."""
 
     def log(self, kind: str, token: str) -> Awaitable[bytes]:
         """The bytes of an entity's log, empty if it has none."""
@@ -110,13 +112,22 @@ def event_rows(catalogue: Catalogue, event: AccountEvent) -> tuple[bytes | None,
     return tuple(layout.pack(facts) if name == "account" else None for name, layout in layouts)
 
 
-def gathered(catalogue: Catalogue, decided: Iterable[Decided]) -> dict[tuple[int, str], list[tuple[int, bytes]]]:
-    """The rows of decided transactions by log number and token, with their positions."""
+def gathered(catalogue: Catalogue, decided: Iterable[Decided], happened: Iterable[Happened] = ()) -> dict[tuple[int, str], list[tuple[int, bytes]]]:
+    """The rows of decided transactions and account events by log number and token, with their positions."""
     logs: dict[tuple[int, str], list[tuple[int, bytes]]] = defaultdict(list)
     for txn, positions, declined_positions in decided:
         for row in log_rows(catalogue, txn, positions, declined_positions):
             logs[row.log_number, row.token].append((row.position, row.row))
+    for event, positions in happened:
+        for number, (packed_row, place) in enumerate(zip(event_rows(catalogue, event), positions, strict=False)):
+            if packed_row is not None and place >= 0:
+                logs[number, event.account_id].append((place, packed_row))
     return logs
+
+
+def _answer(aside: Aside | None) -> None:
+    if aside is not None:
+        aside.wrote, aside.found = aside.writes, aside.reads
 
 
 class DictMemory:
@@ -149,8 +160,7 @@ class DictMemory:
 
     def recall(self, txn: Transaction, aside: Aside | None = None) -> Awaitable[Past]:
         """Appends the transaction to its logs and reads them, its profiles and its tallies."""
-        if aside is not None:
-            aside.wrote, aside.found = aside.writes, aside.reads
+        _answer(aside)
         facts = facts_of(txn)
         logs = self._appended(self._tokens(txn), to_recall(self.catalogue, txn, facts))
         layouts = zip(self.catalogue.profile_layouts, self.catalogue.profile_fields, strict=True)
@@ -165,14 +175,16 @@ class DictMemory:
             self.contents[key] = updated(self.catalogue.tally_plan, self.catalogue.tally_layouts, number, self.contents.get(key, b""), new)
         return Ready(None)
 
-    def decline(self, txn: Transaction) -> Awaitable[tuple[int, ...]]:
+    def decline(self, txn: Transaction, aside: Aside | None = None) -> Awaitable[tuple[int, ...]]:
         """Appends the decline rows; their positions."""
+        _answer(aside)
         facts = declined_facts(facts_of(txn))
         logs = self._appended(self._tokens(txn), packed(self.catalogue, txn, facts))
         return Ready(self._positions(logs, facts[HASH]))
 
-    def remember_event(self, event: AccountEvent) -> Awaitable[tuple[int, ...]]:
+    def remember_event(self, event: AccountEvent, aside: Aside | None = None) -> Awaitable[tuple[int, ...]]:
         """Appends an account event to the account's log; its positions."""
+        _answer(aside)
         rows = event_rows(self.catalogue, event)
         logs = self._appended([event.account_id] * len(rows), rows)
         return Ready(self._positions(logs, event_facts(event)[HASH]))
@@ -203,9 +215,9 @@ class DictMemory:
         """The bytes of an entity's tally."""
         return Ready(self.contents.get(self.catalogue.tally_layouts[self.catalogue.tallies.index(kind)].key(token), b""))
 
-    def restore(self, decided: Iterable[Decided]) -> Awaitable[int]:
-        """Writes the logs of these decided transactions, replacing them."""
-        logs = gathered(self.catalogue, decided)
+    def restore(self, decided: Iterable[Decided], happened: Iterable[Happened] = ()) -> Awaitable[int]:
+        """Writes the logs of these decided transactions and account events, replacing them."""
+        logs = gathered(self.catalogue, decided, happened)
         for (number, token), rows in logs.items():
             self.contents[self.catalogue.log_layouts[number].key(token)] = rebuilt_log(self.catalogue, number, rows)
         return Ready(len(logs))

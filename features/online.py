@@ -21,7 +21,7 @@ from features.engine import Past, packed, place_in, to_recall
 from features.fact import HASH, declined_facts, event_facts, facts_of
 from features.layout import at_ms_of
 from features.log import is_due, rebuilt_log, row_count, tidied
-from features.memory import Aside, Decided, Updates, event_rows, gathered, occurs_twice, tally_keys
+from features.memory import Aside, Decided, Happened, Updates, event_rows, gathered, occurs_twice, tally_keys
 from features.profile import profile_write, profile_writes
 from features.slots import Command, Node
 from features.tally import HEADER_BYTES, updated
@@ -738,17 +738,17 @@ class RedisMemory:
             raise MemoryUnavailable(f"Redis: {refused[0]}")
         return replies
 
-    def decline(self, txn: Transaction) -> Awaitable[tuple[int, ...]]:
+    def decline(self, txn: Transaction, aside: Aside | None = None) -> Awaitable[tuple[int, ...]]:
         """Remembers that it was declined or blocked; the place of that row in each log (-1: no such entity). Twice is once."""
         facts = declined_facts(facts_of(txn))
-        return self._placed(facts[HASH], self._append_and_read(self._keys(txn), packed(self.catalogue, txn, facts), []))
+        return self._placed(facts[HASH], self._append_and_read(self._keys(txn), packed(self.catalogue, txn, facts), [], aside or _ALONE))
 
-    def remember_event(self, event: AccountEvent) -> Awaitable[tuple[int, ...]]:
+    def remember_event(self, event: AccountEvent, aside: Aside | None = None) -> Awaitable[tuple[int, ...]]:
         """Appends an account event to the account's log; its position in each log, in the order of the catalogue's logs."""
         rows = event_rows(self.catalogue, event)
         layouts = self.catalogue.log_layouts
         keys = [None if row is None else layout.key(event.account_id) for layout, row in zip(layouts, rows, strict=True)]
-        return self._placed(event_facts(event)[HASH], self._append_and_read(keys, rows, []))
+        return self._placed(event_facts(event)[HASH], self._append_and_read(keys, rows, [], aside or _ALONE))
 
     async def _placed(self, hash_: int, read: Awaitable[tuple[list[bytes | None], list[bytes | None], tuple[str, ...]]]) -> tuple[int, ...]:
         logs, _, _ = await read
@@ -773,9 +773,9 @@ class RedisMemory:
         """Makes an account's state known as of its `as_of_ms`."""
         await self._obeyed(*profile_writes(self.catalogue, state))
 
-    async def restore(self, decided: Iterable[Decided]) -> int:
-        """Writes the logs of these decided transactions, replacing them; how many logs. For a Redis that forgot."""
-        logs = gathered(self.catalogue, decided)
+    async def restore(self, decided: Iterable[Decided], happened: Iterable[Happened] = ()) -> int:
+        """Writes the logs of these decided transactions and account events, replacing them; how many logs. For a Redis that forgot."""
+        logs = gathered(self.catalogue, decided, happened)
         left = iter(logs.items())
         while batch := list(islice(left, 256)):
             sets: list[Command] = []

@@ -1,4 +1,4 @@
-"""AccountState (what the bank's books say of an account) and AccountEvent (what happened to it besides payments)."""
+"""AccountState (what the bank's books say of an account), AccountEvent (what happened to it besides payments), and what became of both."""
 
 from __future__ import annotations
 
@@ -61,3 +61,28 @@ class AccountEvent(Record, frozen=True, kw_only=True):
     ip: Annotated[IpAddress | None, doc("IP address it was done from")] = None
     ip_country: Annotated[Country | None, doc("country of that address, ISO 3166-1 alpha-2")] = None
     attributes: Annotated[tuple[Attribute, ...], doc("what this record did not foresee")] = ()
+
+
+class RememberedEvent(Record, frozen=True, kw_only=True):
+    """An account event and where its row lies in the logs: with the decisions' positions, the order in which everything arrived."""
+
+    remembered_id: Annotated[Id, doc("derived from the event's id, kind and time: what tells its row from every other")]
+    account_id: Annotated[Id, doc("the account: key of the topic")]
+    remembered_at_ms: Annotated[EpochMs, doc("when it was put into the logs, milliseconds since 1970-01-01 UTC")]
+    catalogue_id: Annotated[str, doc("the feature catalogue whose logs `positions` counts")]
+    positions: Annotated[tuple[int, ...], doc("rows before it in each entity log, in the order of the catalogue's logs; -1: it has no row there")]
+    source_topic: Annotated[str, doc("where the event came from: a topic's name")]
+    source_partition: Annotated[int, doc("its partition")]
+    source_offset: Annotated[int, doc("its offset")]
+    event: Annotated[AccountEvent, doc("the event itself")]
+
+
+class ProfileValue(Record, frozen=True, kw_only=True):
+    """One value that a job of ours made known of an entity, for instance the size of an account's cluster."""
+
+    value_id: Annotated[Id, doc("derived from kind, token and column: key of the topic, so that the newest value of each stays")]
+    kind: Annotated[str, doc("the entity's kind, for example `account`")]
+    token: Annotated[Token, doc("which entity: its id or token")]
+    column: Annotated[str, doc("which column of its profile")]
+    value: Annotated[float, doc("the value, in the column's unit")]
+    known_at_ms: Annotated[EpochMs, doc("since when it is known, milliseconds since 1970-01-01 UTC")]

@@ -84,4 +84,5 @@ class Decision(Record, frozen=True, kw_only=True):
     source_partition: Annotated[int, doc("its partition; -1 for http")]
     source_offset: Annotated[int, doc("its offset; -1 for http")]
     tally_positions: Annotated[bytes, doc("of each tally that was read, what of the log it held: `features/tally.py` says how")] = b""
+    profile_positions: Annotated[bytes, doc("of each profile value that was read, since when it was known: `features/profile.py` says how")] = b""
     transaction: Annotated[Transaction, doc("the transaction itself")]

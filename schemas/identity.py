@@ -15,7 +15,7 @@ _UUID_5 = (5 << 76) | (0x2 << 62)
 
 
 def derived_id(prefix: str, *parts: str) -> str:
-    """`prefix_` and 32 hex digits: the UUIDv5 of the parts. Prefixes: dec hld evt trf sar lbl dlq clr."""
+    """`prefix_` and 32 hex digits: the UUIDv5 of the parts. Prefixes: dec hld evt trf sar lbl dlq clr rem val."""
     name = f"{prefix}:{chr(31).join(parts)}"
     raw = int.from_bytes(hashlib.sha1(_NAMESPACE + name.encode(), usedforsecurity=False).digest()[:16], "big")
     return f"{prefix}_{raw & _UUID_MASK | _UUID_5:032x}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from schemas.account import AccountEvent, AccountState
+from schemas.account import AccountEvent, AccountState, ProfileValue, RememberedEvent
 from schemas.dead_letter import DeadLetter
 from schemas.decision import Decision
 from schemas.hold import Clearing, HoldEvent
@@ -34,6 +34,8 @@ class Topic(NamedTuple):
 TRANSACTIONS = Topic("transactions", Transaction, "account_id", 4, 7 * DAY_MS, False, ("hosts", "replay"), ("score",))
 ACCOUNTS = Topic("accounts", AccountState, "account_id", 4, FOREVER, True, ("bank",), ("hold",))
 ACCOUNT_EVENTS = Topic("account_events", AccountEvent, "account_id", 4, 90 * DAY_MS, False, ("bank",), ("score",))
+REMEMBERED_EVENTS = Topic("remembered_events", RememberedEvent, "account_id", 4, FOREVER, False, ("score",), ("rebuild", "check"))
+PROFILES = Topic("profiles", ProfileValue, "value_id", 4, FOREVER, True, ("cluster",), ("rebuild", "check"))
 CLEARINGS = Topic("clearings", Clearing, "account_id", 4, 90 * DAY_MS, False, ("network",), ("hold",))
 LABELS = Topic("labels", Label, "account_id", 4, FOREVER, False, ("bank", "replay"), ("tally", "archive"))
 DECISIONS = Topic(
@@ -48,6 +50,8 @@ TOPICS: tuple[Topic, ...] = (
     TRANSACTIONS,
     ACCOUNTS,
     ACCOUNT_EVENTS,
+    REMEMBERED_EVENTS,
+    PROFILES,
     CLEARINGS,
     LABELS,
     DECISIONS,

@@ -5,12 +5,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple, TypeVar
 
+from features.memory import Aside
 from features.online import Command, Wire
 from schemas.errors import Conflict, MemoryUnavailable
 
+T = TypeVar("T")
 KEPT, TOLD = b"K", b"T"
+FORGOT = "Redis does not know how far it is: it must be rebuilt from the log"
 WHOLE = b"whole"
 """The key whose being there says that Redis has not forgotten: set when it was rebuilt from the log, and never otherwise.
 
@@ -44,6 +48,18 @@ def sound(replies: list[Any]) -> list[Any]:
     return replies
 
 
+async def on_whole(read: Callable[[Aside], Awaitable[T]]) -> T:
+    """What `read` answers; MemoryUnavailable if Redis, asked in the same round trip, does not say that it is whole.
+
+    A row that is appended to a Redis that forgot has no place in the log as it will be rebuilt: it must be appended again.
+    """
+    aside = Aside((), (WHOLE,))
+    answer = await read(aside)
+    if aside.found[0] is None:
+        raise MemoryUnavailable(FORGOT)
+    return answer
+
+
 class Answers:
     """The answers of one Redis. `ttl_s` is how long a repeat is recognised (a day at least: Stripe's contract)."""
 
@@ -65,7 +81,7 @@ class Answers:
         if isinstance(fresh, Exception):
             raise fresh if isinstance(fresh, MemoryUnavailable) else MemoryUnavailable(f"Redis: {fresh}")
         if whole is None:
-            raise MemoryUnavailable("Redis does not know how far it is: it must be rebuilt from the log")
+            raise MemoryUnavailable(FORGOT)
         if fresh is not None:
             return None
         txn = transaction_id.encode()

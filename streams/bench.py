@@ -8,7 +8,7 @@ import sys
 from streams.settings import Settings
 from streams.stack import ROOT
 
-BENCHES = ("walk", "features")
+BENCHES = ("walk", "features", "parity")
 
 
 def bench(argv: list[str], settings: Settings) -> int:

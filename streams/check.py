@@ -21,6 +21,7 @@ from schemas.topics import CLEARINGS, DEAD_LETTERS, DECISIONS, HOLDS, LEDGER, SA
 from schemas.transaction import Transaction
 from streams.bus import Message, end_offsets, read_topic
 from streams.folder import is_owned
+from streams.parity import check_features
 from streams.settings import Settings
 
 GRACE_MS = 60_000
@@ -124,13 +125,14 @@ def agreed(settings: Settings, wait_s: float, said: float = 2.0) -> Report:
 
 
 def check(argv: list[str], settings: Settings) -> int:
-    """`holdfast check [--wait S] [--json]`: exit status 0 if the books agree, 1 if not, 2 if the topics cannot be read."""
+    """`holdfast check [--wait S | --features] [--json]`: exit status 0 if books or vectors agree, 1 if not, 2 if topics cannot be read."""
     parser = argparse.ArgumentParser(prog="holdfast check", description=__doc__)
     parser.add_argument("--wait", type=float, default=0, metavar="S", help="give the apps up to S seconds to finish what is under way")
+    parser.add_argument("--features", action="store_true", help="instead of the books: compute every vector again, and compare bit for bit")
     parser.add_argument("--json", action="store_true", help="end with one JSON object of the figures")
     args = parser.parse_args(argv)
     try:
-        report = agreed(settings, args.wait)
+        report = check_features(settings) if args.features else agreed(settings, args.wait)
     except LogUnavailable as error:
         nobody = "" if is_owned(settings.data_dir) else f"no system runs in {settings.data_dir}, and "
         print(f"holdfast check: {nobody}the brokers at {settings.kafka_bootstrap} do not answer: {error}", file=sys.stderr)

@@ -1,7 +1,7 @@
 """`holdfast cluster`: finds communities of accounts in the archive (or in a file) and makes known what follows for each account.
 
 A job, not an app: it runs once, or `--every` so many seconds. It writes columns of the account's Profile, each with the job's moment as
-the time since which it is known, and only where the value changed. Nothing of it is in the log: after `holdfast rebuild` run it again.
+the time since which it is known, and only where the value changed. The topic `profiles` is told each value before Redis is: a rebuild puts it back.
 
 An account that was seen in the last `--days` gets its values; one that was seen in as many days before that, and not since, is written as
 alone, so that what an earlier run knew does not stay. So a job that pauses must not pause for longer than `--days`. An account that only
@@ -37,14 +37,18 @@ import pyarrow.parquet as pq
 
 from features.catalogue import CATALOGUE, Catalogue
 from features.layout import PROFILE_CELL_BYTES
-from features.online import Command, Wire
+from features.online import Wire
 from features.profile import cell_of, profile_write
 from models.cluster import ACCOUNT, ALONE, COLUMNS, HUB, LABELS, TIES, Clusters, clusters_of
+from schemas.account import ProfileValue
+from schemas.avro import encode
 from schemas.errors import InvalidRecord, SettingsError, Unavailable
-from schemas.topics import DECISIONS
+from schemas.identity import derived_id
+from schemas.topics import DECISIONS, PROFILES
 from schemas.topics import LABELS as LABELS_TOPIC
 from schemas.transaction import Transaction
 from streams.answers import sound
+from streams.bus import Bus, KafkaBus
 from streams.folder import with_kept_secrets
 from streams.mapping import Mapping, TimeRule, TokenKey, mapping_in, moment_ms, rows_in
 from streams.settings import Settings
@@ -53,6 +57,8 @@ DAY_MS = 86_400_000
 BATCH = 2_000
 """Accounts whose values are read, and written, in one send."""
 REDIS_TIMEOUT_S = 10.0
+LINGER_MS, PRODUCE_TIMEOUT_MS = 5, 30_000
+"""A job tells much at once, and nobody waits for it."""
 SEED = 1
 _PAST = pa.schema([*((name, pa.string()) for name in TIES), ("at_ms", pa.int64())])
 _LEARNED = pa.schema(list(zip(LABELS, (pa.string(), pa.string(), pa.bool_(), pa.int64()), strict=True)))
@@ -189,8 +195,8 @@ def changed(known: pa.Table, before: dict[str, tuple[float, ...]]) -> pa.Table:
 # Where it goes.
 
 
-async def make_known(wire: Wire, catalogue: Catalogue, known: pa.Table) -> int:
-    """Writes what changed into the profiles in Redis; how many accounts that were. What a later run made known stands."""
+async def make_known(wire: Wire, catalogue: Catalogue, known: pa.Table, bus: Bus) -> int:
+    """Tells what changed, and writes it into the profiles in Redis; how many accounts that were. What a later run made known stands."""
     if "account" not in catalogue.profiles:
         return 0
     layout = catalogue.profile_layouts[catalogue.profiles.index("account")]
@@ -199,22 +205,27 @@ async def make_known(wire: Wire, catalogue: Catalogue, known: pa.Table) -> int:
     rows, written = _rows(known), 0
     while batch := list(islice(rows, BATCH)):
         cells = sound(await wire.send(*(("GETRANGE", layout.key(name), begin, end - 1) for name, _, _ in batch)))
-        writes: list[Command] = []
+        news: list[ProfileValue] = []
         for (name, values, at_ms), cell in zip(batch, cells, strict=True):
             old = [cell_of(cell, offset - begin) for offset in offsets]
-            new = [_write(catalogue, name, *each, at_ms) for each in zip(COLUMNS, values, old, strict=True)]
-            writes += [write for write in new if write is not None]
-            written += any(write is not None for write in new)
-        sound(await wire.send(*writes))
+            new = [(column, value) for column, value, was in zip(COLUMNS, values, old, strict=True) if _is_news(value, was, at_ms)]
+            news += [_profile_value(name, column, value, at_ms) for column, value in new]
+            written += bool(new)
+        await asyncio.gather(*(bus.tell(PROFILES, each.value_id, encode(each)) for each in news))
+        writes = (profile_write(catalogue, each.kind, each.token, each.column, each.value, each.known_at_ms) for each in news)
+        sound(await wire.send(*[write for write in writes if write is not None]))
     return written
 
 
-def _write(catalogue: Catalogue, name: str, column: str, value: float, old: tuple[float, int], at_ms: int) -> Command | None:
-    """The command that makes a value known; None where it is known already, or something newer is."""
+def _is_news(value: float, old: tuple[float, int], at_ms: int) -> bool:
+    """Whether a value is not the one that is known already, nor older than it."""
     was, since_ms = old
-    if since_ms and (was == value or since_ms > at_ms):
-        return None
-    return profile_write(catalogue, "account", name, column, value, at_ms)
+    return not since_ms or (was != value and since_ms <= at_ms)
+
+
+def _profile_value(name: str, column: str, value: float, at_ms: int) -> ProfileValue:
+    value_id = derived_id("val", "account", name, column)
+    return ProfileValue(value_id=value_id, kind="account", token=name, column=column, value=value, known_at_ms=at_ms)
 
 
 def _rows(known: pa.Table) -> Iterator[tuple[str, tuple[float, ...], int]]:
@@ -226,9 +237,11 @@ def _rows(known: pa.Table) -> Iterator[tuple[str, tuple[float, ...], int]]:
 
 async def _made_known(settings: Settings, known: pa.Table) -> int:
     wire = await Wire.connect(settings.redis_url, settings.redis_password or None, settings.redis_username or None, REDIS_TIMEOUT_S)
+    bus = KafkaBus(settings.changed(produce_timeout_ms=PRODUCE_TIMEOUT_MS), linger_ms=LINGER_MS)
     try:
-        return await make_known(wire, CATALOGUE, known)
+        return await make_known(wire, CATALOGUE, known, bus)
     finally:
+        await bus.close()
         await wire.close()
 
 

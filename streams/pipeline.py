@@ -19,7 +19,7 @@ from schemas.decision import Decision, Outcome
 from schemas.errors import MemoryUnavailable
 from schemas.topics import DECISIONS
 from schemas.transaction import Transaction
-from streams.answers import Answers, DictAnswers, Kept
+from streams.answers import Answers, DictAnswers, Kept, on_whole
 from streams.books import Books, DictBooks
 from streams.bus import Bus
 
@@ -79,7 +79,7 @@ async def decide(txn: Transaction, world: World, now_ms: int, origin: Origin = H
         verdict = judge(world.ensemble, world.policy, world.catalogue.reason_of, txn, seen.values, degradations)
         stops.passed("judge")
         verdict, hold = await settle(txn, verdict, book, world, now_ms)
-        declined = await world.memory.decline(txn) if verdict.outcome in (Outcome.DECLINE, Outcome.BLOCK) else ()
+        declined = await declined_at(txn, verdict, world)
         stops.passed("hold")
         decision = decided(txn, seen, verdict, hold, declined, world, now_ms, origin)
         message = avro.encode_before(decision, content)
@@ -131,6 +131,13 @@ async def settle(txn: Transaction, verdict: Verdict, book: bytes | None, world: 
     return (refused(verdict, placed), None) if isinstance(placed, Refusal) else (verdict, placed.hold)
 
 
+async def declined_at(txn: Transaction, verdict: Verdict, world: World) -> tuple[int, ...]:
+    """Remembers that it was declined or blocked, if it was: the places of those rows."""
+    if verdict.outcome not in (Outcome.DECLINE, Outcome.BLOCK):
+        return ()
+    return await on_whole(lambda aside: world.memory.decline(txn, aside))
+
+
 def decided(
     txn: Transaction,
     seen: Look,
@@ -163,6 +170,7 @@ def decided(
         vector=seen.values.tobytes(),
         positions=seen.positions,
         tally_positions=seen.tally_positions,
+        profile_positions=seen.profile_positions,
         declined_positions=declined,
         degradations=verdict.degradations,
         source_topic=origin.topic,

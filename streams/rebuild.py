@@ -20,13 +20,13 @@ from features.online import RedisMemory, Wire
 from features.tally import updated
 from models.hold import EMPTY, FINAL, Book, Step, confirm, post, release, state_known, with_provisional
 from schemas import avro, identity
-from schemas.account import AccountEvent, AccountState
+from schemas.account import AccountEvent, AccountState, ProfileValue, RememberedEvent
 from schemas.decision import Decision
 from schemas.errors import InvalidRecord, MemoryUnavailable
 from schemas.hold import HoldEvent, HoldState
 from schemas.label import Label
 from schemas.record import Record
-from schemas.topics import ACCOUNT_EVENTS, ACCOUNTS, DECISIONS, HOLDS, LABELS, Topic
+from schemas.topics import ACCOUNTS, DECISIONS, HOLDS, LABELS, PROFILES, REMEMBERED_EVENTS, Topic
 from streams.answers import WHOLE, Answers, Restored, sound
 from streams.books import book_key
 from streams.bus import committed_offsets, end_offsets, read_topic
@@ -170,6 +170,8 @@ class Rebuild:
         for *_, state in self._records(ACCOUNTS, AccountState):
             books[state.account_id] = state_known(books.get(state.account_id, EMPTY), state)
             await self._memory.know_account(state)
+        for *_, known in self._records(PROFILES, ProfileValue):
+            await self._memory.know(known.kind, known.token, known.column, known.value, known.known_at_ms)
         confirmed: set[str] = set()
         resolved: dict[str, HoldEvent] = {}
         for *_, event in self._records(HOLDS, HoldEvent):
@@ -181,8 +183,6 @@ class Rebuild:
         await self._resolved(resolved)
         await self._decisions(books, confirmed, resolved)
         await self._ours()
-        for *_, happened in self._records(ACCOUNT_EVENTS, AccountEvent):
-            await self._memory.remember_event(happened)
         await self._books(books)
         await self._ours()
         await self._applied()
@@ -238,12 +238,18 @@ class Rebuild:
         await self._ours()
         await self._answers.restore(kept)
         self.counts["decisions"] = len(seen)
-        self.counts["logs"] = await self._memory.restore(rows)
+        self.counts["logs"] = await self._memory.restore(rows, self._happened(oldest_row_ms))
         for partition, offset, _, label in self._records(LABELS, Label):
             gather_label(CATALOGUE, label, partition, offset, tallies.rows)
         await self._ours()
         self.counts["tallies"] = len(tallies.contents())
         await self._memory.put_tallies(tallies.contents())
+
+    def _happened(self, oldest_ms: int) -> Iterator[tuple[AccountEvent, tuple[int, ...]]]:
+        """The account events whose rows a log may still have, and where. What `score` has not told yet is still to come to it."""
+        for *_, remembered in self._records(REMEMBERED_EVENTS, RememberedEvent):
+            if remembered.remembered_at_ms > oldest_ms:
+                yield remembered.event, remembered.positions
 
     async def _held(self, books: dict[str, Book], decision: Decision, partition: int, confirmed: set[str], resolved: dict[str, HoldEvent]) -> None:
         if decision.hold_id is None:
@@ -329,7 +335,6 @@ def rebuild(argv: list[str], settings: Settings) -> int:
     counts = asyncio.run(_forgotten_and_rebuilt(settings))
     for what, count in sorted(counts.items()):
         print(f"{count:>10,}  {what}")
-    print("not in the log: clusters of accounts; `holdfast cluster` writes them again")
     if args.json:
         print(json.dumps(dict(counts)))
     return 0

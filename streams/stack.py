@@ -97,6 +97,16 @@ class Stack:
             self._start_app(app, command(app))
             self.apps = (*self.apps, app)
 
+    def start_another(self, app: str, number: int = 2, command: AppCommand = run_app) -> Settings:
+        """One more process of an app, the `number`th, in the same group; does not wait. Its settings: a folder and ports of its own."""
+        name = f"{app}-{number}"
+        shared = {"registry_dir": self.settings.registry_dir, "archive_dir": self.settings.archive_dir}
+        ports = {"http_port": self.port(f"{name} http"), "metrics_port": self.port(f"{name} metrics")}
+        own = self.settings.changed(data_dir=self.settings.data_dir / name, **shared, **ports)
+        self._add(name, command(app), lambda pid: is_ready(own, app, pid), settings=own, before=lambda: forget_ready(own, app))
+        self.apps = (*self.apps, name)
+        return own
+
     def close(self) -> None:
         """Stops all: the apps, then Redis, then the brokers, each asked first and killed only when it does not end."""
         self._keeper.stop(self.apps)

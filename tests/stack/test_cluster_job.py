@@ -29,7 +29,8 @@ from schemas.topics import DECISIONS, LABELS
 from streams import cluster, lab
 from streams.archive import Archive
 from streams.settings import Settings
-from tests.features.stores import a_redis, a_wire
+from streams.stack import running
+from tests.features.stores import a_wire
 from tests.streams.test_archive import a_decision
 from tests.world import NOON, a_transaction
 
@@ -55,21 +56,22 @@ learned_at_column = "learned"
 
 
 @pytest.fixture(scope="module")
-def redis_url() -> Iterator[str]:
-    with a_redis() as url:
-        yield url
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """Settings that reach a Redis, and a broker that is told what becomes known."""
+    with running(Settings(data_dir=tmp_path_factory.mktemp("system"), http_port=0), apps=()) as stack:
+        yield stack.settings
 
 
 @pytest.fixture
-def job(redis_url: str, tmp_path: Path) -> Settings:
+def job(system: Settings, tmp_path: Path) -> Settings:
     """Settings with an empty Redis and an empty archive."""
 
     async def emptied() -> None:
-        async with a_wire(redis_url) as wire:
+        async with a_wire(system.redis_url) as wire:
             await wire.send(("FLUSHALL",))
 
     asyncio.run(emptied())
-    return Settings(redis_url=redis_url, data_dir=tmp_path, archive_dir=tmp_path / "archive")
+    return system.changed(data_dir=tmp_path, archive_dir=tmp_path / "archive")
 
 
 def archived(job: Settings, payments: dict[str, tuple[str, str, int]], frauds: dict[str, int], partition: int = 0) -> None:
@@ -174,7 +176,7 @@ def test_without_an_archive_the_job_says_so(job: Settings) -> None:
 
 def test_the_scheduled_job_runs_again_and_ends_when_asked(job: Settings) -> None:
     archived(job, RING, {})
-    environ = os.environ | {"HOLDFAST_REDIS_URL": job.redis_url, "HOLDFAST_KAFKA_BOOTSTRAP": "none", "HOLDFAST_DATA_DIR": str(job.data_dir)}
+    environ = os.environ | job.as_environ()
     command = [sys.executable, "-m", "streams.cli", "cluster", "--every", "0.2", "--days", "100000", "--archive", str(job.archive_dir), "--json"]
     process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

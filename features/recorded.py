@@ -1,0 +1,194 @@
+"""Vectors of decisions once more, from what they recorded: their positions in logs, heads of tallies, and the profile values they saw.
+
+Backfill orders a history by arrival; here the positions give the order, whoever wrote and however many at once. All else is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from features.backfill import declined_identities, looked
+from features.catalogue import Catalogue
+from features.columns import TransactionColumns
+from features.fact import AT_MS, DECLINED, ENTITIES, FACTS, HASH, KIND
+from features.layout import LogLayout
+from features.tally import LABELLED, OFFSET_BYTES, SOURCES, Given, Reads, label_row, rows_matrix, told_all
+from schemas.identity import hash64
+from schemas.label import Label
+from schemas.topics import DECISIONS
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Why(IntEnum):
+    """Why a vector cannot be compared; the first that holds counts."""
+
+    COMPARABLE = 0
+    CATALOGUE = 1
+    UNREAD = 2
+    GAP = 3
+    BEGAN_AGAIN = 4
+    BEYOND = 5
+    DROPPED = 6
+    WENT_BACK = 7
+    PROFILE = 8
+
+
+WHY = {
+    Why.CATALOGUE: "another catalogue decided it",
+    Why.UNREAD: "a memory did not answer when it was decided",
+    Why.GAP: "a log has a row before it that no record speaks of",
+    Why.BEGAN_AGAIN: "a log had expired and begun again",
+    Why.BEYOND: "a tally had taken what came after this reading of the topics began",
+    Why.DROPPED: "a tally had taken what the topics have dropped",
+    Why.WENT_BACK: "a tally had gone back in time",
+    Why.PROFILE: "a profile value that it saw is no longer in the topics",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """n records of a history, in any order: decided transactions (they ask for a vector) and account events (they leave rows).
+
+    `positions` and `declined`: int64[n, logs], -1: no row (of a log that is only looked into: not looked at). `heads`: int64[n, tallies,
+    sources]. `sources`, `offsets`: int64[n], where the decision lies in the log (events: -1). `refused`: bool[n], declined or blocked.
+    """
+
+    columns: TransactionColumns
+    positions: Array
+    declined: Array
+    heads: Array
+    sources: Array
+    offsets: Array
+    refused: Array
+
+
+def heads_in(positions: Sequence[bytes], tallies: int) -> Array:
+    """int64[n, tallies, sources]: the offsets in `Decision.tally_positions`. None may be of another length."""
+    raw = np.frombuffer(b"".join(positions), np.uint8).reshape(len(positions), tallies, SOURCES, OFFSET_BYTES)
+    heads: Array = (raw.astype(np.int64) << np.arange(0, 8 * OFFSET_BYTES, 8)).sum(axis=-1)
+    return heads
+
+
+class _Placed:
+    """Logs in the order of given positions. Of each, `whole` rows follow each other from position 0 on; of what comes then nothing is known."""
+
+    def __init__(self, layout: LogLayout, number: int, tokens: Array, recorded: Recorded, why: Array) -> None:
+        self.layout, self._positions, self._why = layout, recorded.positions, why
+        places, declined = recorded.positions[:, number], recorded.declined[:, number]
+        own, refused = np.flatnonzero((tokens != 0) & (places >= 0)), np.flatnonzero((tokens != 0) & (declined >= 0))
+        source, place = np.concatenate((own, -1 - refused)), np.concatenate((places[own], declined[refused]))
+        owner = np.concatenate((tokens[own], tokens[refused]))
+        order = np.lexsort((place, owner))
+        self.source, place = source[order], place[order]
+        self._owners, self._starts, sizes = np.unique(owner[order], return_index=True, return_counts=True)
+        group = np.repeat(np.arange(len(sizes)), sizes)
+        rank = np.arange(len(group)) - self._starts[group]
+        wrong = np.flatnonzero(place != rank)
+        self._whole, self._again = sizes.copy(), np.zeros(len(sizes), np.bool_)
+        np.minimum.at(self._whole, group[wrong], rank[wrong])
+        wrong = wrong[rank[wrong] == self._whole[group[wrong]]]
+        self._again[group[wrong]] = place[wrong] < rank[wrong]
+        self.first, self.begins = self.looked_into(number, tokens)
+
+    def looked_into(self, number: int, tokens: Array) -> tuple[Array, Array]:
+        """`first` and `begins` by the positions of that entity. Who stands behind a gap gets no log, and `why` says so."""
+        n, positions = len(tokens), self._positions[:, number]
+        first, begins = np.full(n, -1, np.int64), np.zeros(n, np.int64)
+        asks = np.flatnonzero((tokens != 0) & (positions >= 0))
+        group = np.searchsorted(self._owners, tokens[asks])
+        known = group < len(self._owners)
+        known[known] = self._owners[group[known]] == tokens[asks][known]
+        group[~known] = 0
+        whole = np.zeros(len(asks), np.int64)
+        whole[known], begins[asks[known]] = self._whole[group[known]], self._starts[group[known]]
+        behind = positions[asks] > whole
+        again = np.zeros(len(asks), np.bool_)
+        again[known] = self._again[group[known]]
+        _because(self._why, asks[behind & again], Why.BEGAN_AGAIN)
+        _because(self._why, asks[behind & ~again], Why.GAP)
+        _because(self._why, np.flatnonzero((tokens != 0) & (positions < 0)), Why.UNREAD)
+        asks = asks[~behind]
+        first[asks] = begins[asks] + positions[asks]
+        return first, begins
+
+
+def _because(why: Array, numbers: Array, reason: Why) -> None:
+    """Notes a reason for those that have none yet."""
+    why[numbers[why[numbers] == Why.COMPARABLE]] = reason
+
+
+class Taught(NamedTuple):
+    """Labels' rows: int64[m, facts + 1], the source and offset of each, and by entity kind the hash64s of whom it teaches (0: nobody)."""
+
+    rows: Array
+    sources: Array
+    offsets: Array
+    tokens: dict[str, Array]
+
+
+def taught(labels: Sequence[tuple[int, int, Label]]) -> Taught:
+    """The rows of labels, given with partition and offset; a label that says no fraud, or not of when, has none."""
+    told = [(partition, offset, label, row) for partition, offset, label in labels if (row := label_row(label)) is not None]
+    names = {entity.name: entity.field for entity in ENTITIES if entity.name in LABELLED}
+    return Taught(
+        rows_matrix([row for *_, row in told]),
+        np.array([DECISIONS.partitions + partition for partition, *_ in told], np.int64),
+        np.array([offset for _, offset, *_ in told], np.int64),
+        {
+            kind: np.array([0 if (token := getattr(label, name)) is None else hash64(token) for _, _, label, _ in told], np.uint64)
+            for kind, name in names.items()
+        },
+    )
+
+
+class Ends(NamedTuple):
+    """What of the topics was read: for each source of tallies the first offset that is still there, and the one after the last."""
+
+    lows: Array
+    highs: Array
+
+
+def _told(catalogue: Catalogue, recorded: Recorded, labels: Taught, ends: Ends, why: Array) -> Array:
+    """float64[n, told numbers]: what each read of a tally was told, by what it had taken."""
+    plan, columns = catalogue.tally_plan, recorded.columns
+    out = np.full((columns.n, len(plan.folds)), np.nan)
+    decided = np.flatnonzero(recorded.offsets >= 0)
+    refused = decided[recorded.refused[decided]]
+    rows = np.zeros((len(decided) + len(refused), len(FACTS) + 1), np.int64)
+    rows[: len(decided), :-1], rows[len(decided) :, :-1] = columns.fact_matrix[decided], columns.fact_matrix[refused]
+    rows[len(decided) :, HASH], rows[len(decided) :, KIND] = declined_identities(rows[len(decided) :, HASH]), DECLINED
+    gave = np.concatenate((decided, refused))
+    rows, sources = np.vstack((rows, labels.rows)), np.concatenate((recorded.sources[gave], labels.sources))
+    offsets = np.concatenate((recorded.offsets[gave], labels.offsets))
+    for number, layout in enumerate(catalogue.tally_layouts):
+        tokens, heads = columns.tokens[layout.kind], recorded.heads[:, number]
+        asks = tokens != 0
+        _because(why, np.flatnonzero(asks & (heads > ends.highs).any(axis=1)), Why.BEYOND)
+        _because(why, np.flatnonzero(asks & ((heads > 0) & (ends.lows > 0)).any(axis=1)), Why.DROPPED)
+        _because(why, _not_growing(tokens, heads), Why.WENT_BACK)
+        learned = labels.tokens.get(layout.kind, np.zeros(len(labels.rows), np.uint64))
+        given = Given(np.concatenate((tokens[gave], learned)), sources, offsets, rows)
+        told_all(plan, number, given, Reads(tokens, heads, columns.fact_matrix[:, AT_MS]), out)
+    return out
+
+
+def _not_growing(tokens: Array, heads: Array) -> Array:
+    """The reads of tallies of which one read less of a source than another that read less in all."""
+    asks = np.flatnonzero(tokens)
+    asks = asks[np.lexsort((heads[asks].sum(axis=1), tokens[asks]))]
+    same = tokens[asks[1:]] == tokens[asks[:-1]]
+    fell = same & (heads[asks[1:]] < heads[asks[:-1]]).any(axis=1)
+    return asks[np.isin(tokens[asks], tokens[asks[1:][fell]])]
+
+
+def recomputed(catalogue: Catalogue, recorded: Recorded, labels: Taught, ends: Ends, why: Array) -> Array:
+    """float64[asked, features]: the vectors again. `why` (int8[n], of `Why`) gets the reasons why some say nothing."""
+    columns = recorded.columns
+    told = _told(catalogue, recorded, labels, ends, why)
+    return looked(catalogue, columns, lambda layout, tokens: _Placed(layout, catalogue.logs.index(layout.kind), tokens, recorded, why), told)
