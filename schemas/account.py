@@ -66,7 +66,7 @@ class AccountEvent(Record, frozen=True, kw_only=True):
 class RememberedEvent(Record, frozen=True, kw_only=True):
     """An account event and where its row lies in the logs: with the decisions' positions, the order in which everything arrived."""
 
-    remembered_id: Annotated[Id, doc("derived from the event's account, id, kind and time: what tells its row from every other")]
+    remembered_id: Annotated[Id, doc("derived from the event's id, kind and time: what tells its row from every other")]
     account_id: Annotated[Id, doc("the account: key of the topic")]
     remembered_at_ms: Annotated[EpochMs, doc("when it was put into the logs, milliseconds since 1970-01-01 UTC")]
     catalogue_id: Annotated[str, doc("the feature catalogue whose logs `positions` counts")]
