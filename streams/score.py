@@ -39,9 +39,9 @@ async def on_account_event(world: World, event: AccountEvent, source: Source) ->
 
 
 def remembered_event(event: AccountEvent, positions: tuple[int, ...], catalogue_id: str, origin: Origin, now_ms: int) -> RememberedEvent:
-    """The record of it. Its id is of all that tells the event's row from others: an id that came with another time has two rows."""
+    """The record of it. Its id is of all that tells the event's row from others: an id that came with another account, kind or time has two rows."""
     return RememberedEvent(
-        remembered_id=derived_id("rem", event.event_id, event.kind, str(event.at_ms)),
+        remembered_id=derived_id("rem", event.account_id, event.event_id, event.kind, str(event.at_ms)),
         account_id=event.account_id,
         remembered_at_ms=now_ms,
         catalogue_id=catalogue_id,

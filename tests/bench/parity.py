@@ -132,7 +132,7 @@ class Traffic:
         ]
 
     def event(self, i: int) -> AccountEvent:
-        """Something that happened to an account before the i-th payment."""
+        """Something that happened to an account before the i-th payment. The last ones share an id, as a careless sender's do."""
         who = self.account()
         return AccountEvent(
             event_id=f"{self.name}-e{i:07d}",

@@ -28,6 +28,7 @@ from schemas.label import Label, LabelSource
 from schemas.topics import DECISIONS, LABELS
 from streams import cluster, lab
 from streams.archive import Archive
+from streams.rebuild import rebuild
 from streams.settings import Settings
 from streams.stack import running
 from tests.features.stores import a_wire
@@ -167,6 +168,21 @@ def test_what_else_is_known_of_the_account_stays(job: Settings) -> None:
 
     assert asyncio.run(limit())
     assert next_payment(job, "ring0", NOON + DAY_MS) == [4.0, 0.0, 3.0]
+
+
+def test_what_the_job_made_known_is_in_a_topic_and_a_rebuild_puts_it_back(job: Settings) -> None:
+    archived(job, RING, {"t0": NOON + DAY_MS})
+    for day in (1, 2):
+        ran(job, NOON + day * DAY_MS)
+
+    async def forgotten() -> None:
+        async with a_wire(job.redis_url) as wire:
+            await wire.send(("FLUSHALL",))
+
+    before = next_payment(job, "ring1", NOON + 2 * DAY_MS)
+    asyncio.run(forgotten())
+    assert rebuild([], job) == 0
+    assert next_payment(job, "ring1", NOON + 2 * DAY_MS) == before == [4.0, pytest.approx(1 / 3), 3.0]
 
 
 def test_without_an_archive_the_job_says_so(job: Settings) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from features.catalogue import CATALOGUE
-from schemas.account import AccountEvent, AccountState, ProfileValue
+from schemas.account import AccountEvent, AccountEventKind, AccountState, ProfileValue
 from schemas.avro import decode, encode
 from schemas.decision import Decision
 from schemas.label import Label
@@ -226,6 +226,15 @@ def test_another_catalogue_and_a_tally_ahead_of_the_reading_are_not_compared() -
 
 def test_nothing_in_the_log_is_nothing_to_compare() -> None:
     assert counted(Bank().compared()) == (0, {})
+
+
+def test_one_events_id_at_two_accounts_is_two_rows() -> None:
+    async def story(bank: Bank) -> None:
+        for account in ("a1", "a2"):
+            await bank.happened(AccountEvent(event_id="same", account_id=account, kind=AccountEventKind.LOGIN, at_ms=NOON - 1))
+            await bank.decide(a_transaction(f"t-{account}", account_id=account, card_token=f"crd_{account}"))
+
+    assert counted(lived(story).compared()) == (2, {})
 
 
 def test_an_event_is_told_where_it_lies_and_told_again_with_the_same_place() -> None:

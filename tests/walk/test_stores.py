@@ -10,12 +10,14 @@ from typing import Any
 import hiredis
 import pytest
 
-from features.online import Wire
+from features.catalogue import CATALOGUE
+from features.online import RedisMemory, Wire
 from models.hold import EMPTY, Book, Refusal, Step, UnknownAccount, place, state_known
-from schemas.account import AccountState
+from schemas.account import AccountEvent, AccountEventKind, AccountState
 from schemas.errors import Conflict, MemoryUnavailable
-from streams.answers import Answers, DictAnswers, Kept, Restored, sound
+from streams.answers import WHOLE, Answers, DictAnswers, Kept, Restored, on_whole, sound
 from streams.books import Books, DictBooks
+from tests.world import a_transaction
 
 Use = Callable[[Any], Awaitable[None]]
 
@@ -186,6 +188,26 @@ def test_no_book_is_written_in_a_redis_that_forgot(redis_url: str) -> None:
         await wire.send((b"FLUSHALL",))
         with pytest.raises(MemoryUnavailable, match="FORGOT"):
             await books.change("a", lambda book: state_known(book, state))
+        await wire.close()
+
+    asyncio.run(main())
+
+
+def test_a_row_that_is_appended_to_a_redis_that_forgot_is_not_taken_for_remembered(redis_url: str) -> None:
+    """It has no place in the log that will be rebuilt: at its end another row would lie there."""
+
+    async def main() -> None:
+        wire = await Wire.connect(redis_url)
+        memory = RedisMemory(wire, CATALOGUE)
+        event = AccountEvent(event_id="1", account_id="forgot", kind=AccountEventKind.LOGIN, at_ms=1)
+        await wire.send((b"DEL", WHOLE))
+        for read in (lambda aside: memory.remember_event(event, aside), lambda aside: memory.decline(a_transaction(), aside)):
+            with pytest.raises(MemoryUnavailable, match="rebuilt"):
+                await on_whole(read)
+        await wire.send((b"SET", WHOLE, b"1"), (b"DEL", CATALOGUE.log_layouts[CATALOGUE.logs.index("account")].key("forgot")))
+        places = await on_whole(lambda aside: memory.remember_event(event, aside))
+        assert places[CATALOGUE.logs.index("account")] == 0
+        await memory.close()
         await wire.close()
 
     asyncio.run(main())
