@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from features import kernel
 from features.catalogue import Catalogue
 from features.fact import FACTS, MEASURES, facts_of, measures_of
+from features.layout import beginning_of
 from features.profile import seen_in
-from features.tally import head_of, told
+from features.tally import head_of, longs, told
 from schemas.transaction import Transaction
 
 _OWN = struct.Struct(f"<Q{len(FACTS) - 1}q{len(MEASURES)}d")
 _ZEROS = bytes(64)
 
 
-@dataclass(frozen=True)
-class Past:
+class Past(NamedTuple):
     """What the memory holds of a transaction's entities: bytes of each log and profile (None: no such entity, or not known).
 
     `logs` is in the order of the catalogue's `logs`, `profiles` of its `profiles`. `missing` names the entity kinds whose log or tally
@@ -41,8 +40,7 @@ class Past:
         return cls((None,) * len(catalogue.logs), (None,) * len(catalogue.profiles), kinds, None, (None,) * len(catalogue.tallies))
 
 
-@dataclass(frozen=True, eq=False)
-class Look:
+class Look(NamedTuple):
     """A transaction's vector (float64, the catalogue's order, NaN is missing), its position in each log (-1: no such entity; in
     a log that it only looked into: the unique rows that it found), the numbers of the logs in which it occurs twice, and the
     heads of its tallies, one after the other (no such entity: zeros), and which profile values it saw."""
@@ -54,16 +52,21 @@ class Look:
     profile_positions: bytes = b""
 
 
-def packed(catalogue: Catalogue, txn: Transaction, facts: tuple[int, ...]) -> tuple[bytes | None, ...]:
-    """The row that these facts append to each log; None where the transaction has no such entity or only looks into its log."""
-    layouts = zip(catalogue.log_layouts, catalogue.log_entities, strict=True)
-    return tuple([None if entity.log_of or getattr(txn, entity.field) is None else layout.pack(facts) for layout, entity in layouts])
+def packed(catalogue: Catalogue, txn: Transaction, facts: tuple[int, ...], looked_into: bytes | None = None) -> tuple[bytes | None, ...]:
+    """The row that these facts append to each log; None where the transaction has no such entity, `looked_into` where it only looks."""
+    beginning = beginning_of(facts)
+    entities = zip(catalogue.log_layouts, catalogue.log_entities, strict=True)
+    return tuple(
+        [
+            None if getattr(txn, field) is None else looked_into if log_of else layout.pack(facts, beginning)
+            for layout, (_, field, log_of, _) in entities
+        ]
+    )
 
 
 def to_recall(catalogue: Catalogue, txn: Transaction, facts: tuple[int, ...]) -> tuple[bytes | None, ...]:
     """As `packed`, with b"" for a log that is read and gets no row."""
-    rows = zip(packed(catalogue, txn, facts), catalogue.log_entities, strict=True)
-    return tuple([b"" if entity.log_of and getattr(txn, entity.field) is not None else row for row, entity in rows])
+    return packed(catalogue, txn, facts, b"")
 
 
 def row_bytes(catalogue: Catalogue, txn: Transaction) -> tuple[bytes | None, ...]:
@@ -95,7 +98,7 @@ def assembled(catalogue: Catalogue, txn: Transaction, past: Past) -> bytearray:
     own = _OWN.pack(*facts, *measures_of(txn))
     if catalogue.tallies:
         own += told(catalogue.tally_plan, past.tallies or (None,) * len(catalogue.tallies), txn.at_ms).tobytes()
-    return bytearray().join((own, struct.pack(f"<{len(places)}q", *places), *contents, _ZEROS))
+    return bytearray().join((own, longs(len(places))(*places), *contents, _ZEROS))
 
 
 def look(catalogue: Catalogue, txn: Transaction, past: Past) -> Look:
@@ -104,9 +107,9 @@ def look(catalogue: Catalogue, txn: Transaction, past: Past) -> Look:
     out = np.empty(width + 2 * logs)
     kernel.look_at(catalogue.program, np.frombuffer(assembled(catalogue, txn, past), np.uint8), out)
     tail = out[width:].tolist()
-    positions = tuple([int(position) for position in tail[::2]])
-    heads = b"".join([head_of(content) for content in past.tallies])
-    return Look(out[:width], positions, tuple([log for log in range(logs) if tail[2 * log + 1]]), heads, seen_in(past.profiles, txn.at_ms))
+    repeated = tuple([log for log in range(logs) if tail[2 * log + 1]]) if any(tail[1::2]) else ()
+    heads = b"".join(map(head_of, past.tallies))
+    return Look(out[:width], tuple(map(int, tail[::2])), repeated, heads, seen_in(past.profiles, txn.at_ms))
 
 
 def place_in(log: bytes, row_size: int, identity: int) -> tuple[int, bool]:

@@ -24,6 +24,14 @@ def at_ms_of(row: bytes) -> int:
     return int.from_bytes(row[AT_MS_BYTE : AT_MS_BYTE + 6], "little") & AT_MS_MASK
 
 
+_AT_MS_BIT, _KIND_BIT = FACTS[0].bits, FACTS[0].bits + FACTS[1].bits
+
+
+def beginning_of(facts: tuple[int, ...]) -> int:
+    """The fixed columns of a row, the same in every layout; the time is written over the identity's low half, which is the same."""
+    return facts[0] | facts[1] << _AT_MS_BIT | facts[2] << _KIND_BIT
+
+
 @dataclass(frozen=True)
 class Cap:
     """How long a log gets. After `rows + chunk` unique rows its oldest `chunk` are no longer seen, and so on; nor are rows that are
@@ -82,12 +90,12 @@ class LogLayout:
 
     @cached_property
     def _shifts(self) -> tuple[tuple[int, int], ...]:
-        """Fact and first bit of each column after the identity; the time is written over its low half, which is the same."""
-        return tuple(zip(self.facts, self.offsets, strict=True))[1:]
+        """Fact and first bit of each column after the fixed ones."""
+        return tuple(zip(self.facts, self.offsets, strict=True))[len(FIXED) :]
 
-    def pack(self, facts: tuple[int, ...]) -> bytes:
-        """The row of these facts."""
-        row = facts[0]
+    def pack(self, facts: tuple[int, ...], beginning: int | None = None) -> bytes:
+        """The row of these facts. `beginning` is `beginning_of(facts)`, for who packs the same facts into several logs."""
+        row = beginning_of(facts) if beginning is None else beginning
         for fact, shift in self._shifts:
             row |= facts[fact] << shift
         return row.to_bytes(self.row_bytes, "little")

@@ -14,10 +14,13 @@ from features.fact import declined_facts, facts_of
 from features.layout import AT_MS_BYTE, AT_MS_MASK, NEWEST_AT, TRIMMED_AT, TRIMMED_WIDTH, at_ms_of
 from schemas.transaction import Transaction, TransactionKind
 
+_HEADER = bytes(8)
+"""The identity of the header row."""
+
 
 def row_count(log: bytes, row_size: int, length: int) -> int:
     """Rows that a log of `length` bytes has had, trimmed ones and repeats included. `log` is its content, or at least its first row."""
-    if length < row_size or any(log[:8]):
+    if length < row_size or log[:8] != _HEADER:
         return length // row_size
     return int.from_bytes(log[TRIMMED_AT : TRIMMED_AT + TRIMMED_WIDTH], "little") + length // row_size - 1
 

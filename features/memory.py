@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Awaitable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, Generic, Protocol, TypeVar
 
 from features.catalogue import Catalogue
 from features.engine import Past, packed, place_in, to_recall
 from features.fact import HASH, declined_facts, event_facts, facts_of
+from features.layout import LogLayout, ProfileLayout
 from features.log import is_due, log_rows, rebuilt_log, row_count, tidied
 from features.profile import Write, profile_write, profile_writes
-from features.tally import Update, updated
+from features.tally import TallyLayout, Update, updated
 from schemas.account import AccountEvent, AccountState
 from schemas.transaction import Transaction
 
@@ -99,10 +101,17 @@ def occurs_twice(log: bytes, row: bytes) -> bool:
     return log.find(row[:8]) != log.rfind(row[:8])
 
 
-def tally_keys(catalogue: Catalogue, txn: Transaction) -> list[str | None]:
-    """The key of each tally; None where the transaction has no such entity."""
-    pairs = zip(catalogue.tally_layouts, catalogue.tally_fields, strict=True)
-    return [None if (token := getattr(txn, field)) is None else layout.key(token) for layout, field in pairs]
+Keys = Callable[[Transaction], list[str | None]]
+"""The key of each memory that a transaction has; None where it has no such entity."""
+
+
+def keys_of(catalogue: Catalogue) -> Keys:
+    """What names the memories of a transaction: its logs, then its profiles, then its tallies, each in the catalogue's order."""
+    layouts: list[LogLayout | ProfileLayout | TallyLayout] = [*catalogue.log_layouts, *catalogue.profile_layouts, *catalogue.tally_layouts]
+    fields = (*catalogue.log_fields, *catalogue.profile_fields, *catalogue.tally_fields)
+    tokens_of = attrgetter(*fields, "account_id", "account_id")  # with two more it says a tuple, however few fields there are
+    prefixes = [layout.key("") for layout in layouts]
+    return lambda txn: [None if token is None else prefix + token for prefix, token in zip(prefixes, tokens_of(txn), strict=False)]
 
 
 def event_rows(catalogue: Catalogue, event: AccountEvent) -> tuple[bytes | None, ...]:
@@ -136,6 +145,7 @@ class DictMemory:
     def __init__(self, catalogue: Catalogue) -> None:
         self.catalogue = catalogue
         self.contents: dict[str, bytes] = {}
+        self._keys = keys_of(catalogue)
 
     def _append(self, number: int, token: str, row: bytes) -> bytes:
         """Appends a row and returns the log; tidies what it leaves behind when it is time. b"" is no row: it only reads."""
@@ -163,10 +173,10 @@ class DictMemory:
         _answer(aside)
         facts = facts_of(txn)
         logs = self._appended(self._tokens(txn), to_recall(self.catalogue, txn, facts))
-        layouts = zip(self.catalogue.profile_layouts, self.catalogue.profile_fields, strict=True)
-        profiles = [self.contents.get(layout.key(getattr(txn, field) or "")) for layout, field in layouts]
-        tallies = tuple(None if key is None else self.contents.get(key, b"") for key in tally_keys(self.catalogue, txn))
-        return Ready(Past(tuple(logs), tuple(profiles), (), facts, tallies))
+        keys, profiles_end = self._keys(txn)[len(logs) :], len(self.catalogue.profiles)
+        profiles = tuple(None if key is None else self.contents.get(key) for key in keys[:profiles_end])
+        tallies = tuple(None if key is None else self.contents.get(key, b"") for key in keys[profiles_end:])
+        return Ready(Past(tuple(logs), profiles, (), facts, tallies))
 
     def take(self, updates: Updates) -> Awaitable[None]:
         """Gives rows to tallies."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import functools
 import hashlib
 from collections import defaultdict, deque
@@ -21,7 +20,7 @@ from features.engine import Past, packed, place_in, to_recall
 from features.fact import HASH, declined_facts, event_facts, facts_of
 from features.layout import at_ms_of
 from features.log import is_due, rebuilt_log, row_count, tidied
-from features.memory import Aside, Decided, Happened, Updates, event_rows, gathered, occurs_twice, tally_keys
+from features.memory import Aside, Decided, Happened, Updates, event_rows, gathered, keys_of, occurs_twice
 from features.profile import profile_write, profile_writes
 from features.slots import Command, Node
 from features.tally import HEADER_BYTES, updated
@@ -595,20 +594,10 @@ class RedisMemory:
         self.ttl_s = 2 * catalogue.keep_ms // 1000 if ttl_s is None else ttl_s
         self._refresh_ms = max(_DAY_MS, self.ttl_s * 1000 // 8)
         """Expiry is put off when a log is new, and when an event falls into another span of this length than the one before it."""
+        self._keys, self._logs, self._profiles = keys_of(catalogue), len(catalogue.logs), len(catalogue.profiles)
         self.tidy_failures = 0
         self._untidy: dict[str, int] = {}
         self._tidying: asyncio.Task[None] | None = None
-
-    def _keys(self, txn: Transaction) -> list[str | None]:
-        """The key of each log; None where the transaction has no such entity."""
-        fields = zip(self.catalogue.log_layouts, self.catalogue.log_fields, strict=True)
-        tokens = ((layout, getattr(txn, field)) for layout, field in fields)
-        return [None if token is None else layout.key(token) for layout, token in tokens]
-
-    def _profile_keys(self, txn: Transaction) -> list[str | None]:
-        fields = zip(self.catalogue.profile_layouts, self.catalogue.profile_fields, strict=True)
-        tokens = ((layout, getattr(txn, field)) for layout, field in fields)
-        return [None if token is None else layout.key(token) for layout, token in tokens]
 
     async def _read(
         self, sent: asyncio.Future[list[Any]], keys: list[str | None], rows: tuple[bytes | None, ...], more: list[str | None], aside: Aside
@@ -657,9 +646,7 @@ class RedisMemory:
     def _keep_up(self, number: int, key: str, row: bytes, length: int, log: bytes) -> None:
         """What an append leaves to do: expiry for a new log or a new day, tidying when a chunk is full or a row came twice."""
         size = len(row)
-        before = log[length - 2 * size : length - size]
-        span = at_ms_of(row) // self._refresh_ms
-        if length == size or at_ms_of(before) // self._refresh_ms != span:
+        if length == size or at_ms_of(log[length - 2 * size : length - size]) // self._refresh_ms != at_ms_of(row) // self._refresh_ms:
             self.wire.post(("EXPIRE", key, self.ttl_s))
         if is_due(self.catalogue, row_count(log, size, length)) or occurs_twice(log, row):
             self._untidy[key] = number
@@ -672,10 +659,9 @@ class RedisMemory:
         Never an error: what could not be read (no answer in time, a node gone, a key of the wrong type) is `missing`, by the kind of
         entity. Then what was asked aside has the error in its place.
         """
-        facts, tallies = facts_of(txn), tally_keys(self.catalogue, txn)
-        rows, more = to_recall(self.catalogue, txn, facts), [*self._profile_keys(txn), *tallies]
-        aside = aside or _ALONE
-        return self._recalled(facts, self._append_and_read(self._keys(txn), rows, more, aside), aside)
+        facts, keys = facts_of(txn), self._keys(txn)
+        logs, more, aside = keys[: self._logs], keys[self._logs :], aside or _ALONE
+        return self._recalled(facts, self._append_and_read(logs, to_recall(self.catalogue, txn, facts), more, aside), aside)
 
     async def _recalled(
         self, facts: tuple[int, ...], read: Awaitable[tuple[list[bytes | None], list[bytes | None], tuple[str, ...]]], aside: Aside
@@ -685,7 +671,7 @@ class RedisMemory:
         except MemoryUnavailable as error:
             if aside is not _ALONE:
                 aside.wrote, aside.found = [error] * len(aside.writes), [error] * len(aside.reads)
-            return dataclasses.replace(Past.nothing(self.catalogue), facts=facts)
+            return Past.nothing(self.catalogue)._replace(facts=facts)
         profiles = len(self.catalogue.profiles)
         if any(isinstance(value, Exception) for value in more):
             kinds = (*[f"{kind}_profile" for kind in self.catalogue.profiles], *self.catalogue.tallies)
@@ -741,7 +727,8 @@ class RedisMemory:
     def decline(self, txn: Transaction, aside: Aside | None = None) -> Awaitable[tuple[int, ...]]:
         """Remembers that it was declined or blocked; the place of that row in each log (-1: no such entity). Twice is once."""
         facts = declined_facts(facts_of(txn))
-        return self._placed(facts[HASH], self._append_and_read(self._keys(txn), packed(self.catalogue, txn, facts), [], aside or _ALONE))
+        keys = self._keys(txn)[: self._logs]
+        return self._placed(facts[HASH], self._append_and_read(keys, packed(self.catalogue, txn, facts), [], aside or _ALONE))
 
     def remember_event(self, event: AccountEvent, aside: Aside | None = None) -> Awaitable[tuple[int, ...]]:
         """Appends an account event to the account's log; its position in each log, in the order of the catalogue's logs."""

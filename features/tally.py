@@ -14,8 +14,9 @@ offset after the last row taken. That is a read's position; the decision carries
 
 from __future__ import annotations
 
+import functools
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -43,6 +44,7 @@ HEADER_BYTES = SOURCES * OFFSET_BYTES
 NOTHING = bytes(HEADER_BYTES)
 _OPS = {"kinds": kernel.T_KINDS, "below": kernel.T_BELOW, "given": kernel.T_GIVEN}
 _BEYOND = bytes(8)
+_ABSENT = (-1, -1)
 
 
 class Ring(NamedTuple):
@@ -298,15 +300,23 @@ def updated(plan: TallyPlan, layouts: Sequence[TallyLayout], number: int, conten
     return b"".join(end.to_bytes(OFFSET_BYTES, "little") for end in ends) + out[:length].tobytes()
 
 
+@functools.cache
+def longs(count: int) -> Callable[..., bytes]:
+    """What writes so many 64-bit numbers."""
+    return struct.Struct(f"<{count}q").pack
+
+
 def told(plan: TallyPlan, contents: Sequence[bytes | None], now_ms: int) -> Array:
     """float64: the plan's numbers as these tallies tell them at a moment. None: no such entity, or not readable; b"": it has no row."""
     at = 16 * len(contents)
     places: list[int] = []
     for content in contents:
-        end = at + len(content or b"")
-        places += (-1, -1) if content is None else (min(at + HEADER_BYTES, end), end)
-        at = end
-    buffer = b"".join((struct.pack(f"<{len(places)}q", *places), *[content for content in contents if content], _BEYOND))
+        if content:
+            places += (at + HEADER_BYTES, at + len(content))
+            at += len(content)
+        else:
+            places += _ABSENT if content is None else (at, at)
+    buffer = b"".join((longs(len(places))(*places), *filter(None, contents), _BEYOND))
     out = np.empty(len(plan.folds))
     kernel.read(plan.words, np.frombuffer(buffer, np.uint8), now_ms, out)
     return out

@@ -5,8 +5,10 @@ fastavro tries every branch of each union, and a Transaction is mostly unions wi
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -35,6 +37,7 @@ def _bits(rest: int) -> bytes:
 
 
 _SMALL = tuple(varint(n) for n in range(8192))
+_KNOWN = {n: varint(n) for n in range(-1, 8192)}.get
 _SOME = tuple(b"\x02" + length for length in _SMALL)
 
 
@@ -68,13 +71,17 @@ _PRIMITIVES: dict[str, Writer] = {
 }
 
 
+_SOME_OF: dict[str, Writer] = {"string": _some_string, "double": functools.partial(struct.Struct("<bd").pack, 2)}
+"""The same as the second branch of a union with null."""
+
+
 def writer_of(schema: Any, named: dict[str, Any] | None = None) -> Writer:
     """What turns a value of this (parsed or plain) Avro schema into its bytes. Records are msgspec structs."""
     named = {} if named is None else named
     if isinstance(schema, str):
         return _PRIMITIVES.get(schema) or writer_of(named[schema], named)
     if isinstance(schema, list):
-        return _some_string if schema[1] == "string" else _nullable(writer_of(schema[1], named))
+        return _SOME_OF.get(str(schema[1])) or _nullable(writer_of(schema[1], named))
     if schema["type"] == "array":
         return _array(schema["items"], named)
     if schema["type"] == "record":
@@ -95,20 +102,32 @@ def _nullable(write: Writer) -> Writer:
     return lambda value: b"\x00" if value is None else b"\x02" + write(value)
 
 
+def _longs(values: tuple[int, ...]) -> bytes:
+    """An array of longs, which mostly are small: a Decision has a position in each log."""
+    if not values:
+        return b"\x00"
+    parts = list(map(_KNOWN, values))
+    return b"".join([_long(len(values)), *(map(_long, values) if None in parts else parts), b"\x00"])
+
+
 def _array(items: Any, named: dict[str, Any] | None) -> Writer:
-    """One block of all items. Those of records are written field by field into the one list: a Decision has a record of each member."""
+    """One block of all items. A name that a record begins with is remembered as bytes: a Decision has a record of each member."""
     join, items = b"".join, named[items] if named and isinstance(items, str) and items in named else items
+    if items == "long":
+        return _longs
     if not (isinstance(items, dict) and items["type"] == "record"):
         write = writer_of(items, named)
         return lambda values: join([_long(len(values)), *map(write, values), b"\x00"]) if values else b"\x00"
-    writers = tuple(writer_of(field["type"], named) for field in items["fields"])
+    first, *others = [writer_of(field["type"], named) for field in items["fields"]]
+    writers = (functools.lru_cache(maxsize=1024)(first) if items["fields"][0]["type"] == "string" else first, *others)
     if named is not None:
         named[items["name"]] = items
 
     def written(records: tuple[Any, ...]) -> bytes:
         if not records:
             return b"\x00"
-        fields = [b"\x00" if value is None else write(value) for r in records for write, value in zip(writers, _values(r), strict=True)]
+        values = chain.from_iterable(map(_values, records))
+        fields = [b"\x00" if value is None else write(value) for write, value in zip(writers * len(records), values, strict=True)]
         return join([_long(len(records)), *fields, b"\x00"])
 
     return written

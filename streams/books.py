@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from features.online import Wire
@@ -30,13 +29,35 @@ def book_key(account_id: str) -> bytes:
     return b"book:" + account_id.encode()
 
 
-@dataclass(slots=True)
 class _Turn:
-    """Who in this process changes an account: one at a time, each starting from what the one before left."""
+    """Who in this process changes an account: one at a time, each starting from what the one before left. Mostly there is only one."""
 
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    users: int = 0
-    newest: bytes | None = None
+    __slots__ = ("lock", "newest", "users")
+
+    def __init__(self) -> None:
+        self.lock: asyncio.Lock | None = None
+        """Made when a second one comes; the first holds it then."""
+        self.users = 1
+        self.newest: bytes | None = None
+
+    async def comes(self) -> None:
+        """Waits until those who came before are done."""
+        self.users += 1
+        if self.lock is None:
+            self.lock = asyncio.Lock()
+            await self.lock.acquire()  # for the first one: nobody else has it, so this does not wait
+        try:
+            await self.lock.acquire()
+        except BaseException:
+            self.users -= 1
+            raise
+
+    def ends(self) -> bool:
+        """Lets the next one come; whether there is none."""
+        self.users -= 1
+        if self.lock is not None:
+            self.lock.release()
+        return not self.users
 
 
 class Books:
@@ -63,13 +84,12 @@ class Books:
         turn = self._turns.get(account_id)
         if turn is None:
             turn = self._turns[account_id] = _Turn()
-        turn.users += 1
+        else:
+            await turn.comes()
         try:
-            async with turn.lock:
-                return await self._change(account_id, move, seen, turn)
+            return await self._change(account_id, move, seen, turn)
         finally:
-            turn.users -= 1
-            if not turn.users:
+            if turn.ends():
                 del self._turns[account_id]
 
     async def _change(self, account_id: str, move: Callable[[Book], M], seen: object, turn: _Turn) -> M:

@@ -67,7 +67,6 @@ ASSIGNED = _BY_NAME["holdfast_assigned_partitions"]
 STALLED = _BY_NAME["holdfast_stalled_seconds"]
 
 
-
 class Tally:
     """One histogram's counts as plain numbers: an observation costs a third of prometheus_client's, and there are seven a decision."""
 
@@ -76,11 +75,6 @@ class Tally:
     def __init__(self) -> None:
         self.counts = [0] * (len(SECONDS) + 1)
         self.total = 0.0
-
-    def observe(self, seconds: float) -> None:
-        """Notes one duration."""
-        self.counts[bisect_left(SECONDS, seconds)] += 1
-        self.total += seconds
 
 
 _STOP: dict[str, Tally] = {stop: Tally() for stop in ("recall", "look", "judge", "hold", "keep", "tell", "total")}
@@ -106,13 +100,15 @@ _OUTCOME: dict[str, Any] = {outcome: DECISIONS.labels(outcome) for outcome in ("
 
 def observe(stop: str, seconds: float) -> None:
     """Notes how long one stop of the walk took, seconds."""
-    _STOP[stop].observe(seconds)
+    tally = _STOP[stop]
+    tally.counts[bisect_left(SECONDS, seconds)] += 1
+    tally.total += seconds
 
 
 def decided(outcome: str, degradations: Iterable[str], seconds: float) -> None:
     """Notes one decision and how long it took in all, seconds."""
     _OUTCOME[outcome].inc()
-    _STOP["total"].observe(seconds)
+    observe("total", seconds)
     for kind in degradations:
         DEGRADATIONS.labels(kind).inc()
 
