@@ -1,0 +1,108 @@
+"""A backfill in lots: however a history is parted, the bits are the same, and what is carried stays small."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+from histories import NOON, histories
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from past_oracle import Arrival
+from payments import DAY, T0, a_payment
+
+from features.backfill import Backfill, backfill
+from features.catalogue import CATALOGUE, Catalogue
+from features.columns import TransactionColumns, columns_of
+from features.layout import Cap
+
+SMALL = Catalogue(CATALOGUE.rows, Cap(rows=4, chunk=2))
+many = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+
+
+def arrived(history: list[Arrival]) -> tuple[TransactionColumns, np.ndarray]:
+    """The columns of a history (declines follow their payments at once), labels learned within days, and who was declined."""
+    rows = [(number, a.record) for number, a in enumerate(history) if a.what != "decline"]
+    declined = [number + 1 < len(history) and history[number + 1].what == "decline" for number, _ in rows]
+    columns = columns_of([record for _, record in rows])
+    learned = np.where(columns.facts["amount_minor"] % 5 == 0, columns.facts["at_ms"] + 5 * DAY, 0)
+    return replace(columns, learned=learned), np.array(declined)
+
+
+def in_lots(under_way: Backfill, columns: TransactionColumns, declined: np.ndarray, ends: list[int]) -> bytes:
+    """The vectors of the history in lots that end there."""
+    edges = [0, *sorted(min(end, columns.n) for end in ends), columns.n]
+    return b"".join(under_way.vectors(columns.part(a, b), declined[a:b]).tobytes() for a, b in pairwise(edges))
+
+
+cuts = st.lists(st.integers(0, 40), max_size=6)
+
+
+@many
+@given(histories(most=40, apart=False), cuts, st.sampled_from([CATALOGUE, SMALL]), st.sampled_from([3, 7, 1000]))
+def test_any_lots_give_the_same_bits(history: list[Arrival], ends: list[int], catalogue: Catalogue, epoch: int) -> None:
+    columns, declined = arrived(history)
+    assert in_lots(Backfill(catalogue, epoch), columns, declined, ends) == Backfill(catalogue, epoch).vectors(columns, declined).tobytes()
+
+
+@many
+@given(histories(most=40, apart=False), st.integers(0, 40), st.sampled_from([CATALOGUE, SMALL]), st.sampled_from([3, 1000]))
+def test_another_goes_on_from_the_state_to_the_same_bits(history: list[Arrival], cut: int, catalogue: Catalogue, epoch: int) -> None:
+    columns, declined = arrived(history)
+    cut = min(cut, columns.n)
+    one, other = Backfill(catalogue, epoch), Backfill(catalogue, epoch)
+    said = one.vectors(columns.part(0, cut), declined[:cut]).tobytes()
+    other.restore(one.state())
+    said += other.vectors(columns.part(cut, columns.n), declined[cut:]).tobytes()
+    assert said == Backfill(catalogue, epoch).vectors(columns, declined).tobytes()
+
+
+@settings(max_examples=30, deadline=None)
+@given(histories(most=40, apart=False))
+def test_threads_give_the_same_bits(history: list[Arrival]) -> None:
+    columns, declined = arrived(history)
+    assert Backfill(CATALOGUE, threads=3).vectors(columns, declined).tobytes() == backfill(CATALOGUE, columns, declined).tobytes()
+
+
+def a_stream(days: int, cards: int, per_day: int) -> TransactionColumns:
+    """Days of payments; each card is used for a fortnight and never again."""
+    number = np.arange(days * per_day)
+    day = number // per_day
+    who = (day // 14) * cards + number * 7919 % cards
+    columns = columns_of([a_payment("1", email_token="e1")])
+    facts = {name: np.resize(np.asarray(column), len(number)) for name, column in columns.facts.items()}
+    at_ms = T0 + day * DAY + number % per_day * (DAY // per_day)
+    facts["at_ms"] = at_ms
+    facts["hash"] = at_ms.astype(np.uint64) << np.uint64(32) | (number + 1).astype(np.uint64)
+    tokens = {name: (who + 1).astype(np.uint64) for name in ("card", "account", "device", "merchant", "ip")}
+    return TransactionColumns(facts, tokens, {})
+
+
+def test_what_is_carried_does_not_grow_with_the_length_of_the_history() -> None:
+    columns = a_stream(days=900, cards=40, per_day=50)
+    under_way, carried, stored = Backfill(CATALOGUE, epoch=500), [], []
+    for begin in range(0, columns.n, 5_000):
+        under_way.vectors(columns.part(begin, begin + 5_000))
+        state = under_way.state()
+        carried.append(under_way.rows_carried)
+        stored.append(sum(part.nbytes for part in state.values()))
+    assert carried[-1] <= 1.2 * carried[2], carried
+    assert stored[-1] <= 1.2 * stored[2], stored
+    assert carried[-1] < 3 * 50 * (97 + 14 + 20)
+
+
+def test_a_busy_log_keeps_no_more_than_can_be_seen() -> None:
+    columns = a_stream(days=60, cards=1, per_day=400)
+    under_way = Backfill(CATALOGUE)
+    for begin in range(0, columns.n, 1_000):
+        under_way.vectors(columns.part(begin, begin + 1_000))
+    assert under_way.rows_carried < 3 * 5 * 2300
+
+
+def test_a_forgotten_log_begins_anew_and_a_late_row_does_not_bring_it_back() -> None:
+    payments = [a_payment("old", NOON), *(a_payment(f"o{n}", NOON + 120 * DAY + n, card_token="c9", account_id="a9") for n in range(9))]
+    columns = columns_of([*payments, a_payment("late", NOON + DAY), a_payment("new", NOON + 121 * DAY)])
+    counts = Backfill(CATALOGUE, epoch=10).vectors(columns)[-2:, CATALOGUE.index["velocity.card_count_7d"]]
+    assert counts.tolist() == [0, 0]
+    assert backfill(CATALOGUE, columns)[-2:, CATALOGUE.index["velocity.card_count_7d"]].tolist() == [1, 0]
