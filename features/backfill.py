@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from features import kernel
-from features.carried import Logs, Lot, Repeats, State, Tallies, named, under
+from features.carried import Labels, Logs, Lot, Repeats, State, Tallies, derived_identities, named, under
 from features.catalogue import Catalogue
 from features.columns import TransactionColumns
 from features.fact import AT_MS, DECLINED
@@ -23,13 +23,7 @@ LATEST_PART = 100
 
 def declined_identities(identities: Array) -> Array:
     """`fact.derived_identity(identity, DECLINED)` of each; int64 in, int64 out."""
-    given = identities.view(np.uint64)
-    z = given + np.uint64((DECLINED * 0x9E3779B97F4A7C15) & (1 << 64) - 1)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z = (z ^ (z >> np.uint64(31))) & np.uint64(0xFFFFFFFF)
-    z[z == 0] = 1
-    return (given & np.uint64(0xFFFFFFFF00000000) | z).view(np.int64)
+    return derived_identities(identities, DECLINED)
 
 
 def _known(catalogue: Catalogue, columns: TransactionColumns) -> Array:
@@ -54,7 +48,7 @@ class Backfill:
 
     def __init__(self, catalogue: Catalogue, epoch: int = EPOCH, threads: int = 1) -> None:
         self.catalogue, self._epoch, self._threads = catalogue, epoch, threads
-        self._logs, self._tallies = Logs(catalogue), Tallies(catalogue)
+        self._logs, self._tallies, self._labels = Logs(catalogue), Tallies(catalogue), Labels(catalogue)
         self._repeats = Repeats(len(catalogue.tally_plan.folds), epoch)
         self._number, self._forget_ms = 0, -1
         self._times = np.zeros(0, np.int64)
@@ -72,6 +66,7 @@ class Backfill:
         nothing had come between.
         """
         refused = np.zeros(columns.n, np.bool_) if declined is None else np.ascontiguousarray(declined, np.bool_)
+        columns, refused = self._labels.among(columns, refused)
         asked = np.concatenate(([0], np.cumsum(columns.asks)))
         out = np.empty((int(asked[-1]), len(self.catalogue.rows)))
         begin = 0
@@ -133,7 +128,7 @@ class Backfill:
         """All that another needs to go on, by name."""
         self._logs.tidy(self._forget_ms)
         own = {"number": np.array([self._number]), "forget_ms": np.array([self._forget_ms]), "times": self._times}
-        parts = {"logs": self._logs.state(), "tallies": self._tallies.state(), "repeats": self._repeats.state()}
+        parts = {"logs": self._logs.state(), "tallies": self._tallies.state(), "labels": self._labels.state(), "repeats": self._repeats.state()}
         return own | {name: part for prefix, state in parts.items() for name, part in named(prefix, state).items()}
 
     def restore(self, state: Mapping[str, Array]) -> None:
@@ -141,6 +136,7 @@ class Backfill:
         self._number, self._forget_ms, self._times = int(state["number"][0]), int(state["forget_ms"][0]), state["times"]
         self._logs.restore(under("logs", state))
         self._tallies.restore(under("tallies", state))
+        self._labels.restore(under("labels", state))
         self._repeats.restore(under("repeats", state))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from features import kernel, tally_kernel
 from features.catalogue import Catalogue
 from features.columns import TransactionColumns
-from features.fact import AT_MS, DECLINED, FACTS, FRAUD, KIND
+from features.fact import AT_MS, DECLINED, FACTS, FRAUD, HASH, KIND
 from features.tally import LABEL_FACTS, LABELLED, TallyLayout
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -265,6 +265,85 @@ class _Tally:
         self.tokens, self.newest = state["tokens"].copy(), state["newest"].copy()
         self.spans, self.content = state["spans"].copy(), state["content"].copy()
         self.live = len(self.content)
+
+
+class Labels:
+    """Labels as rows of logs, for the entities of whom a row counts frauds in a log: told to it when they are learned.
+
+    A label's row has the time from which on it counts to who looks back by the delay: the transaction's, or, if it was learned later than
+    it matured, that much before it was learned. It arrives directly before the first transaction at which it has been learned, and never before
+    the transaction that comes after its own.
+    """
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._delays = catalogue.log_delays
+        assert set(self._delays) <= set(LABELLED), "labels name merchants, terminals and accounts"
+        self._clock = -1
+        self._pending = np.zeros((0, len(FACTS) + 1), np.int64)
+        self._pending_tokens = np.zeros((0, len(self._delays)), np.uint64)
+
+    def among(self, columns: TransactionColumns, declined: Array) -> tuple[TransactionColumns, Array]:
+        """The transactions with the labels among them that are learned meanwhile; as they are, if no log is told of labels."""
+        if not self._delays or not columns.n:
+            return columns, declined
+        none, at_ms = np.zeros(columns.n, np.uint64), columns.fact_matrix[:, AT_MS]
+        learned = np.zeros(columns.n, np.int64) if columns.learned is None else columns.learned
+        clock = np.maximum(np.maximum.accumulate(at_ms), self._clock)
+        self._clock = int(clock[-1])
+        new = np.flatnonzero(learned > 0)
+        came = np.concatenate((np.zeros(len(self._pending), np.int64), new + 1))
+        rows = np.concatenate((self._pending, np.column_stack((columns.fact_matrix[new], learned[new]))))
+        tokens = np.column_stack([np.asarray(columns.tokens.get(kind, none), np.uint64)[new] for kind in self._delays])
+        tokens = np.concatenate((self._pending_tokens, tokens))
+        seen_from = np.maximum(came, np.searchsorted(clock, rows[:, -1]))
+        waits = seen_from >= columns.n
+        self._pending, self._pending_tokens = rows[waits], tokens[waits]
+        for number, (kind, delay_ms) in enumerate(self._delays.items()):
+            columns, declined, seen_from, waits = _with(columns, declined, kind, delay_ms, rows, tokens[:, number], seen_from, waits)
+        return columns, declined
+
+    def state(self) -> State:
+        """All that another needs to go on."""
+        return {"clock": np.array([self._clock]), "pending": self._pending, "pending_tokens": self._pending_tokens}
+
+    def restore(self, state: Mapping[str, Array]) -> None:
+        """Goes on where another was."""
+        self._clock, self._pending, self._pending_tokens = int(state["clock"][0]), state["pending"], state["pending_tokens"]
+
+
+def _with(
+    columns: TransactionColumns, declined: Array, kind: str, delay_ms: int, rows: Array, tokens: Array, seen_from: Array, waits: Array
+) -> tuple[TransactionColumns, Array, Array, Array]:
+    """The columns with labels put before the rows from which on they are seen, in the order in which they came."""
+    told = np.flatnonzero(~waits & (tokens != 0))
+    told = told[np.argsort(seen_from[told], kind="stable")]
+    at = seen_from[told]
+    facts = np.zeros((len(told), len(FACTS)), np.int64)
+    for fact in LABEL_FACTS:
+        facts[:, fact] = rows[told, fact]
+    facts[:, HASH], facts[:, KIND] = derived_identities(np.ascontiguousarray(rows[told, HASH]), FRAUD), FRAUD
+    facts[:, AT_MS] = np.maximum(facts[:, AT_MS], rows[told, -1] - delay_ms)
+    matrix = np.insert(columns.fact_matrix, at, facts, axis=0)
+    whole = TransactionColumns(
+        {fact.name: matrix[:, number] for number, fact in enumerate(FACTS)},
+        {name: np.insert(np.asarray(column, np.uint64), at, tokens[told] if name == kind else 0) for name, column in columns.tokens.items()},
+        {name: np.insert(np.asarray(column, np.float64), at, np.nan) for name, column in columns.measures.items()},
+        {name: np.insert(np.asarray(column, np.float64), at, np.nan) for name, column in columns.known.items()},
+        np.insert(columns.asks, at, False),
+        None if columns.learned is None else np.insert(columns.learned, at, 0),
+    )
+    return whole, np.insert(declined, at, False), seen_from + np.searchsorted(at, seen_from, "right"), waits
+
+
+def derived_identities(identities: Array, of: int) -> Array:
+    """`fact.derived_identity(identity, of)` of each; int64 in, int64 out."""
+    given = identities.view(np.uint64)
+    z = given + np.uint64((of * 0x9E3779B97F4A7C15) & (1 << 64) - 1)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = (z ^ (z >> np.uint64(31))) & np.uint64(0xFFFFFFFF)
+    z[z == 0] = 1
+    return (given & np.uint64(0xFFFFFFFF00000000) | z).view(np.int64)
 
 
 class Tallies:

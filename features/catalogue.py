@@ -221,7 +221,14 @@ class Catalogue:
     @cached_property
     def longest_ms(self) -> int:
         """The longest window over a log, milliseconds."""
-        return max((fold.window.ms for fold in self._folds(self.logs)), default=0) if self.reach_ms == 0 else self.reach_ms
+        return max((fold.reach_ms for fold in self._folds(self.logs)), default=0) if self.reach_ms == 0 else self.reach_ms
+
+    @cached_property
+    def log_delays(self) -> Mapping[str, int]:
+        """By log that labels must be told to, because a row counts frauds there: the delay after which its transactions mature, milliseconds."""
+        delays = {(fold.entity.name, fold.delay.ms) for fold in self._folds(self.logs) if fold.delay}
+        assert len(delays) == len({name for name, _ in delays}), "all delays of a log are the same: a label has one place in it"
+        return dict(sorted(delays))
 
     @cached_property
     def keep_ms(self) -> int:

@@ -28,7 +28,7 @@ L_SIZE, L_COLUMNS, L_COLUMN_AT, L_CONDITIONS, L_CONDITION_AT, L_CELLS, L_CELL_AT
 LOG_LINE = 8
 COLUMN_LINE = 4  # first byte, first bit in it, mask, fact
 CONDITION_LINE = 4  # op, column, value, fact
-CELL_LINE = 8  # op, column, window, bits needed, register, whether 0 is missing, fact, shared set
+CELL_LINE = 9  # op, column, window, bits needed, register, whether 0 is missing, fact, shared set, delay
 STEP_LINE = 6  # op, register, four operands
 CONSTANT_LINE = 2  # register, bits of the float
 KNOWN_LINE = 2  # profile, first byte
@@ -407,14 +407,14 @@ def _cell(
 
 
 @compiled
-def _windowed(flat: Array, ats: int, rows: int, bits: Array, skip: int, since: int) -> int:
-    """Marks the rows whose event time is after `since`; returns every bit that one of them has.
+def _windowed(flat: Array, ats: int, rows: int, bits: Array, skip: int, since: int, until: int) -> int:
+    """Marks the rows whose event time is after `since` and not after `until`; returns every bit that one of them has.
 
     If a bit that is needed is not among those, no row counts, and none needs to be looked at.
     """
     found = 0
     for i in range(rows):
-        inside = word(flat, ats + i) > since
+        inside = since < word(flat, ats + i) <= until
         bits[skip + i] = word(bits, skip + i) & ~WINDOW_BIT | (WINDOW_BIT if inside else 0)
         found |= word(bits, skip + i) if inside else 0
     return found
@@ -447,22 +447,22 @@ def fold(
 ) -> None:
     """All aggregates of one log over its rows lo to hi, each into its register.
 
-    Columns lie side by side in `flat`, the newest event time so far behind the last. Cells come by falling window, so that the
-    rows of a window begin where those of the one before did, or later.
+    Columns lie side by side in `flat`, the newest event time so far behind the last. Cells come by falling reach (window and
+    delay), so that the rows of a window begin where those of the one before did, or later.
     """
     line = plan[LOG_AT] + log * LOG_LINE
     now = facts[AT_MS_FACT]
     ats, newest = base + AT_MS_COLUMN * stride, base + plan[line + L_COLUMNS] * stride
     lo = _after(flat, newest, lo, hi, now - plan[LONGEST_MS])
     void = _mark(plan, line, flat, base, stride, lo, hi, facts, bits)
-    first, window, found = lo, 0, 0
+    first, window, delay, found = lo, 0, 0, 0
     for number in range(plan[line + L_CELLS]):
         cell = plan[line + L_CELL_AT] + number * CELL_LINE
-        need, since = plan[cell + 3], now - plan[cell + 2]
-        if plan[cell + 2] != window:
-            window = plan[cell + 2]
-            first = _after(flat, newest, first, hi, since)
-            found = _windowed(flat, ats + first, hi - first, bits, first - lo, since)
+        need = plan[cell + 3]
+        if plan[cell + 2] != window or plan[cell + 8] != delay:
+            window, delay = plan[cell + 2], plan[cell + 8]
+            first = _after(flat, newest, first, hi, now - delay - window)
+            found = _windowed(flat, ats + first, hi - first, bits, first - lo, now - delay - window, now - delay)
         if (need & void) != 0:
             registers[plan[cell + 4]] = math.nan
             continue

@@ -97,5 +97,6 @@ def joined(catalogue: Catalogue, columns: TransactionColumns, done: list[tuple[G
     out = np.full((int(columns.asks.sum()), len(catalogue.rows)), np.nan)
     places = np.cumsum(columns.asks) - 1
     for group, (rows, vectors) in done:
-        out[np.ix_(places[rows], [catalogue.index[name] for name in group.features])] = vectors
+        columns_at = np.array([catalogue.index[name] for name in group.features])
+        out[places[rows][:, None], columns_at] = vectors
     return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 
@@ -16,6 +17,7 @@ from features.backfill import Backfill, backfill
 from features.catalogue import CATALOGUE, Catalogue
 from features.columns import TransactionColumns, columns_of
 from features.layout import Cap
+from schemas.transaction import CREDITS
 
 SMALL = Catalogue(CATALOGUE.rows, Cap(rows=4, chunk=2))
 many = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
@@ -115,3 +117,38 @@ def test_a_part_of_the_catalogue_has_the_numbers_of_the_whole(history: list[Arri
     columns, declined = arrived(history)
     whole = backfill(catalogue, columns, declined)[:, [catalogue.index[name] for name in names]]
     assert backfill(catalogue.only(names), columns, declined).tobytes() == np.ascontiguousarray(whole).tobytes()
+
+
+EXACT = Catalogue(CATALOGUE.rows, memory={"merchant": "log", "terminal": "log"})
+
+
+def true_fraud_share(history: list[Arrival], columns: TransactionColumns, number: int, field: str) -> float:
+    """Brute force: of the payments that matured in the 30 days that end seven days ago, those known to be fraud by now."""
+    own, learned = history[number].record, columns.learned
+    assert learned is not None
+    now, seen, spent, frauds = own.at_ms - 7 * DAY, set(), 0, 0
+    clock = max(arrival.record.at_ms for arrival in history[: number + 1])
+    for place, arrival in enumerate(history[:number]):
+        txn = arrival.record
+        if txn == own:
+            break
+        if txn in seen or getattr(txn, field) != getattr(own, field):
+            continue
+        seen.add(txn)
+        spent += txn.kind not in CREDITS and now - 30 * DAY < txn.at_ms <= now
+        counts_from = max(txn.at_ms, learned[place] - 7 * DAY)
+        frauds += bool(0 < learned[place] <= clock) and now - 30 * DAY < counts_from <= now
+    return frauds / spent if spent else math.nan
+
+
+@many
+@given(histories(most=40, redelivered=0, apart=False), cuts)
+def test_a_terminal_with_a_log_has_the_exact_share_of_matured_fraud(history: list[Arrival], ends: list[int]) -> None:
+    history = [arrival for arrival in history if arrival.what == "pay"]
+    columns, declined = arrived(history)
+    said = np.frombuffer(in_lots(Backfill(EXACT, 1000), columns, declined, ends)).reshape(-1, len(EXACT.rows))
+    for field, name in (("merchant_id", "merchant.merchant_fraud_share_30d"), ("terminal_id", "merchant.terminal_fraud_share_30d")):
+        for number, arrival in enumerate(history):
+            if getattr(arrival.record, field) is not None:
+                truth = true_fraud_share(history, columns, number, field)
+                assert np.array_equal(said[number, EXACT.index[name]], truth, equal_nan=True), (number, name)
