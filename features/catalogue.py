@@ -111,6 +111,8 @@ class Catalogue:
     cap: Cap = field(default_factory=Cap)
     memory: Mapping[str, Literal["log", "tally"]] = field(default_factory=dict)
     """By entity kind, the memory that it has instead of its own: an entity quiet enough for a log is remembered exactly."""
+    reach_ms: int = 0
+    """The longest window that logs are kept for, if it is longer than that of these rows: they are a part of a larger catalogue."""
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -142,7 +144,13 @@ class Catalogue:
     def catalogue_id(self) -> str:
         """Hash of everything that decides a vector's numbers: rows, caps and how facts are stored. Texts do not count."""
         facts = [(fact.name, fact.bits, fact.zero_is_missing) for fact in FACTS]
-        return "cat_" + content_hash(repr(([(row.name, row.shape) for row in self.rows], self.cap, sorted(self.memory.items()), facts)), 16)
+        return "cat_" + content_hash(
+            repr(([(row.name, row.shape) for row in self.rows], self.cap, sorted(self.memory.items()), facts, *self._reach)), 16
+        )
+
+    @property
+    def _reach(self) -> tuple[int, ...]:
+        return (self.reach_ms,) if self.reach_ms else ()
 
     @cached_property
     def log_entities(self) -> tuple[Entity, ...]:
@@ -213,7 +221,14 @@ class Catalogue:
     @cached_property
     def longest_ms(self) -> int:
         """The longest window over a log, milliseconds."""
-        return max((fold.window.ms for fold in self._folds(self.logs)), default=0)
+        return max((fold.reach_ms for fold in self._folds(self.logs)), default=0) if self.reach_ms == 0 else self.reach_ms
+
+    @cached_property
+    def log_delays(self) -> Mapping[str, int]:
+        """By log that labels must be told to, because a row counts frauds there: the delay after which its transactions mature, milliseconds."""
+        delays = {(fold.entity.name, fold.delay.ms) for fold in self._folds(self.logs) if fold.delay}
+        assert len(delays) == len({name for name, _ in delays}), "all delays of a log are the same: a label has one place in it"
+        return dict(sorted(delays))
 
     @cached_property
     def keep_ms(self) -> int:
@@ -229,6 +244,10 @@ class Catalogue:
     def extended(self, rows: Iterable[Feature]) -> Catalogue:
         """This catalogue with more rows at its end; its own columns keep their numbers."""
         return Catalogue((*self.rows, *rows), self.cap, self.memory)
+
+    def only(self, names: Iterable[str]) -> Catalogue:
+        """The rows of these names, in this order, with the numbers that they have here: logs are kept as long as for all."""
+        return Catalogue(tuple(self.rows[self.index[name]] for name in names), self.cap, self.memory, self.longest_ms)
 
 
 VELOCITY, TESTING, TRAVEL, COUNTRY = "velocity", "card_testing", "impossible_travel", "unusual_country"

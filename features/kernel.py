@@ -28,7 +28,7 @@ L_SIZE, L_COLUMNS, L_COLUMN_AT, L_CONDITIONS, L_CONDITION_AT, L_CELLS, L_CELL_AT
 LOG_LINE = 8
 COLUMN_LINE = 4  # first byte, first bit in it, mask, fact
 CONDITION_LINE = 4  # op, column, value, fact
-CELL_LINE = 8  # op, column, window, bits needed, register, whether 0 is missing, fact, shared set
+CELL_LINE = 9  # op, column, window, bits needed, register, whether 0 is missing, fact, shared set, delay
 STEP_LINE = 6  # op, register, four operands
 CONSTANT_LINE = 2  # register, bits of the float
 KNOWN_LINE = 2  # profile, first byte
@@ -55,6 +55,11 @@ HEADER_NEWEST_AT, HEADER_COUNT_AT, HEADER_MASK = 8, 14, (1 << 48) - 1
 def compiled(function: F) -> F:
     """The function, compiled when it is first called and kept on disk."""
     return cast(F, numba.njit(cache=True)(function))
+
+
+def released(function: F) -> F:
+    """As `compiled`; runs beside other threads, for work on many transactions at once."""
+    return cast(F, numba.njit(cache=True, nogil=True)(function))
 
 
 def _load64(typing_context: Any, buffer: Any, offset: Any) -> Any:
@@ -402,14 +407,14 @@ def _cell(
 
 
 @compiled
-def _windowed(flat: Array, ats: int, rows: int, bits: Array, skip: int, since: int) -> int:
-    """Marks the rows whose event time is after `since`; returns every bit that one of them has.
+def _windowed(flat: Array, ats: int, rows: int, bits: Array, skip: int, since: int, until: int) -> int:
+    """Marks the rows whose event time is after `since` and not after `until`; returns every bit that one of them has.
 
     If a bit that is needed is not among those, no row counts, and none needs to be looked at.
     """
     found = 0
     for i in range(rows):
-        inside = word(flat, ats + i) > since
+        inside = since < word(flat, ats + i) <= until
         bits[skip + i] = word(bits, skip + i) & ~WINDOW_BIT | (WINDOW_BIT if inside else 0)
         found |= word(bits, skip + i) if inside else 0
     return found
@@ -442,22 +447,22 @@ def fold(
 ) -> None:
     """All aggregates of one log over its rows lo to hi, each into its register.
 
-    Columns lie side by side in `flat`, the newest event time so far behind the last. Cells come by falling window, so that the
-    rows of a window begin where those of the one before did, or later.
+    Columns lie side by side in `flat`, the newest event time so far behind the last. Cells come by falling reach (window and
+    delay), so that the rows of a window begin where those of the one before did, or later.
     """
     line = plan[LOG_AT] + log * LOG_LINE
     now = facts[AT_MS_FACT]
     ats, newest = base + AT_MS_COLUMN * stride, base + plan[line + L_COLUMNS] * stride
     lo = _after(flat, newest, lo, hi, now - plan[LONGEST_MS])
     void = _mark(plan, line, flat, base, stride, lo, hi, facts, bits)
-    first, window, found = lo, 0, 0
+    first, window, delay, found = lo, 0, 0, 0
     for number in range(plan[line + L_CELLS]):
         cell = plan[line + L_CELL_AT] + number * CELL_LINE
-        need, since = plan[cell + 3], now - plan[cell + 2]
-        if plan[cell + 2] != window:
-            window = plan[cell + 2]
-            first = _after(flat, newest, first, hi, since)
-            found = _windowed(flat, ats + first, hi - first, bits, first - lo, since)
+        need = plan[cell + 3]
+        if plan[cell + 2] != window or plan[cell + 8] != delay:
+            window, delay = plan[cell + 2], plan[cell + 8]
+            first = _after(flat, newest, first, hi, now - delay - window)
+            found = _windowed(flat, ats + first, hi - first, bits, first - lo, now - delay - window, now - delay)
         if (need & void) != 0:
             registers[plan[cell + 4]] = math.nan
             continue
@@ -634,76 +639,214 @@ def look_at(plan: Array, buffer: Array, out: Array) -> None:
     _end(plan, registers, out)
 
 
-@compiled
-def threaded(order: Array, tokens: Array, hashes: Array, declined: Array, declined_hashes: Array, source: Array, first: Array, begins: Array) -> int:
-    """Backfill: threads transactions (`order`: grouped by token, in arrival order) into logs, each row once; returns the number of rows.
+# Backfill: the logs of all entities in one array of words, and what arrives, appended to them.
 
-    `source[row]` is the transaction of the row, or -1 - transaction for its decline row; `first[transaction]` the row of its
-    first occurrence; `begins[transaction]` the first row of its log.
+S_AT, S_ROOM, S_ROWS, S_GONE, S_GONE_NEWEST, S_TOKEN, S_LOG, S_NEWEST = range(8)
+SEGMENT = 8  # where it begins, room for rows, rows, rows gone, the newest event time of those, token, log, the newest event time of all
+H_SEGMENTS, H_USED, H_NEXT, H_ASKED = range(4)
+HEADS = 4  # how many segments, how many words are used, the transaction at which to go on, and how many words it asks for
+NOBODY, EMPTY = -1, -2
+
+
+@released
+def _segment_at(table: Array, segments: Array, token: int, log: int) -> int:
+    """The place in the table of an entity's segment, or of where it would be."""
+    place = (token ^ (token >> 31) ^ (log * 0x9E3779B1)) & (table.size - 1)
+    while table[place] != 0 and (segments[table[place] - 1, S_TOKEN] != token or segments[table[place] - 1, S_LOG] != log):
+        place = (place + 1) & (table.size - 1)
+    return place
+
+
+@released
+def _row_of(flat: Array, segment: Array, column: int, identity: int, recognised: int) -> int:
+    """The position in a log of the row with this identity, if it is one of the last that are recognised; -1 if not."""
+    begin = segment[S_AT] + column * segment[S_ROOM]
+    for back in range(min(segment[S_ROWS], recognised)):
+        if word(flat, begin + segment[S_ROWS] - 1 - back) == identity:
+            position: int = segment[S_GONE] + segment[S_ROWS] - 1 - back
+            return position
+    return -1
+
+
+@released
+def _append(plan: Array, line: int, flat: Array, segment: Array, facts: Array, kind: int, identity: int) -> None:
+    """Writes one row behind a log's others: its columns, the newest event time so far, its identity."""
+    columns, room = plan[line + L_COLUMNS], segment[S_ROOM]
+    at = segment[S_AT] + segment[S_ROWS]
+    for column in range(columns):
+        flat[at + column * room] = facts[plan[plan[line + L_COLUMN_AT] + column * COLUMN_LINE + 3]]
+    flat[at + KIND_COLUMN * room] = kind
+    segment[S_NEWEST] = max(segment[S_NEWEST], facts[AT_MS_FACT])
+    flat[at + columns * room] = segment[S_NEWEST]
+    flat[at + (columns + 1) * room] = identity
+    segment[S_ROWS] += 1
+
+
+@released
+def _moved(flat: Array, segment: Array, at: int, room: int, width: int) -> None:
+    """Copies a segment's rows to where it has more (or less) room."""
+    for column in range(width):
+        begin = segment[S_AT] + column * segment[S_ROOM]
+        flat[at + column * room : at + column * room + segment[S_ROWS]] = flat[begin : begin + segment[S_ROWS]]
+    segment[S_AT], segment[S_ROOM] = at, room
+
+
+@released
+def arrive(
+    plan: Array,
+    log: int,
+    kind: int,
+    tokens: Array,
+    looks: Array,
+    facts: Array,
+    declined: Array,
+    declined_identities: Array,
+    declined_kind: int,
+    forget: int,
+    recognised: int,
+    table: Array,
+    segments: Array,
+    heads: Array,
+    flat: Array,
+    places: Array,
+    positions: Array,
+    looked: Array,
+    looked_positions: Array,
+) -> bool:
+    """Appends transactions, in arrival order, to the logs of one kind, each once, from `heads[H_NEXT]` on. False: there was no room, make some.
+
+    `places` and `positions` get each transaction's segment (NOBODY: no such entity) and its position there, that of its first occurrence;
+    `looked` and `looked_positions` the same of the logs that it only looks into (`looks`, tokens; EMPTY: nothing is there). A log whose newest
+    row is not after `forget` begins anew.
     """
-    slots = 16
-    while slots < 4 * order.size:
-        slots *= 2
-    table = np.zeros(slots, np.int64)
-    keys = np.empty(2 * order.size, np.int64)
-    rows = begin = 0
-    for step in range(order.size):
-        number = order[step]
-        if step > 0 and tokens[number] != tokens[order[step - 1]]:
-            begin = rows
-        begins[number] = begin
-        for part in range(2 if declined[number] else 1):
-            key = declined_hashes[number] if part else hashes[number]
-            slot = (key ^ (key >> 29) ^ (begin * 0x9E3779B1)) & (slots - 1)
-            while table[slot] != 0 and (keys[table[slot] - 1] != key or table[slot] - 1 < begin):
-                slot = (slot + 1) & (slots - 1)
-            if table[slot] == 0:
-                keys[rows] = key
-                source[rows] = -1 - number if part else number
-                rows += 1
-                table[slot] = rows
-            if part == 0:
-                first[number] = table[slot] - 1
-    return rows
-
-
-@compiled
-def columns_into(plan: Array, log: int, source: Array, facts: Array, declined_kind: int, begins: Array, flat: Array, base: int) -> None:
-    """Backfill: the columns of one log's rows, side by side in `flat` from `base`, and the newest event time so far after them."""
     line = plan[LOG_AT] + log * LOG_LINE
-    rows, columns = source.size, plan[line + L_COLUMNS]
-    for row in range(rows):
-        number = source[row] if source[row] >= 0 else -1 - source[row]
-        for column in range(columns):
-            fact = plan[plan[line + L_COLUMN_AT] + column * COLUMN_LINE + 3]
-            flat[base + column * rows + row] = facts[number, fact]
-        if source[row] < 0:
-            flat[base + KIND_COLUMN * rows + row] = declined_kind
-        newest = facts[number, AT_MS_FACT]
-        if row > begins[number]:
-            newest = max(newest, flat[base + columns * rows + row - 1])
-        flat[base + columns * rows + row] = newest
+    width = plan[line + L_COLUMNS] + 2
+    for number in range(heads[H_NEXT], tokens.size):
+        heads[H_NEXT] = number
+        token = tokens[number]
+        if looks.size > 0:
+            looked[number] = NOBODY
+            if looks[number] != 0 and looks[number] != token:
+                found = table[_segment_at(table, segments, looks[number], kind)] - 1
+                if found < 0 or segments[found, S_NEWEST] <= forget:
+                    looked[number], looked_positions[number] = EMPTY, 0
+                else:
+                    looked[number], looked_positions[number] = found, segments[found, S_GONE] + segments[found, S_ROWS]
+        places[number] = NOBODY
+        if token == 0:
+            continue
+        place = _segment_at(table, segments, token, kind)
+        if table[place] == 0:
+            if heads[H_SEGMENTS] == segments.shape[0] or 2 * heads[H_SEGMENTS] >= table.size:
+                return False
+            segments[heads[H_SEGMENTS]] = 0
+            segments[heads[H_SEGMENTS], S_TOKEN], segments[heads[H_SEGMENTS], S_LOG] = token, kind
+            heads[H_SEGMENTS] += 1
+            table[place] = heads[H_SEGMENTS]
+        found = table[place] - 1
+        segment = segments[found]
+        if segment[S_ROWS] + 2 > segment[S_ROOM]:
+            room = max(4, 2 * segment[S_ROOM])
+            heads[H_ASKED] = room * width
+            if heads[H_USED] + room * width > flat.size:
+                return False
+            _moved(flat, segment, heads[H_USED], room, width)
+            heads[H_USED] += room * width
+        if segment[S_NEWEST] <= forget:
+            segment[S_ROWS], segment[S_GONE], segment[S_GONE_NEWEST], segment[S_NEWEST] = 0, 0, 0, 0
+        own = facts[number]
+        late = segment[S_ROWS] > 0 and own[AT_MS_FACT] <= segment[S_NEWEST]
+        position = _row_of(flat, segment, width - 1, own[0], recognised) if late else -1
+        if position < 0:
+            position = segment[S_GONE] + segment[S_ROWS]
+            _append(plan, line, flat, segment, own, own[KIND_FACT], own[0])
+        if declined[number] and (not late or _row_of(flat, segment, width - 1, declined_identities[number], recognised) < 0):
+            _append(plan, line, flat, segment, own, declined_kind, declined_identities[number])
+        places[number], positions[number] = found, position
+        if looks.size > 0 and looks[number] == token:
+            looked[number], looked_positions[number] = found, position
+    heads[H_NEXT] = tokens.size
+    return True
 
 
-@compiled
-def look_at_all(
+@released
+def _first_kept(plan: Array, flat: Array, segment: Array, columns: int, recognised: int) -> int:
+    """The first row of a log that may still be seen: by who comes next, or by who comes again and is recognised."""
+    position = segment[S_GONE] + segment[S_ROWS] - recognised
+    if position <= segment[S_GONE]:
+        return int(segment[S_GONE])
+    ats, newest = segment[S_AT] + AT_MS_COLUMN * segment[S_ROOM], segment[S_AT] + columns * segment[S_ROOM]
+    gone, gone_newest = segment[S_GONE], segment[S_GONE_NEWEST]
+    return int(visible_from(flat, ats, newest, position, gone, gone_newest, plan[CAP], plan[CHUNK], plan[KEEP_MS]))
+
+
+@released
+def trim(plan: Array, widths: Array, segments: Array, places: Array, recognised: int, flat: Array) -> None:
+    """Drops from the logs of these segments the rows that nobody can see any more, where they are many."""
+    many = recognised + plan[CAP] + 4 * plan[CHUNK]
+    for place in places:
+        if place < 0 or segments[place, S_ROWS] <= many:
+            continue
+        segment, width = segments[place], widths[segments[place, S_LOG]]
+        gone = _first_kept(plan, flat, segment, width - 2, recognised) - segment[S_GONE]
+        if gone <= 0:
+            continue
+        segment[S_GONE_NEWEST] = flat[segment[S_AT] + (width - 2) * segment[S_ROOM] + gone - 1]
+        segment[S_GONE] += gone
+        segment[S_ROWS] -= gone
+        for column in range(width):
+            begin = segment[S_AT] + column * segment[S_ROOM]
+            for row in range(segment[S_ROWS]):
+                flat[begin + row] = flat[begin + row + gone]
+
+
+@released
+def live(segments: Array, count: int, widths: Array, forget: int) -> int:
+    """How many words the logs need that are not forgotten, with some room for each."""
+    words = 0
+    for number in range(count):
+        if segments[number, S_NEWEST] > forget:
+            words += (segments[number, S_ROWS] + segments[number, S_ROWS] // 4 + 2) * widths[segments[number, S_LOG]]
+    return words
+
+
+@released
+def compact(segments: Array, heads: Array, widths: Array, forget: int, flat: Array, table: Array, fresh: Array, into: Array) -> None:
+    """Copies the logs that are not forgotten into new arrays, one behind the other: `into`, `fresh` and (all zeros) `table`."""
+    count = used = 0
+    for number in range(heads[H_SEGMENTS]):
+        if segments[number, S_NEWEST] <= forget:
+            continue
+        old, width = segments[number], widths[segments[number, S_LOG]]
+        room = old[S_ROWS] + old[S_ROWS] // 4 + 2
+        for column in range(width):
+            begin = old[S_AT] + column * old[S_ROOM]
+            into[used + column * room : used + column * room + old[S_ROWS]] = flat[begin : begin + old[S_ROWS]]
+        fresh[count] = old
+        fresh[count, S_AT], fresh[count, S_ROOM] = used, room
+        table[_segment_at(table, fresh, old[S_TOKEN], old[S_LOG])] = count + 1
+        used += room * width
+        count += 1
+    heads[H_SEGMENTS], heads[H_USED] = count, used
+
+
+@released
+def look_on(
     plan: Array,
     walk: Array,
     facts: Array,
     measures: Array,
     known: Array,
-    first: Array,
-    begins: Array,
-    flat: Array,
-    bases: Array,
-    strides: Array,
     places: Array,
+    positions: Array,
+    segments: Array,
+    flat: Array,
+    outs: Array,
     out: Array,
 ) -> None:
-    """Backfill: the vector of every transaction of `walk`, into `out[places[transaction]]`, over the columns of all logs in `flat`.
+    """The vector of every transaction of `walk`, into `out[outs[transaction]]`: what it finds at its position in the segment of each log.
 
-    `first[log, transaction]` is -1 where there is no such entity. `walk` is the order of work: neighbours in a log one after the
-    other find its columns in the processor's cache.
+    `walk` is the order of work: neighbours in a log one after the other find its columns in the processor's cache.
     """
     registers = np.empty(plan[REGISTERS], np.float64)
     most = plan[CAP] + plan[CHUNK] + 1
@@ -722,13 +865,50 @@ def look_at_all(
         for column in range(plan[KNOWNS]):
             registers[plan[KNOWN_REG] + column] = known[number, column]
         for log in range(plan[LOGS]):
-            if first[log, number] < 0:
+            place = places[log, number]
+            if place == NOBODY:
                 continue
-            base, stride, begin = bases[log], strides[log], begins[log, number]
-            columns = plan[plan[LOG_AT] + log * LOG_LINE + L_COLUMNS]
-            ats, newest = base + AT_MS_COLUMN * stride + begin, base + columns * stride + begin
-            position = first[log, number] - begin
-            start = visible_from(flat, ats, newest, position, 0, 0, plan[CAP], plan[CHUNK], plan[KEEP_MS])
-            _capped(plan, log, start, flat[newest + start - 1] if start > 0 else 0, own[AT_MS_FACT], registers)
-            fold(plan, log, flat, base, stride, begin + start, begin + position, own, registers, bits, table, shared)
-        _end(plan, registers, out[places[number]])
+            if place == EMPTY:
+                _capped(plan, log, 0, 0, own[AT_MS_FACT], registers)
+                fold(plan, log, flat, 0, 0, 0, 0, own, registers, bits, table, shared)
+                continue
+            base, stride, gone = segments[place, S_AT], segments[place, S_ROOM], segments[place, S_GONE]
+            gone_newest = segments[place, S_GONE_NEWEST]
+            ats, newest = base + AT_MS_COLUMN * stride, base + plan[plan[LOG_AT] + log * LOG_LINE + L_COLUMNS] * stride
+            position = positions[log, number]
+            start = visible_from(flat, ats, newest, position, gone, gone_newest, plan[CAP], plan[CHUNK], plan[KEEP_MS])
+            before = start - gone - 1
+            _capped(plan, log, start, flat[newest + before] if before >= 0 else gone_newest, own[AT_MS_FACT], registers)
+            fold(plan, log, flat, base, stride, start - gone, position - gone, own, registers, bits, table, shared)
+        _end(plan, registers, out[outs[number]])
+
+
+@released
+def first_comings(carried: Array, carried_numbers: Array, identities: Array, number: int, reach: int, firsts: Array) -> None:
+    """`firsts`: the number of each identity's first coming, if that is at most `reach` numbers before its own; else its own.
+
+    The identities have the numbers from `number` on; those that are carried came before, first at `carried_numbers`.
+    """
+    slots = 16
+    while slots < 2 * (carried.size + identities.size):
+        slots *= 2
+    keys, numbers = np.empty(slots, np.int64), np.zeros(slots, np.int64)
+    for i in range(carried.size + identities.size):
+        own = i - carried.size
+        key = identities[own] if own >= 0 else carried[i]
+        slot = (key ^ (key >> 29)) & (slots - 1)
+        while numbers[slot] != 0 and keys[slot] != key:
+            slot = (slot + 1) & (slots - 1)
+        if own < 0:
+            keys[slot], numbers[slot] = key, max(numbers[slot], carried_numbers[i] + 1)
+            continue
+        if numbers[slot] == 0 or number + own - (numbers[slot] - 1) > reach:
+            keys[slot], numbers[slot] = key, number + own + 1
+        firsts[own] = numbers[slot] - 1
+
+
+@released
+def indexed(segments: Array, count: int, table: Array) -> None:
+    """Fills a table (all zeros) with the places of these segments."""
+    for number in range(count):
+        table[_segment_at(table, segments, segments[number, S_TOKEN], segments[number, S_LOG])] = number + 1

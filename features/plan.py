@@ -164,8 +164,9 @@ def _log_line(writer: _Writer, layout: LogLayout, cells: list[_Cell], capped: in
             int(FACTS[FACT_NUMBER[cell.fold.column]].zero_is_missing),
             FACT_NUMBER[cell.fold.column],
             cell.shared,
+            cell.fold.delay.ms if cell.fold.delay else 0,
         )
-        for cell in sorted(cells, key=lambda cell: -cell.fold.window.ms)
+        for cell in sorted(cells, key=lambda cell: (-cell.fold.reach_ms, cell.fold.window.ms))
     )
     return [layout.row_bytes, len(columns), column_at, len(conditions), condition_at, len(cells), cell_at, capped]
 

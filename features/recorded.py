@@ -1,6 +1,6 @@
 """Vectors of decisions once more, from what they recorded: their positions in logs, heads of tallies, and the profile values they saw.
 
-Backfill orders a history by arrival; here the positions give the order, whoever wrote and however many at once. All else is the same.
+Backfill orders a history by arrival; here the positions give the order, whoever wrote and however many at once. The kernel is the same.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from features.backfill import declined_identities, looked
+from features import kernel
+from features.backfill import declined_identities, known_columns
 from features.catalogue import Catalogue
 from features.columns import TransactionColumns
 from features.fact import AT_MS, DECLINED, ENTITIES, FACTS, HASH, KIND
@@ -86,9 +87,10 @@ class _Placed:
         owner = np.concatenate((tokens[own], tokens[refused]))
         order = np.lexsort((place, owner))
         self.source, place = source[order], place[order]
-        self._owners, self._starts, sizes = np.unique(owner[order], return_index=True, return_counts=True)
+        self._owners, self.starts, sizes = np.unique(owner[order], return_index=True, return_counts=True)
         group = np.repeat(np.arange(len(sizes)), sizes)
-        rank = np.arange(len(group)) - self._starts[group]
+        self.group = group
+        rank = np.arange(len(group)) - self.starts[group]
         wrong = np.flatnonzero(place != rank)
         self._whole, self._again = sizes.copy(), np.zeros(len(sizes), np.bool_)
         np.minimum.at(self._whole, group[wrong], rank[wrong])
@@ -106,7 +108,7 @@ class _Placed:
         known[known] = self._owners[group[known]] == tokens[asks][known]
         group[~known] = 0
         whole = np.zeros(len(asks), np.int64)
-        whole[known], begins[asks[known]] = self._whole[group[known]], self._starts[group[known]]
+        whole[known], begins[asks[known]] = self._whole[group[known]], self.starts[group[known]]
         behind = positions[asks] > whole
         again = np.zeros(len(asks), np.bool_)
         again[known] = self._again[group[known]]
@@ -187,8 +189,64 @@ def _not_growing(tokens: Array, heads: Array) -> Array:
     return asks[np.isin(tokens[asks], tokens[asks[1:][fell]])]
 
 
+class _Logs:
+    """All logs as the kernel reads them: a segment for each entity's log; a log that two entities read is there once."""
+
+    def __init__(self, catalogue: Catalogue, recorded: Recorded, why: Array) -> None:
+        columns, none = recorded.columns, np.zeros(recorded.columns.n, np.int64)
+        logs: dict[str, _Placed] = {}
+        flats: list[Array] = []
+        segments: list[Array] = []
+        first_segment: dict[str, int] = {}
+        words = count = 0
+        self.places = np.full((len(catalogue.logs), columns.n), kernel.NOBODY, np.int64)
+        self.positions = np.zeros_like(self.places)
+        for number, (entity, layout) in enumerate(zip(catalogue.log_entities, catalogue.log_layouts, strict=True)):
+            if layout.kind not in logs:
+                owners = np.ascontiguousarray(columns.tokens.get(layout.kind, none)).view(np.int64)
+                log = logs[layout.kind] = _Placed(layout, catalogue.logs.index(layout.kind), owners, recorded, why)
+                flats.append(_columns(log, columns.fact_matrix))
+                segments.append(_segments(log, words))
+                first_segment[layout.kind] = count
+                words, count = words + len(flats[-1]), count + len(log.starts)
+            log = logs[layout.kind]
+            tokens = np.ascontiguousarray(columns.tokens.get(entity.name, none)).view(np.int64)
+            first, begins = log.looked_into(number, tokens) if entity.log_of else (log.first, log.begins)
+            there = np.flatnonzero(first >= 0)
+            self.positions[number, there] = first[there] - begins[there]
+            self.places[number, there] = first_segment[layout.kind] + np.searchsorted(log.starts, begins[there])
+            self.places[number, there[self.positions[number, there] == 0]] = kernel.EMPTY
+        self.flat = np.concatenate(flats) if flats else np.zeros(0, np.int64)
+        self.segments = np.concatenate(segments) if segments else np.zeros((0, 8), np.int64)
+
+
+def _columns(log: _Placed, facts: Array) -> Array:
+    """A log's columns one after the other (a row's identity is none of them), and the newest event time of each entity so far."""
+    rows = facts[np.where(log.source < 0, -1 - log.source, log.source)]
+    block = np.empty((len(log.layout.facts), len(rows)), np.int64)
+    block[:-1] = rows[:, log.layout.facts[1:]].T
+    block[kernel.KIND_COLUMN, log.source < 0] = DECLINED
+    assert len(log.starts) < 1 << 20, "each entity's times are lifted above those of the one before"
+    lift = log.group << 42
+    block[-1] = np.maximum.accumulate(rows[:, AT_MS] + lift) - lift
+    return block.ravel()
+
+
+def _segments(log: _Placed, base: int) -> Array:
+    segments = np.zeros((len(log.starts), 8), np.int64)
+    segments[:, kernel.S_AT], segments[:, kernel.S_ROOM] = base + log.starts, len(log.source)
+    return segments
+
+
 def recomputed(catalogue: Catalogue, recorded: Recorded, labels: Taught, ends: Ends, why: Array) -> Array:
     """float64[asked, features]: the vectors again. `why` (int8[n], of `Why`) gets the reasons why some say nothing."""
     columns = recorded.columns
     told = _told(catalogue, recorded, labels, ends, why)
-    return looked(catalogue, columns, lambda layout, tokens: _Placed(layout, catalogue.logs.index(layout.kind), tokens, recorded, why), told)
+    logs, outs = _Logs(catalogue, recorded, why), np.cumsum(columns.asks) - 1
+    measures, known = np.hstack((columns.measure_matrix, told)), known_columns(catalogue, columns)
+    out = np.empty((int(columns.asks.sum()), len(catalogue.rows)))
+    walk = np.flatnonzero(columns.asks)
+    kernel.look_on(
+        catalogue.program, walk, columns.fact_matrix, measures, known, logs.places, logs.positions, logs.segments, logs.flat, outs, out
+    )
+    return out

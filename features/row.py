@@ -166,7 +166,12 @@ class Fold:
     where: tuple[Condition, ...]
     delay: Window | None = None
     """How long after it happened a transaction matures: the window ends that much before now, and a label that was learned later
-    counts from then on. None: at once. Tallies alone know delays."""
+    counts from then on. None: at once. In a log, labels are known to a backfill alone."""
+
+    @property
+    def reach_ms(self) -> int:
+        """How far back the oldest row is that it may see, milliseconds."""
+        return self.window.ms + (self.delay.ms if self.delay else 0)
 
 
 def sum_over_count(mean: Fold) -> Calc:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from features.kernel import compiled, load64
+from features.kernel import compiled, load64, released
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -293,3 +293,57 @@ def tell_all(
                 at += 1
             next_[source] = at
         tell(plan, tally, state, nows[read_], out[reads[read_]])
+
+
+@released
+def tell_on(
+    plan: Array,
+    tally: int,
+    entities: Array,
+    rows: Array,
+    row_begins: Array,
+    row_at: Array,
+    reads: Array,
+    read_begins: Array,
+    read_at: Array,
+    now: Array,
+    facts: Array,
+    before: Array,
+    spans: Array,
+    out: Array,
+    after: Array,
+    after_spans: Array,
+) -> int:
+    """Backfill: what one kind of tally said to each read, and the bytes of each tally afterwards; how many.
+
+    Of entity e: `rows[row_begins[e]:row_begins[e + 1]]` are its rows of `facts`, in the order of `row_at`, and `reads` likewise; a read sees
+    the rows whose number is not above its own. Its bytes before are `before[spans[e, 0]:spans[e, 1]]`.
+    """
+    state = np.empty(plan[STATE], np.int64)
+    used = 0
+    for entity in range(entities.size):
+        unpack(plan, tally, before, spans[entity, 0], spans[entity, 1], state)
+        row, last = row_begins[entity], row_begins[entity + 1]
+        for read_ in range(read_begins[entity], read_begins[entity + 1]):
+            while row < last and row_at[row] <= read_at[read_]:
+                give(plan, tally, state, facts[rows[row]])
+                row += 1
+            tell(plan, tally, state, now[reads[read_]], out[reads[read_]])
+        while row < last:
+            give(plan, tally, state, facts[rows[row]])
+            row += 1
+        length = pack(plan, tally, state, after[used:])
+        after_spans[entity, 0], after_spans[entity, 1] = used, used + length
+        used += length
+    return used
+
+
+@released
+def gather(before: Array, spans: Array, into: Array) -> None:
+    """Copies the bytes of each span one behind the other, and makes the spans those of the copies."""
+    used = 0
+    for number in range(spans.shape[0]):
+        begin, end = spans[number, 0], spans[number, 1]
+        into[used : used + end - begin] = before[begin:end]
+        spans[number, 0], spans[number, 1] = used, used + end - begin
+        used += end - begin

@@ -1,4 +1,4 @@
-"""The risk team's steps: backfill the features of a history, train on them, register what was trained, promote it.
+"""The risk team's steps after `backfill`: train on its features, register what was trained, promote it.
 
 Honesty in time: a row's label counts as known when it was *learned*. Training stands at a cutoff (by default the history's last
 moment), takes rows that are old enough for most labels to have come in (`mature`), and believes of them what was known at the cutoff:
@@ -8,12 +8,10 @@ fraud that nobody had noticed by then is honest in its eyes, as it would have be
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,223 +19,28 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from features.backfill import backfill as features_of
 from features.catalogue import CATALOGUE, Catalogue
-from features.columns import TransactionColumns, columns_of
-from features.fact import PROFILES
-from features.profile import account_knowledge
 from models import train as training
 from models.policy import SEVERITY, Policy
 from models.registry import Registry, save
 from models.train import HELD_OUT_FROM, Artefact
-from schemas.account import AccountState
 from schemas.decision import Outcome
 from schemas.errors import ArtefactError, InvalidRecord, SettingsError
 from schemas.topics import DECISIONS, LABELS
-from schemas.transaction import Transaction
+from streams.backfill import FEATURES_FILE, Given, backfilled
 from streams.folder import with_kept_secrets
-from streams.mapping import Mapping, Row, TokenKey, accounts_in, mapping_in, rows_in
+from streams.mapping import TokenKey, mapping_in
 from streams.settings import Settings
 from streams.simulate import simulated, written
 
 DAY_MS = 86_400_000
-CHUNK_ROWS = 20_000
-FEATURES_FILE = "features.parquet"
-BAD_ROWS_SAID = 20
 FIRST_CUSTOMERS, FIRST_DAYS, FIRST_FRAUD_RATE, FIRST_SEED = 900, 60, 0.02, 20_260_101
 """The simulated history of the first model: large enough to learn each kind of fraud, small enough to be ready within seconds."""
 Say = Callable[[str], None]
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
-
-_BESIDE = [
-    ("transaction_id", pa.string()),
-    ("account_id", pa.string()),
-    ("at_ms", pa.int64()),
-    ("kind", pa.string()),
-    ("declined", pa.bool_()),
-    ("fraud", pa.bool_()),
-    ("fraud_kind", pa.string()),
-    ("learned_at_ms", pa.int64()),
-]
-"""What stands beside the features. `fraud` is null where the file says nothing; `learned_at_ms` is when the label became known."""
-
-
-# Backfill.
-
-
-class Backfilled(NamedTuple):
-    """What a backfill did."""
-
-    rows: int
-    bad_rows: int
-    seconds: float
-    folder: Path
-
-
-@dataclass(frozen=True, eq=False)
-class History:
-    """Good rows in the order in which they arrived: what a backfill reads, and what stands beside the features."""
-
-    columns: TransactionColumns
-    declined: Flags
-    beside: pa.Table
-
-
-def history_of(rows: Iterable[Row], accounts: Iterable[AccountState] = (), known: pa.Table | None = None) -> History:
-    """The history of these rows, which may have no bad ones among them; what is said of the accounts is known from the start, what
-    is in `known` (account_id, known_at_ms, and columns of a profile) since then."""
-    parts, beside = [], []
-    for chunk in _chunks(rows):
-        parts.append(columns_of([row.content for row in chunk if isinstance(row.content, Transaction)]))
-        beside.append(_beside(chunk))
-    if not parts:
-        raise SettingsError("no row of the files is a transaction")
-    table = pa.concat_tables(beside)
-    columns = _joined(parts, _known(table["account_id"], table["at_ms"].to_numpy(), accounts, known), _learned(table))
-    return History(columns, table["declined"].to_numpy(zero_copy_only=False), table)
-
-
-def _learned(table: pa.Table) -> npt.NDArray[np.int64]:
-    """When each row was learned to be fraud, milliseconds since 1970-01-01 UTC; 0: never."""
-    learned = pc.if_else(pc.fill_null(table["fraud"], False), pc.fill_null(table["learned_at_ms"], 0), 0)
-    return np.ascontiguousarray(learned.to_numpy(), np.int64)
-
-
-def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    left = iter(rows)
-    while chunk := list(itertools.islice(left, CHUNK_ROWS)):
-        yield chunk
-
-
-def _joined(parts: Sequence[TransactionColumns], known: dict[str, Floats], learned: npt.NDArray[np.int64]) -> TransactionColumns:
-    """One set of columns from several, one after the other."""
-
-    def one(name: str) -> dict[str, Any]:
-        return {key: np.concatenate([getattr(part, name)[key] for part in parts]) for key in getattr(parts[0], name)}
-
-    return TransactionColumns(one("facts"), one("tokens"), one("measures"), known, learned=learned)
-
-
-def _known(account_ids: pa.ChunkedArray, at_ms: Any, accounts: Iterable[AccountState], known: pa.Table | None = None) -> dict[str, Floats]:
-    """What profiles say of each row's account when it happens, NaN where nothing does: of `known` what was known last, else what `accounts` say."""
-    of_account = {state.account_id: dict(account_knowledge(state)) for state in accounts}
-    codes = account_ids.combine_chunks().dictionary_encode()
-    places, names = codes.indices.to_numpy(), codes.dictionary.to_pylist()
-    nothing: dict[str, float] = {}
-    columns: dict[str, Floats] = {}
-    for column in PROFILES["account"]:
-        always = np.array([of_account.get(name, nothing).get(column, np.nan) for name in names])[places]
-        timed = known is not None and column in known.column_names
-        columns[f"account.{column}"] = _known_by_then(known, column, codes, at_ms, always) if timed else always
-    return columns
-
-
-def _known_by_then(known: pa.Table, column: str, codes: pa.DictionaryArray, at_ms: Any, always: Floats) -> Floats:
-    """For each row the value with the greatest `known_at_ms` that is not after it (of equals the last); `always` where there is none."""
-    said = known.filter(pc.is_valid(known[column]))
-    account = pc.fill_null(pc.index_in(said["account_id"], codes.dictionary), len(codes.dictionary)).to_numpy().astype(np.int64)
-    moments = np.unique(said["known_at_ms"].to_numpy())
-    keys = account * (len(moments) + 1) + 1 + np.searchsorted(moments, said["known_at_ms"].to_numpy())
-    order = np.argsort(keys, kind="stable")
-    asked = codes.indices.to_numpy().astype(np.int64) * (len(moments) + 1) + np.searchsorted(moments, at_ms, "right")
-    last = np.searchsorted(keys[order], asked, "right") - 1
-    found = (last >= 0) & (keys[order][last] // (len(moments) + 1) == codes.indices.to_numpy()) if len(order) else np.zeros(len(asked), np.bool_)
-    values = always.copy()
-    values[found] = said[column].to_numpy()[order[last[found]]]
-    return values
-
-
-def backfilled(
-    files: Sequence[Path],
-    mapping: Mapping,
-    out: Path,
-    key: TokenKey,
-    *,
-    accounts: Path | None = None,
-    known: Path | None = None,
-    now_ms: int,
-    say: Say,
-) -> Backfilled:
-    """Writes `features.parquet` for the rows of the files, taken in the order given: that is the order of arrival.
-
-    Bad rows are said with their number and left out. `accounts` is known from the start, each row of `known` since its time.
-    SettingsError if a file does not fit its mapping.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    began, bad = time.perf_counter(), Counter[str]()
-    rows = (row for path in files for row in _without_bad(rows_in(path, mapping, key, now_ms=now_ms), path, bad, say))
-    history = history_of(rows, accounts_in(accounts, mapping, key, 0) if accounts else (), pq.read_table(known) if known else None)
-    say(f"{history.columns.n} rows read ({history.columns.n / (time.perf_counter() - began):.0f}/s)")
-    vectors = features_of(CATALOGUE, history.columns, history.declined)
-    _write(out, history, vectors, _schema(CATALOGUE, mapping))
-    seconds = time.perf_counter() - began
-    say(f"{len(vectors)} rows have their features ({len(vectors) / seconds:.0f}/s, reading and writing included)")
-    return Backfilled(len(vectors), bad.total(), seconds, out)
-
-
-def _write(out: Path, history: History, vectors: Floats, schema: pa.Schema) -> None:
-    """The file, whole or not at all."""
-    with pq.ParquetWriter(out / f".{FEATURES_FILE}", schema, compression="zstd") as writer:
-        for start in range(0, len(vectors), CHUNK_ROWS):
-            part = [pa.array(np.ascontiguousarray(column)) for column in vectors[start : start + CHUNK_ROWS].T]
-            beside = history.beside.slice(start, CHUNK_ROWS).combine_chunks().columns
-            writer.write_table(pa.Table.from_arrays([*beside, *part], schema=schema))
-    (out / f".{FEATURES_FILE}").replace(out / FEATURES_FILE)
-
-
-def _schema(catalogue: Catalogue, mapping: Mapping) -> pa.Schema:
-    delay_ms = mapping.label.delay_ms if mapping.label else 0
-    about = {"catalogue_id": catalogue.catalogue_id, "label_delay_ms": str(delay_ms)}
-    return pa.schema([*_BESIDE, *((name, pa.float64()) for name in catalogue.names)], metadata=about)
-
-
-def _without_bad(rows: Iterable[Row], path: Path, bad: Counter[str], say: Say) -> Iterator[Row]:
-    """The good rows; the bad ones are counted, and the first ones said."""
-    for row in rows:
-        if isinstance(row.content, InvalidRecord):
-            bad[row.content.field] += 1
-            if bad.total() <= BAD_ROWS_SAID:
-                say(f"{path}: row {row.number}: {row.content}")
-        else:
-            yield row
-
-
-def _beside(rows: Sequence[Row]) -> pa.Table:
-    """What stands beside the features of these rows."""
-    values = [_beside_one(row) for row in rows]
-    return pa.table([pa.array(column, kind) for column, (_, kind) in zip(zip(*values, strict=True), _BESIDE, strict=True)], schema=pa.schema(_BESIDE))
-
-
-def _beside_one(row: Row) -> tuple[Any, ...]:
-    txn, label = row.content, row.label
-    assert not isinstance(txn, InvalidRecord)
-    known = (None, None, None) if label is None else (label.fraud, label.fraud_kind, label.learned_at_ms)
-    return (txn.transaction_id, txn.account_id, txn.at_ms, str(txn.kind), row.declined, *known)
-
-
-def backfill(argv: list[str], settings: Settings) -> int:
-    """`holdfast backfill FILES --map M --out DIR`: Parquet with the features in columns, and the labels beside them."""
-    parser = argparse.ArgumentParser(prog="holdfast backfill", description=(backfill.__doc__ or "").splitlines()[0])
-    parser.add_argument("files", type=Path, nargs="+", help="CSV or Parquet, in the order in which their rows arrived")
-    parser.add_argument("--map", type=Path, required=True, help="the mapping file (TOML)")
-    parser.add_argument("--accounts", type=Path, help="a file of accounts, read by the mapping's [accounts]")
-    parser.add_argument("--known", type=Path, help="what `holdfast cluster --file` wrote: what was known of accounts, and since when")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=f"folder for {FEATURES_FILE}")
-    parser.add_argument("--json", action="store_true", help="end with one JSON object")
-    args = parser.parse_args(argv)
-    mapping = mapping_in(args.map)
-    if mapping.tokens and not settings.token_key:
-        settings = with_kept_secrets(settings)  # tokens by another key would be other cards and devices than the door's
-    key = TokenKey(settings.token_key.encode(), settings.token_key_id)
-    made = backfilled(args.files, mapping, args.out, key, accounts=args.accounts, known=args.known, now_ms=_now_ms(), say=_say)
-    print(f"{made.rows} rows, {made.bad_rows} bad ones left out, in {made.seconds:.1f} s -> {made.folder / FEATURES_FILE}")
-    if args.json:
-        print(json.dumps({"rows": made.rows, "bad_rows": made.bad_rows, "seconds": made.seconds, "rows_per_s": made.rows / made.seconds}))
-    return 0 if made.rows else 1
 
 
 # Train.
@@ -456,7 +259,8 @@ def first_model(place: Path, settings: Settings, policy: Policy, say: Say) -> Tr
     say(f"simulated {history.transactions.num_rows} payments of {FIRST_CUSTOMERS} customers")
     key = TokenKey(settings.token_key.encode(), settings.token_key_id)
     source, mapping = place / "history", mapping_in(place / "history" / "mapping.toml")
-    backfilled([source / "transactions.parquet"], mapping, place / "features", key, accounts=source / "accounts.parquet", now_ms=_now_ms(), say=say)
+    given = Given((source / "transactions.parquet",), mapping, key, accounts=source / "accounts.parquet")
+    backfilled(CATALOGUE, given, place / "features", now_ms=_now_ms(), say=say)
     say("training five members")
     made = trained(examples_in(place / "features", CATALOGUE), CATALOGUE, policy, seed=1)
     save(made.artefact, place / "artefact")

@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import itertools
 import re
 import tomllib
 import typing
@@ -647,11 +648,15 @@ def is_parquet(path: Path) -> bool:
         return file.read(4) == b"PAR1"
 
 
-def rows_in(path: Path, mapping: Mapping, key: TokenKey, *, now_ms: int, future_ms_max: int = 300_000) -> Iterator[Row]:
-    """The file's rows in order, with bounded memory. SettingsError if the file does not fit the mapping or cannot be read."""
+def rows_in(path: Path, mapping: Mapping, key: TokenKey, *, now_ms: int, future_ms_max: int = 300_000, skip: int = 0) -> Iterator[Row]:
+    """The file's rows in order, from the one after `skip` on, with bounded memory.
+
+    SettingsError if the file does not fit the mapping or cannot be read.
+    """
     columns, cells = _cells_in(path, mapping.csv, mapping.columns, lambda names: column_faults(mapping, names))
     reader = RowReader(mapping, columns, key, now_ms, future_ms_max)
-    return (Row(number, row, None, False) if isinstance(row, InvalidRecord) else reader.row(number, row) for number, row in enumerate(cells, 1))
+    numbered = itertools.islice(enumerate(cells, 1), skip, None)
+    return (Row(number, row, None, False) if isinstance(row, InvalidRecord) else reader.row(number, row) for number, row in numbered)
 
 
 class EventRow(NamedTuple):

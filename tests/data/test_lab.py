@@ -21,6 +21,7 @@ from models.hold import UnknownAccount
 from schemas.decision import Decision
 from schemas.errors import ArtefactError, InvalidRecord, SettingsError
 from schemas.topics import DECISIONS, LABELS
+from streams import backfill as backfill_job
 from streams import lab
 from streams.archive import Archive
 from streams.mapping import Row, TokenKey, accounts_in, mapping_in, rows_in
@@ -42,7 +43,7 @@ def features(history: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("features")
     files, accounts = [str(history / "transactions.parquet")], str(history / "accounts.parquet")
     argv = [*files, "--map", str(history / "mapping.toml"), "--accounts", accounts, "--out", str(folder)]
-    assert lab.backfill(argv, Settings(token_key="a test's key")) == 0
+    assert backfill_job.backfill(argv, Settings(token_key="a test's key")) == 0
     return folder
 
 
@@ -127,7 +128,7 @@ def test_bad_rows_are_named_and_left_out(history: Path, tmp_path: Path, capsys: 
     lines[3] = lines[3].replace("POS", "XXX").replace("TAP", "XXX").replace("WEB", "XXX").replace("SUB", "XXX")
     (tmp_path / "t.csv").write_text("\n".join(lines))
     argv = [str(tmp_path / "t.csv"), "--map", str(history / "mapping.toml"), "--out", str(tmp_path / "out"), "--json"]
-    assert lab.backfill(argv, Settings(data_dir=tmp_path / "data")) == 0
+    assert backfill_job.backfill(argv, Settings(data_dir=tmp_path / "data")) == 0
     said = capsys.readouterr()
     assert "row 3: kind:" in said.err
     assert json.loads(said.out.splitlines()[-1])["bad_rows"] == 1

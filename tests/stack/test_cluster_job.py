@@ -26,6 +26,7 @@ from schemas.account import AccountState
 from schemas.errors import SettingsError
 from schemas.label import Label, LabelSource
 from schemas.topics import DECISIONS, LABELS
+from streams import backfill as backfill_job
 from streams import cluster, lab
 from streams.archive import Archive
 from streams.rebuild import rebuild
@@ -215,7 +216,7 @@ def test_a_backfill_knows_of_clusters_what_was_known_at_the_time(tmp_path: Path)
     settings = Settings(data_dir=tmp_path, token_key="k")
     file, mapping, known = str(tmp_path / "f.parquet"), str(tmp_path / "m.toml"), str(tmp_path / "known.parquet")
     assert cluster.command(["--file", file, "--map", mapping, "--out", known, "--every", "43200"], settings) == 0
-    assert lab.backfill([file, "--map", mapping, "--known", known, "--out", str(tmp_path / "out")], settings) == 0
+    assert backfill_job.backfill([file, "--map", mapping, "--known", known, "--out", str(tmp_path / "out")], settings) == 0
     table = pq.read_table(tmp_path / "out" / lab.FEATURES_FILE, columns=NAMES)
     got = list(zip(*(table[name].to_pylist() for name in NAMES), strict=True))
     assert np.isnan(got[:2]).all()
@@ -229,7 +230,7 @@ def test_what_is_known_is_joined_as_of_each_row() -> None:
     known = pa.table({"account_id": ["b", "a", "a", "a", "z"], "known_at_ms": [5, 10, 20, 20, 1], "cluster_size": [9.0, 1.0, 2.0, 3.0, 7.0]})
     accounts, at_ms = ["a", "a", "a", "a", "b", "b", "c"], [9, 10, 19, 20, 4, 99, 99]
     asked = pa.chunked_array([pa.array(accounts)])
-    sizes = lab._known(asked, np.array(at_ms), (), known)["account.cluster_size"]
+    sizes = backfill_job._known(asked, np.array(at_ms), (), known)["account.cluster_size"]
     assert np.array_equal(sizes, [np.nan, 1.0, 1.0, 3.0, np.nan, 9.0, np.nan], equal_nan=True)
-    limits = lab._known(asked, np.array(at_ms), [AccountState(account_id="a", currency="EUR", balance_minor=0, as_of_ms=0)], known)
+    limits = backfill_job._known(asked, np.array(at_ms), [AccountState(account_id="a", currency="EUR", balance_minor=0, as_of_ms=0)], known)
     assert limits["account.credit_limit_minor"][0] == 0.0

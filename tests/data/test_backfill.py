@@ -1,0 +1,107 @@
+"""`holdfast backfill`: killed, it goes on to the same bytes; some features are those of all; account events come by file."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from features.catalogue import CATALOGUE
+from schemas.errors import SettingsError
+from streams.backfill import FEATURES_FILE, STATE, backfill
+from streams.settings import Settings
+
+SETTINGS = Settings(token_key="a test's key")
+
+
+def asked(history: Path, out: Path, *more: str) -> list[str]:
+    """The arguments of a backfill of the small history, in small lots."""
+    files = [str(history / "transactions.parquet"), "--map", str(history / "mapping.toml")]
+    return [*files, "--accounts", str(history / "accounts.parquet"), "--out", str(out), "--lot", "1500", *more]
+
+
+def parts(out: Path) -> dict[str, bytes]:
+    """The bytes of each part."""
+    return {path.name: path.read_bytes() for path in sorted((out / FEATURES_FILE).iterdir())}
+
+
+@pytest.fixture(scope="module")
+def whole(history: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A backfill that nobody disturbed."""
+    out = tmp_path_factory.mktemp("whole")
+    assert backfill(asked(history, out), SETTINGS) == 0
+    return out
+
+
+def begun(history: Path, out: Path) -> subprocess.Popen[bytes]:
+    """A backfill in a process of its own."""
+    environment = os.environ | {"HOLDFAST_TOKEN_KEY": "a test's key"}
+    command = [sys.executable, "-m", "streams.cli", "backfill", *asked(history, out)]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+
+
+def test_a_killed_backfill_goes_on_and_ends_in_the_same_bytes(history: Path, whole: Path, tmp_path: Path) -> None:
+    hidden = tmp_path / f".{FEATURES_FILE}"
+    run = begun(history, tmp_path)
+    while not (hidden / "part-000003.parquet").exists() or not (hidden / STATE).exists():
+        assert run.poll() is None, "it was over before it could be killed"
+        time.sleep(0.01)
+    run.send_signal(signal.SIGKILL)
+    run.communicate()
+    assert not (tmp_path / FEATURES_FILE).exists(), "nothing of it is seen before all is there"
+    run = begun(history, tmp_path)
+    said = run.communicate()[1].decode()
+    assert run.returncode == 0
+    assert "going on after " in said
+    assert "going on after 0 rows" not in said
+    assert parts(tmp_path) == parts(whole)
+    assert not hidden.exists()
+
+
+@pytest.mark.parametrize("damage", ["state", "mapping"])
+def test_what_does_not_fit_begins_anew(history: Path, whole: Path, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    hidden = tmp_path / f".{FEATURES_FILE}"
+    hidden.mkdir()
+    (hidden / "part-000000.parquet").write_bytes(b"of old")
+    about = {"fingerprint": "another", "done": {}, "sha256": "0"}
+    if damage == "state":
+        from streams.backfill import Given
+        from streams.mapping import TokenKey, mapping_in
+
+        key = TokenKey(SETTINGS.token_key.encode(), SETTINGS.token_key_id)
+        given = Given((history / "transactions.parquet",), mapping_in(history / "mapping.toml"), key, history / "accounts.parquet")
+        about["fingerprint"] = given.fingerprint(CATALOGUE, 1500)
+    (hidden / STATE).write_bytes(json.dumps(about).encode() + b"\n")
+    assert backfill(asked(history, tmp_path), SETTINGS) == 0
+    assert "beginning anew" in capsys.readouterr().err
+    assert parts(tmp_path) == parts(whole)
+
+
+def test_some_features_are_columns_of_all_and_nothing_else_is_written(history: Path, whole: Path, tmp_path: Path) -> None:
+    names = ["network.account_cycles_of_3_7d", "velocity.card_count_1h", "memory.account_log_capped", "merchant.merchant_decline_ratio_24h"]
+    assert set(names) <= set(CATALOGUE.names)
+    assert backfill(asked(history, tmp_path, "--features", ",".join(names)), SETTINGS) == 0
+    some, every = pq.read_table(tmp_path / FEATURES_FILE), pq.read_table(whole / FEATURES_FILE)
+    assert [name for name in some.column_names if "." in name] == names
+    for name in names:
+        assert some[name].to_numpy().tobytes() == every[name].to_numpy().tobytes(), name
+    with pytest.raises(SettingsError, match="no feature"):
+        backfill(asked(history, tmp_path, "--features", "velocity.nonsense"), SETTINGS)
+
+
+def test_account_events_of_a_file_come_before_the_payments_that_follow_them(history: Path, whole: Path, tmp_path: Path) -> None:
+    assert backfill(asked(history, tmp_path, "--events", str(history / "account_events.parquet")), SETTINGS) == 0
+    told, untold = pq.read_table(tmp_path / FEATURES_FILE), pq.read_table(whole / FEATURES_FILE)
+    assert told["transaction_id"] == untold["transaction_id"]
+    name = "takeover.account_login_failures_24h"
+    assert untold[name].to_numpy().sum() == 0
+    assert told[name].to_numpy().sum() > 0
+    name = "velocity.card_count_7d"
+    assert told[name].to_numpy().tobytes() == untold[name].to_numpy().tobytes()

@@ -1,0 +1,43 @@
+"""Each entity's part by itself, under an engine of others, gives the bits of one backfill."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import dask
+import numpy as np
+from histories import _Choices, a_transaction, histories
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from past_oracle import Arrival
+from test_backfill import arrived
+
+from features.backfill import backfill
+from features.catalogue import CATALOGUE
+from features.partition import groups, joined, tasks, vectors_of_part
+
+
+def test_each_feature_is_in_one_group() -> None:
+    assert sorted(name for group in groups(CATALOGUE) for name in group.features) == sorted(CATALOGUE.names)
+    assert ("account", "payee") in {group.entities for group in groups(CATALOGUE)}
+
+
+@settings(max_examples=25, deadline=None)
+@given(histories(most=40, apart=False), st.integers(1, 3))
+def test_parts_joined_are_the_whole(history: list[Arrival], of: int) -> None:
+    columns, declined = arrived(history)
+    done = [(group, vectors_of_part(CATALOGUE, group, part)) for group, part in tasks(CATALOGUE, columns, declined, of)]
+    assert joined(CATALOGUE, columns, done).tobytes() == backfill(CATALOGUE, columns, declined).tobytes()
+
+
+def test_dask_runs_the_parts_to_the_same_bits() -> None:
+    chance = random.Random(5)
+    payments = [a_transaction(number, _Choices(chance.getrandbits(96))) for number in range(600)]
+    columns, declined = arrived([Arrival("pay", txn) for txn in payments])
+    columns = replace(columns, known={"account.credit_limit_minor": np.arange(columns.n, dtype=np.float64)})
+    work = list(tasks(CATALOGUE, columns, declined, 2))
+    graph = [dask.delayed(vectors_of_part)(CATALOGUE, group, part) for group, part in work]
+    said = dask.compute(*graph, scheduler="processes", num_workers=2)
+    done = [(group, answer) for (group, _), answer in zip(work, said, strict=True)]
+    assert joined(CATALOGUE, columns, done).tobytes() == backfill(CATALOGUE, columns, declined).tobytes()
