@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
 
 from schemas.avro import encode
 from schemas.dead_letter import DeadLetter
-from schemas.topics import CLEARINGS, DEAD_LETTERS, TRANSACTIONS, Topic
+from schemas.topics import CLEARINGS, DEAD_LETTERS, DECISIONS, TRANSACTIONS, Topic
 from streams import bus
 from streams.bus import KafkaBus
 from streams.check import check, check_books
 from streams.settings import Settings
 from streams.stack import running
 from tests.streams.conftest import a_clearing, messages
+from tests.streams.test_archive import a_decision
 
 
 def tell(settings: Settings, topic: Topic, value: bytes) -> None:
@@ -54,3 +56,13 @@ def test_a_check_without_a_system_says_that_none_runs(tmp_path: Path, capfd: pyt
     monkeypatch.setattr(bus, "QUERY_S", 0.5)
     assert check([], Settings(data_dir=tmp_path, kafka_bootstrap="127.0.0.1:1")) == 2
     assert f"no system runs in {tmp_path}" in capfd.readouterr().err
+
+
+def test_vectors_are_compared_by_the_same_command_and_a_foreign_one_is_counted(real: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    decision = a_decision("foreign", 1)
+    tell(real, DECISIONS, encode(decision))
+    assert check(["--features", "--json"], real) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["agrees"]
+    assert figures["not_comparable"]["another catalogue decided it"] >= 1
+    assert figures["compared"] == figures["equal"]

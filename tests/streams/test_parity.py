@@ -36,6 +36,8 @@ class Bank:
     at: TestWorld = field(default_factory=a_world)
     read: dict[str, int] = field(default_factory=lambda: {DECISIONS.name: 0, LABELS.name: 0})
     events: int = 0
+    dropped: int = 0
+    """How many of the oldest records of each topic the broker says that it has no more."""
 
     async def decide(self, txn: Transaction) -> None:
         """Decides a payment."""
@@ -73,7 +75,7 @@ class Bank:
 
     def ends(self, topic: Topic) -> dict[int, tuple[int, int]]:
         """The offsets of a topic."""
-        return {0: (0, len(self.at.bus.told[topic.name]))}
+        return {0: (self.dropped, len(self.at.bus.told[topic.name]))}
 
     def compared(self) -> Parity:
         """What the check says."""
@@ -222,6 +224,33 @@ def test_another_catalogue_and_a_tally_ahead_of_the_reading_are_not_compared() -
     bank.changed(4, tally_positions=(99).to_bytes(5, "little") + heads[5:])
     why = {"another catalogue decided it": 1, "a tally had taken what came after this reading of the topics began": 1}
     assert counted(bank.compared()) == (3, why)
+
+
+def test_what_a_tally_had_of_dropped_records_is_not_compared() -> None:
+    bank = lived(five_payments)
+    bank.dropped = 1
+    assert counted(bank.compared()) == (1, {"a tally had taken what the topics have dropped": 4})
+
+
+def test_a_decision_without_a_memory_that_did_not_answer_is_not_compared() -> None:
+    bank = lived(five_payments)
+    bank.changed(4, positions=(-1,) * len(CATALOGUE.logs))
+    assert counted(bank.compared()) == (4, {"a memory did not answer when it was decided": 1})
+
+
+def test_a_tally_that_went_back_in_time_is_not_compared() -> None:
+    async def story(bank: Bank) -> None:
+        await five_payments(bank)
+        await bank.label(Traffic(20, "l", NOON).label(3))
+
+    def head(decisions: int, labels: int) -> bytes:
+        offsets = [decisions, *(0,) * (DECISIONS.partitions - 1), labels, *(0,) * (LABELS.partitions - 1)]
+        return b"".join(offset.to_bytes(5, "little") for offset in offsets) * len(CATALOGUE.tallies)
+
+    bank = lived(story)
+    bank.changed(3, tally_positions=head(3, 1))
+    bank.changed(4, tally_positions=head(5, 0))
+    assert counted(bank.compared()) == (0, {"a tally had gone back in time": 5})
 
 
 def test_nothing_in_the_log_is_nothing_to_compare() -> None:
