@@ -9,16 +9,15 @@ import uuid
 NAMESPACE = uuid.UUID("6f1d3c5e-8a0b-5f3d-9c53-5d1f0a7be7a1")
 
 _NAMESPACE = NAMESPACE.bytes
-_UUID_MASK = (1 << 128) - 1 ^ (0xF << 76) ^ (0x3 << 62)
-_UUID_5 = (5 << 76) | (0x2 << 62)
-"""Version and variant of a UUIDv5 (RFC 9562, 5.5): what `uuid.uuid5` sets, without making a UUID object."""
+_VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
+"""The hexadecimal digit with its upper two bits as RFC 9562, 5.5 has them; the version's digit is 5. As `uuid.uuid5`, without a UUID object."""
 
 
 def derived_id(prefix: str, *parts: str) -> str:
     """`prefix_` and 32 hex digits: the UUIDv5 of the parts. Prefixes: dec hld evt trf sar lbl dlq clr rem val."""
     name = f"{prefix}:{chr(31).join(parts)}"
-    raw = int.from_bytes(hashlib.sha1(_NAMESPACE + name.encode(), usedforsecurity=False).digest()[:16], "big")
-    return f"{prefix}_{raw & _UUID_MASK | _UUID_5:032x}"
+    digits = hashlib.sha1(_NAMESPACE + name.encode(), usedforsecurity=False).hexdigest()
+    return f"{prefix}_{digits[:12]}5{digits[13:16]}{_VARIANT[digits[16]]}{digits[17:32]}"
 
 
 def decision_id(transaction_id: str) -> str:
