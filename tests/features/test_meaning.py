@@ -36,7 +36,8 @@ def says(name: str, *records: Transaction | AccountEvent) -> float:
         return said
 
     columns = columns_of(records)
-    known = {"account.credit_limit_minor": float(A1.credit_limit_minor), "account.opened_at_ms": float(A1.opened_at_ms or 0)}
+    values = {"account.credit_limit_minor": float(A1.credit_limit_minor), "account.opened_at_ms": float(A1.opened_at_ms or 0)}
+    known = {name: np.full(columns.n, value) for name, value in values.items()}
     columns = TransactionColumns(columns.facts, columns.tokens, columns.measures, known, columns.asked)
     said, filled = asyncio.run(served()), float(backfill(CATALOGUE, columns)[-1, CATALOGUE.index[name]])
     assert said == filled or (math.isnan(said) and math.isnan(filled))
