@@ -102,7 +102,8 @@ class TransactionColumns:
     def part(self, begin: int, end: int) -> TransactionColumns:
         """Transactions begin to end, as a view."""
         facts, tokens, measures, known = (
-            {name: column[begin:end] for name, column in part.items()} for part in (self.facts, self.tokens, self.measures, self.known)
+            {name: column[begin:end] if np.ndim(column) else column for name, column in part.items()}
+            for part in (self.facts, self.tokens, self.measures, self.known)
         )
         return TransactionColumns(
             facts,

@@ -374,15 +374,23 @@ def _progress(total: int, before: int) -> Iterator[Callable[[int], None]]:
 # The command.
 
 
-def chosen(names: str) -> Catalogue:
-    """The catalogue of the features of these names (`all`, or with commas between); SettingsError for one that there is none of."""
-    if names == "all":
-        return CATALOGUE
-    asked = [name.strip() for name in names.split(",")]
+def chosen(names: str, mapping: Mapping) -> Catalogue:
+    """The catalogue of the features of these names (`all`, or with commas between), with the memories that the mapping chooses.
+
+    SettingsError for a name that there is none of, and for a memory in which a feature cannot be told.
+    """
+    asked = CATALOGUE.names if names == "all" else [name.strip() for name in names.split(",")]
     unknown = [name for name in asked if name not in CATALOGUE.index]
     if unknown:
         raise SettingsError(f"--features: there is no feature {unknown[0]!r}; `holdfast features list` prints them")
-    return CATALOGUE.only(asked)
+    if not mapping.memory:
+        return CATALOGUE if names == "all" else CATALOGUE.only(asked)
+    try:
+        catalogue = Catalogue(CATALOGUE.rows, CATALOGUE.cap, mapping.memory)
+        catalogue.program.size, catalogue.tally_plan.words.size  # noqa: B018 - made now, so that what cannot be is said now
+    except AssertionError as error:
+        raise SettingsError(f"[memory]: {error}") from None
+    return catalogue if names == "all" else catalogue.only(asked)
 
 
 def backfill(argv: list[str], settings: Settings) -> int:
@@ -401,7 +409,8 @@ def backfill(argv: list[str], settings: Settings) -> int:
     args = parser.parse_args(argv)
     if args.lot < 1 or args.threads < 1:
         raise SettingsError("--lot and --threads are numbers from 1 on")
-    mapping, catalogue = mapping_in(args.map), chosen(args.features)
+    mapping = mapping_in(args.map)
+    catalogue = chosen(args.features, mapping)
     if mapping.tokens and not settings.token_key:
         settings = with_kept_secrets(settings)  # tokens by another key would be other cards and devices than the door's
     key = TokenKey(settings.token_key.encode(), settings.token_key_id)

@@ -21,6 +21,7 @@ A mapping is TOML (all tables but `time`, `amount` and `fields` may be left out)
                  credit_limit = "limit"  opened_at = "since"  home_country = "country"
     [account_events]  kind = "what"  time = "at"  account_id = "no"  event_id = "id" (or row_id_prefix = "ev-")  device_token = "device" ...
                  kinds = { LOGIN_OK = "login", ... }  (of a file of account events; its time is written as [time] says, or format, zone, origin)
+    [memory]     terminal = "log"   # offline: exact counts for an entity that serving only keeps a tally of
     [label]      column = "fraud"  values = ["1"]  kind_column  learned_at_column  delay = "30d"  source = "chargeback"
 
 Rows are numbered from 1, the header is not counted. An empty cell is a value not given. Amounts never pass through a float:
@@ -50,6 +51,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from features.fact import ENTITIES
 from schemas.account import AccountEvent, AccountEventKind, AccountState
 from schemas.avro import checked
 from schemas.errors import InvalidRecord, SettingsError
@@ -77,6 +79,7 @@ TOKEN_KINDS = {
     "transaction_id": "txn",
 }
 """Fields that may be made from a raw value, and the kind of their tokens; the HTTP door makes the same ones."""
+_ENTITIES = frozenset(entity.name for entity in ENTITIES if not entity.log_of)
 _PADDED = ("mcc", "card_last4")
 _UPPER = ("country", "card_country", "ip_country")
 _PAN = re.compile(r"^[0-9]{12,19}$")
@@ -221,6 +224,7 @@ class Mapping(_Table, frozen=True, kw_only=True):
     label: LabelRule | None = None
     accounts: AccountsRule | None = None
     account_events: AccountEventsRule | None = None
+    memory: dict[str, Literal["log", "tally"]] = {}
     csv: CsvRule = CsvRule()
     ignore: tuple[str, ...] = ()
     row_id_prefix: str | None = None
@@ -308,6 +312,7 @@ def _faults_of_meaning(mapping: Mapping) -> list[str]:
     faults += [f"{field}: has its own table, it cannot be in [{sources[field][0]}]" for field in sources if field in BY_TABLE]
     faults += [f"tokens.{field}: cannot be a token" for field in mapping.tokens if field in _FIELDS and field not in TOKEN_KINDS]
     faults += [f"values.{field}: is not mapped in [fields]" for field in mapping.values if field not in mapping.fields]
+    faults += [f"[memory]: there is no entity {name!r}" for name in mapping.memory if name not in _ENTITIES]
     faults += _faults_of_time(mapping.time, "time") + _faults_of_amounts(mapping) + _faults_of_csv(mapping.csv)
     return faults + (_faults_of_events(mapping.account_events, mapping.time) if mapping.account_events else [])
 

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -105,3 +106,23 @@ def test_account_events_of_a_file_come_before_the_payments_that_follow_them(hist
     assert told[name].to_numpy().sum() > 0
     name = "velocity.card_count_7d"
     assert told[name].to_numpy().tobytes() == untold[name].to_numpy().tobytes()
+
+
+def test_a_mapping_gives_terminals_a_log_and_their_counts_are_exact(history: Path, whole: Path, tmp_path: Path) -> None:
+    name = "merchant.terminal_count_1h"
+    mapping = tmp_path / "mapping.toml"
+    mapping.write_text((history / "mapping.toml").read_text() + '\n[memory]\nterminal = "log"\n')
+    argv = [str(history / "transactions.parquet"), "--map", str(mapping), "--features", name, "--out", str(tmp_path / "out")]
+    assert backfill(argv, SETTINGS) == 0
+    exact, near = (pq.read_table(folder / FEATURES_FILE)[name].to_numpy() for folder in (tmp_path / "out", whole))
+    assert (np.isnan(exact) == np.isnan(near)).all()
+    assert (exact != near)[~np.isnan(exact)].any(), "a tally counts to the slice"
+    assert np.nanmax(np.abs(exact - near)) <= 3
+
+
+def test_a_memory_that_cannot_be_is_refused(history: Path, tmp_path: Path) -> None:
+    mapping = tmp_path / "mapping.toml"
+    for text, fault in (('card = "tally"', "cannot"), ('nobody = "log"', "no entity")):
+        mapping.write_text((history / "mapping.toml").read_text() + f"\n[memory]\n{text}\n")
+        with pytest.raises(SettingsError, match=fault):
+            backfill([str(history / "transactions.parquet"), "--map", str(mapping), "--out", str(tmp_path)], SETTINGS)
