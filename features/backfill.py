@@ -128,7 +128,7 @@ class Backfill:
         """All that another needs to go on, by name."""
         self._logs.tidy(self._forget_ms)
         own = {"number": np.array([self._number]), "forget_ms": np.array([self._forget_ms]), "times": self._times}
-        parts = {"logs": self._logs.state(), "tallies": self._tallies.state(), "labels": self._labels.state(), "repeats": self._repeats.state()}
+        parts = {"logs": self._logs.state(), "tallies": self._tallies.state(), "taught": self._labels.state(), "repeats": self._repeats.state()}
         return own | {name: part for prefix, state in parts.items() for name, part in named(prefix, state).items()}
 
     def restore(self, state: Mapping[str, Array]) -> None:
@@ -136,7 +136,7 @@ class Backfill:
         self._number, self._forget_ms, self._times = int(state["number"][0]), int(state["forget_ms"][0]), state["times"]
         self._logs.restore(under("logs", state))
         self._tallies.restore(under("tallies", state))
-        self._labels.restore(under("labels", state))
+        self._labels.restore(under("taught", state))
         self._repeats.restore(under("repeats", state))
 
 
