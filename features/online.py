@@ -116,9 +116,6 @@ class _Link(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.waiting: deque[_Request] = deque()
         self.unsent: list[bytes] = []
-        self.away = 0
-        """Requests that were written and are not answered. What is sent meanwhile waits for them: under load that is fewer, larger writes,
-        and a write that wakes Redis costs more than all else here; without load nothing waits."""
         self.alarm: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -154,15 +151,12 @@ class _Link(asyncio.Protocol):
                     request.erred = True
                 if len(request.replies) == request.awaited:
                     waiting.popleft().settle()
-                    self.away -= 1
-            if not self.away and self.unsent:
-                self.loop.call_soon(self._flush)  # after those whom the replies woke: what they send goes along
         except (hiredis.ProtocolError, IndexError) as error:
             self.end(f"Redis answered in no known way: {error}")
 
     def send(self, commands: tuple[Command, ...], future: asyncio.Future[list[Any]] | None, timeout_s: float) -> None:
         """Buffers commands; the first of a tick arranges the write."""
-        if not (self.unsent or self.away):
+        if not self.unsent:
             self.loop.call_soon(self._flush)
         self.unsent += map(hiredis.pack_command, commands)
         self.waiting.append(_Request(future, len(commands), self.loop.time() + timeout_s))
@@ -171,7 +165,6 @@ class _Link(asyncio.Protocol):
 
     def _flush(self) -> None:
         unsent, self.unsent = self.unsent, []
-        self.away = len(self.waiting)
         if self.transport is not None and unsent:
             self.transport.write(b"".join(unsent))
 
