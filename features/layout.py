@@ -12,7 +12,7 @@ from features.row import DAY_MS, Condition, Feature, Fold, parts
 
 FIXED = ("hash", "at_ms", "kind")
 """The columns that every row has, first and in this order. The first eight bytes are the row's identity, its time's low half included."""
-IDENTITY_BYTES, AT_MS_BYTE, AT_MS_MASK = 8, 4, (1 << 42) - 1
+AT_MS_BYTE, AT_MS_MASK = 4, (1 << 42) - 1
 NEWEST_AT, TRIMMED_AT, TRIMMED_WIDTH = 8, 14, 6
 """Where a header row (identity 0) says which event time was the newest of the trimmed rows, and how many unique ones they were."""
 COLUMN_BITS_MAX = 57

@@ -620,9 +620,9 @@ class RedisMemory:
                 continue
             logs.append(log)
             self._keep_up(number, key, row, length, log)
-        found, profiles = iter(values[of:]), len(self.catalogue.profiles)
+        found = iter(values[of:])
         others = [None if key is None else next(found) for key in more]
-        for place in range(profiles, len(more)):
+        for place in range(self._profiles, len(more)):
             if more[place] is not None and others[place] is None:
                 others[place] = b""  # a tally without a row
         return logs, others, tuple(missing)
@@ -665,13 +665,12 @@ class RedisMemory:
             if aside is not _ALONE:
                 aside.wrote, aside.found = [error] * len(aside.writes), [error] * len(aside.reads)
             return Past.nothing(self.catalogue)._replace(facts=facts)
-        profiles = len(self.catalogue.profiles)
         if any(isinstance(value, Exception) for value in more):
             kinds = (*[f"{kind}_profile" for kind in self.catalogue.profiles], *self.catalogue.tallies)
             gone = [kind for kind, value in zip(kinds, more, strict=True) if isinstance(value, Exception)]
             missing = tuple(dict.fromkeys((*missing, *gone)))
             more = [None if isinstance(value, Exception) else value for value in more]
-        return Past(tuple(logs), tuple(more[:profiles]), missing, facts, tuple(more[profiles:]))
+        return Past(tuple(logs), tuple(more[: self._profiles]), missing, facts, tuple(more[self._profiles :]))
 
     async def take(self, updates: Updates) -> None:
         """Gives rows to tallies, each once, by compare-and-set of their heads; MemoryUnavailable if Redis does not answer, or forgot."""

@@ -126,10 +126,4 @@ def _decision_id(value: bytes | None) -> str:
         return ""
 
 
-APP = Follower(
-    name="tally",
-    reads={DECISIONS: on_decision, LABELS: on_label},
-    assigned=assigned,
-    settle=settle,
-    leaving=None,
-)
+APP = Follower(name="tally", reads={DECISIONS: on_decision, LABELS: on_label}, assigned=assigned, settle=settle)
