@@ -20,6 +20,8 @@ from tests.features.stores import a_redis, a_wire
 from tests.world import NOON, a_transaction
 
 DAY_MS = 86_400_000
+ALLOCATION_STEP = 64
+"""Bytes between two sizes that Redis's allocator hands out for a string of a few hundred: which one it took depends on what was free."""
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +112,7 @@ def test_a_filled_redis_takes_what_serving_makes_it_take(redis: Redis, redis_url
     served(redis_url, CATALOGUE, events, size._token("card", 0))
     one = by_kind(size.sizes_of(redis, CATALOGUE, 1_000, NOON))["log:card"]
     assert (one.rows_mean, one.rows_trimmed) == (filled["log:card"].rows_mean, filled["log:card"].rows_trimmed / 3)
-    assert one.bytes_mean == pytest.approx(filled["log:card"].bytes_mean, rel=0.02)
+    assert one.bytes_mean == pytest.approx(filled["log:card"].bytes_mean, rel=0.02, abs=ALLOCATION_STEP)
 
 
 def test_the_command_says_whether_a_card_takes_too_much(capsys: pytest.CaptureFixture[str]) -> None:
