@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,11 +14,13 @@ from features.catalogue import Catalogue
 from features.fact import FACTS, MEASURES, facts_of, measures_of
 from features.layout import beginning_of
 from features.profile import seen_in
-from features.tally import head_of, longs, told
+from features.tally import head_of, lengths_of, longs, told_to_all
 from schemas.transaction import Transaction
 
 _OWN = struct.Struct(f"<Q{len(FACTS) - 1}q{len(MEASURES)}d")
-_ZEROS = bytes(64)
+_BEYOND = bytes(8)
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class Past(NamedTuple):
@@ -74,46 +78,48 @@ def row_bytes(catalogue: Catalogue, txn: Transaction) -> tuple[bytes | None, ...
     return packed(catalogue, txn, facts_of(txn))
 
 
-def assembled(catalogue: Catalogue, txn: Transaction, past: Past) -> bytearray:
-    """The kernel's buffer: own facts and measures, where each log and profile begins, and their bytes."""
+def section(catalogue: Catalogue, txn: Transaction, past: Past) -> list[bytes]:
+    """A transaction's part of the kernels' buffer: own facts and measures, how long each log, profile and tally is, and their bytes."""
     facts = facts_of(txn) if past.facts is None else past.facts
-    at = _OWN.size + 8 * len(catalogue.tally_plan.folds) + 8 * (2 * len(past.logs) + len(past.profiles))
-    places: list[int] = []
-    contents: list[bytes] = []
-    for log in past.logs:
-        if log is None:
-            places += (-1, 0)
-            continue
-        places += (at, len(log))
-        contents.append(log)
-        at += len(log)
-    for profile, layout in zip(past.profiles, catalogue.profile_layouts, strict=True):
-        if profile is None:
-            places.append(-1)
-            continue
-        places.append(at)
-        content = profile.ljust(layout.width, b"\0")
-        contents.append(content)
-        at += len(content)
-    own = _OWN.pack(*facts, *measures_of(txn))
-    if catalogue.tallies:
-        own += told(catalogue.tally_plan, past.tallies or (None,) * len(catalogue.tallies), txn.at_ms).tobytes()
-    return bytearray().join((own, longs(len(places))(*places), *contents, _ZEROS))
+    contents = (*past.logs, *past.profiles, *(past.tallies or (None,) * len(catalogue.tallies)))
+    lengths = lengths_of(contents)
+    return [_OWN.pack(*facts, *measures_of(txn)), longs(len(lengths))(*lengths), *filter(None, contents)]
+
+
+def assembled(catalogue: Catalogue, txns: Sequence[Transaction], pasts: Sequence[Past]) -> Bytes:
+    """The kernels' buffer (uint8): the sections of these transactions, and eight bytes more."""
+    sections = chain.from_iterable(section(catalogue, txn, past) for txn, past in zip(txns, pasts, strict=True))
+    return np.frombuffer(b"".join((*sections, _BEYOND)), np.uint8)
+
+
+def computed(catalogue: Catalogue, buffer: Bytes, count: int) -> Floats:
+    """float64[count, features + 2 logs]: each transaction's vector, then its position in each log and whether it occurs there twice."""
+    out = np.empty((count, len(catalogue.rows) + 2 * len(catalogue.logs)))
+    others = len(catalogue.logs) + len(catalogue.profiles)
+    told = told_to_all(catalogue.tally_plan, buffer, len(FACTS) + len(MEASURES), others, count)
+    kernel.look_all(catalogue.program, buffer, len(catalogue.tallies), told, out)
+    return out
+
+
+def look_all(catalogue: Catalogue, txns: Sequence[Transaction], pasts: Sequence[Past]) -> list[Look]:
+    """The vector of each transaction as the rows before its own first occurrence determine it."""
+    width = len(catalogue.rows)
+    out = computed(catalogue, assembled(catalogue, txns, pasts), len(txns))
+    looks: list[Look] = []
+    for txn, past, values, tail in zip(txns, pasts, out[:, :width], out[:, width:].astype(np.int64).tolist(), strict=True):
+        repeated = tuple([log for log, twice in enumerate(tail[1::2]) if twice]) if any(tail[1::2]) else ()
+        heads = b"".join(map(head_of, past.tallies))
+        looks.append(Look(values, tuple(tail[::2]), repeated, heads, seen_in(past.profiles, txn.at_ms)))
+    return looks
 
 
 def look(catalogue: Catalogue, txn: Transaction, past: Past) -> Look:
-    """The vector of a transaction as the rows before its own first occurrence determine it."""
-    width, logs = len(catalogue.rows), len(catalogue.logs)
-    out = np.empty(width + 2 * logs)
-    kernel.look_at(catalogue.program, np.frombuffer(assembled(catalogue, txn, past), np.uint8), out)
-    tail = out[width:].tolist()
-    repeated = tuple([log for log in range(logs) if tail[2 * log + 1]]) if any(tail[1::2]) else ()
-    heads = b"".join(map(head_of, past.tallies))
-    return Look(out[:width], tuple(map(int, tail[::2])), repeated, heads, seen_in(past.profiles, txn.at_ms))
+    """`look_all` of one."""
+    return look_all(catalogue, (txn,), (past,))[0]
 
 
 def place_in(log: bytes, row_size: int, identity: int) -> tuple[int, bool]:
     """The position of the row with this identity in a log, and whether it occurs twice."""
     signed = identity - (1 << 64) if identity >> 63 else identity
-    position, twice = kernel.place_of(np.frombuffer(bytearray(log + _ZEROS[:8]), np.uint8), row_size, signed)
+    position, twice = kernel.place_of(np.frombuffer(log + _BEYOND, np.uint8), row_size, signed)
     return int(position), bool(twice)

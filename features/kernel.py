@@ -606,37 +606,57 @@ def _read_log(plan: Array, log: int, buffer: Array, start: int, length: int, fac
 
 
 @compiled
-def look_at(plan: Array, buffer: Array, out: Array) -> None:
-    """One transaction. `buffer`: its facts (int64), measures (float64), then start and length of each log (-1: none) and start of each
-    profile (-1: none), then those bytes, and eight bytes more. `out`: vector, then position and 'occurs twice' of each log."""
+def _known(plan: Array, buffer: Array, at: int, lengths: int, now: int, registers: Array) -> None:
+    """What the profiles that lie from `at` on say. One whose last columns nobody ever wrote is shorter than its layout."""
+    for number in range(plan[KNOWNS]):
+        known = plan[KNOWN_AT] + number * KNOWN_LINE
+        start = at
+        for profile in range(plan[known]):
+            start += max(load64(buffer, lengths + 8 * profile), 0)
+        if plan[known + 1] + 16 <= load64(buffer, lengths + 8 * plan[known]):
+            since = load64(buffer, start + plan[known + 1] + 8)
+            if 0 < since <= now:
+                registers[plan[KNOWN_REG] + number] = np.int64(load64(buffer, start + plan[known + 1])).view(np.float64)
+
+
+@compiled
+def look_all(plan: Array, buffer: Array, tallies: int, told: Array, out: Array) -> None:
+    """Transactions, one after the other in `buffer`: each its facts (int64) and own measures (float64), the lengths of each log, profile
+    and tally (int64; -1: there is none), and the bytes of all these. Behind the last one are eight bytes more.
+
+    `told`: each one's further measures, which its tallies tell. `out`: each one's vector, then position and 'occurs twice' of each log.
+    """
     facts = np.empty(plan[FACTS], np.int64)
     registers = np.empty(plan[REGISTERS], np.float64)
     found = np.empty(3, np.int64)
-    for fact in range(plan[FACTS]):
-        facts[fact] = load64(buffer, 8 * fact)
-    _begin(plan, facts, registers)
-    head = plan[FACTS]
-    for number in range(plan[MEASURES]):
-        registers[head + number] = np.int64(load64(buffer, 8 * (head + number))).view(np.float64)
-    head += plan[MEASURES]
-    for number in range(plan[KNOWNS]):
-        known = plan[KNOWN_AT] + number * KNOWN_LINE
-        start = load64(buffer, 8 * (head + 2 * plan[LOGS] + plan[known]))
-        if start >= 0:
-            since = load64(buffer, start + plan[known + 1] + 8)
-            if 0 < since <= facts[AT_MS_FACT]:
-                registers[plan[KNOWN_REG] + number] = np.int64(load64(buffer, start + plan[known + 1])).view(np.float64)
     shared = np.empty(plan[SHARED] * (plan[CAP] + plan[CHUNK] + 1), np.int64)
-    _nothing_shared(plan, shared)
-    for log in range(plan[LOGS]):
-        start, length = load64(buffer, 8 * (head + 2 * log)), load64(buffer, 8 * (head + 2 * log) + 8)
-        position = -1
-        found[2] = 0
-        if start >= 0:
-            position = _read_log(plan, log, buffer, start, length, facts, registers, found, shared)
-        out[plan[OUTS] + 2 * log] = position
-        out[plan[OUTS] + 2 * log + 1] = found[2]
-    _end(plan, registers, out)
+    own, memories = plan[MEASURES] - told.shape[1], plan[LOGS] + plan[PROFILES] + tallies
+    at = 0
+    for one in range(out.shape[0]):
+        for fact in range(plan[FACTS]):
+            facts[fact] = load64(buffer, at + 8 * fact)
+        _begin(plan, facts, registers)
+        at += 8 * plan[FACTS]
+        for number in range(own):
+            registers[plan[FACTS] + number] = np.int64(load64(buffer, at + 8 * number)).view(np.float64)
+        for number in range(told.shape[1]):
+            registers[plan[FACTS] + own + number] = told[one, number]
+        lengths = at + 8 * own
+        at = lengths + 8 * memories
+        _nothing_shared(plan, shared)
+        for log in range(plan[LOGS]):
+            length = load64(buffer, lengths + 8 * log)
+            position = -1
+            found[2] = 0
+            if length >= 0:
+                position = _read_log(plan, log, buffer, at, length, facts, registers, found, shared)
+            out[one, plan[OUTS] + 2 * log] = position
+            out[one, plan[OUTS] + 2 * log + 1] = found[2]
+            at += max(length, 0)
+        _known(plan, buffer, at, lengths + 8 * plan[LOGS], facts[AT_MS_FACT], registers)
+        _end(plan, registers, out[one])
+        for memory in range(plan[LOGS], memories):
+            at += max(load64(buffer, lengths + 8 * memory), 0)
 
 
 # Backfill: the logs of all entities in one array of words, and what arrives, appended to them.

@@ -45,8 +45,11 @@ class Aside:
 class Memory(Protocol):
     """Remembers and recalls. What is remembered is remembered at the call; the answer comes when it is awaited."""
 
+    def recall_all(self, txns: Sequence[Transaction], asides: Sequence[Aside] = ()) -> Awaitable[list[Past]]:
+        """Appends each transaction to its logs, reads them, its profiles and tallies. What cannot be read is missing, never an error."""
+
     def recall(self, txn: Transaction, aside: Aside | None = None) -> Awaitable[Past]:
-        """Appends the transaction to its logs, reads them, its profiles and tallies. What cannot be read is missing, never an error."""
+        """`recall_all` of one."""
 
     def decline(self, txn: Transaction, aside: Aside | None = None) -> Awaitable[tuple[int, ...]]:
         """Remembers that it was declined or blocked; the place of that row in each log (-1: no such entity). Twice is once."""
@@ -168,15 +171,24 @@ class DictMemory:
         pairs = zip(self.catalogue.log_layouts, logs, strict=True)
         return tuple(-1 if log is None else place_in(log, layout.row_bytes, hash_)[0] for layout, log in pairs)
 
+    def recall_all(self, txns: Sequence[Transaction], asides: Sequence[Aside] = ()) -> Awaitable[list[Past]]:
+        """Appends each transaction to its logs and reads them, its profiles and its tallies."""
+        for aside in asides:
+            _answer(aside)
+        return Ready([self._recalled(txn) for txn in txns])
+
     def recall(self, txn: Transaction, aside: Aside | None = None) -> Awaitable[Past]:
-        """Appends the transaction to its logs and reads them, its profiles and its tallies."""
+        """`recall_all` of one."""
         _answer(aside)
+        return Ready(self._recalled(txn))
+
+    def _recalled(self, txn: Transaction) -> Past:
         facts = facts_of(txn)
         logs = self._appended(self._tokens(txn), to_recall(self.catalogue, txn, facts))
         keys, profiles_end = self._keys(txn)[len(logs) :], len(self.catalogue.profiles)
         profiles = tuple(None if key is None else self.contents.get(key) for key in keys[:profiles_end])
         tallies = tuple(None if key is None else self.contents.get(key, b"") for key in keys[profiles_end:])
-        return Ready(Past(tuple(logs), profiles, (), facts, tallies))
+        return Past(tuple(logs), profiles, (), facts, tallies)
 
     def take(self, updates: Updates) -> Awaitable[None]:
         """Gives rows to tallies."""

@@ -6,10 +6,10 @@ import asyncio
 import functools
 import hashlib
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import hiredis
@@ -39,6 +39,8 @@ _PAUSE_S = 0.005
 """Before a command is sent a third time: what moves a slot tells its nodes one after the other."""
 _RELEARN_S = 0.1
 _NOBODY = ("", 0)
+_FULL = 64
+"""Buffered commands that are enough for a write of their own."""
 _AT_ONCE = 2_048
 """Pieces of commands that are sent to a cluster together, at most."""
 _SWAP = b"""
@@ -155,10 +157,12 @@ class _Link(asyncio.Protocol):
             self.end(f"Redis answered in no known way: {error}")
 
     def send(self, commands: tuple[Command, ...], future: asyncio.Future[list[Any]] | None, timeout_s: float) -> None:
-        """Buffers commands; the first of a tick arranges the write."""
+        """Buffers commands; the first of a tick arranges the write. Many together go at once: Redis works while the next are prepared."""
         if not self.unsent:
             self.loop.call_soon(self._flush)
         self.unsent += map(hiredis.pack_command, commands)
+        if len(self.unsent) >= _FULL:
+            self._flush()
         self.waiting.append(_Request(future, len(commands), self.loop.time() + timeout_s))
         if self.alarm is None:
             self.alarm = self.loop.call_later(timeout_s, self._ring)
@@ -578,6 +582,21 @@ class ClusterWire(Wire):
 _ALONE = Aside()
 
 
+class _Asked(NamedTuple):
+    """What one transaction asks of its memories: the key of each log, the row that goes there (b"": none, it is only read; None: neither),
+    the keys of profiles and tallies, and what else goes along."""
+
+    keys: list[str | None]
+    rows: tuple[bytes | None, ...]
+    more: list[str | None]
+    aside: Aside
+
+
+async def _only(answers: Awaitable[list[Past]]) -> Past:
+    (past,) = await answers
+    return past
+
+
 class RedisMemory:
     """The memory of entities in Redis: one string per log and per profile, commands that touch one key each (and one MGET)."""
 
@@ -592,12 +611,9 @@ class RedisMemory:
         self._untidy: dict[str, int] = {}
         self._tidying: asyncio.Task[None] | None = None
 
-    async def _read(
-        self, sent: asyncio.Future[list[Any]], keys: list[str | None], rows: tuple[bytes | None, ...], more: list[str | None], aside: Aside
-    ) -> tuple[list[bytes | None], list[bytes | None], tuple[str, ...]]:
-        """The logs, and the other values, in the replies to appends and MGET, and the kinds of logs that could not be read."""
-        replies = await sent
-        values = replies[-1]
+    def _parted(self, replies: list[Any], asked: _Asked) -> tuple[list[bytes | None], list[bytes | None], tuple[str, ...]]:
+        """The logs, and the other values, in the replies to one's appends and MGET, and the kinds of logs that could not be read."""
+        values, aside = replies[-1], asked.aside
         if isinstance(values, hiredis.ReplyError):
             raise MemoryUnavailable(f"Redis: {values}")
         at, of = len(aside.writes), len(aside.reads)
@@ -605,7 +621,7 @@ class RedisMemory:
             aside.wrote, aside.found = replies[:at], values[:of]
         logs: list[bytes | None] = []
         missing: list[str] = []
-        for number, (key, row) in enumerate(zip(keys, rows, strict=True)):
+        for number, (key, row) in enumerate(zip(asked.keys, asked.rows, strict=True)):
             if key is None or row is None:
                 logs.append(None)
                 continue
@@ -621,20 +637,25 @@ class RedisMemory:
             logs.append(log)
             self._keep_up(number, key, row, length, log)
         found = iter(values[of:])
-        others = [None if key is None else next(found) for key in more]
-        for place in range(self._profiles, len(more)):
-            if more[place] is not None and others[place] is None:
+        others = [None if key is None else next(found) for key in asked.more]
+        for place in range(self._profiles, len(others)):
+            if others[place] is None and asked.more[place] is not None:
                 others[place] = b""  # a tally without a row
         return logs, others, tuple(missing)
 
-    def _append_and_read(
-        self, keys: list[str | None], rows: tuple[bytes | None, ...], more: list[str | None], aside: Aside = _ALONE
-    ) -> Awaitable[tuple[list[bytes | None], list[bytes | None], tuple[str, ...]]]:
-        """One request: the appends, and one MGET of those logs and of more keys; and what is asked aside."""
-        logs = [key for key, row in zip(keys, rows, strict=True) if row is not None]
+    def _commands(self, asked: _Asked) -> list[Command]:
+        """What is asked aside, the appends, and one MGET of those logs and of more keys."""
+        keys, rows, more, aside = asked
         appends: list[Command] = [(b"APPEND", key, row) for key, row in zip(keys, rows, strict=True) if row]
-        read = (b"MGET", *aside.reads, *logs, *[key for key in more if key is not None])
-        return self._read(self.wire.ask(*aside.writes, *appends, read), keys, rows, more, aside)
+        logs = [key for key, row in zip(keys, rows, strict=True) if row is not None]
+        return [*aside.writes, *appends, (b"MGET", *aside.reads, *logs, *[key for key in more if key is not None])]
+
+    def _append_and_read(self, asked: _Asked) -> Awaitable[list[bytes | None]]:
+        """One request: the appends, and those logs."""
+        return self._logs_in(asked, self.wire.ask(*self._commands(asked)))
+
+    async def _logs_in(self, asked: _Asked, sent: asyncio.Future[list[Any]]) -> list[bytes | None]:
+        return self._parted(await sent, asked)[0]
 
     def _keep_up(self, number: int, key: str, row: bytes, length: int, log: bytes) -> None:
         """What an append leaves to do: expiry for a new log or a new day, tidying when a chunk is full or a row came twice."""
@@ -646,31 +667,53 @@ class RedisMemory:
             if self._tidying is None or self._tidying.done():
                 self._tidying = asyncio.get_running_loop().create_task(self._tidy_all())
 
-    def recall(self, txn: Transaction, aside: Aside | None = None) -> Awaitable[Past]:
-        """Appends the transaction to its logs, reads them, its profiles and tallies, in one round trip. The commands are sent at the call.
+    def recall_all(self, txns: Sequence[Transaction], asides: Sequence[Aside] = ()) -> Awaitable[list[Past]]:
+        """Appends each transaction to its logs, reads them, its profiles and tallies, all in one round trip. The commands are sent at the call.
 
         Never an error: what could not be read (no answer in time, a node gone, a key of the wrong type) is `missing`, by the kind of
         entity. Then what was asked aside has the error in its place.
         """
-        facts, keys = facts_of(txn), self._keys(txn)
-        logs, more, aside = keys[: self._logs], keys[self._logs :], aside or _ALONE
-        return self._recalled(facts, self._append_and_read(logs, to_recall(self.catalogue, txn, facts), more, aside), aside)
+        facts = [facts_of(txn) for txn in txns]
+        asked: list[_Asked] = []
+        commands: list[Command] = []
+        ends: list[int] = []
+        for txn, own, aside in zip(txns, facts, asides or (_ALONE,) * len(txns), strict=True):
+            keys = self._keys(txn)
+            one = _Asked(keys[: self._logs], to_recall(self.catalogue, txn, own), keys[self._logs :], aside)
+            asked.append(one)
+            commands += self._commands(one)
+            ends.append(len(commands))
+        return self._recalled(facts, asked, ends, self.wire.ask(*commands))
 
-    async def _recalled(
-        self, facts: tuple[int, ...], read: Awaitable[tuple[list[bytes | None], list[bytes | None], tuple[str, ...]]], aside: Aside
-    ) -> Past:
+    async def _recalled(self, facts: list[tuple[int, ...]], asked: list[_Asked], ends: list[int], sent: asyncio.Future[list[Any]]) -> list[Past]:
         try:
-            logs, more, missing = await read
+            replies = await sent
         except MemoryUnavailable as error:
-            if aside is not _ALONE:
-                aside.wrote, aside.found = [error] * len(aside.writes), [error] * len(aside.reads)
-            return Past.nothing(self.catalogue)._replace(facts=facts)
+            return [self._forgotten(own, one.aside, error) for own, one in zip(facts, asked, strict=True)]
+        begins = (0, *ends)
+        return [self._past(own, one, replies[begin:end]) for own, one, begin, end in zip(facts, asked, begins, ends, strict=False)]
+
+    def _past(self, facts: tuple[int, ...], asked: _Asked, replies: list[Any]) -> Past:
+        try:
+            logs, more, missing = self._parted(replies, asked)
+        except MemoryUnavailable as error:
+            return self._forgotten(facts, asked.aside, error)
         if any(isinstance(value, Exception) for value in more):
             kinds = (*[f"{kind}_profile" for kind in self.catalogue.profiles], *self.catalogue.tallies)
             gone = [kind for kind, value in zip(kinds, more, strict=True) if isinstance(value, Exception)]
             missing = tuple(dict.fromkeys((*missing, *gone)))
             more = [None if isinstance(value, Exception) else value for value in more]
         return Past(tuple(logs), tuple(more[: self._profiles]), missing, facts, tuple(more[self._profiles :]))
+
+    def _forgotten(self, facts: tuple[int, ...], aside: Aside, error: MemoryUnavailable) -> Past:
+        """The past of one whose memory does not answer."""
+        if aside is not _ALONE:
+            aside.wrote, aside.found = [error] * len(aside.writes), [error] * len(aside.reads)
+        return Past.nothing(self.catalogue)._replace(facts=facts)
+
+    def recall(self, txn: Transaction, aside: Aside | None = None) -> Awaitable[Past]:
+        """`recall_all` of one."""
+        return _only(self.recall_all((txn,), (aside or _ALONE,)))
 
     async def take(self, updates: Updates) -> None:
         """Gives rows to tallies, each once, by compare-and-set of their heads; MemoryUnavailable if Redis does not answer, or forgot."""
@@ -719,19 +762,18 @@ class RedisMemory:
     def decline(self, txn: Transaction, aside: Aside | None = None) -> Awaitable[tuple[int, ...]]:
         """Remembers that it was declined or blocked; the place of that row in each log (-1: no such entity). Twice is once."""
         facts = declined_facts(facts_of(txn))
-        keys = self._keys(txn)[: self._logs]
-        return self._placed(facts[HASH], self._append_and_read(keys, packed(self.catalogue, txn, facts), [], aside or _ALONE))
+        asked = _Asked(self._keys(txn)[: self._logs], packed(self.catalogue, txn, facts), [], aside or _ALONE)
+        return self._placed(facts[HASH], self._append_and_read(asked))
 
     def remember_event(self, event: AccountEvent, aside: Aside | None = None) -> Awaitable[tuple[int, ...]]:
         """Appends an account event to the account's log; its position in each log, in the order of the catalogue's logs."""
         rows = event_rows(self.catalogue, event)
         layouts = self.catalogue.log_layouts
         keys = [None if row is None else layout.key(event.account_id) for layout, row in zip(layouts, rows, strict=True)]
-        return self._placed(event_facts(event)[HASH], self._append_and_read(keys, rows, [], aside or _ALONE))
+        return self._placed(event_facts(event)[HASH], self._append_and_read(_Asked(keys, rows, [], aside or _ALONE)))
 
-    async def _placed(self, hash_: int, read: Awaitable[tuple[list[bytes | None], list[bytes | None], tuple[str, ...]]]) -> tuple[int, ...]:
-        logs, _, _ = await read
-        pairs = zip(self.catalogue.log_layouts, logs, strict=True)
+    async def _placed(self, hash_: int, logs: Awaitable[list[bytes | None]]) -> tuple[int, ...]:
+        pairs = zip(self.catalogue.log_layouts, await logs, strict=True)
         return tuple(-1 if log is None else place_in(log, layout.row_bytes, hash_)[0] for layout, log in pairs)
 
     async def _obeyed(self, *commands: Command) -> list[Any]:

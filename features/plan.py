@@ -180,7 +180,7 @@ def program_of(
     cap: Cap,
     longest_ms: int,
 ) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The plan of these rows over the logs of these entities, which have these layouts, as `kernel.look_at` reads it.
+    """The plan of these rows over the logs of these entities, which have these layouts, as `kernel.look_all` reads it.
 
     What tallies told comes in after the measures.
     """

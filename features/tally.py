@@ -44,7 +44,6 @@ HEADER_BYTES = SOURCES * OFFSET_BYTES
 NOTHING = bytes(HEADER_BYTES)
 _OPS = {"kinds": kernel.T_KINDS, "below": kernel.T_BELOW, "given": kernel.T_GIVEN}
 _BEYOND = bytes(8)
-_ABSENT = (-1, -1)
 
 
 class Ring(NamedTuple):
@@ -306,20 +305,25 @@ def longs(count: int) -> Callable[..., bytes]:
     return struct.Struct(f"<{count}q").pack
 
 
+def lengths_of(contents: Iterable[bytes | None]) -> list[int]:
+    """Bytes of each, -1 for what is not there."""
+    return [-1 if content is None else len(content) for content in contents]
+
+
+def told_to_all(plan: TallyPlan, buffer: Array, head: int, others: int, count: int) -> Array:
+    """float64[count, folds]: the plan's numbers as their tallies tell them to so many transactions; the buffer is `kernel.read_all`'s."""
+    out = np.empty((count, len(plan.folds)))
+    if len(plan.folds):
+        kernel.read_all(plan.words, buffer, head, others, HEADER_BYTES, out)
+    return out
+
+
 def told(plan: TallyPlan, contents: Sequence[bytes | None], now_ms: int) -> Array:
     """float64: the plan's numbers as these tallies tell them at a moment. None: no such entity, or not readable; b"": it has no row."""
-    at = 16 * len(contents)
-    places: list[int] = []
-    for content in contents:
-        if content:
-            places += (at + HEADER_BYTES, at + len(content))
-            at += len(content)
-        else:
-            places += _ABSENT if content is None else (at, at)
-    buffer = b"".join((longs(len(places))(*places), *filter(None, contents), _BEYOND))
-    out = np.empty(len(plan.folds))
-    kernel.read(plan.words, np.frombuffer(buffer, np.uint8), now_ms, out)
-    return out
+    numbers = (0, now_ms, *lengths_of(contents))
+    buffer = b"".join((longs(len(numbers))(*numbers), *filter(None, contents), _BEYOND))
+    numbers_told: Array = told_to_all(plan, np.frombuffer(buffer, np.uint8), 2, 0, 1)[0]
+    return numbers_told
 
 
 # Many at once.

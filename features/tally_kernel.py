@@ -227,16 +227,27 @@ def pack(plan: Array, tally: int, state: Array, out: Array) -> int:
 
 
 @compiled
-def read(plan: Array, buffer: Array, now: int, out: Array) -> None:
-    """Serving: all cells at a moment. `buffer`: start and end of each tally (int64; start -1: no such entity, or not readable: its
-    cells are missing), then the bytes, and eight bytes more."""
+def read_all(plan: Array, buffer: Array, head: int, others: int, skipped: int, out: Array) -> None:
+    """Serving: all cells of transactions, one after the other in `buffer`: each `head` numbers (the second is the moment), the lengths of
+    `others` memories and of each tally (-1: no such entity, or not readable: its cells are missing), and the bytes of all these.
+    Of a tally's bytes the first `skipped` are of no interest here.
+
+    Behind the last one are eight bytes more.
+    """
     state = np.empty(plan[STATE], np.int64)
     out[:] = math.nan
-    for tally in range(plan[TALLIES]):
-        start, end = load64(buffer, 16 * tally), load64(buffer, 16 * tally + 8)
-        if start >= 0:
-            unpack(plan, tally, buffer, start, end, state)
-            tell(plan, tally, state, now, out)
+    at = 0
+    for one in range(out.shape[0]):
+        now, lengths = load64(buffer, at + 8), at + 8 * head
+        at = lengths + 8 * (others + plan[TALLIES])
+        for memory in range(others):
+            at += max(load64(buffer, lengths + 8 * memory), 0)
+        for tally in range(plan[TALLIES]):
+            length = load64(buffer, lengths + 8 * (others + tally))
+            if length >= 0:
+                unpack(plan, tally, buffer, at + skipped, at + length, state)
+                tell(plan, tally, state, now, out[one])
+                at += length
 
 
 @compiled

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from features.memory import Aside
@@ -28,6 +28,14 @@ class Kept(NamedTuple):
 
     message: bytes
     told: bool
+
+
+class Made(NamedTuple):
+    """A decision's message that is to be kept, if it is the first to its transaction."""
+
+    transaction_id: str
+    decision_id: str
+    message: bytes
 
 
 class Restored(NamedTuple):
@@ -90,21 +98,38 @@ class Answers:
             raise Conflict(transaction_id)
         return Kept(answer[1:], answer[:1] == TOLD) if isinstance(answer, bytes) and len(answer) > 1 else None
 
+    async def keep_all(self, made: Sequence[Made]) -> list[Kept | MemoryUnavailable]:
+        """Keeps each message if it is the first, and returns the first of each, all in one request."""
+        commands: list[Command] = []
+        for transaction_id, decision_id, message in made:
+            txn = transaction_id.encode()
+            commands.append((b"SET", b"ans:" + txn, KEPT + message, b"NX", b"EX", self._ttl))
+            commands.append((b"SET", b"dec:" + decision_id.encode(), txn, b"EX", self._ttl))
+        try:
+            replies = await self._wire.ask(*commands)
+        except MemoryUnavailable as error:
+            return [error] * len(made)
+        return [await self._kept(one, *both) for one, *both in zip(made, replies[::2], replies[1::2], strict=True)]
+
+    async def _kept(self, made: Made, kept: Any, named: Any) -> Kept | MemoryUnavailable:
+        """The first answer, by the replies to `keep_all`."""
+        try:
+            sound([kept, named])
+            if kept is not None:
+                return Kept(made.message, told=False)
+            first = await self.of_transaction(made.transaction_id)
+            if first is None:  # a stub that `told` left where Redis had lost the answer
+                sound(await self._wire.send((b"SET", b"ans:" + made.transaction_id.encode(), KEPT + made.message, b"EX", self._ttl)))
+            return first or Kept(made.message, told=False)
+        except MemoryUnavailable as error:
+            return error
+
     async def keep(self, transaction_id: str, decision_id: str, message: bytes) -> Kept:
-        """Keeps the message if it is the first, and returns the first."""
-        txn = transaction_id.encode()
-        kept, _ = sound(
-            await self._wire.send(
-                (b"SET", b"ans:" + txn, KEPT + message, b"NX", b"EX", self._ttl),
-                (b"SET", b"dec:" + decision_id.encode(), txn, b"EX", self._ttl),
-            )
-        )
-        if kept is not None:
-            return Kept(message, told=False)
-        first = await self.of_transaction(transaction_id)
-        if first is None:  # a stub that `told` left where Redis had lost the answer
-            sound(await self._wire.send((b"SET", b"ans:" + txn, KEPT + message, b"EX", self._ttl)))
-        return first or Kept(message, told=False)
+        """`keep_all` of one."""
+        (kept,) = await self.keep_all((Made(transaction_id, decision_id, message),))
+        if isinstance(kept, MemoryUnavailable):
+            raise kept
+        return kept
 
     def told(self, transaction_id: str) -> None:
         """Notes that the log has the answer; nobody needs to wait for it (a repeat would only tell the same bytes again)."""
@@ -152,6 +177,10 @@ class DictAnswers:
         if self.digests[transaction_id] != digest:
             raise Conflict(transaction_id)
         return self.kept.get(transaction_id)
+
+    async def keep_all(self, made: Sequence[Made]) -> list[Kept | MemoryUnavailable]:
+        """See `Answers.keep_all`."""
+        return [await self.keep(*one) for one in made]
 
     async def keep(self, transaction_id: str, decision_id: str, message: bytes) -> Kept:
         """See `Answers.keep`."""

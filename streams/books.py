@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from features.online import Wire
+from features.online import Command, Wire
 from models.hold import EMPTY, Book, Step
 from schemas.errors import MemoryUnavailable
 from streams.answers import WHOLE, sound
@@ -27,6 +27,26 @@ UNREAD = object()
 def book_key(account_id: str) -> bytes:
     """Where an account's book is."""
     return b"book:" + account_id.encode()
+
+
+class Change(NamedTuple, Generic[M]):
+    """A pure move for an account's book, and the book's bytes if the caller has just read them (see `Books.change`)."""
+
+    account_id: str
+    move: Callable[[Book], M]
+    seen: object
+
+
+def after(result: object, book: Book) -> Book:
+    """The book after a move that said this of it: a Step, a Book, or a Refusal, which changes nothing."""
+    return result.book if isinstance(result, Step) else result if isinstance(result, Book) else book
+
+
+def moved(move: Callable[[Book], M], book: Book) -> tuple[M, bytes | None]:
+    """What the move says, and the bytes of the book after it; None if there is nothing to write."""
+    result = move(book)
+    changed = after(result, book)
+    return result, None if changed is book else changed.to_bytes()
 
 
 class _Turn:
@@ -92,17 +112,62 @@ class Books:
             if turn.ends():
                 del self._turns[account_id]
 
+    async def change_all(self, changes: Sequence[Change[M]]) -> list[M | MemoryUnavailable]:
+        """`change` of each, the first tries in one request; what was refused or failed does not touch the others."""
+        results: dict[int, M | MemoryUnavailable] = {}
+        alone: dict[int, object] = {}
+        tries: dict[int, tuple[M, bytes, _Turn]] = {}
+        try:
+            commands = [self._try(number, change, results, alone, tries) for number, change in enumerate(changes)]
+            replies = await self._wire.ask(*[command for command in commands if command is not None])
+            for (number, (result, content, turn)), reply in zip(tries.items(), replies, strict=True):
+                if reply == 1:
+                    turn.newest, results[number] = content, result
+                else:
+                    alone[number] = reply if isinstance(reply, bytes) else UNREAD
+        except MemoryUnavailable as error:
+            results |= dict.fromkeys(tries, error)
+        finally:
+            for number, (_, _, turn) in tries.items():
+                if turn.ends():
+                    del self._turns[changes[number].account_id]
+        again = [self.change(changes[number].account_id, changes[number].move, seen) for number, seen in alone.items()]
+        for number, said in zip(alone, await asyncio.gather(*again, return_exceptions=True), strict=True):
+            if isinstance(said, BaseException) and not isinstance(said, MemoryUnavailable):
+                raise said
+            results[number] = said
+        return [results[number] for number in range(len(changes))]
+
+    def _try(
+        self,
+        number: int,
+        change: Change[M],
+        results: dict[int, M | MemoryUnavailable],
+        alone: dict[int, object],
+        tries: dict[int, tuple[M, bytes, _Turn]],
+    ) -> Command | None:
+        """The command of a first try, which is noted in `tries`; none where there is nothing to write, or it goes `alone`."""
+        account_id, move, seen = change
+        if seen is UNREAD or account_id in self._turns:
+            alone[number] = seen
+            return None
+        known = seen if isinstance(seen, bytes) else None
+        result, content = moved(move, Book.from_bytes(known))
+        if content is None:
+            results[number] = result
+            return None
+        turn = self._turns[account_id] = _Turn()
+        tries[number] = result, content, turn
+        return b"EVALSHA", _SWAP_SHA, b"2", book_key(account_id), WHOLE, known[:8] if known else b"", content
+
     async def _change(self, account_id: str, move: Callable[[Book], M], seen: object, turn: _Turn) -> M:
         known = turn.newest or (seen if isinstance(seen, bytes) else None)
         if known is None and seen is UNREAD:
             (known,) = sound(await self.read(account_id))
         for _ in range(_TRIES):
-            book = Book.from_bytes(known)
-            result = move(book)
-            changed = result.book if isinstance(result, Step) else result if isinstance(result, Book) else book
-            if changed is book:
+            result, content = moved(move, Book.from_bytes(known))
+            if content is None:
                 return result
-            content = changed.to_bytes()
             reply = await self._swap(account_id, known[:8] if known else b"", content)
             if reply == 1:
                 turn.newest = content
@@ -141,6 +206,9 @@ class DictBooks:
         """See `Books.change`."""
         book = self.books.get(account_id, EMPTY)
         result = move(book)
-        changed = result.book if isinstance(result, Step) else result if isinstance(result, Book) else book
-        self.books[account_id] = changed
+        self.books[account_id] = after(result, book)
         return result
+
+    async def change_all(self, changes: Sequence[Change[M]]) -> list[M | MemoryUnavailable]:
+        """See `Books.change_all`."""
+        return [await self.change(*change) for change in changes]

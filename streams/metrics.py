@@ -98,11 +98,11 @@ REGISTRY.register(Stops())
 _OUTCOME: dict[str, Any] = {outcome: DECISIONS.labels(outcome) for outcome in ("approve", "review", "decline", "block")}
 
 
-def observe(stop: str, seconds: float) -> None:
-    """Notes how long one stop of the walk took, seconds."""
+def observe(stop: str, seconds: float, count: int = 1) -> None:
+    """Notes how long one stop of the walk took so many decisions, seconds each."""
     tally = _STOP[stop]
-    tally.counts[bisect_left(SECONDS, seconds)] += 1
-    tally.total += seconds
+    tally.counts[bisect_left(SECONDS, seconds)] += count
+    tally.total += seconds * count
 
 
 def decided(outcome: str, degradations: Iterable[str], seconds: float) -> None:

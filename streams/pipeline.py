@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Container
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Awaitable, Callable, Container, Sequence
+from dataclasses import dataclass, field
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from features.catalogue import Catalogue
-from features.engine import Look, Past, look
+from features.engine import Look, Past, look_all
 from features.memory import Aside, Memory
 from models.decision import Verdict, judge, refused
 from models.ensemble import Ensemble
-from models.hold import Book, OpenHold, Refusal, UnknownAccount, place, standing
+from models.hold import Book, OpenHold, Refusal, Step, UnknownAccount, place, standing
 from models.policy import Policy, hold_lifetime_ms
 from schemas import avro, identity
 from schemas.decision import Decision, Outcome
-from schemas.errors import MemoryUnavailable
+from schemas.errors import HoldfastError, MemoryUnavailable
 from schemas.topics import DECISIONS
 from schemas.transaction import Transaction
-from streams.answers import Answers, DictAnswers, Kept, on_whole
-from streams.books import Books, DictBooks
+from streams.answers import Answers, DictAnswers, Kept, Made, on_whole
+from streams.books import Books, Change, DictBooks
 from streams.bus import Bus
 
 
@@ -33,6 +34,8 @@ class Origin(NamedTuple):
 
 
 HTTP = Origin("http", -1, -1)
+GROUP = 32
+"""Transactions that are decided together, at most."""
 
 
 @dataclass(slots=True)
@@ -50,8 +53,18 @@ class World:
     hold_lease_ms: int
     future_ms_max: int
     clock_ms: Callable[[], int]
-    observe: Callable[[str, float], None]
+    observe: Callable[[str, float, int], None]
     close: Callable[[], Awaitable[None]] | None = None
+    together: Together = field(default_factory=lambda: Together(GROUP))
+
+
+class Ask(NamedTuple):
+    """What `decide` is asked: see there."""
+
+    txn: Transaction
+    now_ms: int
+    origin: Origin = HTTP
+    logged: Container[Origin] = ()
 
 
 class Decided(NamedTuple):
@@ -61,100 +74,227 @@ class Decided(NamedTuple):
     decision: Decision | None
 
 
+class Walk:
+    """One transaction on its way: what each stop found. An error, or a first answer from before, ends it early."""
+
+    __slots__ = ("ask", "book", "content", "decision", "declined", "digest", "error", "first", "hold", "past", "seen", "txn", "verdict")
+    past: Past
+    book: Any
+    seen: Look
+    verdict: Verdict
+
+    def __init__(self, ask: Ask) -> None:
+        self.ask, self.txn = ask, ask.txn
+        self.content = avro.body(ask.txn)
+        self.digest = identity.digest(self.content)
+        self.first: Kept | None = None
+        self.hold: OpenHold | None = None
+        self.declined: tuple[int, ...] = ()
+        self.decision: Decision | None = None
+        self.error: HoldfastError | None = None
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it is to be decided here and now."""
+        return self.first is None and self.error is None
+
+    @property
+    def degradations(self) -> tuple[str, ...]:
+        """What of its past could not be read."""
+        return tuple([f"memory_missing:{kind}" for kind in self.past.missing])
+
+    @property
+    def message(self) -> bytes:
+        """The answer's bytes."""
+        assert self.first is not None, "nothing was answered yet"
+        return self.first.message
+
+    def end(self) -> Decided | HoldfastError:
+        """What comes of it."""
+        return self.error or Decided(self.message, self.decision)
+
+
+class Together:
+    """Decides together what is asked within one tick of the loop, in groups, so that the stops of one group overlap another's round trips."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._waiting: list[tuple[Ask, asyncio.Future[Decided]]] = []
+        self._under_way: set[asyncio.Task[None]] = set()
+
+    def decided(self, ask: Ask, world: World) -> asyncio.Future[Decided]:
+        """What `decide` returns or raises."""
+        loop = asyncio.get_running_loop()
+        if not self._waiting:
+            loop.call_soon(self._begin, loop, world)
+        future: asyncio.Future[Decided] = loop.create_future()
+        self._waiting.append((ask, future))
+        return future
+
+    def _begin(self, loop: asyncio.AbstractEventLoop, world: World) -> None:
+        waiting, self._waiting = self._waiting, []
+        groups = -(-len(waiting) // self._most)
+        for number in range(groups):
+            task = loop.create_task(_decide_group(waiting[number::groups], world))
+            self._under_way.add(task)
+            task.add_done_callback(self._under_way.discard)
+
+
+async def _decide_group(group: Sequence[tuple[Ask, asyncio.Future[Decided]]], world: World) -> None:
+    """Gives each its result. An error that nobody foresaw is everybody's: whoever asked must not wait for ever."""
+    results: Sequence[Decided | BaseException]
+    try:
+        results = await decide_all([ask for ask, _ in group], world)
+    except BaseException as error:  # noqa: BLE001 it is raised where each waits
+        results = [error] * len(group)
+    for (_, future), result in zip(group, results, strict=True):
+        if future.done():
+            continue
+        if isinstance(result, BaseException):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+
+
 async def decide(txn: Transaction, world: World, now_ms: int, origin: Origin = HTTP, logged: Container[Origin] = ()) -> Decided:
     """The decision's message, once the log has it: the first to this transaction, whoever asked first.
 
     `now_ms` becomes the decision's time. `logged` are the origins that the log is known to have already. Conflict if the
     id came before with other contents; Unavailable if Redis or Kafka did not answer: then the same call again is safe.
     """
-    stops = Stops(world.observe)
-    content = avro.body(txn)
-    past, book, first = await recall(txn, content, world)
-    decision = None
+    return await world.together.decided(Ask(txn, now_ms, origin, logged), world)
+
+
+async def decide_all(asks: Sequence[Ask], world: World) -> list[Decided | HoldfastError]:
+    """Recall, look, judge, hold, tell, for many at once: each stop is one round trip or one compiled call for all of them.
+
+    What fails for one touches no other. Who has an answer from before goes from the first stop to the last.
+    """
+    walks, stops = [Walk(ask) for ask in asks], Stops(world.observe, len(asks))
+    await recall(walks, world)
     stops.passed("recall")
-    if first is None:
-        seen = look(world.catalogue, txn, past)
-        stops.passed("look")
-        degradations = tuple([f"memory_missing:{kind}" for kind in past.missing])
-        verdict = judge(world.ensemble, world.policy, world.catalogue.reason_of, txn, seen.values, degradations)
-        stops.passed("judge")
-        verdict, hold = await settle(txn, verdict, book, world, now_ms)
-        declined = await declined_at(txn, verdict, world)
-        stops.passed("hold")
-        decision = decided(txn, seen, verdict, hold, declined, world, now_ms, origin)
-        message = avro.encode_before(decision, content)
-        first = await world.answers.keep(txn.transaction_id, decision.decision_id, message)
-        decision = decision if first.message is message else None
-        stops.passed("keep")
-    if not first.told:
-        if origin not in logged:
-            await world.bus.tell(DECISIONS, txn.account_id, first.message)
-        world.answers.told(txn.transaction_id)
-        stops.passed("tell")
-    return Decided(first.message, decision)
+    new = [walk for walk in walks if walk.is_new]
+    look(new, world)
+    stops.passed("look")
+    for walk in new:
+        walk.verdict = judge(world.ensemble, world.policy, world.catalogue.reason_of, walk.txn, walk.seen.values, walk.degradations)
+    stops.passed("judge")
+    await settle(new, world)
+    stops.passed("hold")
+    await keep([walk for walk in new if walk.error is None], world)
+    stops.passed("keep")
+    await tell([walk for walk in walks if walk.first is not None and not walk.first.told], world)
+    stops.passed("tell")
+    return [walk.end() for walk in walks]
 
 
-async def recall(txn: Transaction, request: bytes, world: World) -> tuple[Past, bytes | None, Kept | None]:
-    """One round trip: remembers the transaction and looks at the past, the account's book, and whether the id is new."""
-    digest = identity.digest(request)
-    claim, mark = world.answers.claim(txn.transaction_id, digest)
-    aside = Aside((claim,), (mark, world.books.asked(txn.account_id)))
-    past = await world.memory.recall(txn, aside)
-    (fresh,), (whole, book) = aside.wrote, aside.found
-    first = await world.answers.first(txn.transaction_id, digest, fresh, whole)
-    if isinstance(book, Exception):
-        raise MemoryUnavailable(f"the book of {txn.account_id} could not be read: {book}")
-    return past, book, first
+async def recall(walks: Sequence[Walk], world: World) -> None:
+    """One round trip: remembers the transactions and looks at the past, the accounts' books, and whether the ids are new."""
+    asides = []
+    for walk in walks:
+        claim, mark = world.answers.claim(walk.txn.transaction_id, walk.digest)
+        asides.append(Aside((claim,), (mark, world.books.asked(walk.txn.account_id))))
+    pasts = await world.memory.recall_all([walk.txn for walk in walks], asides)
+    again: list[Awaitable[None]] = []
+    for walk, past, aside in zip(walks, pasts, asides, strict=True):
+        walk.past, (fresh,), (whole, walk.book) = past, aside.wrote, aside.found
+        if fresh is None or whole is None or isinstance(fresh, Exception):
+            again.append(meet(walk, fresh, whole, world))
+        elif isinstance(walk.book, Exception):
+            walk.error = MemoryUnavailable(f"the book of {walk.txn.account_id} could not be read: {walk.book}")
+    await asyncio.gather(*again)
 
 
-async def settle(txn: Transaction, verdict: Verdict, book: bytes | None, world: World, now_ms: int) -> tuple[Verdict, OpenHold | None]:
-    """The hold, placed in one atomic step, or the verdict that the account's refusal makes of it."""
-    if not verdict.holds:
-        refusal = standing(Book.from_bytes(book), txn.own_currency, world.unknown_account) if verdict.debits else None
-        return (refused(verdict, refusal) if refusal else verdict), None
-    expires_at_ms = now_ms + hold_lifetime_ms(world.policy, txn)
-    placed = await world.books.change(
-        txn.account_id,
-        lambda before: place(
-            before,
-            identity.hold_id(txn.transaction_id),
-            txn.transaction_id,
-            txn.own_amount_minor,
-            txn.own_currency,
-            now_ms,
-            world.hold_lease_ms,
-            expires_at_ms,
-            world.unknown_account,
-        ),
-        seen=book,
-    )
-    return (refused(verdict, placed), None) if isinstance(placed, Refusal) else (verdict, placed.hold)
+async def meet(walk: Walk, fresh: object, whole: object, world: World) -> None:
+    """The first answer to one who seems to have come before."""
+    try:
+        walk.first = await world.answers.first(walk.txn.transaction_id, walk.digest, fresh, whole)
+    except HoldfastError as error:
+        walk.error = error
 
 
-async def declined_at(txn: Transaction, verdict: Verdict, world: World) -> tuple[int, ...]:
-    """Remembers that it was declined or blocked, if it was: the places of those rows."""
-    if verdict.outcome not in (Outcome.DECLINE, Outcome.BLOCK):
-        return ()
-    return await on_whole(lambda aside: world.memory.decline(txn, aside))
+def look(walks: Sequence[Walk], world: World) -> None:
+    """One compiled call: the vectors."""
+    if not walks:
+        return
+    looks = look_all(world.catalogue, [walk.txn for walk in walks], [walk.past for walk in walks])
+    for walk, seen in zip(walks, looks, strict=True):
+        walk.seen = seen
 
 
-def decided(
-    txn: Transaction,
-    seen: Look,
-    verdict: Verdict,
-    hold: OpenHold | None,
-    declined: tuple[int, ...],
-    world: World,
-    now_ms: int,
-    origin: Origin,
-) -> Decision:
+async def settle(walks: Sequence[Walk], world: World) -> None:
+    """The holds, each placed in one atomic step, or the verdicts that the accounts' refusals make of it; declines are remembered."""
+    holding = [walk for walk in walks if walk.verdict.holds]
+    asking = [walk for walk in walks if walk.verdict.debits and not walk.verdict.holds]
+    placed = await world.books.change_all([Change(walk.txn.account_id, placing(walk, world), walk.book) for walk in holding])
+    for walk, result in zip(holding, placed, strict=True):
+        if isinstance(result, HoldfastError):
+            walk.error = result
+        elif isinstance(result, Refusal):
+            walk.verdict = refused(walk.verdict, result)
+        else:
+            walk.hold = result.hold
+    for walk in asking:
+        refusal = standing(Book.from_bytes(walk.book), walk.txn.own_currency, world.unknown_account)
+        walk.verdict = refused(walk.verdict, refusal) if refusal else walk.verdict
+    unkind = [walk for walk in walks if walk.error is None and walk.verdict.outcome in (Outcome.DECLINE, Outcome.BLOCK)]
+    await asyncio.gather(*(remember_decline(walk, world) for walk in unkind))
+
+
+def placing(walk: Walk, world: World) -> Callable[[Book], Step | Refusal]:
+    """The move that places a walk's hold."""
+    txn, now_ms = walk.txn, walk.ask.now_ms
+    hold_id, expires_at_ms = identity.hold_id(txn.transaction_id), now_ms + hold_lifetime_ms(world.policy, txn)
+    own = (hold_id, txn.transaction_id, txn.own_amount_minor, txn.own_currency, now_ms, world.hold_lease_ms, expires_at_ms, world.unknown_account)
+    return lambda before: place(before, *own)
+
+
+async def remember_decline(walk: Walk, world: World) -> None:
+    """Remembers that it was declined or blocked, and the places of those rows."""
+    try:
+        walk.declined = await on_whole(lambda aside: world.memory.decline(walk.txn, aside))
+    except HoldfastError as error:
+        walk.error = error
+
+
+async def keep(walks: Sequence[Walk], world: World) -> None:
+    """One round trip: keeps what was decided, or finds that somebody else was first."""
+    made = []
+    for walk in walks:
+        decision = walk.decision = decided(walk, world)
+        made.append(Made(walk.txn.transaction_id, decision.decision_id, avro.encode_before(decision, walk.content)))
+    for walk, own, first in zip(walks, made, await world.answers.keep_all(made), strict=True):
+        if isinstance(first, HoldfastError):
+            walk.error = first
+            continue
+        walk.first = first
+        if first.message is not own.message:
+            walk.decision = None
+
+
+async def tell(walks: Sequence[Walk], world: World) -> None:
+    """Puts on the log what it does not have yet."""
+    untold = [walk for walk in walks if walk.ask.origin not in walk.ask.logged]
+    sent = [world.bus.tell(DECISIONS, walk.txn.account_id, walk.message) for walk in untold]
+    for walk, failed in zip(untold, await asyncio.gather(*sent, return_exceptions=True), strict=True):
+        if isinstance(failed, HoldfastError):
+            walk.error = failed
+        elif failed is not None:
+            raise failed
+    for walk in walks:
+        if walk.error is None:
+            world.answers.told(walk.txn.transaction_id)
+
+
+def decided(walk: Walk, world: World) -> Decision:
     """The record of it all."""
+    txn, verdict, seen, hold, origin = walk.txn, walk.verdict, walk.seen, walk.hold, walk.ask.origin
     return Decision(
         decision_id=identity.decision_id(txn.transaction_id),
         transaction_id=txn.transaction_id,
         account_id=txn.account_id,
         at_ms=txn.at_ms,
-        decided_at_ms=now_ms,
+        decided_at_ms=walk.ask.now_ms,
         outcome=verdict.outcome,
         reasons=verdict.reasons,
         score=verdict.score,
@@ -171,7 +311,7 @@ def decided(
         positions=seen.positions,
         tally_positions=seen.tally_positions,
         profile_positions=seen.profile_positions,
-        declined_positions=declined,
+        declined_positions=walk.declined,
         degradations=verdict.degradations,
         source_topic=origin.topic,
         source_partition=origin.partition,
@@ -181,16 +321,16 @@ def decided(
 
 
 class Stops:
-    """Times the stops of one walk."""
+    """Times the stops of walks that go together."""
 
-    __slots__ = ("_observe", "_since")
+    __slots__ = ("_count", "_observe", "_since")
 
-    def __init__(self, observe: Callable[[str, float], None]) -> None:
-        self._observe = observe
+    def __init__(self, observe: Callable[[str, float, int], None], count: int) -> None:
+        self._observe, self._count = observe, count
         self._since = perf_counter()
 
     def passed(self, stop: str) -> None:
-        """The time since the stop before, in seconds, is this stop's."""
+        """The time since the stop before, in seconds, is this stop's, of each walk."""
         now = perf_counter()
-        self._observe(stop, now - self._since)
+        self._observe(stop, now - self._since, self._count)
         self._since = now

@@ -105,6 +105,6 @@ def a_world(unknown_account: UnknownAccount = UnknownAccount.DECLINE) -> TestWor
         hold_lease_ms=30_000,
         future_ms_max=300_000,
         clock_ms=lambda: NOON,
-        observe=lambda stop, seconds: None,
+        observe=lambda stop, seconds, count: None,
     )
     return TestWorld(world, bus, books, answers)

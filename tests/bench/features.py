@@ -205,13 +205,13 @@ def kernel_alone(repeats: int) -> dict[str, float]:
         memory.recall(txn)
     txn = a_transaction(1, KERNEL_EVENTS, T0)
     past = memory.recall(txn).value  # type: ignore[attr-defined]  # it is there already
-    buffer = np.frombuffer(assembled(catalogue, txn, past), np.uint8)
-    out = np.empty(len(catalogue.rows) + 2 * len(catalogue.logs))
+    buffer = assembled(catalogue, (txn,), (past,))
+    out, told = np.empty((1, len(catalogue.rows) + 2 * len(catalogue.logs))), np.empty((1, 0))
     spent = []
     for _ in range(50):
         began = time.perf_counter()
         for _ in range(repeats):
-            kernel.look_at(catalogue.program, buffer, out)
+            kernel.look_all(catalogue.program, buffer, 0, told, out)
         spent.append((time.perf_counter() - began) / repeats * 1e6)
     return {"kernel_us": statistics.median(spent), "kernel_rows": len(catalogue.rows), "kernel_events": KERNEL_EVENTS}
 

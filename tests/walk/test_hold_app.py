@@ -37,7 +37,7 @@ class Scene:
         books, answers, memory = Books(wire), Answers(wire, 3600), RedisMemory(wire, CATALOGUE)
         self.world = World(
             CATALOGUE, an_ensemble(), a_policy(), memory, books, answers, self.bus, UnknownAccount.DECLINE, 30_000, 300_000, self.clock,
-            lambda stop, seconds: None,
+            lambda stop, seconds, count: None,
         )  # fmt: skip
         self.holds = HoldWorld(wire, books, answers, memory, self.bus, self.clock, self.log_end, memory.close)
 
