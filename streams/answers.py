@@ -131,9 +131,14 @@ class Answers:
             raise kept
         return kept
 
+    def told_all(self, transaction_ids: Sequence[str]) -> None:
+        """Notes that the log has these answers; nobody needs to wait for it (a repeat would only tell the same bytes again)."""
+        if transaction_ids:
+            self._wire.post(*[(b"SETRANGE", b"ans:" + transaction_id.encode(), b"0", TOLD) for transaction_id in transaction_ids])
+
     def told(self, transaction_id: str) -> None:
-        """Notes that the log has the answer; nobody needs to wait for it (a repeat would only tell the same bytes again)."""
-        self._wire.post((b"SETRANGE", b"ans:" + transaction_id.encode(), b"0", TOLD))
+        """`told_all` of one."""
+        self.told_all((transaction_id,))
 
     async def restore(self, decisions: list[Restored]) -> None:
         """Puts back what the log says was decided, over whatever is there: the log is the truth."""
@@ -186,6 +191,11 @@ class DictAnswers:
         """See `Answers.keep`."""
         self.ids[decision_id] = transaction_id
         return self.kept.setdefault(transaction_id, Kept(message, told=False))
+
+    def told_all(self, transaction_ids: Sequence[str]) -> None:
+        """See `Answers.told_all`."""
+        for transaction_id in transaction_ids:
+            self.told(transaction_id)
 
     def told(self, transaction_id: str) -> None:
         """See `Answers.told`."""

@@ -11,7 +11,7 @@ import inspect
 import os
 import signal
 import threading
-from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
@@ -97,6 +97,23 @@ class Written(NamedTuple):
     sources: set[tuple[str, int, int]]
 
 
+class Chains:
+    """Work under way by key: what comes with a key waits for the work of that key that came before, of whatever batch."""
+
+    def __init__(self) -> None:
+        self._last: dict[bytes, asyncio.Task[None]] = {}
+
+    def begin(
+        self, key: bytes | int, indexes: list[int], chain: Callable[[list[int], asyncio.Task[None] | None], Coroutine[Any, Any, None]]
+    ) -> asyncio.Task[None]:
+        """Begins this work, after what is under way with its key. A number is no key: nothing waits for it."""
+        if isinstance(key, int):
+            return asyncio.create_task(chain(indexes, None))
+        task = self._last[key] = asyncio.create_task(chain(indexes, self._last.get(key)))
+        task.add_done_callback(lambda done: self._last.pop(key) if self._last.get(key) is done else None)
+        return task
+
+
 class Harness:
     """One run of one follower. `fault` is done when the process must end: with the error, or (by a signal) without."""
 
@@ -117,6 +134,10 @@ class Harness:
         """Ends the process: nothing of the batch under way is acknowledged."""
         if not self.fault.done():
             self.fault.set_exception(error)
+
+    @property
+    def _failed(self) -> bool:
+        return self.fault.done() and self.fault.exception() is not None
 
     def stop(self) -> None:
         """Ends the process in good order."""
@@ -139,23 +160,45 @@ class Harness:
     # What the agents do.
 
     async def follow(self, lane: Lane) -> None:
-        """The life of an agent: batch after batch. No exception ever leaves it (Faust would acknowledge the record)."""
-        handler = self._follower.reads[lane.topic]
+        """The life of an agent: batch after batch. No exception ever leaves it (Faust would acknowledge the record).
+
+        Where different keys go beside each other, the next batch begins while the last records of the one before are under way; batches
+        end, and are acknowledged, in their order.
+        """
+        handler, chains = self._follower.reads[lane.topic], Chains()
+        overlaps = inspect.iscoroutinefunction(handler)
+        before: asyncio.Task[None] | None = None
         while True:
             messages = await lane.take()
             turn = self.reading.turn
             await turn.prepared.wait()
+            batch = asyncio.create_task(self._work_off(lane, handler, messages, turn, chains, before))
+            await (batch if before is None or not overlaps else before)
+            if self._failed:
+                return
+            before = batch if overlaps else None
+
+    async def _work_off(
+        self, lane: Lane, handler: Handler, messages: list[Message], turn: Turn, chains: Chains, before: asyncio.Task[None] | None
+    ) -> None:
+        """One batch, unless its turn is over."""
+        try:
             if not (turn.over or self._stopping):
-                try:
-                    await self._batch(lane, handler, messages, turn)
-                except Exception as error:  # noqa: BLE001 an unknown failure ends the process
-                    self.fail(error)
-                    return
+                await self._batch(lane, handler, messages, turn, chains, before)
+        except Exception as error:  # noqa: BLE001 an unknown failure ends the process
+            self.fail(error)
+        finally:
             lane.rest()
 
-    async def _batch(self, lane: Lane, handler: Handler, messages: list[Message], turn: Turn) -> None:
+    async def _batch(
+        self, lane: Lane, handler: Handler, messages: list[Message], turn: Turn, chains: Chains, before: asyncio.Task[None] | None
+    ) -> None:
         began = perf_counter()
-        outputs = await self._apply(lane, handler, messages)
+        outputs = await self._apply(lane, handler, messages, chains)
+        if before is not None:
+            await before
+        if self._failed:
+            return  # the one before did: nothing after it may be acknowledged
         await self._tell([record for records in outputs for record in records], lane)
         if turn is self.reading.turn:
             lane.done.update((m.partition, m.offset + 1) for m in messages)
@@ -163,20 +206,22 @@ class Harness:
         metrics.RECORDS.labels(lane.topic.name).inc(len(messages))
         metrics.BATCHES.labels(lane.topic.name).observe(perf_counter() - began)
 
-    async def _apply(self, lane: Lane, handler: Handler, messages: list[Message]) -> list[Sequence[Record]]:
+    async def _apply(self, lane: Lane, handler: Handler, messages: list[Message], chains: Chains) -> list[Sequence[Record]]:
         """What follows from each record, in the order of the records."""
         if not inspect.iscoroutinefunction(handler):
             return [await self._one(lane, handler, message) for message in messages]
         outputs: list[Sequence[Record]] = [()] * len(messages)
-        chains: dict[bytes | int, list[int]] = {}
+        own: dict[bytes | int, list[int]] = {}
         for i, message in enumerate(messages):
-            chains.setdefault(i if message.key is None else message.key, []).append(i)
+            own.setdefault(i if message.key is None else message.key, []).append(i)
 
-        async def chain(indexes: list[int]) -> None:
+        async def chain(indexes: list[int], earlier: asyncio.Task[None] | None) -> None:
+            if earlier is not None:
+                await asyncio.wait((earlier,))
             for i in indexes:
                 outputs[i] = await self._one(lane, handler, messages[i])
 
-        await asyncio.gather(*map(chain, chains.values()))
+        await asyncio.gather(*[chains.begin(key, indexes, chain) for key, indexes in own.items()])
         return outputs
 
     async def _one(self, lane: Lane, handler: Handler, message: Message) -> Sequence[Record]:
@@ -350,7 +395,7 @@ class Harness:
         self._stopping = True
         for task in self._tasks:
             task.cancel()
-        if not (self.fault.done() and self.fault.exception()):
+        if not self._failed:
             await self._rest(FINISH_S)
 
 

@@ -46,6 +46,7 @@ class Lane:
         self.idle = asyncio.Event()
         self.idle.set()
         self._batch_max = batch_max
+        self._under_way = 0
         self._queue: deque[Message] = deque()
         self._filled = asyncio.Event()
 
@@ -64,11 +65,12 @@ class Lane:
         self._queue.clear()
 
     async def take(self) -> list[Message]:
-        """The next records, at least one, at most a batch. The lane is not idle until `rest`."""
+        """The next records, at least one, at most a batch. The lane is not idle until each batch that was taken came to `rest`."""
         while not self._queue:
             self._filled.clear()
             await self._filled.wait()
         self.idle.clear()
+        self._under_way += 1
         if len(self._queue) <= self._batch_max:
             taken = list(self._queue)
             self._queue.clear()
@@ -76,6 +78,8 @@ class Lane:
         return [self._queue.popleft() for _ in range(self._batch_max)]
 
     def rest(self) -> None:
-        """The batch that was taken is done with."""
+        """A batch that was taken is done with."""
         self.pulse += 1
-        self.idle.set()
+        self._under_way -= 1
+        if not self._under_way:
+            self.idle.set()

@@ -281,9 +281,7 @@ async def tell(walks: Sequence[Walk], world: World) -> None:
             walk.error = failed
         elif failed is not None:
             raise failed
-    for walk in walks:
-        if walk.error is None:
-            world.answers.told(walk.txn.transaction_id)
+    world.answers.told_all([walk.txn.transaction_id for walk in walks if walk.error is None])
 
 
 def decided(walk: Walk, world: World) -> Decision:
