@@ -124,7 +124,7 @@ def _expression(kind: Any, value: str, write: str) -> str:
         return f"small[len(c := {value}.encode())], c"
     if kind == ["null", "string"]:
         return f"b'\\0' if {value} is None else some[len(c := {value}.encode())] + c"
-    if kind == "long" or isinstance(kind, dict) and kind["type"] == "long":
+    if kind == "long" or (isinstance(kind, dict) and kind["type"] == "long"):
         return f"small[{value}] if 0 <= {value} < 8192 else long({value})"
     return f"b'\\0' if {value} is None else {write}({value})"
 

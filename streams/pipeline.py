@@ -34,7 +34,7 @@ class Origin(NamedTuple):
 
 
 HTTP = Origin("http", -1, -1)
-GROUP = 32
+GROUP = 10
 """Transactions that are decided together, at most."""
 
 
