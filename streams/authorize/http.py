@@ -1,12 +1,12 @@
-"""The HTTP door: `POST /v1/authorizations`, the decisions by id or transaction, health and readiness. Raw ASGI under uvicorn."""
+"""The HTTP door: `POST /v1/authorizations`, the decisions by id or transaction, health and readiness."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
 import time
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated
 from urllib.parse import parse_qs
 
 import msgspec
@@ -19,12 +19,9 @@ from schemas.errors import Conflict, InvalidRecord, Unavailable
 from schemas.record import doc
 from schemas.transaction import Transaction, sound
 from streams import journal, metrics
-from streams.pipeline import Decided, World, decide
+from streams.authorize.protocol import BODY_BYTES_MAX, Reply, Request
+from streams.pipeline import Ask, Decided, World
 
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Reply = tuple[int, bytes]
-BODY_BYTES_MAX = 65_536
 INDEFINITE = "the result is indefinite: ask again with the same transaction_id"
 Pan = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{12,19}$")]
 Raw = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
@@ -75,29 +72,20 @@ def refused(status: int, code: str, detail: str, field: str | None, transaction_
 
 
 class HttpDoor:
-    """The ASGI application over one World."""
+    """The answers, over one World."""
 
     def __init__(self, world: World, key: bytes, key_id: str, deadline_ms: int, explain_key: str) -> None:
         self._world = world
         self._key, self._key_id = key, key_id
         self._deadline_s = deadline_ms / 1000
         self._explain_key = explain_key
-        self._under_way: dict[str, tuple[Transaction, asyncio.Task[Decided]]] = {}
+        self._under_way: dict[str, tuple[Transaction, asyncio.Future[Decided]]] = {}
 
-    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
-        status, body = await self._reply(scope, receive)
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        if status == 503:
-            headers.append((b"retry-after", b"1"))
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
-
-    async def _reply(self, scope: dict[str, Any], receive: Receive) -> Reply:
-        path, method = scope["path"], scope["method"]
+    async def reply(self, request: Request) -> Reply:
+        """The answer to any request."""
+        method, path = request.method, request.path
         if path == "/v1/authorizations":
-            return await self._authorize(scope, receive) if method == "POST" else problem(405, "method_not_allowed", "use POST")
+            return await self._authorize(request) if method == "POST" else problem(405, "method_not_allowed", "use POST")
         if method != "GET":
             return problem(405, "method_not_allowed", "use GET")
         if path == "/health":
@@ -105,7 +93,7 @@ class HttpDoor:
         if path == "/ready":
             return await self._ready()
         if path == "/v1/decisions" or path.startswith("/v1/decisions/"):
-            return await self._decision(scope, path[len("/v1/decisions/") :])
+            return await self._decision(request, path[len("/v1/decisions/") :])
         return problem(404, "not_found", "no such path")
 
     async def _ready(self) -> Reply:
@@ -115,19 +103,18 @@ class HttpDoor:
             return problem(503, error.code, str(error))
         return (200, b'{"status":"ready"}') if whole else problem(503, "memory_unavailable", "Redis is being rebuilt from the log")
 
-    async def _authorize(self, scope: dict[str, Any], receive: Receive) -> Reply:
+    async def _authorize(self, request: Request) -> Reply:
         started = time.perf_counter()
         transaction_id = None
         try:
-            body = await _body(scope, receive)
-            request = avro.checked(lambda: _REQUESTS.decode(body))
-            transaction_id = request.transaction_id
+            asked = avro.checked(lambda: _REQUESTS.decode(_body(request)))
+            transaction_id = asked.transaction_id
             now_ms = self._world.clock_ms()
-            txn = sound(transaction_of(request, self._key, self._key_id), now_ms, self._world.future_ms_max)
-            task = self._once(txn, now_ms)
-            if not await self._in_time(task):
+            txn = sound(transaction_of(asked, self._key, self._key_id), now_ms, self._world.future_ms_max)
+            under_way = self._once(txn, now_ms)
+            if not await self._in_time(under_way):
                 return refused(503, "deadline", f"not decided in time; {INDEFINITE}", None, transaction_id)
-            made = task.result()
+            made = under_way.result()
         except InvalidRecord as error:
             return refused(422, error.code, error.reason, error.field, transaction_id)
         except Conflict as error:
@@ -139,40 +126,40 @@ class HttpDoor:
         journal.decided(decision)
         return 200, host_view(decision)
 
-    def _once(self, txn: Transaction, now_ms: int) -> asyncio.Task[Decided]:
+    def _once(self, txn: Transaction, now_ms: int) -> asyncio.Future[Decided]:
         """One decision under way for each transaction in this process: a repeat during the first waits for the first."""
         running = self._under_way.get(txn.transaction_id)
         if running is not None:
             if running[0] != txn:
                 raise Conflict(txn.transaction_id)
             return running[1]
-        task = asyncio.ensure_future(decide(txn, self._world, now_ms))
-        self._under_way[txn.transaction_id] = (txn, task)
-        task.add_done_callback(lambda done: self._ended(txn.transaction_id, done))
-        return task
+        future = self._world.together.decided(Ask(txn, now_ms), self._world)
+        self._under_way[txn.transaction_id] = (txn, future)
+        future.add_done_callback(partial(self._ended, txn.transaction_id))
+        return future
 
-    async def _in_time(self, task: asyncio.Task[Decided]) -> bool:
-        """Whether the task ends before the host has waited long enough; it goes on if not. (`asyncio.wait` with one task, at half its price.)"""
+    async def _in_time(self, under_way: asyncio.Future[Decided]) -> bool:
+        """Whether it ends before the host has waited long enough; it goes on if not. (`asyncio.wait` with one future, at half its price.)"""
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[bool] = loop.create_future()
         alarm = loop.call_later(self._deadline_s, _settle, ended, False)
-        task.add_done_callback(lambda _: _settle(ended, True))
+        under_way.add_done_callback(lambda _: _settle(ended, True))
         try:
             return await ended
         finally:
             alarm.cancel()
 
-    def _ended(self, transaction_id: str, task: asyncio.Task[Decided]) -> None:
+    def _ended(self, transaction_id: str, future: asyncio.Future[Decided]) -> None:
         del self._under_way[transaction_id]
-        if not task.cancelled():
-            task.exception()  # looked at here, because a deadline may have left nobody else to look
+        if not future.cancelled():
+            future.exception()  # looked at here, because a deadline may have left nobody else to look
 
-    async def _decision(self, scope: dict[str, Any], decision_id: str) -> Reply:
+    async def _decision(self, request: Request, decision_id: str) -> Reply:
         try:
             if decision_id:
                 kept = await self._world.answers.of_decision(decision_id)
             else:
-                ids = parse_qs(scope["query_string"].decode("latin-1")).get("transaction_id")
+                ids = parse_qs(request.query).get("transaction_id")
                 if not ids:
                     return problem(422, "missing_field", "name one: /v1/decisions?transaction_id=...", "transaction_id")
                 kept = await self._world.answers.of_transaction(ids[0])
@@ -181,15 +168,15 @@ class HttpDoor:
         if kept is None or not kept.told:
             return problem(404, "not_found", "no such decision, or it is older than answers are kept")
         decision = avro.decode(Decision, kept.message)
-        if self._is_the_banks(scope):
+        if self._is_the_banks(request):
             known = decision.catalogue_id == self._world.catalogue.catalogue_id
             values = tuple(np.frombuffer(decision.vector, dtype="<f8").tolist())
             names = self._world.catalogue.names if known else tuple(f"feature_{i}" for i in range(len(values)))
             return 200, bank_view(decision, names, values)
         return 200, host_view(decision)
 
-    def _is_the_banks(self, scope: dict[str, Any]) -> bool:
-        sent = dict(scope["headers"]).get(b"authorization", b"")
+    def _is_the_banks(self, request: Request) -> bool:
+        sent = dict(request.headers).get(b"authorization", b"")
         return bool(self._explain_key) and hmac.compare_digest(sent, b"Bearer " + self._explain_key.encode())
 
 
@@ -198,19 +185,9 @@ def _settle(ended: asyncio.Future[bool], how: bool) -> None:
         ended.set_result(how)
 
 
-async def _body(scope: dict[str, Any], receive: Receive) -> bytes:
-    if any(name == b"content-encoding" for name, _ in scope["headers"]):
+def _body(request: Request) -> bytes:
+    if any(name == b"content-encoding" for name, _ in request.headers):
         raise InvalidRecord("content-encoding", "compressed bodies are not read")
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise InvalidRecord("body", "the connection ended before the body did")
-        part = message.get("body", b"")
-        size += len(part)
-        if size > BODY_BYTES_MAX:
-            raise InvalidRecord("body", f"is longer than {BODY_BYTES_MAX} bytes")
-        parts.append(part)
-        if not message.get("more_body"):
-            return b"".join(parts)
+    if len(request.body) > BODY_BYTES_MAX:
+        raise InvalidRecord("body", f"is longer than {BODY_BYTES_MAX} bytes")
+    return request.body

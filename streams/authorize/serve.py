@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import uvicorn
 import uvloop
 
 from streams import journal, metrics
 from streams.authorize.http import HttpDoor
+from streams.authorize.protocol import HttpProtocol
 from streams.bus import Bus, KafkaBus
 from streams.pipeline import World
 from streams.ready import forget_ready, tell_ready
@@ -36,13 +38,14 @@ async def _serve(settings: Settings, make_world: Callable[[Settings, Bus], Await
     forget_ready(settings, NAME)
     bus = KafkaBus(settings)
     world = await make_world(settings, bus)
-    door = HttpDoor(world, settings.token_key.encode(), settings.token_key_id, settings.request_deadline_ms, settings.explain_key)
+    door: Any = HttpDoor(world, settings.token_key.encode(), settings.token_key_id, settings.request_deadline_ms, settings.explain_key)
     server = uvicorn.Server(
         uvicorn.Config(
             door,
             host=settings.http_host,
             port=settings.http_port,
-            http="httptools",
+            http=HttpProtocol,
+            interface="asgi3",  # it is none; this keeps uvicorn from asking
             ws="none",
             lifespan="off",
             proxy_headers=False,  # nothing here asks who the peer was

@@ -13,6 +13,7 @@ from schemas.identity import keyed_token
 from schemas.topics import DECISIONS
 from schemas.transaction import TransactionKind
 from streams.authorize.http import HttpDoor
+from streams.authorize.protocol import Request
 from tests.world import NOON, TestWorld, a_world
 
 KEY = b"k" * 32
@@ -44,19 +45,9 @@ class Host:
     async def ask(self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> tuple[int, Any, bytes]:
         """(status, decoded body, body)."""
         path, _, query = path.partition("?")
-        sent: list[dict[str, Any]] = []
-        raw = [(k.lower().encode(), v.encode()) for k, v in (headers or {}).items()]
-        scope = {"type": "http", "method": method, "path": path, "query_string": query.encode(), "headers": raw}
-
-        async def receive() -> dict[str, Any]:
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        async def send(message: dict[str, Any]) -> None:
-            sent.append(message)
-
-        await self.door(scope, receive, send)
-        content = sent[1]["body"]
-        return sent[0]["status"], json.loads(content), content
+        sent = tuple((k.lower().encode(), v.encode()) for k, v in (headers or {}).items())
+        status, content = await self.door.reply(Request(method, path, query, sent, body))
+        return status, json.loads(content), content
 
     async def authorize(self, **changes: Any) -> tuple[int, Any, bytes]:
         """Sends an authorization."""

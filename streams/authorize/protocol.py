@@ -1,0 +1,225 @@
+"""HTTP/1.1 on one connection, under uvicorn: whole requests in, whole answers out, in order; what is too large or too slow is cut.
+
+uvicorn keeps the sockets, the clean stop and its connections; this takes the place of its ASGI protocol, whose messages cost a
+third of an authorization. httptools (the parser of Node.js) reads the bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable
+from http import HTTPStatus
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import unquote
+
+import httptools
+
+from streams import journal
+
+BODY_BYTES_MAX = 65_536
+HEAD_BYTES_MAX = 16_384
+WAITING_MAX = 16
+"""Requests that a connection may send ahead of its answers before it is not read any more."""
+REQUEST_S, IDLE_S = 10.0, 75.0
+"""A request that is not whole by then, and a connection that asks nothing for so long, are cut."""
+HEADS = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n".encode()
+    + (b"retry-after: 1\r\n" if status is HTTPStatus.SERVICE_UNAVAILABLE else b"")
+    for status in HTTPStatus
+}
+"""The head of an answer by its status, all but its length."""
+
+Reply = tuple[int, bytes]
+"""Status and JSON body."""
+
+
+class Request(NamedTuple):
+    """One request. The body is cut where it is longer than it may be, one byte beyond. Header names are in lower case."""
+
+    method: str
+    path: str
+    query: str
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes
+
+
+class Door(Protocol):
+    """What answers."""
+
+    def reply(self, request: Request) -> Awaitable[Reply]:
+        """Status and JSON body for one request."""
+        ...
+
+
+class HttpProtocol(asyncio.Protocol):
+    """One connection. uvicorn makes it with its configuration, whose app is the door, and its server's state."""
+
+    def __init__(self, config: Any, server_state: Any, app_state: object, _loop: asyncio.AbstractEventLoop | None = None) -> None:
+        self._door: Door = config.loaded_app
+        self._state = server_state
+        self._loop = _loop or asyncio.get_running_loop()
+        self._parser = httptools.HttpRequestParser(self)
+        self._transport: Any = None
+        self._waiting: deque[Request] = deque()
+        self._answering: asyncio.Task[None] | None = None
+        self._last = False
+        """No request is taken any more after those that wait."""
+        self._refusal: Reply | None = None
+        """What is said after the last answer."""
+        self._heard_at = self._loop.time()
+        self._alarm: asyncio.TimerHandle | None = None
+        self._in_request = False
+        self._url = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._head_bytes = self._body_bytes = 0
+        self._parts: list[bytes] = []
+
+    # What the transport tells.
+
+    def connection_made(self, transport: Any) -> None:
+        """The connection stands."""
+        self._transport = transport
+        self._state.connections.add(self)
+        self._alarm = self._loop.call_later(REQUEST_S, self._look)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The connection fell. What is being decided goes on: the host may ask again."""
+        self._state.connections.discard(self)
+        self._last = True
+        self._waiting.clear()
+        if self._alarm is not None:
+            self._alarm.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._end_after_answers()  # nothing is upgraded here: what was asked is answered, what follows is of no known kind
+        except httptools.HttpParserError:
+            self._refuse(400, b'{"error":"bad_request","field":null,"detail":"this is not HTTP/1.1 as this door speaks it"}')
+
+    def eof_received(self) -> bool:
+        """The host sends nothing more; what it asked is answered first."""
+        self._last = True
+        return self._answering is not None
+
+    def pause_writing(self) -> None:
+        """The host does not read: nothing more is read of it either."""
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """The host reads again."""
+        self._transport.resume_reading()
+
+    def shutdown(self) -> None:
+        """uvicorn stops: what was asked is answered, then the connection ends."""
+        self._end_after_answers()
+
+    # What the parser tells.
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self._url, self._headers, self._parts, self._head_bytes, self._body_bytes = b"", [], [], 0, 0
+        self._in_request, self._heard_at = True, self._loop.time()
+
+    def on_url(self, url: bytes) -> None:
+        """The target, or a part of it."""
+        self._url += url
+        self._count_head(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header."""
+        self._headers.append((name.lower(), value))
+        self._count_head(len(name) + len(value))
+
+    def on_headers_complete(self) -> None:
+        """The head is whole."""
+        if any(name == b"expect" and value.lower() == b"100-continue" for name, value in self._headers):
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body; beyond the most there may be, one byte is kept so that this can be seen."""
+        room = BODY_BYTES_MAX + 1 - self._body_bytes
+        if room > 0:
+            self._parts.append(body[:room])
+            self._body_bytes += len(body)
+
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        self._in_request, self._heard_at = False, self._loop.time()
+        if self._last:
+            return
+        path, query = self._url, b""
+        if b"?" in path:
+            path, _, query = path.partition(b"?")
+        text = path.decode("latin-1")
+        keep_alive = bool(self._parser.should_keep_alive())
+        method = self._parser.get_method().decode("latin-1")
+        text = unquote(text) if "%" in text else text
+        self._waiting.append(Request(method, text, query.decode("latin-1"), tuple(self._headers), b"".join(self._parts)))
+        self._last = not keep_alive
+        if self._answering is None:
+            self._answering = self._loop.create_task(self._answer_all())
+            self._state.tasks.add(self._answering)
+            self._answering.add_done_callback(self._state.tasks.discard)
+        elif len(self._waiting) >= WAITING_MAX:
+            self._transport.pause_reading()
+
+    # What is done.
+
+    async def _answer_all(self) -> None:
+        """Answers what waits, in order."""
+        while self._waiting:
+            request = self._waiting.popleft()
+            try:
+                status, body = await self._door.reply(request)
+            except Exception as error:  # noqa: BLE001 a bug must not leave the host without an answer
+                journal.logger().error("a request could not be answered", path=request.path, exc_info=error)
+                status, body = 500, b'{"error":"internal","field":null,"detail":"a bug on this side; it was noted"}'
+            more = bool(self._waiting) or self._refusal is not None or not self._last
+            self._write(status, body, more, request.method != "HEAD")
+            self._state.total_requests += 1
+        self._answering = None
+        if self._last:
+            self._end()
+        elif not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def _write(self, status: int, body: bytes, keep_alive: bool, whole: bool = True) -> None:
+        if not self._transport.is_closing():
+            ends = b"content-length: %d\r\n\r\n" if keep_alive else b"connection: close\r\ncontent-length: %d\r\n\r\n"
+            self._transport.write(HEADS[status] + ends % len(body) + (body if whole else b""))
+
+    def _count_head(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > HEAD_BYTES_MAX:
+            self._refuse(431, b'{"error":"head_too_large","field":"headers","detail":"target and headers are too long"}')
+
+    def _refuse(self, status: int, body: bytes) -> None:
+        """Answers what cannot be read, after what came before it, and ends: where the next request would begin is not known."""
+        if not self._last:
+            self._refusal = status, body
+        self._end_after_answers()
+
+    def _end_after_answers(self) -> None:
+        """Takes nothing more; the connection ends when all that was asked is answered."""
+        self._last = True
+        if self._answering is None and self._transport is not None:
+            self._end()
+
+    def _end(self) -> None:
+        if self._refusal is not None:
+            self._write(*self._refusal, keep_alive=False)
+        self._transport.close()
+
+    def _look(self) -> None:
+        """Cuts a connection whose request is too slow, or that has asked nothing for long."""
+        silent_s, patience_s = self._loop.time() - self._heard_at, REQUEST_S if self._in_request else IDLE_S
+        if self._answering is None and silent_s >= patience_s:
+            if self._in_request:
+                self._refuse(408, b'{"error":"request_timeout","field":null,"detail":"the request was not whole in time"}')
+            self._end_after_answers()
+            return
+        self._alarm = self._loop.call_later(min(REQUEST_S, max(patience_s - silent_s, 0.1)), self._look)
