@@ -34,8 +34,9 @@ class Origin(NamedTuple):
 
 
 HTTP = Origin("http", -1, -1)
-GROUP = 10
-"""Transactions that are decided together, at most."""
+GROUP_MIN, GROUP_MAX, GROUPS = 10, 64, 3
+"""Transactions that are decided together. Each group costs something, and while one waits for Redis another is worked on: so three groups
+at least where there are enough, and none too large for the first of it to wait long for the last."""
 
 
 @dataclass(slots=True)
@@ -55,7 +56,7 @@ class World:
     clock_ms: Callable[[], int]
     observe: Callable[[str, float, int], None]
     close: Callable[[], Awaitable[None]] | None = None
-    together: Together = field(default_factory=lambda: Together(GROUP))
+    together: Together = field(default_factory=lambda: Together())
 
 
 class Ask(NamedTuple):
@@ -114,11 +115,15 @@ class Walk:
         return self.error or Decided(self.message, self.decision)
 
 
+def groups_of(count: int) -> int:
+    """Into how many groups so many transactions are parted."""
+    return max(1, min(count // GROUP_MIN, max(GROUPS, -(-count // GROUP_MAX))))
+
+
 class Together:
     """Decides together what is asked within one tick of the loop, in groups, so that the stops of one group overlap another's round trips."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self) -> None:
         self._waiting: list[tuple[Ask, asyncio.Future[Decided]]] = []
         self._under_way: set[asyncio.Task[None]] = set()
 
@@ -133,7 +138,7 @@ class Together:
 
     def _begin(self, loop: asyncio.AbstractEventLoop, world: World) -> None:
         waiting, self._waiting = self._waiting, []
-        groups = -(-len(waiting) // self._most)
+        groups = groups_of(len(waiting))
         for number in range(groups):
             task = loop.create_task(_decide_group(waiting[number::groups], world))
             self._under_way.add(task)
