@@ -15,15 +15,14 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn, without types
 
 from features.catalogue import Catalogue
+from models.compiled import EQUAL_WITHIN, Grown, apart, compiled, joined
 from models.ensemble import LEARNED, Ensemble, Member
 from models.ensemble import Artefact as Artefact
 from models.policy import Policy
-from models.trees import Floats, Grown, flattened, joined, probabilities_of_all
+from models.trees import Floats, probabilities_of_all
 from schemas.errors import ArtefactError
 
 Labels = npt.NDArray[np.bool_]
-EQUAL_WITHIN = 1e-12
-"""How near the flattened trees must come to scikit-learn's own probability, on every row."""
 GROWTH: dict[str, Any] = {
     "learning_rate": 0.12,
     "max_leaf_nodes": 16,
@@ -94,16 +93,16 @@ def _read_by(member: str, families: Mapping[str, Sequence[int]], width: int) -> 
 
 
 def _grown(member: Member, rows: Floats, truth: Labels, until: int, seed: int) -> Grown:
-    """One member, fitted on the first rows and proven equal to its flattened self on all."""
+    """One member, fitted on the first rows and proven equal to its compiled self on all."""
     estimator = HistGradientBoostingClassifier(max_iter=TREES.get(member.name, TREES_OF_A_FAMILY), random_state=seed, **GROWTH)
     told = _often(truth[:until])
     columns = _with_values(member.columns, rows[:until])
     mine = rows[:, columns] if columns else np.zeros((len(rows), 1))
     estimator.fit(mine[told], truth[told])
-    grown = flattened(estimator, columns or member.columns[:1])
-    apart = np.abs(probabilities_of_all(joined([grown]), rows)[:, 0] - estimator.predict_proba(mine)[:, 1]).max()
-    if not apart <= EQUAL_WITHIN:
-        raise ArtefactError(f"member {member.name}: flattened trees are {apart} apart from scikit-learn")
+    grown = compiled(estimator, columns or member.columns[:1])
+    distance = apart(grown, estimator, mine, rows)
+    if not distance <= EQUAL_WITHIN:
+        raise ArtefactError(f"member {member.name}: {distance} apart from scikit-learn")
     return grown
 
 

@@ -132,7 +132,7 @@ def trained(examples: Examples, catalogue: Catalogue, policy: Policy, seed: int)
 
 def severities(artefact: Artefact, policy: Policy, vectors: Floats) -> npt.NDArray[np.int64]:
     """The severity of the outcome that score and rules give each row: what `judge` would say, without accounts."""
-    scores = np.rint(artefact.ensemble.totals(vectors) * 1000)
+    scores = np.rint(artefact.ensemble.scores(vectors) * 1000)
     banded = np.where(scores > policy.block_above, SEVERITY[Outcome.BLOCK], np.where(scores > policy.review_above, SEVERITY[Outcome.REVIEW], 0))
     ruled = [max((SEVERITY[rule.outcome] for rule in policy.fired(vector)), default=0) for vector in vectors]
     return np.maximum(banded, np.array(ruled, dtype=np.int64))
