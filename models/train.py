@@ -15,15 +15,15 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn, without types
 
 from features.catalogue import Catalogue
+from models.compiled import EQUAL_ON, EQUAL_WITHIN, Grown, apart, compiled, joined, mixed
+from models.decision import top_reason_agrees
 from models.ensemble import LEARNED, Ensemble, Member
 from models.ensemble import Artefact as Artefact
 from models.policy import Policy
-from models.trees import Floats, Grown, flattened, joined, probabilities_of_all
+from models.trees import Floats, probabilities_of_all
 from schemas.errors import ArtefactError
 
 Labels = npt.NDArray[np.bool_]
-EQUAL_WITHIN = 1e-12
-"""How near the flattened trees must come to scikit-learn's own probability, on every row."""
 GROWTH: dict[str, Any] = {
     "learning_rate": 0.12,
     "max_leaf_nodes": 16,
@@ -35,6 +35,8 @@ READS = {"behavioural": ("behavioural", "takeover", "identity", "network")}
 """The families of features that a member reads, if not the one of its own name alone."""
 TREES = {LEARNED: 64}
 TREES_OF_A_FAMILY = 32
+BLOCKS_ASKED = 100
+"""So many held-out blocks at most are asked whether their first reason is the exact one."""
 TUNED_FROM, HELD_OUT_FROM = 0.70, 0.80
 """In order of time: the first 70 % grow the trees, the next 10 % set the level of the score, the last 20 % are only measured."""
 
@@ -58,13 +60,20 @@ def train(
     if not 0 < truth[:grown_until].sum() < grown_until:
         raise ArtefactError("training needs honest and fraudulent rows in the first 70 % of the time")
     members = _members(policy.weights, catalogue.families, len(catalogue.names))
+    asked = mixed(rows, EQUAL_ON, seed)
     with threadpool_limits(limits=1):  # on a shared machine OpenMP's threads wait for one another longer than they work
-        grown = [_grown(member, rows, truth, grown_until, seed) for member in members]
+        grown, distances = zip(*(_grown(member, rows, truth, grown_until, seed, asked) for member in members), strict=True)
     usual, low = _usual(rows[:grown_until][~truth[:grown_until]]), np.array([row.suspicious == "low" for row in catalogue.rows])
     ensemble = Ensemble("", catalogue.catalogue_id, catalogue.names, members, joined(grown), usual, low)
     tuned = slice(grown_until, tuned_until)
     shift = _level(ensemble, rows[tuned], truth[tuned], policy)
     ensemble = replace(ensemble, forest=ensemble.forest._replace(baselines=ensemble.forest.baselines + shift))
+    blocked = rows[tuned_until:][np.rint(ensemble.scores(rows[tuned_until:]) * 1000) > policy.block_above][:BLOCKS_ASKED]
+    checks = {
+        "parity_max": max(distances),
+        "parity_rows": float(len(asked)),
+        "top_reason_agrees": top_reason_agrees(ensemble, catalogue.reason_of, blocked),
+    }
     figures = measured(ensemble.totals(rows[tuned_until:]), truth[tuned_until:], policy)
     return Artefact(
         ensemble=ensemble,
@@ -77,6 +86,7 @@ def train(
         policy_id=policy.policy_id,
         shift=shift,
         figures=figures,
+        checks=checks,
     )
 
 
@@ -93,18 +103,18 @@ def _read_by(member: str, families: Mapping[str, Sequence[int]], width: int) -> 
     return tuple(range(width)) if member == LEARNED else tuple(c for family in READS.get(member, (member,)) for c in families.get(family, ()))
 
 
-def _grown(member: Member, rows: Floats, truth: Labels, until: int, seed: int) -> Grown:
-    """One member, fitted on the first rows and proven equal to its flattened self on all."""
+def _grown(member: Member, rows: Floats, truth: Labels, until: int, seed: int, asked: Floats) -> tuple[Grown, float]:
+    """One member, fitted on the first rows, and how far its compiled self is from scikit-learn on all that are asked."""
     estimator = HistGradientBoostingClassifier(max_iter=TREES.get(member.name, TREES_OF_A_FAMILY), random_state=seed, **GROWTH)
     told = _often(truth[:until])
     columns = _with_values(member.columns, rows[:until])
     mine = rows[:, columns] if columns else np.zeros((len(rows), 1))
     estimator.fit(mine[told], truth[told])
-    grown = flattened(estimator, columns or member.columns[:1])
-    apart = np.abs(probabilities_of_all(joined([grown]), rows)[:, 0] - estimator.predict_proba(mine)[:, 1]).max()
-    if not apart <= EQUAL_WITHIN:
-        raise ArtefactError(f"member {member.name}: flattened trees are {apart} apart from scikit-learn")
-    return grown
+    grown = compiled(estimator, columns or member.columns[:1])
+    distance = apart(grown, estimator, asked[:, columns] if columns else np.zeros((len(asked), 1)), asked)
+    if not distance <= EQUAL_WITHIN:
+        raise ArtefactError(f"member {member.name}: {distance} apart from scikit-learn")
+    return grown, distance
 
 
 def _with_values(columns: Sequence[int], rows: Floats) -> tuple[int, ...]:

@@ -30,7 +30,7 @@ from schemas.decision import Outcome
 from schemas.errors import ArtefactError, InvalidRecord, SettingsError
 from schemas.topics import DECISIONS, LABELS
 from streams.backfill import FEATURES_FILE, Given, backfilled
-from streams.folder import with_kept_secrets
+from streams.folder import keys_of, with_kept_secrets
 from streams.mapping import TokenKey, mapping_in
 from streams.settings import Settings
 from streams.simulate import simulated, written
@@ -132,7 +132,7 @@ def trained(examples: Examples, catalogue: Catalogue, policy: Policy, seed: int)
 
 def severities(artefact: Artefact, policy: Policy, vectors: Floats) -> npt.NDArray[np.int64]:
     """The severity of the outcome that score and rules give each row: what `judge` would say, without accounts."""
-    scores = np.rint(artefact.ensemble.totals(vectors) * 1000)
+    scores = np.rint(artefact.ensemble.scores(vectors) * 1000)
     banded = np.where(scores > policy.block_above, SEVERITY[Outcome.BLOCK], np.where(scores > policy.review_above, SEVERITY[Outcome.REVIEW], 0))
     ruled = [max((SEVERITY[rule.outcome] for rule in policy.fired(vector)), default=0) for vector in vectors]
     return np.maximum(banded, np.array(ruled, dtype=np.int64))
@@ -198,6 +198,7 @@ def register(argv: list[str], settings: Settings) -> int:
     parser = argparse.ArgumentParser(prog="holdfast register", description=(register.__doc__ or "").splitlines()[0])
     parser.add_argument("artefact", type=Path, help="what `holdfast train` wrote")
     print(registry_of(settings).register(parser.parse_args(argv).artefact))
+    _say(f"services check it with HOLDFAST_MODEL_PUBLIC_KEY={keys_of(with_kept_secrets(settings)).public.hex()}")
     return 0
 
 
@@ -239,7 +240,7 @@ def ensure_champion(settings: Settings, say: Say) -> str:
     """
     registry = registry_of(settings)
     champion = registry.champion_id()
-    if champion is not None and registry.load(champion).catalogue_id == CATALOGUE.catalogue_id:
+    if champion is not None and _decides_here(registry, champion, say):
         return champion
     say("no model decides yet: training a first one on simulated history (simulate, backfill, train, register, promote)")
     place = settings.data_dir / "first_model"
@@ -249,6 +250,17 @@ def ensure_champion(settings: Settings, say: Say) -> str:
     quality = made.artefact.figures
     say(f"{model_id} decides (held out: AUC {quality['auc'] or 0:.3f}, average precision {quality['average_precision'] or 0:.3f})")
     return model_id
+
+
+def _decides_here(registry: Registry, champion: str, say: Say) -> bool:
+    """Whether the champion can decide with this release; one that cannot, because it is of another format or catalogue, is said."""
+    try:
+        return registry.load(champion).catalogue_id == CATALOGUE.catalogue_id
+    except ArtefactError as error:
+        if error.code not in ("missing", "malformed"):
+            raise
+        say(f"{champion} cannot decide with this release: {error}")
+        return False
 
 
 def first_model(place: Path, settings: Settings, policy: Policy, say: Say) -> Trained:
@@ -270,7 +282,7 @@ def first_model(place: Path, settings: Settings, policy: Policy, say: Say) -> Tr
 def registry_of(settings: Settings) -> Registry:
     """The registry of these settings, with the key of its data folder."""
     settings = with_kept_secrets(settings)
-    return Registry(settings.registry_dir, settings.model_key.encode())
+    return Registry(settings.registry_dir, keys_of(settings))
 
 
 def _moment_ms(text: str) -> int:
