@@ -37,17 +37,42 @@ class Verdict(msgspec.Struct, frozen=True):
 def judge(
     ensemble: Ensemble, policy: Policy, reason_of: Sequence[str], txn: Transaction, vector: Floats, degradations: tuple[str, ...] = ()
 ) -> Verdict:
-    """The verdict on one transaction.
+    """`judge_all` of one."""
+    return judge_all(ensemble, policy, reason_of, (txn,), vector[np.newaxis], (degradations,))[0]
 
-    `policy` is bound to the catalogue that `vector` (float64[columns], NaN is missing) follows; `reason_of` is the
-    catalogue's reason code by column; `degradations` are what was missing so far. Thresholds are compared with the score
-    as it is shown (0 to 1000), so that the record alone explains the outcome.
+
+def judge_all(
+    ensemble: Ensemble,
+    policy: Policy,
+    reason_of: Sequence[str],
+    txns: Sequence[Transaction],
+    vectors: Floats,
+    degradations: Sequence[tuple[str, ...]],
+) -> list[Verdict]:
+    """The verdict on each transaction.
+
+    `policy` is bound to the catalogue that the rows of `vectors` (float64[transactions, columns], NaN is missing) follow; `reason_of`
+    is the catalogue's reason code by column; `degradations` are what was missing so far of each. Thresholds are compared with the
+    score as it is shown (0 to 1000), so that the record alone explains the outcome.
     """
-    scored = ensemble.score(vector)
+    judged = zip(txns, vectors, degradations, ensemble.score_all(vectors), policy.fired_all(vectors), strict=True)
+    return [_judged(ensemble, policy, reason_of, *one) for one in judged]
+
+
+def _judged(
+    ensemble: Ensemble,
+    policy: Policy,
+    reason_of: Sequence[str],
+    txn: Transaction,
+    vector: Floats,
+    degradations: tuple[str, ...],
+    scored: Scored,
+    fired: Sequence[Rule],
+) -> Verdict:
+    """One verdict: of the score's band, the rules that fired and what was missing, the most severe."""
     score = None if scored.score is None else round(scored.score * 1000)
     if score is None or None in scored.probabilities:
         degradations = (*degradations, *_missing(ensemble, scored))
-    fired = policy.fired(vector)
     banded = _band(policy, score)
     outcome = banded
     if fired or degradations:
@@ -74,9 +99,7 @@ def refused(verdict: Verdict, refusal: Refusal) -> Verdict:
     if verdict.outcome is Outcome.BLOCK:
         return verdict
     reason = Reason(code=str(refusal), source=ReasonSource.ACCOUNT)
-    return msgspec.structs.replace(
-        verdict, outcome=Outcome.DECLINE, reasons=_distinct((reason, *verdict.reasons)), holds=False
-    )
+    return msgspec.structs.replace(verdict, outcome=Outcome.DECLINE, reasons=_distinct((reason, *verdict.reasons)), holds=False)
 
 
 def _severity(outcome: Outcome) -> int:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models.trees import Explained, Floats, Forest, calibrated, contributions, explained, probabilities_of_all, scored
+from models.trees import Explained, Floats, Forest, calibrated, contributions, explained, probabilities_of_all, scored, scored_all
 
 Flags = npt.NDArray[np.bool_]
 LEARNED = "learned"
@@ -68,7 +68,15 @@ class Ensemble:
 
     def score(self, vector: Floats) -> Scored:
         """Members' probabilities, their weighted sum and the score for one vector (float64[columns], NaN is missing)."""
-        *said, total, score = scored(self.forest, self._spoken, vector).tolist()
+        return self._scored(scored(self.forest, self._spoken, vector).tolist())
+
+    def score_all(self, rows: Floats) -> list[Scored]:
+        """`score` of each row of a matrix, in one compiled call."""
+        return [self._scored(said) for said in scored_all(self.forest, self._spoken, rows).tolist()]
+
+    def _scored(self, told: list[float]) -> Scored:
+        """What the compiled part told of one vector: probabilities, weighted sum, score."""
+        *said, total, score = told
         if self.absent or not math.isfinite(total):
             return self._of_those_heard(said)
         return Scored(tuple(said), self._weights, total, score)

@@ -128,12 +128,17 @@ class Policy:
 
     def fired(self, vector: Floats) -> tuple[Rule, ...]:
         """The rules whose conditions all hold for this vector, most severe first, in the file's order within."""
+        return self.fired_all(vector[np.newaxis])[0]
+
+    def fired_all(self, vectors: Floats) -> list[tuple[Rule, ...]]:
+        """`fired` of each row of a matrix, in one compiled call."""
         assert self.plan is not None, "a policy judges only once it is bound to a catalogue"
-        hits = np.empty(len(self.rules), dtype=np.int32)
-        count = _fired(self.plan.columns, self.plan.comparisons, self.plan.values, self.plan.rules, vector, hits)
-        if count == 0:
-            return ()
-        return tuple(sorted((self.rules[i] for i in hits[:count].tolist()), key=lambda r: -SEVERITY[r.outcome]))
+        hits = np.empty((len(vectors), len(self.rules) + 1), dtype=np.int32)
+        _fired_all(self.plan.columns, self.plan.comparisons, self.plan.values, self.plan.rules, vectors, hits)
+        return [self._by_severity(numbers[:count]) if count else () for count, *numbers in hits.tolist()]
+
+    def _by_severity(self, numbers: list[int]) -> tuple[Rule, ...]:
+        return tuple(sorted((self.rules[number] for number in numbers), key=lambda rule: -SEVERITY[rule.outcome]))
 
     def outcome_without(self, missing: str) -> Outcome:
         """The least outcome where this is missing: `member_missing:device` is looked up whole, then as `member_missing`."""
@@ -165,6 +170,13 @@ def _fired(columns, comparisons, values, rules, vector, hits):  # type: ignore[n
             hits[count] = rule
             count += 1
     return count
+
+
+@numba.njit(cache=True)
+def _fired_all(columns, comparisons, values, rules, vectors, hits):  # type: ignore[no-untyped-def]  # compiled: numba infers the types
+    """For every row of a matrix: how many rules fire, then their numbers."""
+    for row in range(vectors.shape[0]):
+        hits[row, 0] = _fired(columns, comparisons, values, rules, vectors[row], hits[row, 1:])
 
 
 def hold_lifetime_ms(policy: Policy, txn: Transaction) -> int:

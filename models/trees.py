@@ -122,6 +122,13 @@ def _score(nodes, roots, starts, terms, term_starts, baselines, links, xs, ys, c
 
 
 @_native
+def _score_all(nodes, roots, starts, terms, term_starts, baselines, links, xs, ys, curves, weights, rows, out):  # type: ignore[no-untyped-def]  # compiled
+    """The same for every row of a matrix."""
+    for row in range(rows.shape[0]):
+        _score(nodes, roots, starts, terms, term_starts, baselines, links, xs, ys, curves, weights, rows[row], out[row])
+
+
+@_native
 def _calibrate(xs, ys, first, end, values, out):  # type: ignore[no-untyped-def]  # compiled: numba infers the types
     """One curve's heights over many values."""
     for i in range(values.size):
@@ -151,6 +158,13 @@ def scored(forest: Forest, weights: Floats, vector: Floats) -> Floats:
     """float64[members + 2]: each member's probability, their weighted sum, and the score that the ensemble's curve makes of it."""
     out: Floats = np.empty(len(forest.baselines) + 2)
     _score(*_arrays(forest), weights, vector, out)
+    return out
+
+
+def scored_all(forest: Forest, weights: Floats, rows: Floats) -> Floats:
+    """float64[rows, members + 2]: `scored` of each row of a matrix."""
+    out: Floats = np.empty((len(rows), len(forest.baselines) + 2))
+    _score_all(*_arrays(forest), weights, np.ascontiguousarray(rows, dtype=np.float64), out)
     return out
 
 

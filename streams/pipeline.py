@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from features.catalogue import Catalogue
 from features.engine import Look, Past, look_all
 from features.memory import Aside, Memory
-from models.decision import Verdict, judge, refused
+from models.decision import Verdict, judge_all, refused
 from models.ensemble import Ensemble
 from models.hold import Book, OpenHold, Refusal, Step, UnknownAccount, place, standing
 from models.policy import Policy, hold_lifetime_ms
@@ -181,8 +183,7 @@ async def decide_all(asks: Sequence[Ask], world: World) -> list[Decided | Holdfa
     new = [walk for walk in walks if walk.is_new]
     look(new, world)
     stops.passed("look")
-    for walk in new:
-        walk.verdict = judge(world.ensemble, world.policy, world.catalogue.reason_of, walk.txn, walk.seen.values, walk.degradations)
+    weigh(new, world)
     stops.passed("judge")
     await settle(new, world)
     stops.passed("hold")
@@ -225,6 +226,17 @@ def look(walks: Sequence[Walk], world: World) -> None:
     looks = look_all(world.catalogue, [walk.txn for walk in walks], [walk.past for walk in walks])
     for walk, seen in zip(walks, looks, strict=True):
         walk.seen = seen
+
+
+def weigh(walks: Sequence[Walk], world: World) -> None:
+    """Two compiled calls, the members' and the rules': the verdicts."""
+    if not walks:
+        return
+    vectors = np.array([walk.seen.values for walk in walks])
+    missing = [walk.degradations for walk in walks]
+    verdicts = judge_all(world.ensemble, world.policy, world.catalogue.reason_of, [walk.txn for walk in walks], vectors, missing)
+    for walk, verdict in zip(walks, verdicts, strict=True):
+        walk.verdict = verdict
 
 
 async def settle(walks: Sequence[Walk], world: World) -> None:

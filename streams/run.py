@@ -163,7 +163,8 @@ async def deciding_world(settings: Settings, bus: Bus) -> World:
     parts = await connected(settings)
     ensemble, policy = await first_judgement(settings, parts.catalogue)
     warm(parts.catalogue)
-    ensemble.contributions(ensemble.score(NOTHING_KNOWN), NOTHING_KNOWN)
+    (scored,) = ensemble.score_all(NOTHING_KNOWN[np.newaxis])
+    ensemble.contributions(scored, NOTHING_KNOWN)
     policy.fired(NOTHING_KNOWN)
     world = World(
         catalogue=parts.catalogue,
