@@ -26,7 +26,7 @@ from features import kernel
 from features.backfill import backfill
 from features.catalogue import CATALOGUE, Catalogue
 from features.columns import columns_of
-from features.engine import assembled, look, row_bytes
+from features.engine import assembled, look, look_all, row_bytes
 from features.fact import CARD
 from features.log import warm
 from features.memory import DictMemory
@@ -39,7 +39,7 @@ from streams.settings import Settings
 
 P99_MS_MAX, MEDIAN_RATIO_MAX, PER_S_MIN, KERNEL_US_MAX, BACKFILL_PER_S_MIN, FLAT_MAX = 1.0, 1.5, 15_000, 10.0, 300_000, 1.2
 EVENTS, KERNEL_EVENTS, DAY_MS = 100, 150, 86_400_000
-IN_FLIGHT = 32
+IN_FLIGHT, GROUPS = 32, 2
 T0 = 1_750_000_000_000
 KINDS = (TransactionKind.CARD_PRESENT, TransactionKind.CONTACTLESS, TransactionKind.ECOMMERCE, TransactionKind.TRANSFER_OUT)
 
@@ -133,16 +133,15 @@ async def online(url: str, people: int, count: int) -> dict[str, float]:
         bare += await timed(lambda n: wire.send(("MGET", *keys[n])), count // 10)
         whole += await timed(lambda n: _features(memory, asked[next(serial)]), count // 10)
     began, cpu = time.perf_counter(), time.process_time()
-    left = iter(asked[next(serial) :])
-    done = 0
+    rest = asked[next(serial) :]
+    groups = iter([rest[at : at + IN_FLIGHT // GROUPS] for at in range(0, len(rest), IN_FLIGHT // GROUPS)])
+    done = len(rest)
 
     async def worker() -> None:
-        nonlocal done
-        for txn in left:
-            await _features(memory, txn)
-            done += 1
+        for group in groups:
+            look_all(CATALOGUE, group, await memory.recall_all(group))
 
-    await asyncio.gather(*(worker() for _ in range(IN_FLIGHT)))
+    await asyncio.gather(*(worker() for _ in range(GROUPS)))
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     await memory.settle()
     await memory.close()
