@@ -40,81 +40,6 @@ class Forest(NamedTuple):
     curve_starts: Ints  # by member, then of the ensemble: the first point of its curve; one more entry at the end. No points: as it is
 
 
-def sound(forest: Forest, width: int) -> Forest:
-    """The forest, if every walk through it ends and reads only the first `width` columns, and every number is one; else ArtefactError."""
-    members = len(forest.baselines)
-    good = (
-        _typed(forest)
-        and len(forest.links) == members
-        and bool(np.isin(forest.links, (IDENTITY, LOGISTIC, EXP2)).all())
-        and bool(np.isfinite(forest.baselines).all())
-        and _partition(forest.starts, members, len(forest.roots))
-        and _partition(forest.term_starts, members, len(forest.terms))
-        and _partition(forest.curve_starts, members + 1, len(forest.curve_x))
-        and _trees_end(forest, width)
-        and _terms_fit(forest.terms, width)
-        and _curves_rise(forest)
-    )
-    if not good:
-        raise ArtefactError("the forest's arrays do not describe trees, terms and curves", "unsound_arrays")
-    return forest
-
-
-def _typed(forest: Forest) -> bool:
-    """Whether every array is of one dimension and of its type."""
-    types: tuple[Any, ...] = (NODE, "<f8", "<i4", "<i4", TERM, "<i4", "<f8", "<i4", "<f8", "<f8", "<i4")
-    return all(array.ndim == 1 and array.dtype == np.dtype(kind) for array, kind in zip(tuple[Any, ...](forest), types, strict=True))
-
-
-def _partition(starts: Ints, parts: int, total: int) -> bool:
-    """Whether `starts` cuts `total` things into so many parts."""
-    return len(starts) == parts + 1 and int(starts[0]) == 0 and int(starts[-1]) == total and bool((np.diff(starts.astype(np.int64)) >= 0).all())
-
-
-def _trees_end(forest: Forest, width: int) -> bool:
-    """Whether each child lies behind its parent within the tree, and each node is somebody's left or right child exactly once."""
-    nodes, roots, feature = forest.nodes, forest.roots.astype(np.int64), forest.nodes["feature"]
-    if len(forest.cover) != len(nodes) or (len(roots) == 0) != (len(nodes) == 0):
-        return False
-    if len(nodes) == 0:
-        return True
-    if roots[0] != 0 or not (np.diff(roots) > 0).all() or roots[-1] >= len(nodes):
-        return False
-    at, right, inner = np.arange(len(nodes)), np.abs(nodes["right"].astype(np.int64)), feature >= 0
-    end_of = np.append(roots[1:], len(nodes))[np.searchsorted(roots, at, side="right") - 1]
-    return (
-        bool(((feature >= -1) & (feature < width)).all())
-        and bool(((right > at + 1) & (right < end_of))[inner].all())
-        and bool((np.isfinite(nodes["threshold"]) | (inner & (nodes["threshold"] == np.inf))).all())  # inf: every value goes left, missing apart
-        and bool((np.isfinite(forest.cover) & (forest.cover >= 0)).all())
-        and _in_pre_order(inner, right, roots, end_of)
-    )
-
-
-def _in_pre_order(inner: npt.NDArray[np.bool_], right: npt.NDArray[np.int64], roots: npt.NDArray[np.int64], end_of: npt.NDArray[np.int64]) -> bool:
-    """Whether every node but the roots has one parent: the left child follows it, the right one is where it says."""
-    parents = np.zeros(len(inner) + 1, dtype=np.int64)
-    np.add.at(parents, np.flatnonzero(inner) + 1, 1)
-    np.add.at(parents, right[inner], 1)
-    wanted = np.ones(len(inner), dtype=np.int64)
-    wanted[roots] = 0
-    return bool((parents[:-1] == wanted).all()) and parents[-1] == 0
-
-
-def _terms_fit(terms: npt.NDArray[np.void], width: int) -> bool:
-    finite = all(np.isfinite(terms[name]).all() for name in ("centre", "weight", "missing"))
-    return bool(finite) and bool(((terms["column"] >= 0) & (terms["column"] < width)).all())
-
-
-def _curves_rise(forest: Forest) -> bool:
-    """Whether each curve goes strictly to the right, never down, and stays within 0 and 1."""
-    x, y, starts = forest.curve_x, forest.curve_y, forest.curve_starts
-    if len(x) != len(y) or not (np.isfinite(x).all() and np.isfinite(y).all() and (y >= 0).all() and (y <= 1).all()):
-        return False
-    curves = [slice(a, b) for a, b in pairwise(starts)]
-    return all(bool((np.diff(x[c]) > 0).all() and (np.diff(y[c]) >= 0).all()) for c in curves)
-
-
 def _native(function: Any) -> Any:
     """The function, compiled when it is first called and kept on disk."""
     return numba.njit(cache=True, nogil=True)(function)
@@ -238,39 +163,203 @@ def calibrated(forest: Forest, totals: Floats) -> Floats:
     return out
 
 
+class Explained(NamedTuple):
+    """What follows from a forest, and is needed to say why it says something: made once for each."""
+
+    expected: Floats  # by node: the mean of the leaves below it, weighted by the training rows in them
+    base: Floats  # by member: the raw sum that it expects before it knows anything
+    depth: int  # inner nodes on the longest way
+    exact: Ints  # by member: 1 if its trees are attributed exactly, 0 if by their paths
+
+
+EXACT_MAX = 600_000
+"""Steps of exact attribution for one payment, over all members: about a millisecond. Members beyond it are attributed by their paths."""
+
+
 @_native
-def _expect(nodes, cover, out):  # type: ignore[no-untyped-def]  # compiled: numba infers the types
-    """By node the mean of the leaves below it, weighted by the training rows in them, into `out`."""
+def _measure(nodes, cover, roots, out, depths, steps):  # type: ignore[no-untyped-def]  # compiled: numba infers the types
+    """By node the expected value and depth, into `out` and `depths`; by tree the steps that its exact attribution takes."""
     for i in range(nodes.size - 1, -1, -1):  # children lie behind their parents
         if nodes[i].feature < 0:
             out[i] = nodes[i].threshold
         else:
             left, right = i + 1, abs(nodes[i].right)
-            rows = cover[left] + cover[right]
-            out[i] = (cover[left] * out[left] + cover[right] * out[right]) / rows if rows > 0 else (out[left] + out[right]) / 2
+            out[i] = (cover[left] * out[left] + cover[right] * out[right]) / (cover[left] + cover[right])
+    for tree in range(roots.size):
+        end = roots[tree + 1] if tree + 1 < roots.size else nodes.size
+        for i in range(roots[tree], end):
+            if nodes[i].feature >= 0:
+                depths[i + 1] = depths[abs(nodes[i].right)] = depths[i] + 1
+                steps[tree] += depths[i]
+            else:
+                steps[tree] += depths[i] * (depths[i] + 1)
 
 
-def expected(forest: Forest) -> Floats:
-    """float64[nodes]: the mean of the leaves below each node, weighted by the training rows in them."""
-    out: Floats = np.empty(len(forest.nodes))
-    _expect(forest.nodes, forest.cover, out)
-    return out
+def explained(forest: Forest, steps_max: float = EXACT_MAX) -> Explained:
+    """What `attributions` needs to know of a forest. The cheapest members are attributed exactly, as long as `steps_max` lasts."""
+    expected, depths = np.empty(len(forest.nodes)), np.zeros(len(forest.nodes), dtype=np.int64)
+    steps = np.zeros(len(forest.roots))
+    _measure(forest.nodes, forest.cover, forest.roots, expected, depths, steps)
+    parts = [slice(a, b) for a, b in pairwise(forest.starts)]
+    base = forest.baselines + np.array([expected[forest.roots[part]].sum() for part in parts])
+    cost = np.array([steps[part].sum() for part in parts])
+    order = np.argsort(cost, kind="stable")
+    exact = np.zeros(len(cost), dtype=np.int32)
+    exact[order[np.cumsum(cost[order]) <= steps_max]] = 1
+    return Explained(expected, base, int(depths.max(initial=0)), exact)
 
 
 @_native
-def _explain(nodes, expected, roots, starts, weights, x, out):  # type: ignore[no-untyped-def]  # compiled: numba infers the types
-    """Adds to `out[column]` the weighted change of expectation that each split on the column made for row `x`."""
-    for member in range(weights.size):
+def _along(nodes, expected, i, x, out):  # type: ignore[no-untyped-def]  # compiled: numba infers the types
+    """Adds to `out[column]` the change of expectation that each split on the column made on the way of row `x` (A. Saabas 2014)."""
+    while nodes[i].feature >= 0:
+        child = _next(nodes, i, x)
+        out[nodes[i].feature] += expected[child] - expected[i]
+        i = child
+
+
+@_native
+def _extend(share, length, zero, one):  # type: ignore[no-untyped-def]  # compiled: numba infers the types
+    """Lundberg's EXTEND: the shares of subsets by size, with one feature more on the path."""
+    share[length] = 1.0 if length == 0 else 0.0
+    each = 1.0 / (length + 1)
+    for i in range(length - 1, -1, -1):
+        share[i + 1] += one * share[i] * ((i + 1) * each)
+        share[i] *= zero * ((length - i) * each)
+
+
+@_native
+def _unwind(column, zeros, ones, share, length, k, inverse):  # type: ignore[no-untyped-def]  # compiled: numba infers the types
+    """Lundberg's UNWIND: the path without its entry `k`. What is met is wholly met, so `one` is 0 or 1."""
+    last = length - 1
+    following = share[last]
+    for i in range(last - 1, -1, -1):
+        if ones[k] != 0.0:
+            before = share[i]
+            share[i] = following * length * inverse[i + 1]
+            following = before - share[i] * zeros[k] * ((last - i) * inverse[length])
+        else:
+            share[i] = share[i] * length * inverse[last - i] / zeros[k]
+    for i in range(k, last):
+        column[i], zeros[i], ones[i] = column[i + 1], zeros[i + 1], ones[i + 1]
+
+
+@_native
+def _without(zero, one, share, length, inverse):  # type: ignore[no-untyped-def]  # compiled: numba infers the types
+    """The sum of shares that UNWIND would leave."""
+    last, total = length - 1, 0.0
+    if one != 0.0:
+        following = share[last]
+        for i in range(last - 1, -1, -1):
+            part = following * inverse[i + 1]
+            total += part
+            following = share[i] - part * zero * (last - i)
+        return total * length
+    for i in range(last - 1, -1, -1):
+        total += share[i] * inverse[last - i]
+    return total * length / zero
+
+
+@_native
+def _shapley(nodes, cover, root, x, out, columns, zeros, ones, shares, lengths, waiting, fractions, inverse):  # type: ignore[no-untyped-def]
+    """Adds one tree's exact path-dependent Shapley values to `out[column]` (S. M. Lundberg et al. 2020, algorithm 2).
+
+    Level by level a row of each scratch array is the path down to there. `waiting` and `fractions` are the nodes still to visit.
+    """
+    waiting[0, 0], waiting[0, 1], waiting[0, 2] = root, 0, -1
+    fractions[0, 0], fractions[0, 1] = 1.0, 1.0
+    left_over = 1
+    while left_over > 0:
+        left_over -= 1
+        node, level = waiting[left_over, 0], waiting[left_over, 1]
+        length = 0
+        if level > 0:
+            length = lengths[level - 1]
+            for i in range(length):
+                columns[level, i], zeros[level, i], ones[level, i] = columns[level - 1, i], zeros[level - 1, i], ones[level - 1, i]
+                shares[level, i] = shares[level - 1, i]
+        zero, one = fractions[left_over, 0], fractions[left_over, 1]
+        columns[level, length], zeros[level, length], ones[level, length] = waiting[left_over, 2], zero, one
+        _extend(shares[level], length, zero, one)
+        length += 1
+        lengths[level] = length
+        if nodes[node].feature < 0:
+            for i in range(1, length):
+                share = _without(zeros[level, i], ones[level, i], shares[level], length, inverse)
+                out[columns[level, i]] += share * (ones[level, i] - zeros[level, i]) * nodes[node].threshold
+            continue
+        column, zero, one = nodes[node].feature, 1.0, 1.0
+        for k in range(1, length):
+            if columns[level, k] == column:
+                zero, one = zeros[level, k], ones[level, k]
+                _unwind(columns[level], zeros[level], ones[level], shares[level], length, k, inverse)
+                lengths[level] = length - 1
+                break
+        hot = np.int64(_next(nodes, np.uint64(node), x))
+        left, right = node + 1, np.int64(abs(nodes[node].right))
+        for child in (left, right):
+            waiting[left_over, 0], waiting[left_over, 1], waiting[left_over, 2] = child, level + 1, column
+            fractions[left_over, 0] = zero * cover[child] / (cover[left] + cover[right])
+            fractions[left_over, 1] = one if child == hot else 0.0
+            left_over += 1
+
+
+@_native
+def _attribute(nodes, cover, roots, starts, terms, term_starts, expected, depth, exact, x, out):  # type: ignore[no-untyped-def]  # compiled
+    """Each member's attribution of its raw sum to columns, into `out[member, column]`."""
+    size = depth + 2
+    columns, lengths, waiting = np.empty((size, size), np.int64), np.empty(size, np.int64), np.empty((size, 3), np.int64)
+    zeros, ones, shares, fractions = np.empty((size, size)), np.empty((size, size)), np.empty((size, size)), np.empty((size, 2))
+    inverse = 1.0 / np.maximum(np.arange(size + 1), 1)
+    for member in range(exact.size):
         for tree in range(starts[member], starts[member + 1]):
-            i = np.uint64(roots[tree])
-            while nodes[i].feature >= 0:
-                child = _next(nodes, i, x)
-                out[nodes[i].feature] += weights[member] * (expected[child] - expected[i])
-                i = child
+            if exact[member]:
+                _shapley(nodes, cover, roots[tree], x, out[member], columns, zeros, ones, shares, lengths, waiting, fractions, inverse)
+            else:
+                _along(nodes, expected, np.uint64(roots[tree]), x, out[member])
+        for term in range(term_starts[member], term_starts[member + 1]):
+            out[member, terms[term].column] += _term(terms[term], x)
 
 
-def contributions(forest: Forest, weights: Floats, vector: Floats) -> Floats:
-    """float64[columns]: how far each column moved the members' weighted log-odds from their mean (path attribution, A. Saabas 2014)."""
-    out: Floats = np.zeros(len(vector))
-    _explain(forest.nodes, expected(forest), forest.roots, forest.starts, weights, vector, out)
+@_native
+def _mean(links, xs, ys, curves, raws, out):  # type: ignore[no-untyped-def]  # compiled: numba infers the types
+    """The calibrated probability that each member's raw sum means."""
+    for member in range(raws.size):
+        out[member] = _on_curve(xs, ys, curves[member], curves[member + 1], _linked(raws[member], links[member]))
+
+
+def attributions(forest: Forest, known: Explained, vector: Floats) -> Floats:
+    """float64[members, columns]: how far each column moved each member's raw sum (log-odds, shares, -depth) from what it expects.
+
+    Trees: exact path-dependent Shapley values where `known.exact`, else changes of expectation along the path. Each member's row adds up to
+    its raw sum less `known.base`.
+    """
+    out: Floats = np.zeros((len(forest.baselines), len(vector)))
+    f = forest
+    _attribute(f.nodes, f.cover, f.roots, f.starts, f.terms, f.term_starts, known.expected, known.depth, known.exact, vector, out)
     return out
+
+
+def contributions(forest: Forest, known: Explained, weights: Floats, vector: Floats) -> Floats:
+    """float64[columns]: how far each column moved the score (0 to 1) from what the members expect; they add up to the whole way.
+
+    A member's attribution is of its raw sum; link and calibration stretch it by as much as they stretch the sum itself.
+    """
+    moved = attributions(forest, known, vector)
+    after, before = meant(forest, known.base + moved.sum(axis=1)), meant(forest, known.base)
+    by_column: Floats = (weights * _slopes(after - before, moved.sum(axis=1))) @ moved
+    ends = np.array([weights @ before, weights @ after])
+    (stretch,) = _slopes(np.diff(calibrated(forest, ends)), np.diff(ends))
+    return by_column * stretch
+
+
+def meant(forest: Forest, raws: Floats) -> Floats:
+    """float64[members]: the calibrated probability that each member's raw sum means."""
+    out: Floats = np.empty(len(raws))
+    _mean(forest.links, forest.curve_x, forest.curve_y, forest.curve_starts, raws, out)
+    return out
+
+
+def _slopes(rise: Floats, run: Floats) -> Floats:
+    """Rise over run; 0 where there is no run."""
+    return np.divide(rise, run, out=np.zeros(len(run)), where=run != 0)
