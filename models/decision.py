@@ -41,7 +41,7 @@ def judge(
     as it is shown (0 to 1000), so that the record alone explains the outcome.
     """
     scored = ensemble.score(vector)
-    score = None if scored.total is None else round(scored.total * 1000)
+    score = None if scored.score is None else round(scored.score * 1000)
     if score is None or None in scored.probabilities:
         degradations = (*degradations, *_missing(ensemble, scored))
     fired = policy.fired(vector)

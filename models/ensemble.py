@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models.trees import Floats, Forest, contributions, probabilities, probabilities_of_all
+from models.trees import Floats, Forest, calibrated, contributions, probabilities_of_all, scored
 
 Flags = npt.NDArray[np.bool_]
 LEARNED = "learned"
@@ -31,6 +31,7 @@ class Scored(NamedTuple):
     probabilities: tuple[float | None, ...]  # by member; None: it gave none
     weights: tuple[float, ...]  # by member; those that were used sum to 1, a member that was not has 0
     total: float | None  # weighted sum, 0 to 1; None: no member gave a probability
+    score: float | None  # the total on the ensemble's own curve, 0 to 1
 
     def missing(self, members: tuple[Member, ...]) -> tuple[str, ...]:
         """Names of the members that gave no probability."""
@@ -50,41 +51,45 @@ class Ensemble:
     suspicious_low: Flags  # by column: it is small values that are suspicious
     absent: frozenset[str] = frozenset()
     _weights: tuple[float, ...] = field(init=False)
+    _spoken: Floats = field(init=False)
 
     def __post_init__(self) -> None:
         """Weights of those present, so that they sum to 1."""
         heard = tuple(0.0 if m.name in self.absent else m.weight for m in self.members)
         share = 1.0 if math.isclose(sum(heard), 1.0) else sum(heard) or 1.0
         object.__setattr__(self, "_weights", tuple(w / share for w in heard))
+        object.__setattr__(self, "_spoken", np.array(self._weights))
 
     def without(self, *names: str) -> Ensemble:
         """The ensemble that does not listen to these members; the weights of the others are scaled to sum to 1."""
         return replace(self, absent=self.absent | set(names))
 
     def score(self, vector: Floats) -> Scored:
-        """Members' probabilities and their weighted sum for one vector (float64[columns], NaN is missing)."""
-        said: list[float] = probabilities(self.forest, vector).tolist()
-        total = 0.0
-        for probability, weight in zip(said, self._weights, strict=True):
-            total += probability * weight
+        """Members' probabilities, their weighted sum and the score for one vector (float64[columns], NaN is missing)."""
+        *said, total, score = scored(self.forest, self._spoken, vector).tolist()
         if self.absent or not math.isfinite(total):
             return self._of_those_heard(said)
-        return Scored(tuple(said), self._weights, total)
+        return Scored(tuple(said), self._weights, total, score)
 
     def _of_those_heard(self, said: list[float]) -> Scored:
         """The same where a member is absent or broken (its probability is not a number)."""
         heard = [m.name not in self.absent and math.isfinite(p) for m, p in zip(self.members, said, strict=True)]
         share = sum(m.weight for m, h in zip(self.members, heard, strict=True) if h)
         if share <= 0:
-            return Scored((None,) * len(said), (0.0,) * len(said), None)
+            return Scored((None,) * len(said), (0.0,) * len(said), None, None)
         weights = tuple(m.weight / share if h else 0.0 for m, h in zip(self.members, heard, strict=True))
         kept = tuple(p if h else None for p, h in zip(said, heard, strict=True))
-        return Scored(kept, weights, sum(p * w for p, w in zip(kept, weights, strict=True) if p is not None))
+        total = sum(p * w for p, w in zip(kept, weights, strict=True) if p is not None)
+        return Scored(kept, weights, total, float(calibrated(self.forest, np.array([total]))[0]))
 
     def totals(self, rows: Floats) -> Floats:
-        """float64[rows]: the weighted sum for each row of a matrix; for training, notebooks and re-scoring."""
-        totals: Floats = probabilities_of_all(self.forest, rows) @ np.array(self._weights)
+        """float64[rows]: the weighted sum for each row of a matrix; `scores` are what is compared with thresholds."""
+        totals: Floats = probabilities_of_all(self.forest, rows) @ self._spoken
         return totals
+
+    def scores(self, rows: Floats) -> Floats:
+        """float64[rows]: the score (0 to 1) for each row of a matrix; for training, notebooks and re-scoring."""
+        return calibrated(self.forest, self.totals(rows))
 
     def telling(self, vector: Floats) -> Flags:
         """bool[columns]: whether the value lies on the suspicious side of the usual one, so that it can be given as a reason."""

@@ -1,8 +1,8 @@
-"""Boosted trees as plain arrays: what scikit-learn grew, walked in microseconds by compiled code, with paths explained."""
+"""Members as plain arrays: trees, linear terms and curves, walked in microseconds by compiled code. Everything compiled of them is here."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numba
@@ -17,159 +17,349 @@ Ints = npt.NDArray[np.int32]
 NODE = np.dtype([("threshold", "<f8"), ("feature", "<i4"), ("right", "<i4")])
 """One node, 16 bytes. The left child is the next node; `right` is where the right one is, negative if a missing value goes
 right. A leaf has feature -1 and its value as `threshold`."""
+TERM = np.dtype([("centre", "<f8"), ("weight", "<f8"), ("missing", "<f8"), ("column", "<i8")])
+"""One column of a linear member: it adds (value - centre) * weight, or `missing` where the value is missing. The centre is the
+column's mean at training, so that what it adds is what it contributes."""
+IDENTITY, LOGISTIC, EXP2 = range(3)
+"""How a member's raw sum becomes a probability: as it is, 1 / (1 + e^-raw), or 2^raw (isolation forests, whose leaves are negative)."""
 
 
 class Forest(NamedTuple):
-    """The trees of several members, one after the other."""
+    """Several members, one after the other: raw = baseline + leaves + terms; probability = curve(link(raw)); score = curve(weighted sum)."""
 
     nodes: npt.NDArray[np.void]  # NODE
-    expected: Floats  # by node: mean of the leaves below it, weighted by the training rows in them
+    cover: Floats  # by node: the training rows in it, weighted
     roots: Ints  # by tree: its first node
     starts: Ints  # by member: its first tree; one more entry at the end
-    baselines: Floats  # by member: log-odds before any tree
+    terms: npt.NDArray[np.void]  # TERM
+    term_starts: Ints  # by member: its first term; one more entry at the end
+    baselines: Floats  # by member: raw before any tree or term
+    links: Ints  # by member
+    curve_x: Floats  # points of the calibration curves, straight lines between them, level beyond them
+    curve_y: Floats
+    curve_starts: Ints  # by member, then of the ensemble: the first point of its curve; one more entry at the end. No points: as it is
 
 
-class Grown(NamedTuple):
-    """One member's part of a forest, before it is joined with the others."""
-
-    nodes: npt.NDArray[np.void]
-    expected: Floats
-    roots: Ints
-    baseline: float
+def _native(function: Any) -> Any:
+    """The function, compiled when it is first called and kept on disk."""
+    return numba.njit(cache=True, nogil=True)(function)
 
 
-def flattened(estimator: Any, columns: Sequence[int]) -> Grown:
-    """A fitted binary HistGradientBoostingClassifier (numerical features) as arrays; its feature j is column `columns[j]`."""
-    nodes: list[tuple[float, int, int]] = []
-    expected: list[float] = []
-    roots: list[int] = []
-    for (tree,) in estimator._predictors:
-        assert not tree.nodes["is_categorical"].any(), "only numerical splits are flattened"
-        roots.append(len(nodes))
-        _lay(tree.nodes, 0, columns, nodes, expected)
-    return Grown(
-        np.array(nodes, dtype=NODE), np.array(expected), np.array(roots, dtype=np.int32), float(estimator._baseline_prediction[0, 0])
-    )
-
-
-def _lay(tree: Any, at: int, columns: Sequence[int], nodes: list[tuple[float, int, int]], expected: list[float]) -> int:
-    """Lays the subtree at node `at` in pre-order; returns the training rows in it."""
-    node, here = tree[at], len(nodes)
-    nodes.append((float(node["value"]), -1, 0))
-    expected.append(float(node["value"]))
-    if node["is_leaf"]:
-        return int(node["count"])
-    left_rows = _lay(tree, int(node["left"]), columns, nodes, expected)
-    right = len(nodes)
-    right_rows = _lay(tree, int(node["right"]), columns, nodes, expected)
-    nodes[here] = (float(node["num_threshold"]), int(columns[node["feature_idx"]]), right if node["missing_go_to_left"] else -right)
-    expected[here] = (left_rows * expected[here + 1] + right_rows * expected[right]) / max(left_rows + right_rows, 1)
-    return left_rows + right_rows
-
-
-def joined(members: Sequence[Grown]) -> Forest:
-    """The members' trees in one forest, in the order given."""
-    nodes, roots, starts, offset = [], [], [0], 0
-    for grown in members:
-        moved = grown.nodes.copy()
-        moved["right"] += np.sign(moved["right"]) * offset
-        nodes.append(moved)
-        roots.append(grown.roots + np.int32(offset))
-        starts.append(starts[-1] + len(grown.roots))
-        offset += len(moved)
-    return Forest(
-        np.concatenate(nodes),
-        np.concatenate([g.expected for g in members]),
-        np.concatenate(roots).astype(np.int32),
-        np.array(starts, dtype=np.int32),
-        np.array([g.baseline for g in members]),
-    )
-
-
-def sound(forest: Forest, width: int) -> Forest:
-    """The forest, if every walk through it ends and reads only the first `width` columns; else ArtefactError."""
-    nodes, feature, right = forest.nodes, forest.nodes["feature"], np.abs(forest.nodes["right"].astype(np.int64))
-    at = np.arange(len(nodes))
-    inner = feature >= 0
-    ends = np.append(forest.roots[1:], len(nodes))
-    end_of = ends[np.searchsorted(forest.roots, at, side="right") - 1]
-    good = (
-        nodes.dtype == NODE
-        and len(forest.expected) == len(nodes)
-        and len(forest.starts) == len(forest.baselines) + 1
-        and forest.starts[0] == 0
-        and forest.starts[-1] == len(forest.roots)
-        and bool((np.diff(forest.starts) >= 0).all())
-        and bool((np.diff(forest.roots) > 0).all())
-        and (len(nodes) == 0 or forest.roots[0] == 0)
-        and bool((feature < width).all())
-        and bool(((right > at + 1) & (right < end_of))[inner].all())
-        and bool((at + 1 < end_of)[inner].all())
-    )
-    if not good:
-        raise ArtefactError("the forest's arrays do not describe trees")
-    return forest
-
-
-@numba.njit(cache=True)
+@_native
 def _next(nodes, i, x):  # type: ignore[no-untyped-def]  # compiled: numba infers the types
-    """The child of inner node `i` on the way of row `x`."""
-    value, right = x[nodes[i].feature], nodes[i].right
-    if value <= nodes[i].threshold:
-        return i + 1
-    if value > nodes[i].threshold:
-        return abs(right)
-    return i + 1 if right > 0 else -right
+    """The child of inner node `i` on the way of row `x`. Indices are unsigned: they need no test for negative ones."""
+    value, right = x[np.uint64(nodes[i].feature)], nodes[i].right
+    left = (value <= nodes[i].threshold) | (np.isnan(value) & (right > 0))
+    return i + np.uint64(1) if left else np.uint64(abs(right))
 
 
-@numba.njit(cache=True)
-def _walk(nodes, roots, starts, baselines, x, out):  # type: ignore[no-untyped-def]  # compiled: numba infers the types
+@_native
+def _term(term, x):  # type: ignore[no-untyped-def]  # compiled: numba infers the types
+    """What one linear term adds for row `x`."""
+    value = x[term.column]
+    return term.missing if np.isnan(value) else (value - term.centre) * term.weight
+
+
+@_native
+def _linked(raw, link):  # type: ignore[no-untyped-def]  # compiled: numba infers the types
+    """The probability that a raw sum means."""
+    if link == 1:
+        return 1.0 / (1.0 + np.exp(-raw))
+    if link == 2:
+        return 2.0**raw
+    return raw
+
+
+@_native
+def _on_curve(xs, ys, first, end, p):  # type: ignore[no-untyped-def]  # compiled: numba infers the types
+    """The curve's height over `p`, as `np.interp` has it; not a number where `p` is none."""
+    if first == end or np.isnan(p):
+        return p
+    if p <= xs[first]:
+        return ys[first]
+    if p >= xs[end - 1]:
+        return ys[end - 1]
+    low, high = first, end - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        if xs[middle] <= p:
+            low = middle
+        else:
+            high = middle
+    return ys[low] + (ys[high] - ys[low]) / (xs[high] - xs[low]) * (p - xs[low])
+
+
+@_native
+def _walk(nodes, roots, starts, terms, term_starts, baselines, links, xs, ys, curves, x, out):  # type: ignore[no-untyped-def]  # compiled
     """Each member's probability for row `x`, into `out`."""
     for member in range(baselines.size):
         raw = baselines[member]
         for tree in range(starts[member], starts[member + 1]):
-            i = roots[tree]
+            i = np.uint64(roots[tree])
             while nodes[i].feature >= 0:
                 i = _next(nodes, i, x)
             raw += nodes[i].threshold
-        out[member] = 1.0 / (1.0 + np.exp(-raw))
+        for term in range(term_starts[member], term_starts[member + 1]):
+            raw += _term(terms[term], x)
+        out[member] = _on_curve(xs, ys, curves[member], curves[member + 1], _linked(raw, links[member]))
 
 
-@numba.njit(cache=True)
-def _walk_all(nodes, roots, starts, baselines, rows, out):  # type: ignore[no-untyped-def]  # compiled: numba infers the types
+@_native
+def _walk_all(nodes, roots, starts, terms, term_starts, baselines, links, xs, ys, curves, rows, out):  # type: ignore[no-untyped-def]  # compiled
     """The same for every row of a matrix."""
     for row in range(rows.shape[0]):
-        _walk(nodes, roots, starts, baselines, rows[row], out[row])
+        _walk(nodes, roots, starts, terms, term_starts, baselines, links, xs, ys, curves, rows[row], out[row])
 
 
-@numba.njit(cache=True)
-def _explain(nodes, expected, roots, starts, weights, x, out):  # type: ignore[no-untyped-def]  # compiled: numba infers the types
-    """Adds to `out[column]` the weighted change of expectation that each split on the column made for row `x`."""
-    for member in range(weights.size):
-        for tree in range(starts[member], starts[member + 1]):
-            i = roots[tree]
-            while nodes[i].feature >= 0:
-                child = _next(nodes, i, x)
-                out[nodes[i].feature] += weights[member] * (expected[child] - expected[i])
-                i = child
+@_native
+def _score(nodes, roots, starts, terms, term_starts, baselines, links, xs, ys, curves, weights, x, out):  # type: ignore[no-untyped-def]  # compiled
+    """Each member's probability, then their weighted sum, then the score: all into `out`."""
+    members = baselines.size
+    _walk(nodes, roots, starts, terms, term_starts, baselines, links, xs, ys, curves, x, out)
+    total = 0.0
+    for member in range(members):
+        total += out[member] * weights[member]
+    out[members] = total
+    out[members + 1] = _on_curve(xs, ys, curves[members], curves[members + 1], total)
+
+
+@_native
+def _calibrate(xs, ys, first, end, values, out):  # type: ignore[no-untyped-def]  # compiled: numba infers the types
+    """One curve's heights over many values."""
+    for i in range(values.size):
+        out[i] = _on_curve(xs, ys, first, end, values[i])
+
+
+def _arrays(forest: Forest) -> Any:
+    """The arrays that a walk reads, in the kernels' order."""
+    return (forest.nodes, *forest[2:])
 
 
 def probabilities(forest: Forest, vector: Floats) -> Floats:
-    """float64[members]: each member's probability for one row (float64[columns], C order). Microseconds."""
+    """float64[members]: each member's calibrated probability for one row (float64[columns], C order). Microseconds."""
     out: Floats = np.empty(len(forest.baselines))
-    _walk(forest.nodes, forest.roots, forest.starts, forest.baselines, vector, out)
+    _walk(*_arrays(forest), vector, out)
     return out
 
 
 def probabilities_of_all(forest: Forest, rows: Floats) -> Floats:
-    """float64[rows, members]: each member's probability for each row of a matrix."""
+    """float64[rows, members]: each member's calibrated probability for each row of a matrix."""
     out: Floats = np.empty((len(rows), len(forest.baselines)))
-    _walk_all(forest.nodes, forest.roots, forest.starts, forest.baselines, np.ascontiguousarray(rows, dtype=np.float64), out)
+    _walk_all(*_arrays(forest), np.ascontiguousarray(rows, dtype=np.float64), out)
     return out
 
 
-def contributions(forest: Forest, weights: Floats, vector: Floats) -> Floats:
-    """float64[columns]: how far each column moved the members' weighted log-odds from their mean (path attribution, A. Saabas 2014)."""
-    out: Floats = np.zeros(len(vector))
-    _explain(forest.nodes, forest.expected, forest.roots, forest.starts, weights, vector, out)
+def scored(forest: Forest, weights: Floats, vector: Floats) -> Floats:
+    """float64[members + 2]: each member's probability, their weighted sum, and the score that the ensemble's curve makes of it."""
+    out: Floats = np.empty(len(forest.baselines) + 2)
+    _score(*_arrays(forest), weights, vector, out)
     return out
+
+
+def calibrated(forest: Forest, totals: Floats) -> Floats:
+    """float64[rows]: the scores (0 to 1) that the ensemble's curve makes of weighted sums."""
+    out: Floats = np.empty(len(totals))
+    _calibrate(forest.curve_x, forest.curve_y, *forest.curve_starts[-2:], np.ascontiguousarray(totals, dtype=np.float64), out)
+    return out
+
+
+class Explained(NamedTuple):
+    """What follows from a forest, and is needed to say why it says something: made once for each."""
+
+    expected: Floats  # by node: the mean of the leaves below it, weighted by the training rows in them
+    base: Floats  # by member: the raw sum that it expects before it knows anything
+    depth: int  # inner nodes on the longest way
+    exact: Ints  # by member: 1 if its trees are attributed exactly, 0 if by their paths
+
+
+EXACT_MAX = 600_000
+"""Steps of exact attribution for one payment, over all members: about a millisecond. Members beyond it are attributed by their paths."""
+
+
+@_native
+def _measure(nodes, cover, roots, out, depths, steps):  # type: ignore[no-untyped-def]  # compiled: numba infers the types
+    """By node the expected value and depth, into `out` and `depths`; by tree the steps that its exact attribution takes."""
+    for i in range(nodes.size - 1, -1, -1):  # children lie behind their parents
+        if nodes[i].feature < 0:
+            out[i] = nodes[i].threshold
+        else:
+            left, right = i + 1, abs(nodes[i].right)
+            out[i] = (cover[left] * out[left] + cover[right] * out[right]) / (cover[left] + cover[right])
+    for tree in range(roots.size):
+        end = roots[tree + 1] if tree + 1 < roots.size else nodes.size
+        for i in range(roots[tree], end):
+            if nodes[i].feature >= 0:
+                depths[i + 1] = depths[abs(nodes[i].right)] = depths[i] + 1
+                steps[tree] += depths[i]
+            else:
+                steps[tree] += depths[i] * (depths[i] + 1)
+
+
+def explained(forest: Forest, steps_max: float = EXACT_MAX) -> Explained:
+    """What `attributions` needs to know of a forest. The cheapest members are attributed exactly, as long as `steps_max` lasts."""
+    expected, depths = np.empty(len(forest.nodes)), np.zeros(len(forest.nodes), dtype=np.int64)
+    steps = np.zeros(len(forest.roots))
+    _measure(forest.nodes, forest.cover, forest.roots, expected, depths, steps)
+    parts = [slice(a, b) for a, b in pairwise(forest.starts)]
+    base = forest.baselines + np.array([expected[forest.roots[part]].sum() for part in parts])
+    cost = np.array([steps[part].sum() for part in parts])
+    order = np.argsort(cost, kind="stable")
+    exact = np.zeros(len(cost), dtype=np.int32)
+    exact[order[np.cumsum(cost[order]) <= steps_max]] = 1
+    return Explained(expected, base, int(depths.max(initial=0)), exact)
+
+
+@_native
+def _along(nodes, expected, i, x, out):  # type: ignore[no-untyped-def]  # compiled: numba infers the types
+    """Adds to `out[column]` the change of expectation that each split on the column made on the way of row `x` (A. Saabas 2014)."""
+    while nodes[i].feature >= 0:
+        child = _next(nodes, i, x)
+        out[nodes[i].feature] += expected[child] - expected[i]
+        i = child
+
+
+@_native
+def _extend(share, length, zero, one):  # type: ignore[no-untyped-def]  # compiled: numba infers the types
+    """Lundberg's EXTEND: the shares of subsets by size, with one feature more on the path."""
+    share[length] = 1.0 if length == 0 else 0.0
+    each = 1.0 / (length + 1)
+    for i in range(length - 1, -1, -1):
+        share[i + 1] += one * share[i] * ((i + 1) * each)
+        share[i] *= zero * ((length - i) * each)
+
+
+@_native
+def _unwind(column, zeros, ones, share, length, k, inverse):  # type: ignore[no-untyped-def]  # compiled: numba infers the types
+    """Lundberg's UNWIND: the path without its entry `k`. What is met is wholly met, so `one` is 0 or 1."""
+    last = length - 1
+    following = share[last]
+    for i in range(last - 1, -1, -1):
+        if ones[k] != 0.0:
+            before = share[i]
+            share[i] = following * length * inverse[i + 1]
+            following = before - share[i] * zeros[k] * ((last - i) * inverse[length])
+        else:
+            share[i] = share[i] * length * inverse[last - i] / zeros[k]
+    for i in range(k, last):
+        column[i], zeros[i], ones[i] = column[i + 1], zeros[i + 1], ones[i + 1]
+
+
+@_native
+def _without(zero, one, share, length, inverse):  # type: ignore[no-untyped-def]  # compiled: numba infers the types
+    """The sum of shares that UNWIND would leave."""
+    last, total = length - 1, 0.0
+    if one != 0.0:
+        following = share[last]
+        for i in range(last - 1, -1, -1):
+            part = following * inverse[i + 1]
+            total += part
+            following = share[i] - part * zero * (last - i)
+        return total * length
+    for i in range(last - 1, -1, -1):
+        total += share[i] * inverse[last - i]
+    return total * length / zero
+
+
+@_native
+def _shapley(nodes, cover, root, x, out, columns, zeros, ones, shares, lengths, waiting, fractions, inverse):  # type: ignore[no-untyped-def]
+    """Adds one tree's exact path-dependent Shapley values to `out[column]` (S. M. Lundberg et al. 2020, algorithm 2).
+
+    Level by level a row of each scratch array is the path down to there. `waiting` and `fractions` are the nodes still to visit.
+    """
+    waiting[0, 0], waiting[0, 1], waiting[0, 2] = root, 0, -1
+    fractions[0, 0], fractions[0, 1] = 1.0, 1.0
+    left_over = 1
+    while left_over > 0:
+        left_over -= 1
+        node, level = waiting[left_over, 0], waiting[left_over, 1]
+        length = 0
+        if level > 0:
+            length = lengths[level - 1]
+            for i in range(length):
+                columns[level, i], zeros[level, i], ones[level, i] = columns[level - 1, i], zeros[level - 1, i], ones[level - 1, i]
+                shares[level, i] = shares[level - 1, i]
+        zero, one = fractions[left_over, 0], fractions[left_over, 1]
+        columns[level, length], zeros[level, length], ones[level, length] = waiting[left_over, 2], zero, one
+        _extend(shares[level], length, zero, one)
+        length += 1
+        lengths[level] = length
+        if nodes[node].feature < 0:
+            for i in range(1, length):
+                share = _without(zeros[level, i], ones[level, i], shares[level], length, inverse)
+                out[columns[level, i]] += share * (ones[level, i] - zeros[level, i]) * nodes[node].threshold
+            continue
+        column, zero, one = nodes[node].feature, 1.0, 1.0
+        for k in range(1, length):
+            if columns[level, k] == column:
+                zero, one = zeros[level, k], ones[level, k]
+                _unwind(columns[level], zeros[level], ones[level], shares[level], length, k, inverse)
+                lengths[level] = length - 1
+                break
+        hot = np.int64(_next(nodes, np.uint64(node), x))
+        left, right = node + 1, np.int64(abs(nodes[node].right))
+        for child in (left, right):
+            waiting[left_over, 0], waiting[left_over, 1], waiting[left_over, 2] = child, level + 1, column
+            fractions[left_over, 0] = zero * cover[child] / (cover[left] + cover[right])
+            fractions[left_over, 1] = one if child == hot else 0.0
+            left_over += 1
+
+
+@_native
+def _attribute(nodes, cover, roots, starts, terms, term_starts, expected, depth, exact, x, out):  # type: ignore[no-untyped-def]  # compiled
+    """Each member's attribution of its raw sum to columns, into `out[member, column]`."""
+    size = depth + 2
+    columns, lengths, waiting = np.empty((size, size), np.int64), np.empty(size, np.int64), np.empty((size, 3), np.int64)
+    zeros, ones, shares, fractions = np.empty((size, size)), np.empty((size, size)), np.empty((size, size)), np.empty((size, 2))
+    inverse = 1.0 / np.maximum(np.arange(size + 1), 1)
+    for member in range(exact.size):
+        for tree in range(starts[member], starts[member + 1]):
+            if exact[member]:
+                _shapley(nodes, cover, roots[tree], x, out[member], columns, zeros, ones, shares, lengths, waiting, fractions, inverse)
+            else:
+                _along(nodes, expected, np.uint64(roots[tree]), x, out[member])
+        for term in range(term_starts[member], term_starts[member + 1]):
+            out[member, terms[term].column] += _term(terms[term], x)
+
+
+@_native
+def _mean(links, xs, ys, curves, raws, out):  # type: ignore[no-untyped-def]  # compiled: numba infers the types
+    """The calibrated probability that each member's raw sum means."""
+    for member in range(raws.size):
+        out[member] = _on_curve(xs, ys, curves[member], curves[member + 1], _linked(raws[member], links[member]))
+
+
+def attributions(forest: Forest, known: Explained, vector: Floats) -> Floats:
+    """float64[members, columns]: how far each column moved each member's raw sum (log-odds, shares, -depth) from what it expects.
+
+    Trees: exact path-dependent Shapley values where `known.exact`, else changes of expectation along the path. Each member's row adds up to
+    its raw sum less `known.base`.
+    """
+    out: Floats = np.zeros((len(forest.baselines), len(vector)))
+    f = forest
+    _attribute(f.nodes, f.cover, f.roots, f.starts, f.terms, f.term_starts, known.expected, known.depth, known.exact, vector, out)
+    return out
+
+
+def contributions(forest: Forest, known: Explained, weights: Floats, vector: Floats) -> Floats:
+    """float64[columns]: how far each column moved the score (0 to 1) from what the members expect; they add up to the whole way.
+
+    A member's attribution is of its raw sum; link and calibration stretch it by as much as they stretch the sum itself.
+    """
+    moved = attributions(forest, known, vector)
+    after, before = meant(forest, known.base + moved.sum(axis=1)), meant(forest, known.base)
+    by_column: Floats = (weights * _slopes(after - before, moved.sum(axis=1))) @ moved
+    ends = np.array([weights @ before, weights @ after])
+    (stretch,) = _slopes(np.diff(calibrated(forest, ends)), np.diff(ends))
+    return by_column * stretch
+
+
+def meant(forest: Forest, raws: Floats) -> Floats:
+    """float64[members]: the calibrated probability that each member's raw sum means."""
+    out: Floats = np.empty(len(raws))
+    _mean(forest.links, forest.curve_x, forest.curve_y, forest.curve_starts, raws, out)
+    return out
+
+
+def _slopes(rise: Floats, run: Floats) -> Floats:
+    """Rise over run; 0 where there is no run."""
+    return np.divide(rise, run, out=np.zeros(len(run)), where=run != 0)

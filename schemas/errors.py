@@ -66,4 +66,8 @@ class SettingsError(HoldfastError):
 
 
 class ArtefactError(HoldfastError):
-    """A model or policy artefact is missing, altered or does not fit this catalogue."""
+    """A model or policy artefact is missing, altered or does not fit this catalogue; `code` is stable."""
+
+    def __init__(self, reason: str, code: str = "unfit") -> None:
+        super().__init__(reason)
+        self.code = code

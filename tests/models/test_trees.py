@@ -1,4 +1,4 @@
-"""Proves that flattened trees say what scikit-learn says, to the last digits, and that their paths add up."""
+"""Proves that compiled trees say what scikit-learn says, to the last digits, and that their paths add up."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from hypothesis.extra import numpy as hnp
 from sklearn.ensemble import HistGradientBoostingClassifier
 from threadpoolctl import threadpool_limits
 
-from models.trees import contributions, flattened, joined, probabilities, probabilities_of_all, sound
+from models.compiled import compiled, joined
+from models.trees import contributions, expected, probabilities, probabilities_of_all, sound
 from schemas.errors import ArtefactError
 
 RNG = np.random.default_rng(3)
@@ -19,7 +20,7 @@ ROWS[RNG.random(ROWS.shape) < 0.15] = np.nan
 TRUTH = np.nan_to_num(ROWS[:, 0]) + np.nan_to_num(ROWS[:, 2]) * np.nan_to_num(ROWS[:, 4]) + RNG.normal(size=800) > 0.6
 COLUMNS = ((0, 1, 2, 3, 4, 5), (4, 2), (1,))
 ESTIMATORS = [HistGradientBoostingClassifier(max_iter=20, max_leaf_nodes=8, random_state=1).fit(ROWS[:, c], TRUTH) for c in COLUMNS]
-FOREST = joined([flattened(e, c) for e, c in zip(ESTIMATORS, COLUMNS, strict=True)])
+FOREST = joined([compiled(e, c) for e, c in zip(ESTIMATORS, COLUMNS, strict=True)])
 
 NUMBERS = st.one_of(st.just(np.nan), st.just(np.inf), st.just(-np.inf), st.floats(-5, 5), st.sampled_from(ROWS[~np.isnan(ROWS)][:200].tolist()))
 
@@ -54,16 +55,16 @@ def test_contributions_add_up_to_the_log_odds_above_the_expected() -> None:
             alone[member] = 1.0
             moved = contributions(FOREST, alone, row)
             trees = FOREST.roots[FOREST.starts[member] : FOREST.starts[member + 1]]
-            expected = FOREST.baselines[member] + FOREST.expected[trees].sum()
+            mean = FOREST.baselines[member] + expected(FOREST)[trees].sum()
             probability = probabilities(FOREST, row)[member]
-            assert expected + moved.sum() == pytest.approx(np.log(probability / (1 - probability)), abs=1e-9)
+            assert mean + moved.sum() == pytest.approx(np.log(probability / (1 - probability)), abs=1e-9)
             assert not moved[[c for c in range(6) if c not in COLUMNS[member]]].any()
 
 
 def test_the_expected_value_of_a_tree_is_its_mean_over_the_training_rows() -> None:
-    alone = joined([flattened(ESTIMATORS[0], COLUMNS[0])])
+    alone = joined([compiled(ESTIMATORS[0], COLUMNS[0])])
     odds = np.log(probabilities_of_all(alone, ROWS)[:, 0] / (1 - probabilities_of_all(alone, ROWS)[:, 0]))
-    assert alone.baselines[0] + alone.expected[alone.roots].sum() == pytest.approx(odds.mean(), abs=1e-9)
+    assert alone.baselines[0] + expected(alone)[alone.roots].sum() == pytest.approx(odds.mean(), abs=1e-9)
 
 
 @pytest.mark.parametrize("damage", ["feature", "right", "loop", "starts", "roots"])
