@@ -9,11 +9,14 @@ from models.history import Flags, Floats
 
 EDGE = 1e-6
 """Outputs nearer to 0 or 1 than this count as this near."""
-GRID = 1 / (1 + np.exp(-np.linspace(-13.75, 13.75, 221)))
-"""Outputs at which a curve has its points; between them lines are straight."""
+ODDS = np.linspace(-13.75, 13.75, 221)
+GRID = 1 / (1 + np.exp(-ODDS))
+"""Outputs, and their log-odds, at which a curve has its points; between them lines are straight."""
 STRENGTH = 1.0
 """How strongly slopes are drawn towards 1 and the shift towards 0: as much as one row would. No slope is infinite where classes part cleanly."""
 ROUNDS = 50
+SUREST = 13.0
+"""No curve goes beyond these log-odds: nobody has seen payments enough to be surer."""
 
 
 def calibration(raw: Floats, truth: Flags) -> Curve:
@@ -29,7 +32,7 @@ def calibration(raw: Floats, truth: Flags) -> Curve:
         a, b, c = _logistic(columns, truth, kept)
     a, b = (a, b) if max(a, b) > 0 else (1.0, 0.0)  # it says the opposite of the truth: as it is, shifted
     logs = _logs(GRID)
-    height = 1 / (1 + np.exp(-np.clip(a * logs[:, 0] + b * logs[:, 1] + c, -30.0, 30.0)))
+    height = 1 / (1 + np.exp(-np.clip(a * logs[:, 0] + b * logs[:, 1] + c, -SUREST, SUREST) - 0.01 * ODDS))  # level nowhere
     ends = 0.9 * height[0], 1 - 0.9 * (1 - height[-1])  # beyond the grid it still rises, a little
     return Curve(np.concatenate(([0.0], GRID, [1.0])), np.concatenate((ends[:1], height, ends[1:])))
 

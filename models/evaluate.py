@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from models.figures import USUAL, Bin, Estimate, Operation, Sheet, Tested, draws, estimates, reliability
+from models.figures import USUAL, Bin, Estimate, Operation, Sheet, Trial, draws, estimates, reliability
 from models.history import Believed, Flags, Floats, History, Ints
 from models.recipe import Recipe
 from models.train import Team, fit
@@ -76,7 +76,7 @@ def midnight_before(moment_ms: int) -> int:
     return moment_ms // DAY_MS * DAY_MS
 
 
-def tested_in(history: History, fold: Fold, truth: Believed) -> tuple[Ints, int]:
+def rows_tried(history: History, fold: Fold, truth: Believed) -> tuple[Ints, int]:
     """The rows that the fold is tested on, and how many cards were left out of it because a fraud on them was known when a day began."""
     rows = np.arange(*np.searchsorted(history.at_ms, [fold.test_from_ms, fold.test_until_ms], "left"))
     known_ms = np.full(int(history.cards.max(initial=-1)) + 1, NEVER)
@@ -110,7 +110,7 @@ def evaluated(
     for number, fold in enumerate(rolled, 1):
         examples = history.training_set(fold.test_from_ms, fold.test_from_ms - fold.train_until_ms + 1, fold.train_from_ms)
         team = fit(examples, recipe, seed, threads)
-        rows, left_out = tested_in(history, fold, truth)
+        rows, left_out = rows_tried(history, fold, truth)
         tested = _tested(history, fold, rows, truth.frauds)
         for name, scores in _scores(team, history.vectors, rows, names).items():
             sheets[name].append(Sheet.of(tested, scores, operation))
@@ -125,10 +125,10 @@ def evaluated(
     return Evaluation(names[:-2], tuple(tries), table, points)
 
 
-def _tested(history: History, fold: Fold, rows: Ints, frauds: Flags) -> Tested:
+def _tested(history: History, fold: Fold, rows: Ints, frauds: Flags) -> Trial:
     days = (history.at_ms[rows] - fold.test_from_ms) // DAY_MS
     count = -(-(fold.test_until_ms - fold.test_from_ms) // DAY_MS)
-    return Tested(frauds[rows], days, np.unique(history.cards[rows], return_inverse=True)[1], history.amounts_minor[rows], count)
+    return Trial(frauds[rows], days, np.unique(history.cards[rows], return_inverse=True)[1], history.amounts_minor[rows], count)
 
 
 def _scores(team: Team, vectors: Floats, rows: Ints, names: tuple[str, ...]) -> dict[str, Floats]:

@@ -39,7 +39,7 @@ USUAL = Operation()
 
 
 @dataclass(frozen=True, eq=False)
-class Tested:
+class Trial:
     """The rows that a model is tested on, with the truth about them. `days` counts from the first test day, which is 0."""
 
     frauds: Flags
@@ -69,7 +69,7 @@ class Ranked:
     last: Ints
 
     @classmethod
-    def of(cls, tested: Tested, scores: Floats) -> Ranked:
+    def of(cls, tested: Trial, scores: Floats) -> Ranked:
         """The rows by these scores."""
         order = np.argsort(-scores, kind="stable")
         falls = np.flatnonzero(np.diff(scores[order]))
@@ -107,7 +107,7 @@ def _at_most(false_rate: Floats, recall: Floats, rate: float) -> float:
 # Days.
 
 
-def card_precisions(tested: Tested, scores: Floats, k: int) -> Floats:
+def card_precisions(tested: Trial, scores: Floats, k: int) -> Floats:
     """float64[days]: of the k cards with the highest score each day, the share that was defrauded that day; cards found are left out later."""
     found = np.zeros(int(tested.cards.max(initial=-1)) + 1, np.bool_)
     precisions = np.zeros(tested.days_count)
@@ -136,7 +136,7 @@ class Days:
     card_ceiling: Floats
 
     @classmethod
-    def of(cls, tested: Tested, scores: Floats, operation: Operation) -> Days:
+    def of(cls, tested: Trial, scores: Floats, operation: Operation) -> Days:
         """The sums of these scores."""
         costs, alert = operation.costs, np.rint(scores * 1000) > operation.alert_above
         hit = alert & tested.frauds
@@ -165,7 +165,7 @@ class Days:
         }
 
 
-def _by_day(tested: Tested, values: npt.NDArray[np.generic]) -> Floats:
+def _by_day(tested: Trial, values: npt.NDArray[np.generic]) -> Floats:
     return np.bincount(tested.days, weights=values.astype(np.float64), minlength=tested.days_count)
 
 
@@ -184,7 +184,7 @@ class Sheet:
     days: Days
 
     @classmethod
-    def of(cls, tested: Tested, scores: Floats, operation: Operation) -> Sheet:
+    def of(cls, tested: Trial, scores: Floats, operation: Operation) -> Sheet:
         """The sheet of these scores."""
         return cls(Ranked.of(tested, scores), Days.of(tested, scores, operation))
 

@@ -21,7 +21,7 @@ from features.catalogue import CATALOGUE
 from models.calibrate import calibration, fitted_weights
 from models.compiled import EQUAL_WITHIN, Curve, Grown, apart, compiled, joined, plain
 from models.ensemble import Artefact, Ensemble, Member
-from models.figures import Ranked, Tested
+from models.figures import Ranked, Trial
 from models.history import Examples, Flags, Floats, Ints, families_of
 from models.policy import Policy
 from models.recipe import EVERY, MemberRow, Recipe
@@ -194,7 +194,7 @@ def train(examples: Examples, recipe: Recipe, policy: Policy, seed: int, threads
         seed=seed,
         sklearn_version=sklearn.__version__,
         policy_id=policy.policy_id,
-        recipe_id=recipe.recipe_id,
+        shift=0.0,
         figures=measured(ensemble.scores(examples.vectors[first:]), examples.frauds[first:], policy),
     )
 
@@ -229,7 +229,7 @@ def _usual(honest: Floats) -> Floats:
 def measured(scores: Floats, truth: Flags, policy: Policy) -> dict[str, float | None]:
     """Figures of scores (0 to 1) against the truth: ranking, and precision and recall above the policy's thresholds."""
     both = 0 < truth.sum() < len(truth)
-    one_day = Ranked.of(Tested(truth, *(np.zeros(len(truth), np.int64) for _ in range(3)), 1), scores) if both else None
+    one_day = Ranked.of(Trial(truth, *(np.zeros(len(truth), np.int64) for _ in range(3)), 1), scores) if both else None
     ranking = one_day.figures(np.ones(1)) if one_day else {}
     figures: dict[str, float | None] = {
         "rows": float(len(truth)),

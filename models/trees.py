@@ -9,8 +9,6 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from schemas.errors import ArtefactError
-
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int32]
 

@@ -92,7 +92,6 @@ def figures_of(made: Trained) -> dict[str, Any]:
     return {
         "rows": artefact.rows,
         "frauds": artefact.frauds,
-        "recipe_id": artefact.recipe_id,
         "weights": {member.name: member.weight for member in artefact.ensemble.members},
         "held_out": dict(artefact.figures),
         "held_out_by_kind": {kind: caught._asdict() for kind, caught in made.caught.items()},

@@ -1,0 +1,34 @@
+"""Proves that a recipe is read row by row and that what is wrong with it is named."""
+
+from __future__ import annotations
+
+import pytest
+
+from models.recipe import recipe_from_toml
+from schemas.errors import SettingsError
+from tests.models.conftest import DEFAULT_RECIPE_TEXT
+
+
+def test_the_default_recipe_has_five_members_with_the_weights_of_the_house() -> None:
+    recipe = recipe_from_toml(DEFAULT_RECIPE_TEXT)
+    assert dict(recipe.weights) == {"learned": 0.40, "behavioural": 0.20, "device": 0.15, "geographic": 0.15, "velocity": 0.10}
+    assert recipe.members[0].families == ("*",)
+    assert not recipe.fits_weights
+    assert recipe.recipe_id != recipe_from_toml(DEFAULT_RECIPE_TEXT + "# another text\n").recipe_id
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("weight = 0.40", "weight = 0.41", "sum to 1.01"),
+        ("weight = 0.40", "weight = -0.40", "weight"),
+        ('estimator = "hist_gradient_boosting"', 'estimator = "oracle"', "oracle"),
+        ('name = "device"', 'name = "velocity"', "two members 'velocity'"),
+        ("parts = 3", "parts = 1", "parts"),
+        ("parts = 3", "parts = 3\nparst = 4", "parst"),
+        ("parts = 3", "parts =", "recipe"),
+    ],
+)
+def test_what_is_wrong_with_a_recipe_is_named(old: str, new: str, named: str) -> None:
+    with pytest.raises(SettingsError, match=named):
+        recipe_from_toml(DEFAULT_RECIPE_TEXT.replace(old, new, 1))
