@@ -35,12 +35,12 @@ class Given(NamedTuple):
     label_delay_ms: int
 
 
-def training_set(folder: Path, until_ms: int | None = None, label_delay_ms: int | None = None) -> Examples:
+def training_set(folder: Path, until_ms: int | None = None, label_delay_ms: int | None = None, catalogue: Catalogue = CATALOGUE) -> Examples:
     """The rows in a folder that were at least `label_delay_ms` old at `until_ms`, with their labels as known then.
 
     By default `until_ms` is the history's last moment, and the delay is that of the folder (`given_in`).
     """
-    history, usual_ms = given_in(folder)
+    history, usual_ms = given_in(folder, catalogue)
     return history.training_set(history.last_ms if until_ms is None else until_ms, usual_ms if label_delay_ms is None else label_delay_ms)
 
 
