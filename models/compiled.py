@@ -17,8 +17,8 @@ import numpy.typing as npt
 from models.trees import EXP2, IDENTITY, LOGISTIC, NODE, TERM, Floats, Forest, Ints, probabilities_of_all
 from schemas.errors import ArtefactError
 
-EQUAL_WITHIN = 1e-12
-"""How near a compiled member must come to scikit-learn's own probability, on every row."""
+EQUAL_WITHIN, EQUAL_ON = 1e-12, 100_000
+"""How near a compiled member must come to scikit-learn's own probability, and on how many rows at least."""
 
 
 class Curve(NamedTuple):
@@ -124,18 +124,25 @@ def _linear(estimator: Any, inputs: Sequence[_Input]) -> Grown:
     """A logistic regression: each column adds to the log-odds from its mean; an imputed value adds what was imputed."""
     _binary(len(estimator.classes_) == 2)
     baseline = float(estimator.intercept_[0])
-    terms: dict[int, tuple[int, float, float, float]] = {}
+    slopes: dict[int, tuple[float, float, float]] = {}  # by column: centre, weight, what an imputed value adds
+    told: dict[int, tuple[float, float]] = {}  # by column: what its indicator adds where the value is there, and where it is missing
     for i, weight in zip(inputs, estimator.coef_[0] / [i.scale for i in inputs], strict=True):
-        column, centre, slope, missing = terms.get(i.column, (i.column, 0.0, 0.0, 0.0))
         if i.indicator:
-            baseline -= weight * i.centre
-            missing += weight
-        else:
-            if np.isnan(i.imputed):
-                raise ArtefactError("a linear member needs an imputer before it: values may be missing", "unknown_estimator")
-            centre, slope, missing = i.centre, weight, missing + weight * (i.imputed - i.centre)
-        terms[i.column] = (column, centre, slope, missing)
-    rows = [(centre, slope, missing, column) for column, centre, slope, missing in terms.values()]
+            told[i.column] = (-weight * i.centre, weight * (1.0 - i.centre))
+        elif np.isnan(i.imputed):
+            raise ArtefactError("a linear member needs an imputer before it: values may be missing", "unknown_estimator")
+        elif i.centre != 0.0:
+            slopes[i.column] = (i.centre, weight, weight * (i.imputed - i.centre))
+        else:  # nobody took the mean: what is imputed is as usual as anything
+            slopes[i.column] = (i.imputed, weight, 0.0)
+            baseline += weight * i.imputed
+    rows = []
+    for column in slopes | told:
+        centre, weight, missing = slopes.get(column, (0.0, 0.0, 0.0))
+        there, absent = told.get(column, (0.0, 0.0))
+        if weight == 0.0:
+            baseline, there, absent = baseline + there, 0.0, absent - there
+        rows.append((centre - (there / weight if weight else 0.0), weight, missing + absent, column))
     none = np.empty(0, dtype=np.int32)
     return Grown(np.empty(0, NODE), np.empty(0), none, np.array(rows, dtype=TERM), baseline, LOGISTIC)
 
@@ -254,6 +261,13 @@ def plain(estimator: Any, rows: Floats) -> Floats:
     if hasattr(estimator, "score_samples"):
         return np.asarray(-estimator.score_samples(rows), dtype=np.float64)
     return np.asarray(estimator.predict_proba(rows)[:, 1], dtype=np.float64)
+
+
+def mixed(rows: Floats, count: int, seed: int) -> Floats:
+    """float64[at least count, columns]: the rows, and as many more as are wanted, each value of them drawn from its column anywhere."""
+    more = max(count - len(rows), 0)
+    rng = np.random.default_rng(seed)
+    return np.vstack([rows, np.column_stack([column[rng.integers(0, len(rows), more)] for column in rows.T])])
 
 
 def apart(grown: Grown, estimator: Any, mine: Floats, rows: Floats) -> float:

@@ -7,15 +7,18 @@ from collections.abc import Iterable, Iterator, Sequence
 import msgspec
 import numpy as np
 
+from features.row import Feature, Fold
 from models.ensemble import Ensemble, Scored
 from models.hold import Refusal
 from models.policy import SEVERITY, Policy, Rule
-from models.trees import Floats
+from models.trees import Explained, Floats, explained
 from schemas.decision import Contribution, Outcome, Reason, ReasonSource, Risk
 from schemas.transaction import CREDITS, Transaction
 
 REASONS_MAX = 4
 """Regulation B, comment 9(b)(2)-1: more than four reasons are not likely to help."""
+TOP_REASON_AGREES_MIN = 0.9
+"""Where a member is too deep to be attributed exactly: the share of blocks whose first reason must be the exact one."""
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -131,17 +134,50 @@ def _reasons(
             yield Reason(code=missing.partition(":")[0], source=ReasonSource.DEGRADED)
 
 
-def _of_the_model(ensemble: Ensemble, reason_of: Sequence[str], vector: Floats, scored: Scored) -> Iterator[Reason]:
-    """The columns that raised the score most.
+def _of_the_model(ensemble: Ensemble, reason_of: Sequence[str], vector: Floats, scored: Scored, known: Explained | None = None) -> Iterator[Reason]:
+    """The reasons that raised the score most, each the sum of its columns and named for the one that did most.
 
     A value on the honest side of the usual one, or a missing one, would make a reason that reads as an error ("many
     payments": none): such a column is named only if nothing better can be said, and then alone.
     """
-    moved = ensemble.contributions(scored, vector)
-    telling = (moved > 0) & ensemble.telling(vector)
-    ranked = np.argsort(np.where(telling, -moved, np.inf), kind="stable")[: int(telling.sum())].tolist() or [int(np.argmax(moved))]
-    for column in ranked:
-        yield Reason(code=reason_of[column], source=ReasonSource.MODEL, feature=ensemble.names[column], value=_value(vector[column]))
+    moved = ensemble.contributions(scored, vector, known)
+    telling = np.flatnonzero((moved > 0) & ensemble.telling(vector)).tolist() or [int(np.argmax(moved))]
+    raised: dict[str, float] = {}
+    foremost: dict[str, int] = {}
+    for column in sorted(telling, key=lambda c: -moved[c]):
+        code = reason_of[column]
+        raised[code] = raised.get(code, 0.0) + moved[column]
+        foremost.setdefault(code, column)
+    for code in sorted(raised, key=lambda c: -raised[c]):
+        column = foremost[code]
+        yield Reason(code=code, source=ReasonSource.MODEL, feature=ensemble.names[column], value=_value(vector[column]))
+
+
+def top_reason_agrees(ensemble: Ensemble, reason_of: Sequence[str], vectors: Floats) -> float:
+    """The share of these vectors (blocks) whose first reason of the score is the one that exact attribution of every member gives."""
+    if ensemble.known.exact.all() or not len(vectors):
+        return 1.0
+    exact = explained(ensemble.forest, np.inf)
+    agreed = 0
+    for vector in vectors:
+        scored = ensemble.score(vector)
+        first, wanted = (next(_of_the_model(ensemble, reason_of, vector, scored, known)) for known in (None, exact))
+        agreed += first.code == wanted.code
+    return agreed / len(vectors)
+
+
+def sentence(reason: Reason, row: Feature, usual: float) -> str:
+    """The reason in an analyst's words: "12 payments on the card within ten minutes; usual: 0.3". `row` is its feature's, NaN: nothing is usual."""
+    what = row.why.partition(":")[0]
+    value = "missing" if reason.value is None else _said(reason.value)
+    counted = isinstance(row.shape.expression, Fold) and row.shape.expression.op in ("count", "distinct")
+    said = f"{value} {what[0].lower()}{what[1:]}" if counted else f"{what}: {value}"
+    return said if np.isnan(usual) else f"{said}; usual: {_said(usual)}"
+
+
+def _said(value: float) -> str:
+    """A number as people write it."""
+    return f"{value:,.0f}" if abs(value) >= 100 or value == round(value) else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2g}"
 
 
 def _value(value: float) -> float | None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models.trees import Floats, Forest, calibrated, contributions, probabilities_of_all, scored
+from models.trees import Explained, Floats, Forest, calibrated, contributions, explained, probabilities_of_all, scored
 
 Flags = npt.NDArray[np.bool_]
 LEARNED = "learned"
@@ -52,6 +52,7 @@ class Ensemble:
     absent: frozenset[str] = frozenset()
     _weights: tuple[float, ...] = field(init=False)
     _spoken: Floats = field(init=False)
+    known: Explained = field(init=False)  # what reasons need to know of the forest
 
     def __post_init__(self) -> None:
         """Weights of those present, so that they sum to 1."""
@@ -59,6 +60,7 @@ class Ensemble:
         share = 1.0 if math.isclose(sum(heard), 1.0) else sum(heard) or 1.0
         object.__setattr__(self, "_weights", tuple(w / share for w in heard))
         object.__setattr__(self, "_spoken", np.array(self._weights))
+        object.__setattr__(self, "known", explained(self.forest))
 
     def without(self, *names: str) -> Ensemble:
         """The ensemble that does not listen to these members; the weights of the others are scaled to sum to 1."""
@@ -96,9 +98,9 @@ class Ensemble:
         above: Flags = np.where(self.suspicious_low, vector < self.usual, vector > self.usual)
         return above
 
-    def contributions(self, scored: Scored, vector: Floats) -> Floats:
-        """float64[columns]: how far each column moved the weighted log-odds of the members that were heard, for reasons."""
-        return contributions(self.forest, np.array(scored.weights), vector)
+    def contributions(self, scored: Scored, vector: Floats, known: Explained | None = None) -> Floats:
+        """float64[columns]: how far each column moved the score of the members that were heard from what they expect, for reasons."""
+        return contributions(self.forest, known or self.known, np.array(scored.weights), vector)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,3 +117,4 @@ class Artefact:
     policy_id: str
     shift: float  # added to every member's log-odds
     figures: Mapping[str, float | None]  # measured on the held-out rows; None: could not be measured
+    checks: Mapping[str, float] = field(default_factory=dict)  # by name what the gates of a promotion look at: `models/registry.py`

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import io
 import json
 import os
 import tempfile
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from models.ensemble import Artefact, Ensemble, Member
+from models.artefact import ARRAYS, BYTES_MAX, CARD, SIGNATURE, Keys, opened, packed, unpacked
+from models.compiled import EQUAL_ON, EQUAL_WITHIN
+from models.decision import TOP_REASON_AGREES_MIN
+from models.ensemble import Artefact, Ensemble
 from models.policy import Policy, policy_from_toml
-from models.trees import Forest, sound
 from schemas.errors import ArtefactError
 
-ARRAYS, CARD, SIGNATURE = "arrays.npz", "card.json", "card.sig"
+POLICY_BYTES_MAX = 1 << 20
 DEFAULT_POLICY = Path(__file__).parent / "policies" / "default.toml"
+GATES: dict[str, Callable[[float], bool]] = {
+    "parity_max": lambda apart: apart <= EQUAL_WITHIN,
+    "parity_rows": lambda rows: rows >= EQUAL_ON,
+    "top_reason_agrees": lambda share: share >= TOP_REASON_AGREES_MIN,
+}
+"""What the checks in a model's card must be before it may decide; a check that was never made fails."""
 
 
 class Listed(NamedTuple):
@@ -32,50 +34,10 @@ class Listed(NamedTuple):
     champion: bool
 
 
-def packed(artefact: Artefact) -> dict[str, bytes]:
-    """The artefact's files by name: arrays (npz, no pickle) and the card (JSON: members, weights, catalogue, span, figures, SHA-256)."""
-    ensemble, out = artefact.ensemble, io.BytesIO()
-    np.savez(out, usual=ensemble.usual, suspicious_low=ensemble.suspicious_low, **ensemble.forest._asdict())
-    card = {
-        "catalogue_id": ensemble.catalogue_id,
-        "features": ensemble.names,
-        "members": [{"name": m.name, "weight": m.weight, "columns": m.columns} for m in ensemble.members],
-        "trained": {
-            "rows": artefact.rows,
-            "frauds": artefact.frauds,
-            "from_at_ms": artefact.from_at_ms,
-            "until_at_ms": artefact.until_at_ms,
-            "seed": artefact.seed,
-            "sklearn_version": artefact.sklearn_version,
-            "policy_id": artefact.policy_id,
-            "shift": artefact.shift,
-        },
-        "figures": artefact.figures,
-        "sha256": {ARRAYS: hashlib.sha256(out.getvalue()).hexdigest()},
-    }
-    return {ARRAYS: out.getvalue(), CARD: json.dumps(card, indent=1, allow_nan=False).encode()}
-
-
-def unpacked(files: Mapping[str, bytes]) -> Ensemble:
-    """The ensemble in these files. ArtefactError if they were altered, do not fit together, or do not describe trees."""
-    try:
-        card = json.loads(files[CARD])
-        if hashlib.sha256(files[ARRAYS]).hexdigest() != card["sha256"][ARRAYS]:
-            raise ArtefactError(f"{ARRAYS} is not what its card says (SHA-256 differs)")
-        with np.load(io.BytesIO(files[ARRAYS]), allow_pickle=False) as arrays:
-            a = {name: arrays[name] for name in arrays.files}
-        forest = Forest(**{name: a[name] for name in Forest._fields})
-        members = tuple(Member(m["name"], float(m["weight"]), tuple(m["columns"])) for m in card["members"])
-        names = tuple(card["features"])
-        fits = len(a["usual"]) == len(a["suspicious_low"]) == len(names) and len(forest.baselines) == len(members)
-        ensemble = Ensemble(
-            _model_id(files[CARD]), card["catalogue_id"], names, members, sound(forest, len(names)), a["usual"], a["suspicious_low"]
-        )
-    except (KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise ArtefactError(f"the model's files do not fit together: {error}") from error
-    if not fits:
-        raise ArtefactError("the model's arrays and its card are of different sizes")
-    return ensemble
+def failed_gates(card: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the gates that a model with this card does not pass."""
+    checks = card.get("checks", {})
+    return tuple(name for name, passes in GATES.items() if name not in checks or not passes(checks[name]))
 
 
 def save(artefact: Artefact, folder: Path) -> None:
@@ -86,40 +48,46 @@ def save(artefact: Artefact, folder: Path) -> None:
 
 
 class Registry:
-    """A folder of models and policies. With a key, what is registered is signed, and what is not signed by it is not loaded."""
+    """A folder of models and policies. What is registered is signed, and what is not signed by the key is not loaded."""
 
-    def __init__(self, folder: Path, key: bytes = b"") -> None:
-        self._folder, self._key = folder, key
+    def __init__(self, folder: Path, keys: Keys) -> None:
+        self._folder, self._keys = folder, keys
 
     def register(self, artefact: Artefact | Path) -> str:
         """Puts a trained artefact (or the folder it was saved to) into the registry and returns its id; twice is once."""
-        files = packed(artefact) if isinstance(artefact, Artefact) else {name: _read(artefact / name) for name in (ARRAYS, CARD)}
+        files = packed(artefact) if isinstance(artefact, Artefact) else {name: _read(artefact / name, BYTES_MAX[name]) for name in (ARRAYS, CARD)}
         model_id = unpacked(files).model_id
-        if self._key:
-            files[SIGNATURE] = self._sign(files[CARD])
+        files[SIGNATURE] = self._keys.signature(files[CARD])
         for name in (ARRAYS, SIGNATURE, CARD):  # the card last: with it the model is there
-            if name in files:
-                _write(self._model(model_id) / name, files[name])
+            _write(self._model(model_id) / name, files[name])
         return model_id
 
     def load(self, model_id: str) -> Ensemble:
-        """The model of that id. ArtefactError if it is missing, altered, or not signed with the key."""
-        files = {name: _read(self._model(model_id) / name) for name in (ARRAYS, CARD)}
-        if _model_id(files[CARD]) != model_id:
-            raise ArtefactError(f"model {model_id}: {CARD} was altered")
-        self._check(files[CARD], self._model(model_id) / SIGNATURE, f"model {model_id}")
-        return unpacked(files)
+        """The model of that id. ArtefactError if it is missing, too large, altered, unsigned or unsound."""
+        return opened(self._files(model_id), self._keys, model_id)
+
+    def card(self, model_id: str) -> Mapping[str, Any]:
+        """The card of the model of that id, checked as a whole."""
+        files = self._files(model_id)
+        opened(files, self._keys, model_id)
+        card: Mapping[str, Any] = json.loads(files[CARD])
+        return card
+
+    def _files(self, model_id: str) -> dict[str, bytes]:
+        return {name: _read(self._model(model_id) / name, BYTES_MAX[name]) for name in (CARD, SIGNATURE, ARRAYS)}
 
     def models(self) -> tuple[Listed, ...]:
         """Every registered model, by end of its training span, newest last."""
         champion = self.champion_id()
-        cards = [(path.parent.name, json.loads(_read(path))) for path in (self._folder / "models").glob(f"mdl_*/{CARD}")]
-        cards.sort(key=lambda c: (c[1]["trained"]["until_at_ms"], c[0]))
+        ids = [path.parent.name for path in (self._folder / "models").glob(f"mdl_*/{ARRAYS}") if (path.parent / CARD).exists()]
+        cards = sorted(((model_id, self.card(model_id)) for model_id in ids), key=lambda c: (c[1]["trained"]["until_at_ms"], c[0]))
         return tuple(Listed(model_id, card, model_id == champion) for model_id, card in cards)
 
     def promote(self, model_id: str, now_ms: int) -> None:
-        """Makes a registered model the one that decides, in one atomic step; the history of champions is kept."""
-        self.load(model_id)
+        """Makes a registered model the one that decides, in one atomic step; the history of champions is kept. ArtefactError where a gate fails."""
+        failed = failed_gates(self.card(model_id))
+        if failed:
+            raise ArtefactError(f"model {model_id} cannot be promoted: {', '.join(failed)}", "gate_failed")
         self._promote("champion.json", model_id, now_ms)
 
     def champion_id(self) -> str | None:
@@ -136,8 +104,7 @@ class Registry:
     def put_policy(self, text: str) -> str:
         """Puts a policy file's text into the registry and returns its id. SettingsError names what is wrong with it."""
         policy_id = policy_from_toml(text).policy_id
-        if self._key:
-            _write(self._policy(policy_id).with_suffix(".sig"), self._sign(text.encode()))
+        _write(self._policy(policy_id).with_suffix(".sig"), self._keys.signature(text.encode()))
         _write(self._policy(policy_id), text.encode())
         return policy_id
 
@@ -148,8 +115,8 @@ class Registry:
 
     def load_policy(self, policy_id: str) -> Policy:
         """The policy of that id, not yet bound to a catalogue. ArtefactError if it is missing or altered."""
-        text = _read(self._policy(policy_id))
-        self._check(text, self._policy(policy_id).with_suffix(".sig"), f"policy {policy_id}")
+        text = _read(self._policy(policy_id), POLICY_BYTES_MAX)
+        self._keys.check(text, _read(self._policy(policy_id).with_suffix(".sig"), BYTES_MAX[SIGNATURE]), f"policy {policy_id}")
         policy = policy_from_toml(text.decode())
         if policy.policy_id != policy_id:
             raise ArtefactError(f"policy {policy_id}: the file was altered")
@@ -166,31 +133,19 @@ class Registry:
     def _policy(self, policy_id: str) -> Path:
         return self._folder / "policies" / f"{_safe(policy_id)}.toml"
 
-    def _sign(self, content: bytes) -> bytes:
-        return hmac.new(self._key, content, hashlib.sha256).hexdigest().encode()
-
-    def _check(self, content: bytes, signature: Path, what: str) -> None:
-        if self._key and not (signature.exists() and hmac.compare_digest(_read(signature), self._sign(content))):
-            raise ArtefactError(f"{what} is not signed with the key of this installation")
-
     def _promoted(self, file: str) -> str | None:
         path = self._folder / file
-        return str(json.loads(_read(path))["promoted"][-1]["id"]) if path.exists() else None
+        return str(json.loads(_read(path, BYTES_MAX[CARD]))["promoted"][-1]["id"]) if path.exists() else None
 
     def _promote(self, file: str, what: str, now_ms: int) -> None:
         path = self._folder / file
-        history = json.loads(_read(path))["promoted"] if path.exists() else []
+        history = json.loads(_read(path, BYTES_MAX[CARD]))["promoted"] if path.exists() else []
         _write(path, json.dumps({"promoted": [*history, {"id": what, "at_ms": now_ms}]}, indent=1).encode())
 
 
 def default_policy_text() -> str:
     """The text of the policy that comes with the house."""
     return DEFAULT_POLICY.read_text(encoding="utf-8")
-
-
-def _model_id(card: bytes) -> str:
-    """The id that the card's bytes give: the card holds the hashes of all else."""
-    return f"mdl_{hashlib.sha256(card).hexdigest()[:32]}"
 
 
 def _safe(name: str) -> str:
@@ -200,11 +155,16 @@ def _safe(name: str) -> str:
     return name
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, bytes_max: int) -> bytes:
+    """The file's bytes; one byte more than allowed is never read."""
     try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise ArtefactError(f"{path} is missing") from error
+        with path.open("rb") as file:
+            content = file.read(bytes_max + 1)
+    except OSError as error:
+        raise ArtefactError(f"{path} is missing or unreadable: {error}", "missing") from error
+    if len(content) > bytes_max:
+        raise ArtefactError(f"{path} is larger than {bytes_max} bytes", "oversized")
+    return content
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -19,7 +19,8 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # c
 
 from features.catalogue import CATALOGUE
 from models.calibrate import calibration, fitted_weights
-from models.compiled import EQUAL_WITHIN, Curve, Grown, apart, compiled, joined, plain
+from models.compiled import EQUAL_ON, EQUAL_WITHIN, Curve, Grown, apart, compiled, joined, mixed, plain
+from models.decision import top_reason_agrees
 from models.ensemble import Artefact, Ensemble, Member
 from models.figures import Ranked, Trial
 from models.history import Examples, Flags, Floats, Ints, families_of
@@ -30,6 +31,8 @@ from schemas.errors import ArtefactError
 
 HELD_OUT_FROM = 0.80
 """In order of time: the first 80 % of the examples train, the last 20 % are only measured."""
+BLOCKS_ASKED = 100
+"""So many held-out blocks at most are asked whether their first reason is the exact one."""
 ESTIMATORS: Mapping[str, Any] = {
     "hist_gradient_boosting": lambda seed, **p: [("grow", HistGradientBoostingClassifier(random_state=seed, early_stopping=False, **p))],
     "extra_trees": lambda seed, **p: [("grow", ExtraTreesClassifier(random_state=seed, **p))],
@@ -184,7 +187,10 @@ def train(examples: Examples, recipe: Recipe, policy: Policy, seed: int, threads
         at_ms=examples.at_ms[:first],
         cards=examples.cards[:first],
     )
-    ensemble = assembled(fit(seen, recipe, seed, threads), recipe, seen)
+    ensemble, parity = assembled(fit(seen, recipe, seed, threads), recipe, seen, seed)
+    late, truth = examples.vectors[first:], examples.frauds[first:]
+    scores = ensemble.scores(late)
+    blocked = late[np.rint(scores * 1000) > policy.block_above][:BLOCKS_ASKED]
     return Artefact(
         ensemble=ensemble,
         rows=len(examples.frauds),
@@ -195,30 +201,38 @@ def train(examples: Examples, recipe: Recipe, policy: Policy, seed: int, threads
         sklearn_version=sklearn.__version__,
         policy_id=policy.policy_id,
         shift=0.0,
-        figures=measured(ensemble.scores(examples.vectors[first:]), examples.frauds[first:], policy),
+        figures=measured(scores, truth, policy),
+        checks={**parity, "top_reason_agrees": top_reason_agrees(ensemble, _reasons(examples.names), np.ascontiguousarray(blocked))},
     )
 
 
-def assembled(team: Team, recipe: Recipe, examples: Examples) -> Ensemble:
-    """The ensemble that serves what was fitted: arrays, equal to scikit-learn on the examples, or ArtefactError."""
+def assembled(team: Team, recipe: Recipe, examples: Examples, seed: int) -> tuple[Ensemble, dict[str, float]]:
+    """The ensemble that serves what was fitted, and how far its arrays are from scikit-learn; ArtefactError if that is too far."""
     weighed = team.fitted if recipe.fits_weights else team.given
-    grown = [_compiled(member, examples.vectors) for member in team.members]
+    asked = mixed(examples.vectors, EQUAL_ON, seed)
+    grown, distances = zip(*(_compiled(member, asked) for member in team.members), strict=True)
     members = tuple(Member(m.row.name, float(w), m.columns) for m, w in zip(team.members, weighed.weights, strict=True))
     usual = _usual(examples.vectors[~examples.frauds])
     low = np.array([name in CATALOGUE.index and CATALOGUE.rows[CATALOGUE.index[name]].suspicious == "low" for name in examples.names])
-    return Ensemble("", examples.catalogue_id, examples.names, members, joined(grown, weighed.curve), usual, low)
+    ensemble = Ensemble("", examples.catalogue_id, examples.names, members, joined(grown, weighed.curve), usual, low)
+    return ensemble, {"parity_max": max(distances), "parity_rows": float(len(asked))}
 
 
-def _compiled(member: Fitted, vectors: Floats) -> Grown:
-    """One member as arrays, proven equal to its pipeline."""
+def _reasons(names: Sequence[str]) -> tuple[str, ...]:
+    """The reason code of each column; a column that no catalogue has is its own."""
+    return tuple(CATALOGUE.reason_of[CATALOGUE.index[name]] if name in CATALOGUE.index else name for name in names)
+
+
+def _compiled(member: Fitted, asked: Floats) -> tuple[Grown, float]:
+    """One member as arrays, and how far it is from its pipeline on the rows that are asked."""
     if member.pipeline is None:
         none = np.empty(0, dtype=np.int32)
-        return Grown(np.empty(0, NODE), np.empty(0), none, np.empty(0, TERM), 0.5, IDENTITY, member.curve)
+        return Grown(np.empty(0, NODE), np.empty(0), none, np.empty(0, TERM), 0.5, IDENTITY, member.curve), 0.0
     grown = compiled(member.pipeline, member.columns)._replace(curve=member.curve)
-    distance = apart(grown, member.pipeline, vectors[:, member.columns], vectors)
+    distance = apart(grown, member.pipeline, asked[:, member.columns], asked)
     if not distance <= EQUAL_WITHIN:
         raise ArtefactError(f"member {member.row.name}: {distance} apart from scikit-learn")
-    return grown
+    return grown, distance
 
 
 def _usual(honest: Floats) -> Floats:

@@ -39,8 +39,8 @@ class Forest(NamedTuple):
 
 
 def _native(function: Any) -> Any:
-    """The function, compiled when it is first called and kept on disk."""
-    return numba.njit(cache=True, nogil=True)(function)
+    """The function, compiled when it is first called and kept on disk. A division by zero gives what numpy gives: nothing is raised."""
+    return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
 
 
 @_native
@@ -170,6 +170,10 @@ class Explained(NamedTuple):
     exact: Ints  # by member: 1 if its trees are attributed exactly, 0 if by their paths
 
 
+ENTRY = np.dtype([("share", "<f8"), ("zero", "<f8"), ("one", "<f8"), ("column", "<i8")])
+"""One column on the path to a node: Lundberg's proportion of subsets, fractions of the training rows and of `x` that go on, feature."""
+EDGE = np.dtype([("node", "<i8"), ("column", "<i8"), ("start", "<i8"), ("length", "<i8"), ("zero", "<f8"), ("one", "<f8")])
+"""A node to visit: the column that its parent splits on, where its parent's path lies, and the fractions that come here."""
 EXACT_MAX = 600_000
 """Steps of exact attribution for one payment, over all members: about a millisecond. Members beyond it are attributed by their paths."""
 
@@ -217,88 +221,87 @@ def _along(nodes, expected, i, x, out):  # type: ignore[no-untyped-def]  # compi
 
 
 @_native
-def _extend(share, length, zero, one):  # type: ignore[no-untyped-def]  # compiled: numba infers the types
-    """Lundberg's EXTEND: the shares of subsets by size, with one feature more on the path."""
-    share[length] = 1.0 if length == 0 else 0.0
+def _extend(path, at, length, column, zero, one):  # type: ignore[no-untyped-def]  # compiled: numba infers the types
+    """Lundberg's EXTEND: one entry more on the path that begins at `at`, and the shares of subsets by size with it."""
+    entry = path[at + length]
+    entry.column, entry.zero, entry.one = column, zero, one
+    entry.share = 1.0 if length == 0 else 0.0
     each = 1.0 / (length + 1)
     for i in range(length - 1, -1, -1):
-        share[i + 1] += one * share[i] * ((i + 1) * each)
-        share[i] *= zero * ((length - i) * each)
+        share = path[at + i].share
+        path[at + i + 1].share += one * share * ((i + 1) * each)
+        path[at + i].share = share * zero * ((length - i) * each)
 
 
 @_native
-def _unwind(column, zeros, ones, share, length, k, inverse):  # type: ignore[no-untyped-def]  # compiled: numba infers the types
+def _unwind(path, at, length, k, inverse):  # type: ignore[no-untyped-def]  # compiled: numba infers the types
     """Lundberg's UNWIND: the path without its entry `k`. What is met is wholly met, so `one` is 0 or 1."""
-    last = length - 1
-    following = share[last]
+    last, zero, met = length - 1, path[at + k].zero, path[at + k].one != 0.0
+    following = path[at + last].share
     for i in range(last - 1, -1, -1):
-        if ones[k] != 0.0:
-            before = share[i]
-            share[i] = following * length * inverse[i + 1]
-            following = before - share[i] * zeros[k] * ((last - i) * inverse[length])
+        share = path[at + i].share
+        if met:
+            path[at + i].share = following * length * inverse[i + 1]
+            following = share - path[at + i].share * zero * ((last - i) * inverse[length])
         else:
-            share[i] = share[i] * length * inverse[last - i] / zeros[k]
-    for i in range(k, last):
-        column[i], zeros[i], ones[i] = column[i + 1], zeros[i + 1], ones[i + 1]
+            path[at + i].share = share * length * inverse[last - i] / zero
+    for i in range(at + k, at + last):
+        path[i].column, path[i].zero, path[i].one = path[i + 1].column, path[i + 1].zero, path[i + 1].one
 
 
 @_native
-def _without(zero, one, share, length, inverse):  # type: ignore[no-untyped-def]  # compiled: numba infers the types
-    """The sum of shares that UNWIND would leave."""
-    last, total = length - 1, 0.0
-    if one != 0.0:
-        following = share[last]
+def _leaf(path, at, length, value, inverse, out):  # type: ignore[no-untyped-def]  # compiled: numba infers the types
+    """Adds what a leaf at the path's end gives to each column on it, by UNWIND's sums; all entries that are not met have the same."""
+    last, unmet = length - 1, 0.0
+    for i in range(last):
+        unmet += path[at + i].share * inverse[last - i]
+    for k in range(at + 1, at + length):
+        if path[k].one == 0.0:
+            out[path[k].column] -= unmet * length * value
+            continue
+        zero, total, following = path[k].zero, 0.0, path[at + last].share
         for i in range(last - 1, -1, -1):
             part = following * inverse[i + 1]
             total += part
-            following = share[i] - part * zero * (last - i)
-        return total * length
-    for i in range(last - 1, -1, -1):
-        total += share[i] * inverse[last - i]
-    return total * length / zero
+            following = path[at + i].share - part * zero * (last - i)
+        out[path[k].column] += total * length * (1.0 - zero) * value
 
 
 @_native
-def _shapley(nodes, cover, root, x, out, columns, zeros, ones, shares, lengths, waiting, fractions, inverse):  # type: ignore[no-untyped-def]
+def _shapley(nodes, cover, root, x, out, path, waiting, inverse):  # type: ignore[no-untyped-def]  # compiled: numba infers the types
     """Adds one tree's exact path-dependent Shapley values to `out[column]` (S. M. Lundberg et al. 2020, algorithm 2).
 
-    Level by level a row of each scratch array is the path down to there. `waiting` and `fractions` are the nodes still to visit.
+    A node's path begins in `path` where its parent's ends; `waiting` are the nodes still to visit, each with the edge that leads to it.
     """
-    waiting[0, 0], waiting[0, 1], waiting[0, 2] = root, 0, -1
-    fractions[0, 0], fractions[0, 1] = 1.0, 1.0
+    first = waiting[0]
+    first.node, first.column, first.start, first.length, first.zero, first.one = root, -1, 0, 0, 1.0, 1.0
     left_over = 1
     while left_over > 0:
         left_over -= 1
-        node, level = waiting[left_over, 0], waiting[left_over, 1]
-        length = 0
-        if level > 0:
-            length = lengths[level - 1]
-            for i in range(length):
-                columns[level, i], zeros[level, i], ones[level, i] = columns[level - 1, i], zeros[level - 1, i], ones[level - 1, i]
-                shares[level, i] = shares[level - 1, i]
-        zero, one = fractions[left_over, 0], fractions[left_over, 1]
-        columns[level, length], zeros[level, length], ones[level, length] = waiting[left_over, 2], zero, one
-        _extend(shares[level], length, zero, one)
+        edge = waiting[left_over]
+        node, length, start = edge.node, edge.length, edge.start
+        at = start + length
+        for i in range(length):
+            path[at + i] = path[start + i]
+        _extend(path, at, length, edge.column, edge.zero, edge.one)
         length += 1
-        lengths[level] = length
         if nodes[node].feature < 0:
-            for i in range(1, length):
-                share = _without(zeros[level, i], ones[level, i], shares[level], length, inverse)
-                out[columns[level, i]] += share * (ones[level, i] - zeros[level, i]) * nodes[node].threshold
+            _leaf(path, at, length, nodes[node].threshold, inverse, out)
             continue
         column, zero, one = nodes[node].feature, 1.0, 1.0
         for k in range(1, length):
-            if columns[level, k] == column:
-                zero, one = zeros[level, k], ones[level, k]
-                _unwind(columns[level], zeros[level], ones[level], shares[level], length, k, inverse)
-                lengths[level] = length - 1
+            if path[at + k].column == column:
+                zero, one = path[at + k].zero, path[at + k].one
+                _unwind(path, at, length, k, inverse)
+                length -= 1
                 break
         hot = np.int64(_next(nodes, np.uint64(node), x))
         left, right = node + 1, np.int64(abs(nodes[node].right))
+        rows = cover[left] + cover[right]
         for child in (left, right):
-            waiting[left_over, 0], waiting[left_over, 1], waiting[left_over, 2] = child, level + 1, column
-            fractions[left_over, 0] = zero * cover[child] / (cover[left] + cover[right])
-            fractions[left_over, 1] = one if child == hot else 0.0
+            edge = waiting[left_over]
+            edge.node, edge.column, edge.start, edge.length = child, column, at, length
+            edge.zero, edge.one = zero * cover[child] / rows, one if child == hot else 0.0
             left_over += 1
 
 
@@ -306,17 +309,17 @@ def _shapley(nodes, cover, root, x, out, columns, zeros, ones, shares, lengths, 
 def _attribute(nodes, cover, roots, starts, terms, term_starts, expected, depth, exact, x, out):  # type: ignore[no-untyped-def]  # compiled
     """Each member's attribution of its raw sum to columns, into `out[member, column]`."""
     size = depth + 2
-    columns, lengths, waiting = np.empty((size, size), np.int64), np.empty(size, np.int64), np.empty((size, 3), np.int64)
-    zeros, ones, shares, fractions = np.empty((size, size)), np.empty((size, size)), np.empty((size, size)), np.empty((size, 2))
+    path, waiting = np.empty(size * (size + 1) // 2, ENTRY), np.empty(size, EDGE)
     inverse = 1.0 / np.maximum(np.arange(size + 1), 1)
     for member in range(exact.size):
+        mine = out[member]
         for tree in range(starts[member], starts[member + 1]):
             if exact[member]:
-                _shapley(nodes, cover, roots[tree], x, out[member], columns, zeros, ones, shares, lengths, waiting, fractions, inverse)
+                _shapley(nodes, cover, roots[tree], x, mine, path, waiting, inverse)
             else:
-                _along(nodes, expected, np.uint64(roots[tree]), x, out[member])
+                _along(nodes, expected, np.uint64(roots[tree]), x, mine)
         for term in range(term_starts[member], term_starts[member + 1]):
-            out[member, terms[term].column] += _term(terms[term], x)
+            mine[terms[term].column] += _term(terms[term], x)
 
 
 @_native
@@ -344,11 +347,13 @@ def contributions(forest: Forest, known: Explained, weights: Floats, vector: Flo
     A member's attribution is of its raw sum; link and calibration stretch it by as much as they stretch the sum itself.
     """
     moved = attributions(forest, known, vector)
-    after, before = meant(forest, known.base + moved.sum(axis=1)), meant(forest, known.base)
+    base = np.where(weights > 0, known.base, 0.0)  # a member that is not heard may be broken
+    after, before = meant(forest, base + moved.sum(axis=1)), meant(forest, base)
     by_column: Floats = (weights * _slopes(after - before, moved.sum(axis=1))) @ moved
     ends = np.array([weights @ before, weights @ after])
     (stretch,) = _slopes(np.diff(calibrated(forest, ends)), np.diff(ends))
-    return by_column * stretch
+    by_column *= stretch
+    return by_column
 
 
 def meant(forest: Forest, raws: Floats) -> Floats:

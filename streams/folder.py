@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from models.artefact import Keys, public_of
 from schemas.errors import SettingsError
 from streams.parts import Seen
 from streams.ready import write_whole
@@ -26,6 +27,8 @@ SOCKET_PATH_MAX = 100
 """Of a Unix socket: the system allows 107 bytes."""
 SECRETS = ("token_key", "model_key")
 """Secrets that are made once for a data folder, where nobody gave them."""
+NEEDED = ("token_key", "model_public_key")
+"""What an app cannot run without."""
 
 
 class Remembered(msgspec.Struct):
@@ -136,8 +139,9 @@ def socket_path(data_dir: Path, name: str) -> Path:
 
 
 def required_keys(settings: Settings) -> None:
-    """SettingsError naming each key that is missing: without them tokens could be guessed, and models would pass unsigned."""
-    missing = [row.variable for row in ROWS if row.name in SECRETS and not getattr(settings, row.name)]
+    """SettingsError naming each key that is missing: without them tokens could be guessed, and no model could be checked."""
+    given = settings.changed(model_public_key=settings.model_public_key or settings.model_key)
+    missing = [row.variable for row in ROWS if row.name in NEEDED and not getattr(given, row.name)]
     if missing:
         raise SettingsError(
             f"{', '.join(missing)}: not given, as a value or as a file; a system of `holdfast up` has its keys in the `secrets` of its data folder"
@@ -145,16 +149,29 @@ def required_keys(settings: Settings) -> None:
 
 
 def with_kept_secrets(settings: Settings) -> Settings:
-    """The settings with the secrets that nobody gave: those of the data folder, made at random the first time, readable by this user only."""
+    """The settings with the secrets that nobody gave: those of the data folder, made at random the first time, readable by this user only.
+
+    Where a public key was given and no private one, nothing is signed here: no private key is made.
+    """
     folder = settings.data_dir / "secrets"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for name in SECRETS:
         if not getattr(settings, name):
             path = folder / name
             if not path.exists():
+                if name == "model_key" and settings.model_public_key:
+                    continue
                 write_whole(path, secrets.token_hex(32).encode(), mode=0o600)
             settings = settings.changed(**{name: path.read_text(encoding="utf-8")})
     return settings
+
+
+def keys_of(settings: Settings) -> Keys:
+    """The keys of models and policies. SettingsError where there is neither a public nor a private one."""
+    if not settings.model_public_key and not settings.model_key:
+        raise SettingsError("HOLDFAST_MODEL_PUBLIC_KEY: not given; models cannot be checked without it")
+    private = bytes.fromhex(settings.model_key)
+    return Keys(bytes.fromhex(settings.model_public_key) or public_of(private), private)
 
 
 def write_state(settings: Settings, started_at_ms: int, parts: tuple[Seen, ...], apps: tuple[str, ...]) -> None:

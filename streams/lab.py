@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,10 @@ import numpy as np
 
 from features.catalogue import CATALOGUE
 from models.policy import Policy
-from models.registry import save
+from models.registry import Registry, save
 from schemas.errors import ArtefactError
 from streams.backfill import Given, backfilled
+from streams.folder import keys_of, with_kept_secrets
 from streams.mapping import TokenKey, mapping_in
 from streams.registry import registry_of
 from streams.settings import Settings
@@ -36,6 +38,8 @@ def register(argv: list[str], settings: Settings) -> int:
     parser = argparse.ArgumentParser(prog="holdfast register", description=(register.__doc__ or "").splitlines()[0])
     parser.add_argument("artefact", type=Path, help="what `holdfast train` wrote")
     print(registry_of(settings).register(parser.parse_args(argv).artefact))
+    public = keys_of(with_kept_secrets(settings)).public.hex()
+    print(f"services check it with HOLDFAST_MODEL_PUBLIC_KEY={public}", file=sys.stderr, flush=True)
     return 0
 
 
@@ -77,7 +81,7 @@ def ensure_champion(settings: Settings, say: Say) -> str:
     """
     registry = registry_of(settings)
     champion = registry.champion_id()
-    if champion is not None and registry.load(champion).catalogue_id == CATALOGUE.catalogue_id:
+    if champion is not None and _decides_here(registry, champion, say):
         return champion
     say("no model decides yet: training a first one on simulated history (simulate, backfill, train, register, promote)")
     place = settings.data_dir / "first_model"
@@ -87,6 +91,17 @@ def ensure_champion(settings: Settings, say: Say) -> str:
     quality = made.artefact.figures
     say(f"{model_id} decides (held out: AUC {quality['auc'] or 0:.3f}, average precision {quality['average_precision'] or 0:.3f})")
     return model_id
+
+
+def _decides_here(registry: Registry, champion: str, say: Say) -> bool:
+    """Whether the champion can decide with this release; one that cannot, because it is of another format or catalogue, is said."""
+    try:
+        return registry.load(champion).catalogue_id == CATALOGUE.catalogue_id
+    except ArtefactError as error:
+        if error.code not in ("missing", "malformed"):
+            raise
+        say(f"{champion} cannot decide with this release: {error}")
+        return False
 
 
 def first_model(place: Path, settings: Settings, policy: Policy, say: Say) -> Trained:

@@ -10,7 +10,7 @@ from features.catalogue import CATALOGUE
 from models.policy import Policy, policy_from_toml
 from models.registry import Registry
 from schemas.errors import SettingsError
-from streams.folder import with_kept_secrets
+from streams.folder import keys_of, with_kept_secrets
 from streams.run import clock_ms
 from streams.settings import Settings
 
@@ -61,7 +61,7 @@ def command(argv: list[str], settings: Settings) -> int:
         actions.add_parser(name, help=text).add_argument("file", type=Path)
     args = parser.parse_args(argv)
     settings = with_kept_secrets(settings)
-    registry = Registry(settings.registry_dir, settings.model_key.encode())
+    registry = Registry(settings.registry_dir, keys_of(settings))
     if args.action == "show":
         print("\n".join(lines(registry.policy())))
         return 0

@@ -28,7 +28,7 @@ from streams import journal, metrics
 from streams.answers import WHOLE, Answers, sound
 from streams.books import Books
 from streams.bus import Bus, end_offsets
-from streams.folder import required_keys
+from streams.folder import keys_of, required_keys
 from streams.hold import HoldWorld
 from streams.pipeline import World
 from streams.rebuild import ensure_whole, forget_if_behind, rebuilt
@@ -116,7 +116,7 @@ def beside(parts: Parts, work: Coroutine[Any, Any, None]) -> None:
 
 def judgement(settings: Settings, catalogue: Catalogue) -> tuple[Ensemble, Policy]:
     """The promoted model and policy, bound to this catalogue. ArtefactError if there is none, or it was made for another catalogue."""
-    registry = Registry(settings.registry_dir, settings.model_key.encode())
+    registry = Registry(settings.registry_dir, keys_of(settings))
     ensemble = registry.champion()
     if ensemble.catalogue_id != catalogue.catalogue_id:
         raise ArtefactError(f"model {ensemble.model_id} was trained on catalogue {ensemble.catalogue_id}, not on {catalogue.catalogue_id}")
@@ -126,7 +126,7 @@ def judgement(settings: Settings, catalogue: Catalogue) -> tuple[Ensemble, Polic
 async def first_judgement(settings: Settings, catalogue: Catalogue) -> tuple[Ensemble, Policy]:
     """The promoted model and policy, waited for where none was promoted yet: an app that cannot decide is not ready, but not broken."""
     said = False
-    while Registry(settings.registry_dir, settings.model_key.encode()).champion_id() is None:
+    while Registry(settings.registry_dir, keys_of(settings)).champion_id() is None:
         if not said:
             journal.logger().warning("no model was promoted yet: waiting for one", registry=str(settings.registry_dir))
             said = True

@@ -22,6 +22,7 @@ from schemas.record import Record
 from schemas.topics import DECISIONS, SAR_CANDIDATES
 from streams import journal, metrics
 from streams.bus import Bus, read_topic
+from streams.folder import keys_of
 from streams.follow import Follower, Source, run_follower
 from streams.settings import Settings
 
@@ -138,7 +139,7 @@ async def stay_current(world: SarWorld, _: frozenset[int]) -> Sequence[Record]:
 
 
 def _policy(settings: Settings) -> Policy:
-    return Registry(settings.registry_dir, settings.model_key.encode()).policy()
+    return Registry(settings.registry_dir, keys_of(settings)).policy()
 
 
 APP = Follower(name="sar", reads={DECISIONS: on_decision}, writes=(SAR_CANDIDATES,), every=((POLICY_S, stay_current),))

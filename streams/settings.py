@@ -19,6 +19,7 @@ FILE = "_FILE"
 """`HOLDFAST_<NAME>_FILE` names a file that holds a secret (its last line break is not part of it)."""
 
 Secret = Annotated[str, Meta(extra={"secret": True})]
+Hex64 = Meta(pattern=r"^([0-9a-fA-F]{64})?$")
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 Milliseconds = Annotated[int, Meta(ge=1, le=86_400_000)]
 BENEATH_DATA = ("registry_dir", "archive_dir")
@@ -70,7 +71,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     token_key: Annotated[Secret, doc("key of the tokens that stand for card numbers, devices, e-mails, phones")] = ""
     token_key_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9]{1,8}$"), doc("names the key inside each token, so that it can be changed")] = "k1"
     explain_key: Annotated[Secret, doc("bearer key with which the bank's own people read whole decisions over HTTP; empty: nobody does")] = ""
-    model_key: Annotated[Secret, doc("key with which models are signed when registered, and checked when loaded")] = ""
+    model_key: Annotated[
+        Secret, Hex64, doc("private Ed25519 key, 64 hex digits, with which models and policies are signed when registered; services need none")
+    ] = ""
+    model_public_key: Annotated[str, Hex64, doc("its public key, by which they are checked when loaded; empty: that of the private one")] = ""
     unknown_account: Annotated[
         Literal["decline", "hold"], doc("an account that nobody described: `decline`, or `hold` without a funds check")
     ] = "decline"

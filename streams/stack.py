@@ -177,7 +177,12 @@ def _environ(settings: Settings | None) -> dict[str, str]:
     """The environment of a part: ours without our settings, and the settings that it is to have (an app's only)."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     inherited["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    return inherited | (settings.as_environ() if settings else {})
+    return inherited | (_checking_only(settings).as_environ() if settings else {})
+
+
+def _checking_only(settings: Settings) -> Settings:
+    """The settings of an app: it checks models, and has no key to sign any with."""
+    return settings.changed(model_key="", model_public_key=folder.keys_of(settings).public.hex())
 
 
 @contextlib.contextmanager

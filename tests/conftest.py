@@ -8,7 +8,7 @@ import pytest
 
 from streams.settings import Settings
 
-MODEL_KEY = "tests"
+MODEL_KEY = "7e57" * 16
 """The key that signs it."""
 
 

@@ -310,7 +310,7 @@ def parity(argv: list[str], settings: Settings) -> int:
             from tests.features.clusters import a_cluster
 
             url = ending.enter_context(a_cluster()).url
-        own = settings.changed(data_dir=Path(folder), model_key="parity", token_key="parity", http_port=0, unknown_account="hold")
+        own = settings.changed(data_dir=Path(folder), model_key="9a" * 32, token_key="parity", http_port=0, unknown_account="hold")
         own = own.changed(request_deadline_ms=10_000)
         ensure_champion(own, lambda text: print(text, file=sys.stderr, flush=True))
         found, took = compared(own, args.count, "p", url)

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 
-from models.registry import ARRAYS, CARD, Registry, default_policy_text, packed, save, unpacked
+from models.artefact import ARRAYS, BYTES_MAX, CARD, SIGNATURE, Keys, public_of
+from models.registry import Registry, default_policy_text, failed_gates, save
 from models.train import Artefact
 from schemas.errors import ArtefactError, SettingsError
 from tests.models.conftest import a_history
 
+KEYS, OTHER = (Keys(public_of(private), private) for private in (b"k" * 32, b"o" * 32))
+
+
+def refused(attempt: Callable[[], Any]) -> str:
+    """The code of the ArtefactError."""
+    with pytest.raises(ArtefactError) as error:
+        attempt()
+    return error.value.code
+
 
 def test_a_model_comes_back_as_it_was_trained(tmp_path: Path, artefact: Artefact) -> None:
-    registry = Registry(tmp_path)
+    registry = Registry(tmp_path, KEYS)
     model_id = registry.register(artefact)
     loaded = registry.load(model_id)
     vectors, _, _ = a_history(300)
@@ -25,14 +38,14 @@ def test_a_model_comes_back_as_it_was_trained(tmp_path: Path, artefact: Artefact
 
 
 def test_registered_twice_or_from_its_folder_is_the_same_model(tmp_path: Path, artefact: Artefact) -> None:
-    registry = Registry(tmp_path / "registry")
+    registry = Registry(tmp_path / "registry", KEYS)
     save(artefact, tmp_path / "trained")
     assert registry.register(artefact) == registry.register(artefact) == registry.register(tmp_path / "trained")
     assert len(registry.models()) == 1
 
 
 def test_nothing_is_the_champion_until_it_is_promoted_and_history_is_kept(tmp_path: Path, artefact: Artefact) -> None:
-    registry = Registry(tmp_path)
+    registry = Registry(tmp_path, KEYS)
     model_id = registry.register(artefact)
     assert registry.champion_id() is None
     with pytest.raises(ArtefactError, match="no model was promoted"):
@@ -46,42 +59,62 @@ def test_nothing_is_the_champion_until_it_is_promoted_and_history_is_kept(tmp_pa
         registry.promote("mdl_0", 3)
 
 
-@pytest.mark.parametrize("file", [ARRAYS, CARD])
+@pytest.mark.parametrize("file", [ARRAYS, CARD, SIGNATURE])
 def test_an_altered_file_is_refused(tmp_path: Path, artefact: Artefact, file: str) -> None:
-    registry = Registry(tmp_path)
+    registry = Registry(tmp_path, KEYS)
     model_id = registry.register(artefact)
     path = tmp_path / "models" / model_id / file
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(bytes(content))
-    with pytest.raises(ArtefactError):
-        registry.load(model_id)
+    assert refused(lambda: registry.load(model_id)) == ("unsigned" if file == SIGNATURE else "altered")
 
 
 def test_a_model_that_the_key_did_not_sign_is_refused(tmp_path: Path, artefact: Artefact) -> None:
-    unsigned = Registry(tmp_path).register(artefact)
-    with pytest.raises(ArtefactError, match="not signed"):
-        Registry(tmp_path, b"key").load(unsigned)
-    signed = Registry(tmp_path, b"key").register(artefact)
-    assert Registry(tmp_path, b"key").load(signed).model_id == signed
-    with pytest.raises(ArtefactError, match="not signed"):
-        Registry(tmp_path, b"other").load(signed)
+    model_id = Registry(tmp_path, KEYS).register(artefact)
+    assert Registry(tmp_path, Keys(KEYS.public)).load(model_id).model_id == model_id, "who only checks needs no private key"
+    assert refused(lambda: Registry(tmp_path, OTHER).load(model_id)) == "unsigned"
+    (tmp_path / "models" / model_id / SIGNATURE).unlink()
+    assert refused(lambda: Registry(tmp_path, KEYS).load(model_id)) == "missing"
 
 
-def test_arrays_that_hold_objects_are_refused_and_never_unpickled(tmp_path: Path, artefact: Artefact) -> None:
-    files = packed(artefact)
-    np.savez(tmp_path / "a.npz", usual=np.array([object()]))
-    card = json.loads(files[CARD])
-    content = (tmp_path / "a.npz").read_bytes()
-    import hashlib
+def test_who_has_no_private_key_registers_nothing(tmp_path: Path, artefact: Artefact) -> None:
+    assert refused(lambda: Registry(tmp_path, Keys(KEYS.public)).register(artefact)) == "no_private_key"
+    assert refused(lambda: Registry(tmp_path, Keys(KEYS.public, OTHER.private)).register(artefact)) == "no_private_key"
+    assert not (tmp_path / "models").exists()
 
-    card["sha256"][ARRAYS] = hashlib.sha256(content).hexdigest()
-    with pytest.raises(ArtefactError, match="do not fit"):
-        unpacked({ARRAYS: content, CARD: json.dumps(card).encode()})
+
+@pytest.mark.parametrize("file", [ARRAYS, CARD, SIGNATURE])
+def test_a_file_too_large_is_refused_before_it_is_read(tmp_path: Path, artefact: Artefact, file: str) -> None:
+    registry = Registry(tmp_path, KEYS)
+    model_id = registry.register(artefact)
+    os.truncate(tmp_path / "models" / model_id / file, BYTES_MAX[file] + 1)
+    assert refused(lambda: registry.load(model_id)) == "oversized"
+
+
+@pytest.mark.parametrize(
+    ("checks", "failed"),
+    [
+        ({"parity_max": 1e-11}, "parity_max"),
+        ({"parity_max": float("nan")}, "parity_max"),
+        ({"parity_rows": 99_999.0}, "parity_rows"),
+        ({"top_reason_agrees": 0.89}, "top_reason_agrees"),
+    ],
+)
+def test_a_model_that_fails_a_gate_is_not_promoted(checks: dict[str, float], failed: str, artefact: Artefact) -> None:
+    assert failed_gates({"checks": artefact.checks}) == ()
+    assert failed_gates({"checks": {**artefact.checks, **checks}}) == (failed,)
+
+
+def test_a_model_whose_checks_were_never_made_is_not_promoted(tmp_path: Path, artefact: Artefact) -> None:
+    registry = Registry(tmp_path, KEYS)
+    model_id = registry.register(dataclasses.replace(artefact, checks={}))
+    assert refused(lambda: registry.promote(model_id, 1)) == "gate_failed"
+    assert registry.champion_id() is None
 
 
 def test_the_card_says_how_the_model_was_made(tmp_path: Path, artefact: Artefact) -> None:
-    registry = Registry(tmp_path)
+    registry = Registry(tmp_path, KEYS)
     registry.register(artefact)
     (listed,) = registry.models()
     assert listed.card["trained"]["rows"] == 4000
@@ -90,7 +123,7 @@ def test_the_card_says_how_the_model_was_made(tmp_path: Path, artefact: Artefact
 
 
 def test_the_default_policy_judges_until_another_is_promoted(tmp_path: Path) -> None:
-    registry = Registry(tmp_path, b"key")
+    registry = Registry(tmp_path, KEYS)
     first = registry.policy()
     other = default_policy_text().replace("block_above = 0.80", "block_above = 0.85")
     policy_id = registry.put_policy(other)
@@ -104,9 +137,9 @@ def test_the_default_policy_judges_until_another_is_promoted(tmp_path: Path) -> 
 
 def test_a_policy_with_a_mistake_is_not_taken(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="block_above"):
-        Registry(tmp_path).put_policy(default_policy_text().replace("block_above = 0.80", "block_above = 8"))
+        Registry(tmp_path, KEYS).put_policy(default_policy_text().replace("block_above = 0.80", "block_above = 8"))
 
 
 def test_an_id_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match="not an id"):
-        Registry(tmp_path).load("../../etc")
+        Registry(tmp_path, KEYS).load("../../etc")

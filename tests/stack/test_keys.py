@@ -32,15 +32,15 @@ kind = "ecommerce"
 @pytest.mark.parametrize(
     ("given", "missing"),
     [
-        ({}, ["HOLDFAST_TOKEN_KEY", "HOLDFAST_MODEL_KEY"]),
-        ({"HOLDFAST_TOKEN_KEY": "t"}, ["HOLDFAST_MODEL_KEY"]),
-        ({"HOLDFAST_MODEL_KEY": "m", "HOLDFAST_TOKEN_KEY": ""}, ["HOLDFAST_TOKEN_KEY"]),
+        ({}, ["HOLDFAST_TOKEN_KEY", "HOLDFAST_MODEL_PUBLIC_KEY"]),
+        ({"HOLDFAST_TOKEN_KEY": "t"}, ["HOLDFAST_MODEL_PUBLIC_KEY"]),
+        ({"HOLDFAST_MODEL_KEY": "5a" * 32, "HOLDFAST_TOKEN_KEY": ""}, ["HOLDFAST_TOKEN_KEY"]),
     ],
 )
 def test_a_key_that_is_not_given_is_named(given: dict[str, str], missing: list[str]) -> None:
     with pytest.raises(SettingsError) as caught:
         required_keys(settings_from(given))
-    assert [name for name in ("HOLDFAST_TOKEN_KEY", "HOLDFAST_MODEL_KEY") if name in str(caught.value)] == missing
+    assert [name for name in ("HOLDFAST_TOKEN_KEY", "HOLDFAST_MODEL_PUBLIC_KEY") if name in str(caught.value)] == missing
 
 
 def test_the_keys_of_a_data_folder_are_keys(tmp_path: Path) -> None:
