@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
+import numpy.typing as npt
 import pytest
 
-import models
 from features.catalogue import CATALOGUE
 from models.history import Examples
 from models.policy import Policy, policy_from_toml
-from models.recipe import Recipe, recipe_from_toml
+from models.recipe import Recipe
 from models.registry import default_policy_text
 from models.train import Artefact, train
+from tests.world import examples_of, quick
 
-DEFAULT_RECIPE_TEXT = (Path(models.__file__).parent / "recipes" / "default.toml").read_text(encoding="utf-8")
 
-
-def a_history(rows: int = 4000, seed: int = 1) -> Examples:
-    """Examples: one in twenty is fraud, which shows in one family clearly and in all a little; a tenth is missing."""
+def a_history(rows: int = 4000, seed: int = 1) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """Vectors, truth and times: one in twenty is fraud, which shows in one family clearly and in all a little; a tenth is missing."""
     rng = np.random.default_rng(seed)
     width = len(CATALOGUE.names)
     truth = rng.random(rows) < 0.05
@@ -29,9 +26,12 @@ def a_history(rows: int = 4000, seed: int = 1) -> Examples:
         mine = truth & (np.arange(rows) % 4 == number)
         vectors[np.ix_(mine, CATALOGUE.families[family][:5])] += 2.5
     vectors[rng.random(vectors.shape) < 0.1] = np.nan
-    kinds = np.where(truth, "theft", None).astype(object)
-    at_ms = np.arange(rows, dtype=np.int64) * 1000
-    return Examples(CATALOGUE.catalogue_id, CATALOGUE.names, vectors, truth, kinds, at_ms, np.arange(rows) // 2, int(at_ms[-1]))
+    return vectors, truth, np.arange(rows, dtype=np.int64) * 1000
+
+
+def some_examples(rows: int = 4000, seed: int = 1) -> Examples:
+    """The same as examples."""
+    return examples_of(*a_history(rows, seed))
 
 
 @pytest.fixture(scope="session")
@@ -43,15 +43,10 @@ def policy() -> Policy:
 @pytest.fixture(scope="session")
 def recipe() -> Recipe:
     """The default recipe with fewer trees, so that tests are quick."""
-    return quick(DEFAULT_RECIPE_TEXT)
-
-
-def quick(text: str) -> Recipe:
-    """A recipe of this text with fewer trees."""
-    return recipe_from_toml(text.replace("max_iter = 200", "max_iter = 60").replace("max_iter = 100", "max_iter = 30"))
+    return quick()
 
 
 @pytest.fixture(scope="session")
 def artefact(policy: Policy, recipe: Recipe) -> Artefact:
     """A trained ensemble."""
-    return train(a_history(), recipe, policy, seed=7)
+    return train(some_examples(), recipe, policy, seed=7)

@@ -23,6 +23,7 @@ from models.train import Artefact, train
 from schemas.decision import Outcome, ReasonSource, Risk
 from schemas.transaction import Transaction, TransactionKind
 from tests.models.conftest import a_history
+from tests.world import examples_of, quick
 
 WIDTH = len(CATALOGUE.names)
 POLICY = policy_from_toml(default_policy_text()).bound(CATALOGUE.names)
@@ -54,7 +55,7 @@ def ensemble(artefact: Artefact) -> Ensemble:
 @functools.cache
 def any_ensemble() -> Ensemble:
     """An ensemble for hypothesis, which takes no fixtures that it would have to reset."""
-    return train(*a_history(1500), CATALOGUE, POLICY, seed=7).ensemble
+    return train(examples_of(*a_history(1500)), quick(), POLICY, seed=7).ensemble
 
 
 NUMBERS = st.one_of(st.just(math.nan), st.floats(0, 6), st.sampled_from([0.0, 1.0, 1e4, 1e6]))

@@ -6,7 +6,7 @@ import pytest
 
 from models.recipe import recipe_from_toml
 from schemas.errors import SettingsError
-from tests.models.conftest import DEFAULT_RECIPE_TEXT
+from tests.world import DEFAULT_RECIPE_TEXT
 
 
 def test_the_default_recipe_has_five_members_with_the_weights_of_the_house() -> None:

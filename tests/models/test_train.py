@@ -15,7 +15,8 @@ from models.policy import Policy
 from models.recipe import Recipe
 from models.train import Artefact, Team, fit, measured, train
 from schemas.errors import ArtefactError
-from tests.models.conftest import DEFAULT_RECIPE_TEXT, a_history, quick
+from tests.models.conftest import some_examples
+from tests.world import DEFAULT_RECIPE_TEXT, quick
 
 ANY_ESTIMATOR = """
 name = "each kind of estimator"
@@ -32,7 +33,7 @@ members = [
 
 @pytest.fixture(scope="module")
 def team(recipe: Recipe) -> Team:
-    return fit(a_history(), recipe, seed=7)
+    return fit(some_examples(), recipe, seed=7)
 
 
 def test_each_member_reads_its_families_columns_and_the_learned_one_reads_all(artefact: Artefact) -> None:
@@ -50,7 +51,7 @@ def test_each_member_reads_its_families_columns_and_the_learned_one_reads_all(ar
 
 
 def test_the_same_examples_recipe_and_seed_train_the_same_arrays_on_any_number_of_threads(artefact: Artefact, policy: Policy, recipe: Recipe) -> None:
-    again = train(a_history(), recipe, policy, seed=7, threads=2)
+    again = train(some_examples(), recipe, policy, seed=7, threads=2)
     for one, other in zip(artefact.ensemble.forest, again.ensemble.forest, strict=True):
         assert one.tobytes() == other.tobytes()
     assert artefact.figures == again.figures
@@ -65,7 +66,7 @@ def test_what_shows_is_found_on_rows_that_training_has_not_seen(artefact: Artefa
 
 
 def test_members_and_the_ensemble_say_the_share_of_fraud_on_rows_that_they_have_not_seen(team: Team) -> None:
-    unseen = a_history(6000, seed=2)
+    unseen = some_examples(6000, seed=2)
     said = team.said(unseen.vectors)
     for scores in (*said.T, team.given.scores(said), team.fitted.scores(said)):
         assert calibration_error(reliability(scores, unseen.frauds)) < 0.03
@@ -74,7 +75,7 @@ def test_members_and_the_ensemble_say_the_share_of_fraud_on_rows_that_they_have_
 
 def test_the_weights_are_the_recipes_or_fitted_and_fitted_ones_sum_to_one(recipe: Recipe, policy: Policy, artefact: Artefact) -> None:
     assert {m.name: m.weight for m in artefact.ensemble.members} == recipe.weights
-    fitted = train(a_history(), quick(DEFAULT_RECIPE_TEXT.replace('weights = "given"', 'weights = "fitted"')), policy, seed=7)
+    fitted = train(some_examples(), quick(DEFAULT_RECIPE_TEXT.replace('weights = "given"', 'weights = "fitted"')), policy, seed=7)
     weights = [m.weight for m in fitted.ensemble.members]
     assert min(weights) >= 0
     assert sum(weights) == pytest.approx(1)
@@ -82,7 +83,7 @@ def test_the_weights_are_the_recipes_or_fitted_and_fitted_ones_sum_to_one(recipe
 
 
 def test_any_estimator_of_a_recipe_is_served_as_scikit_learn_says_it(policy: Policy) -> None:
-    recipe, examples = quick(ANY_ESTIMATOR), a_history()
+    recipe, examples = quick(ANY_ESTIMATOR), some_examples()
     ensemble = train(examples, recipe, policy, seed=3).ensemble
     first = int(len(examples.frauds) * 0.8)
     seen = {name: getattr(examples, name)[:first] for name in ("vectors", "frauds", "kinds", "at_ms", "cards")}
@@ -103,14 +104,14 @@ def test_figures_count_the_score_as_it_is_shown(policy: Policy) -> None:
 
 
 def test_rows_of_one_class_train_nothing(policy: Policy, recipe: Recipe) -> None:
-    examples = a_history(200)
+    examples = some_examples(200)
     for truth in (np.zeros(200, dtype=np.bool_), np.ones(200, dtype=np.bool_), np.arange(200) == 0):
         with pytest.raises(ArtefactError, match="honest payments, and frauds of several cards"):
             train(replace(examples, frauds=truth), recipe, policy, seed=1)
 
 
 def test_columns_that_never_had_a_value_and_whole_families_of_them_do_not_stop_training(policy: Policy, recipe: Recipe) -> None:
-    examples = a_history()
+    examples = some_examples()
     examples.vectors[:, [*CATALOGUE.families["device"], CATALOGUE.families["geographic"][0]]] = np.nan
     blind = train(examples, recipe, policy, seed=7)
     said = [blind.ensemble.score(vector).probabilities[2] for vector in examples.vectors[:50]]
@@ -120,7 +121,7 @@ def test_columns_that_never_had_a_value_and_whole_families_of_them_do_not_stop_t
 
 
 def test_columns_that_no_catalogue_has_are_learned_from(policy: Policy, recipe: Recipe) -> None:
-    examples = a_history(2000)
+    examples = some_examples(2000)
     extra = np.where(examples.frauds, 3.0, 0.0) + np.random.default_rng(1).normal(size=2000)
     names, vectors = ("velocity.x", "attribute.v1"), np.column_stack([np.abs(extra) * 0, extra])
     made = train(replace(examples, names=names, vectors=vectors, catalogue_id="cat_other"), recipe, policy, seed=1)
