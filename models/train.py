@@ -200,7 +200,7 @@ def train(examples: Examples, recipe: Recipe, policy: Policy, seed: int, threads
         seed=seed,
         sklearn_version=sklearn.__version__,
         policy_id=policy.policy_id,
-        shift=0.0,
+        recipe_id=recipe.recipe_id,
         figures=measured(scores, truth, policy),
         checks={**parity, "top_reason_agrees": top_reason_agrees(ensemble, _reasons(examples.names), np.ascontiguousarray(blocked))},
     )

@@ -30,7 +30,8 @@ from streams.registry import registry_of
 from streams.settings import Settings
 from streams.training_set import DAY_MS, training_set
 
-DEFAULT_RECIPE = Path(models.__file__).parent / "recipes" / "default.toml"
+RECIPES = Path(models.__file__).parent / "recipes"
+DEFAULT_RECIPE = RECIPES / "default.toml"
 
 
 class Caught(NamedTuple):
@@ -49,8 +50,8 @@ class Trained(NamedTuple):
 
 
 def recipe_in(path: Path | None = None) -> Recipe:
-    """The recipe in a file, or the default one that comes with the house. SettingsError names the file."""
-    path = DEFAULT_RECIPE if path is None else path
+    """The recipe in a file, or by its name one that comes with the house (`default`, `few_labels`). SettingsError names the file."""
+    path = DEFAULT_RECIPE if path is None else RECIPES / f"{path}.toml" if path.suffix == "" else path
     try:
         return recipe_from_toml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, SettingsError) as error:
@@ -92,6 +93,7 @@ def figures_of(made: Trained) -> dict[str, Any]:
     return {
         "rows": artefact.rows,
         "frauds": artefact.frauds,
+        "recipe_id": artefact.recipe_id,
         "weights": {member.name: member.weight for member in artefact.ensemble.members},
         "held_out": dict(artefact.figures),
         "held_out_by_kind": {kind: caught._asdict() for kind, caught in made.caught.items()},
@@ -131,7 +133,9 @@ def train(argv: list[str], settings: Settings) -> int:
 def add_data(parser: argparse.ArgumentParser) -> None:
     """The options by which `train` and `evaluate` say what they read and how they work."""
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="what `holdfast backfill` or the archive app wrote")
-    parser.add_argument("--recipe", type=Path, metavar="FILE", help="members as rows (TOML; default: the one that comes with the house)")
+    parser.add_argument(
+        "--recipe", type=Path, metavar="FILE", help="members as rows (TOML); also `default` and `few_labels`, which come with the house"
+    )
     parser.add_argument("--until", metavar="ISO8601", help="as of this moment: nothing later is seen (default: the history's last)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="default: one for each core, %(default)s")

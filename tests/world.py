@@ -52,7 +52,7 @@ def examples_of(vectors: npt.NDArray[np.float64], frauds: npt.NDArray[np.bool_],
 
 def quick(text: str = DEFAULT_RECIPE_TEXT) -> Recipe:
     """The recipe of this text with fewer trees, so that tests are quick."""
-    return recipe_from_toml(text.replace("max_iter = 200", "max_iter = 60").replace("max_iter = 100", "max_iter = 30"))
+    return recipe_from_toml(text.replace("max_iter = 60,", "max_iter = 30,").replace("max_iter = 120,", "max_iter = 60,"))
 
 
 @functools.cache

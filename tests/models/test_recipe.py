@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from models.recipe import recipe_from_toml
 from schemas.errors import SettingsError
+from streams.train import RECIPES, recipe_in
 from tests.world import DEFAULT_RECIPE_TEXT
 
 
@@ -15,6 +18,13 @@ def test_the_default_recipe_has_five_members_with_the_weights_of_the_house() -> 
     assert recipe.members[0].families == ("*",)
     assert not recipe.fits_weights
     assert recipe.recipe_id != recipe_from_toml(DEFAULT_RECIPE_TEXT + "# another text\n").recipe_id
+
+
+def test_every_recipe_that_comes_with_the_house_is_one() -> None:
+    names = sorted(path.stem for path in RECIPES.glob("*.toml"))
+    assert [recipe_in(Path(name)).name for name in names] == names == ["default", "few_labels"]
+    unsupervised = {row.name for row in recipe_in(Path("few_labels")).members if row.estimator == "isolation_forest"}
+    assert unsupervised == {"behavioural", "device"}
 
 
 @pytest.mark.parametrize(
