@@ -74,4 +74,5 @@ def fitted_weights(said: Floats, truth: Flags, rounds: int = 500) -> Floats:
         if np.abs(better - weights).max() < 1e-7:
             break
         weights = better
-    return weights / weights.sum()
+    sharing: Floats = weights / weights.sum()
+    return sharing

@@ -154,11 +154,11 @@ class Days:
     def figures(self, weights: Floats) -> dict[str, float]:
         """The figures of all days, each counted as often as its weight says."""
         days = weights.sum()
-        alerts, hits = self.alerts @ weights, self.hits @ weights
+        alerts, hits = float(self.alerts @ weights), float(self.hits @ weights)
         return {
             "card_precision": float(self.card_precision @ weights / days),
             "card_precision_ceiling": float(self.card_ceiling @ weights / days),
-            "value_detection_rate": _over(self.found_minor @ weights, self.fraud_minor @ weights),
+            "value_detection_rate": _over(float(self.found_minor @ weights), float(self.fraud_minor @ weights)),
             "false_positives_per_fraud": _over(alerts - hits, hits),
             "alerts_per_day": float(alerts / days),
             "saved_minor_per_day": float(self.saved_minor @ weights / days),
@@ -166,7 +166,8 @@ class Days:
 
 
 def _by_day(tested: Trial, values: npt.NDArray[np.generic]) -> Floats:
-    return np.bincount(tested.days, weights=values.astype(np.float64), minlength=tested.days_count)
+    sums: Floats = np.bincount(tested.days, weights=values.astype(np.float64), minlength=tested.days_count)
+    return sums
 
 
 def _over(part: float, whole: float) -> float:

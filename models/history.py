@@ -31,7 +31,7 @@ class Verdicts(NamedTuple):
     def until(self, moment_ms: int) -> Verdicts:
         """Those that were known at a moment, that moment's own included."""
         known = slice(0, int(np.searchsorted(self.learned_at_ms, moment_ms, "right")))
-        return Verdicts(*(column[known] for column in self))
+        return Verdicts(self.rows[known], self.frauds[known], self.kinds[known], self.learned_at_ms[known])
 
 
 class Believed(NamedTuple):

@@ -20,6 +20,7 @@ from models.hold import Refusal
 from models.policy import Policy, policy_from_toml
 from models.registry import default_policy_text
 from models.train import Artefact, train
+from models.trees import calibrated
 from schemas.decision import Outcome, ReasonSource, Risk
 from schemas.transaction import Transaction, TransactionKind
 from tests.models.conftest import a_history
@@ -83,11 +84,12 @@ def test_the_outcome_is_the_most_severe_of_the_score_and_every_rule(vector: np.n
     assert verdict.risk is (Risk.HIGH if verdict.score > 700 else Risk.MEDIUM if verdict.score > 400 else Risk.LOW)
 
 
-def test_the_score_is_the_weighted_sum_of_what_the_members_said(ensemble: Ensemble) -> None:
+def test_the_score_is_what_the_weighted_sum_of_the_members_means(ensemble: Ensemble) -> None:
     for vector in VECTORS[:50]:
         verdict = judged(ensemble, vector)
         assert [c.weight for c in verdict.contributions] == pytest.approx([0.4, 0.2, 0.15, 0.15, 0.1])
-        assert verdict.score == round(1000 * sum(c.weight * (c.probability or 0) for c in verdict.contributions))
+        total = sum(c.weight * (c.probability or 0) for c in verdict.contributions)
+        assert verdict.score == round(1000 * calibrated(ensemble.forest, np.array([total]))[0])
 
 
 def test_a_pure_velocity_attack_is_blocked_by_a_rule(ensemble: Ensemble) -> None:
