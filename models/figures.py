@@ -166,8 +166,7 @@ class Days:
 
 
 def _by_day(tested: Trial, values: npt.NDArray[np.generic]) -> Floats:
-    sums: Floats = np.bincount(tested.days, weights=values.astype(np.float64), minlength=tested.days_count)
-    return sums
+    return np.bincount(tested.days, weights=values.astype(np.float64), minlength=tested.days_count).astype(np.float64)
 
 
 def _over(part: float, whole: float) -> float:

@@ -243,8 +243,8 @@ def _usual(honest: Floats) -> Floats:
 def measured(scores: Floats, truth: Flags, policy: Policy) -> dict[str, float | None]:
     """Figures of scores (0 to 1) against the truth: ranking, and precision and recall above the policy's thresholds."""
     both = 0 < truth.sum() < len(truth)
-    one_day = Ranked.of(Trial(truth, *(np.zeros(len(truth), np.int64) for _ in range(3)), 1), scores) if both else None
-    ranking = one_day.figures(np.ones(1)) if one_day else {}
+    nothing = np.zeros(len(truth), np.int64)
+    ranking = Ranked.of(Trial(truth, nothing, nothing, nothing, 1), scores).figures(np.ones(1)) if both else {}
     figures: dict[str, float | None] = {
         "rows": float(len(truth)),
         "frauds": float(truth.sum()),
