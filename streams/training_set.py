@@ -120,8 +120,9 @@ def _matrix(data: ds.Dataset, names: Sequence[str], count: int, rows: Ints) -> F
 
 
 def _cards(cards: pa.ChunkedArray, accounts: pa.ChunkedArray) -> Ints:
-    """A number for each card; for a payment without one, of its account."""
-    return _ints(pc.coalesce(cards, accounts).combine_chunks().dictionary_encode().indices)
+    """A number for each card; for a payment without one, of its account; where one account has all payments, for each payment."""
+    numbers = _ints(pc.coalesce(cards, accounts).combine_chunks().dictionary_encode().indices)
+    return numbers if numbers.any() else np.arange(len(numbers))
 
 
 def _ints(column: Any) -> Ints:

@@ -138,6 +138,17 @@ def test_without_spans_the_longest_training_that_fits_is_taken(foreign: Path) ->
     assert found.folds == again.folds
 
 
+def test_a_file_of_one_account_and_no_cards_is_trained_on_payment_by_payment(foreign: Path, tmp_path: Path) -> None:
+    table = pq.read_table(foreign / backfill_job.FEATURES_FILE)
+    alike = {"card_token": pa.nulls(6000, pa.string()), "account_id": pa.array(["everybody"] * 6000)}
+    for name, column in alike.items():
+        table = table.set_column(table.column_names.index(name), name, column)
+    pq.write_table(table, tmp_path / backfill_job.FEATURES_FILE)
+    found = evaluate.evaluation(tmp_path, train.recipe_in(foreign / "recipe.toml"), spans=Spans(4, 1, 2), count=1, resamples=2)
+    assert found.folds[0].test_rows > 900
+    assert found.table["learned"]["roc_auc"].value > 0.9
+
+
 def test_what_cannot_be_trained_on_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="holdfast backfill"):
         training_set(tmp_path)
