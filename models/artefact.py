@@ -107,7 +107,7 @@ def packed(artefact: Artefact) -> dict[str, bytes]:
             "seed": artefact.seed,
             "sklearn_version": artefact.sklearn_version,
             "policy_id": artefact.policy_id,
-            "shift": artefact.shift,
+            "recipe_id": artefact.recipe_id,
         },
         "figures": artefact.figures,
         "checks": artefact.checks,

@@ -123,6 +123,6 @@ class Artefact:
     seed: int
     sklearn_version: str
     policy_id: str
-    shift: float  # added to every member's log-odds
+    recipe_id: str
     figures: Mapping[str, float | None]  # measured on the held-out rows; None: could not be measured
     checks: Mapping[str, float] = field(default_factory=dict)  # by name what the gates of a promotion look at: `models/registry.py`

@@ -1,137 +1,238 @@
-"""Training: five members grown from one matrix of served vectors and what turned out to be true. Pure; nothing is read or written."""
+"""Training: a recipe's members grown from examples, calibrated on cards that they have not seen, weighed. Pure; nothing is read or written."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import sklearn
-from sklearn.ensemble import HistGradientBoostingClassifier
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier, IsolationForest, RandomForestClassifier
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn, without types
 
-from features.catalogue import Catalogue
-from models.compiled import EQUAL_ON, EQUAL_WITHIN, Grown, apart, compiled, joined, mixed
+from features.catalogue import CATALOGUE
+from models.calibrate import calibration, fitted_weights
+from models.compiled import EQUAL_ON, EQUAL_WITHIN, Curve, Grown, apart, compiled, joined, mixed, plain
 from models.decision import top_reason_agrees
-from models.ensemble import LEARNED, Ensemble, Member
-from models.ensemble import Artefact as Artefact
+from models.ensemble import Artefact, Ensemble, Member
+from models.figures import Ranked, Trial
+from models.history import Examples, Flags, Floats, Ints, families_of
 from models.policy import Policy
-from models.trees import Floats, probabilities_of_all
+from models.recipe import EVERY, MemberRow, Recipe
+from models.trees import IDENTITY, NODE, TERM
 from schemas.errors import ArtefactError
 
-Labels = npt.NDArray[np.bool_]
-GROWTH: dict[str, Any] = {
-    "learning_rate": 0.12,
-    "max_leaf_nodes": 16,
-    "min_samples_leaf": 20,
-    "l2_regularization": 1.0,
-    "early_stopping": False,
-}
-READS = {"behavioural": ("behavioural", "takeover", "identity", "network")}
-"""The families of features that a member reads, if not the one of its own name alone."""
-TREES = {LEARNED: 64}
-TREES_OF_A_FAMILY = 32
+HELD_OUT_FROM = 0.80
+"""In order of time: the first 80 % of the examples train, the last 20 % are only measured."""
 BLOCKS_ASKED = 100
 """So many held-out blocks at most are asked whether their first reason is the exact one."""
-TUNED_FROM, HELD_OUT_FROM = 0.70, 0.80
-"""In order of time: the first 70 % grow the trees, the next 10 % set the level of the score, the last 20 % are only measured."""
+ESTIMATORS: Mapping[str, Any] = {
+    "hist_gradient_boosting": lambda seed, **p: [("grow", HistGradientBoostingClassifier(random_state=seed, early_stopping=False, **p))],
+    "extra_trees": lambda seed, **p: [("grow", ExtraTreesClassifier(random_state=seed, **p))],
+    "random_forest": lambda seed, **p: [("grow", RandomForestClassifier(random_state=seed, **p))],
+    "isolation_forest": lambda seed, **p: [("grow", IsolationForest(random_state=seed, **p))],
+    "logistic_regression": lambda seed, **p: [
+        ("impute", SimpleImputer(strategy="median")),
+        ("scale", StandardScaler()),
+        ("grow", LogisticRegression(random_state=seed, **p)),
+    ],
+}
+"""The steps of each estimator's pipeline."""
 
 
-def train(
-    vectors: Floats,
-    frauds: Labels,
-    at_ms: npt.NDArray[np.int64],
-    catalogue: Catalogue,
-    policy: Policy,
-    seed: int,
-) -> Artefact:
-    """Five members on `vectors` (float64[rows, columns of the catalogue], NaN is missing), by the policy's weights and thresholds.
+class Fitted(NamedTuple):
+    """One fitted member: its row, the columns that it reads, its pipeline on them (None: it has none to read) and its calibration."""
 
-    Rows are put in order of `at_ms`; figures come from the last fifth, which no tree and no level has seen. Every member
-    must equal scikit-learn's `predict_proba` on every row, or ArtefactError. ArtefactError too if a part has only one class.
-    """
-    order = np.argsort(at_ms, kind="stable")
-    rows, truth = np.ascontiguousarray(vectors[order], dtype=np.float64), np.asarray(frauds, dtype=np.bool_)[order]
-    grown_until, tuned_until = int(len(rows) * TUNED_FROM), int(len(rows) * HELD_OUT_FROM)
-    if not 0 < truth[:grown_until].sum() < grown_until:
-        raise ArtefactError("training needs honest and fraudulent rows in the first 70 % of the time")
-    members = _members(policy.weights, catalogue.families, len(catalogue.names))
-    asked = mixed(rows, EQUAL_ON, seed)
-    with threadpool_limits(limits=1):  # on a shared machine OpenMP's threads wait for one another longer than they work
-        grown, distances = zip(*(_grown(member, rows, truth, grown_until, seed, asked) for member in members), strict=True)
-    usual, low = _usual(rows[:grown_until][~truth[:grown_until]]), np.array([row.suspicious == "low" for row in catalogue.rows])
-    ensemble = Ensemble("", catalogue.catalogue_id, catalogue.names, members, joined(grown), usual, low)
-    tuned = slice(grown_until, tuned_until)
-    shift = _level(ensemble, rows[tuned], truth[tuned], policy)
-    ensemble = replace(ensemble, forest=ensemble.forest._replace(baselines=ensemble.forest.baselines + shift))
-    blocked = rows[tuned_until:][np.rint(ensemble.scores(rows[tuned_until:]) * 1000) > policy.block_above][:BLOCKS_ASKED]
-    checks = {
-        "parity_max": max(distances),
-        "parity_rows": float(len(asked)),
-        "top_reason_agrees": top_reason_agrees(ensemble, catalogue.reason_of, blocked),
-    }
-    figures = measured(ensemble.totals(rows[tuned_until:]), truth[tuned_until:], policy)
-    return Artefact(
-        ensemble=ensemble,
-        rows=len(rows),
-        frauds=int(truth.sum()),
-        from_at_ms=int(at_ms[order[0]]),
-        until_at_ms=int(at_ms[order[-1]]),
-        seed=seed,
-        sklearn_version=sklearn.__version__,
-        policy_id=policy.policy_id,
-        shift=shift,
-        figures=figures,
-        checks=checks,
-    )
+    row: MemberRow
+    columns: tuple[int, ...]
+    pipeline: Any | None
+    curve: Curve
+
+    def raw(self, vectors: Floats) -> Floats:
+        """float64[rows]: what it says before calibration."""
+        return _raw(self.pipeline, vectors[:, self.columns])
+
+    def said(self, vectors: Floats) -> Floats:
+        """float64[rows]: its probability of fraud."""
+        return np.interp(self.raw(vectors), *self.curve)
 
 
-def _members(weights: Mapping[str, float], families: Mapping[str, Sequence[int]], width: int) -> tuple[Member, ...]:
-    """The members: the learned one on every column, each other on its family's."""
-    unknown = sorted(weights.keys() - families.keys() - {LEARNED})
-    if unknown:
-        raise ArtefactError(f"the catalogue has no family {unknown[0]!r}, which the policy gives a weight")
-    return tuple(Member(name, weight, _read_by(name, families, width)) for name, weight in weights.items())
+def _raw(pipeline: Any | None, mine: Floats) -> Floats:
+    """What a pipeline says of rows of its own columns; one that has none to read says the same of all."""
+    return np.full(len(mine), 0.5) if pipeline is None else plain(pipeline, mine)
 
 
-def _read_by(member: str, families: Mapping[str, Sequence[int]], width: int) -> tuple[int, ...]:
-    """The columns of a member: all of the learned one's, else those of the families that it reads."""
-    return tuple(range(width)) if member == LEARNED else tuple(c for family in READS.get(member, (member,)) for c in families.get(family, ()))
+class Weighed(NamedTuple):
+    """The members' weights, and the curve that makes a score of their weighted sum."""
+
+    weights: Floats
+    curve: Curve
+
+    def scores(self, said: Floats) -> Floats:
+        """float64[rows]: the score (0 to 1) of the members' probabilities (float64[rows, members])."""
+        return np.interp(said @ self.weights, *self.curve)
 
 
-def _grown(member: Member, rows: Floats, truth: Labels, until: int, seed: int, asked: Floats) -> tuple[Grown, float]:
-    """One member, fitted on the first rows, and how far its compiled self is from scikit-learn on all that are asked."""
-    estimator = HistGradientBoostingClassifier(max_iter=TREES.get(member.name, TREES_OF_A_FAMILY), random_state=seed, **GROWTH)
-    told = _often(truth[:until])
-    columns = _with_values(member.columns, rows[:until])
-    mine = rows[:, columns] if columns else np.zeros((len(rows), 1))
-    estimator.fit(mine[told], truth[told])
-    grown = compiled(estimator, columns or member.columns[:1])
-    distance = apart(grown, estimator, asked[:, columns] if columns else np.zeros((len(asked), 1)), asked)
-    if not distance <= EQUAL_WITHIN:
-        raise ArtefactError(f"member {member.name}: {distance} apart from scikit-learn")
-    return grown, distance
+@dataclass(frozen=True, eq=False)
+class Team:
+    """The fitted members, with the weights that the recipe gives and with those that fit best."""
+
+    members: tuple[Fitted, ...]
+    given: Weighed
+    fitted: Weighed
+
+    def said(self, vectors: Floats) -> Floats:
+        """float64[rows, members]: each member's probability."""
+        return np.column_stack([member.said(vectors) for member in self.members])
 
 
-def _with_values(columns: Sequence[int], rows: Floats) -> tuple[int, ...]:
-    """The columns that have a value in some row: scikit-learn (1.9) cannot bin one that has none, and nothing is to be learned from it.
+# Fitting.
+
+
+def fit(examples: Examples, recipe: Recipe, seed: int, threads: int = 1) -> Team:
+    """The recipe's members on all examples. ArtefactError if there are not fraud and honest cards enough to learn and to calibrate from."""
+    truth, dealt = examples.frauds, _dealt(examples.cards, recipe.parts, seed)
+    if len({*dealt[truth].tolist()}) < 2 or truth.all():
+        raise ArtefactError("training needs honest payments, and frauds of several cards")
+    drawn = _drawn(truth, recipe.honest_per_fraud, seed)
+    vectors = examples.vectors[drawn]
+    columns = [_with_values(_read_by(row, examples.names), vectors) for row in recipe.members]
+    jobs = [(number, part) for number in range(len(recipe.members)) for part in (-1, *range(recipe.parts))]
+
+    def done(job: tuple[int, int]) -> tuple[Any, Floats]:
+        number, part = job
+        row, mine = recipe.members[number], columns[number]
+        pipeline = _grown(row, vectors[:, mine], truth[drawn], dealt[drawn] != part, seed) if mine else None
+        unseen = np.flatnonzero(dealt == part)
+        return pipeline, _raw(pipeline, _taken(examples.vectors, unseen, mine)) if len(unseen) else np.empty(0)
+
+    with threadpool_limits(limits=1), ThreadPoolExecutor(threads, initializer=threadpool_limits, initargs=(1,)) as pool:
+        results = dict(zip(jobs, pool.map(done, jobs), strict=True))  # OpenMP's own threads wait for one another longer than they work
+    raw = np.empty((len(truth), len(recipe.members)))
+    for (number, part), (_, unseen_said) in results.items():
+        raw[dealt == part, number] = unseen_said
+    curves = [calibration(raw[:, number], truth) for number in range(len(recipe.members))]
+    members = tuple(Fitted(row, columns[n], results[n, -1][0], curves[n]) for n, row in enumerate(recipe.members))
+    said = np.column_stack([np.interp(raw[:, n], *curve) for n, curve in enumerate(curves)])
+    given, best = np.array([row.weight for row in recipe.members]), fitted_weights(said, truth)
+    return Team(members, Weighed(given, calibration(said @ given, truth)), Weighed(best, calibration(said @ best, truth)))
+
+
+def _dealt(cards: Ints, parts: int, seed: int) -> Ints:
+    """By row the part of its card: all payments of a card are in one part, so that a fraud is not calibrated by its own sister."""
+    _, numbers = np.unique(cards, return_inverse=True)
+    return np.random.default_rng(seed).permutation(int(numbers.max(initial=-1)) + 1)[numbers] % parts
+
+
+def _drawn(truth: Flags, honest_per_fraud: float, seed: int) -> npt.NDArray[np.intp]:
+    """The rows to learn from: every fraud and so many honest ones, in order. Calibration sets the level right again."""
+    honest = np.flatnonzero(~truth)
+    wanted = min(len(honest), int(np.ceil(honest_per_fraud * truth.sum())))
+    if wanted < len(honest):
+        honest = np.random.default_rng(seed).choice(honest, wanted, replace=False)
+    return np.sort(np.concatenate((np.flatnonzero(truth), honest)))
+
+
+def _taken(vectors: Floats, rows: npt.NDArray[np.intp], columns: Sequence[int]) -> Floats:
+    """Some rows of some columns, without a copy of all."""
+    taken: Floats = np.empty((len(rows), len(columns)), order="F")
+    for place, column in enumerate(columns):
+        np.take(vectors[:, column], rows, out=taken[:, place])
+    return taken
+
+
+def _read_by(row: MemberRow, names: Sequence[str]) -> tuple[int, ...]:
+    """The columns of a member's families; of families that the data has not there are none."""
+    if EVERY in row.families:
+        return tuple(range(len(names)))
+    families = families_of(names)
+    return tuple(column for family in row.families for column in families.get(family, ()))
+
+
+def _with_values(columns: Sequence[int], vectors: Floats) -> tuple[int, ...]:
+    """The columns that have two values or more, a missing one counted: from others nothing is to be learned, and scikit-learn cannot bin them.
 
     A bank whose files know no devices has a whole family of them; that member then says the same of every row.
     """
-    return tuple(c for c in columns if not np.isnan(rows[:, c]).all())
+    return tuple(c for c in columns if not ((vectors[:, c] == vectors[0, c]) | (np.isnan(vectors[:, c]) & np.isnan(vectors[0, c]))).all())
 
 
-def _often(truth: Labels) -> npt.NDArray[np.intp]:
-    """Rows to learn from: each honest one once, each fraud as often as the root of its rarity says; `_level` sets the level right again.
+def _grown(row: MemberRow, mine: Floats, truth: Flags, seen: Flags, seed: int) -> Any:
+    """A member's pipeline, fitted on the rows that it may see."""
+    pipeline = Pipeline(ESTIMATORS[row.estimator](seed, **row.parameters))
+    return pipeline.fit(mine[seen], truth[seen])
 
-    Whole repeats and no `sample_weight`, because weighted bins take scikit-learn (1.9) ten times as long.
+
+# From fitted members to what is served.
+
+
+def train(examples: Examples, recipe: Recipe, policy: Policy, seed: int, threads: int = 1) -> Artefact:
+    """The recipe's ensemble, grown from the first four fifths of the examples and measured on the last, which it has not seen.
+
+    Every member must equal scikit-learn's own answer on every row, or ArtefactError. The same examples, recipe and seed give the same artefact.
     """
-    rarity = (len(truth) - truth.sum()) / max(int(truth.sum()), 1)
-    return np.repeat(np.arange(len(truth)), np.where(truth, max(round(math.sqrt(rarity)), 1), 1))
+    first = int(len(examples.frauds) * HELD_OUT_FROM)
+    seen = replace(
+        examples,
+        vectors=examples.vectors[:first],
+        frauds=examples.frauds[:first],
+        kinds=examples.kinds[:first],
+        at_ms=examples.at_ms[:first],
+        cards=examples.cards[:first],
+    )
+    ensemble, parity = assembled(fit(seen, recipe, seed, threads), recipe, seen, seed)
+    late, truth = examples.vectors[first:], examples.frauds[first:]
+    scores = ensemble.scores(late)
+    blocked = late[np.rint(scores * 1000) > policy.block_above][:BLOCKS_ASKED]
+    return Artefact(
+        ensemble=ensemble,
+        rows=len(examples.frauds),
+        frauds=int(examples.frauds.sum()),
+        from_at_ms=int(examples.at_ms[0]),
+        until_at_ms=int(examples.at_ms[-1]),
+        seed=seed,
+        sklearn_version=sklearn.__version__,
+        policy_id=policy.policy_id,
+        recipe_id=recipe.recipe_id,
+        figures=measured(scores, truth, policy),
+        checks={**parity, "top_reason_agrees": top_reason_agrees(ensemble, _reasons(examples.names), np.ascontiguousarray(blocked))},
+    )
+
+
+def assembled(team: Team, recipe: Recipe, examples: Examples, seed: int) -> tuple[Ensemble, dict[str, float]]:
+    """The ensemble that serves what was fitted, and how far its arrays are from scikit-learn; ArtefactError if that is too far."""
+    weighed = team.fitted if recipe.fits_weights else team.given
+    asked = mixed(examples.vectors, EQUAL_ON, seed)
+    grown, distances = zip(*(_compiled(member, asked) for member in team.members), strict=True)
+    members = tuple(Member(m.row.name, float(w), m.columns) for m, w in zip(team.members, weighed.weights, strict=True))
+    usual = _usual(examples.vectors[~examples.frauds])
+    low = np.array([name in CATALOGUE.index and CATALOGUE.rows[CATALOGUE.index[name]].suspicious == "low" for name in examples.names])
+    ensemble = Ensemble("", examples.catalogue_id, examples.names, members, joined(grown, weighed.curve), usual, low)
+    return ensemble, {"parity_max": max(distances), "parity_rows": float(len(asked))}
+
+
+def _reasons(names: Sequence[str]) -> tuple[str, ...]:
+    """The reason code of each column; a column that no catalogue has is its own."""
+    return tuple(CATALOGUE.reason_of[CATALOGUE.index[name]] if name in CATALOGUE.index else name for name in names)
+
+
+def _compiled(member: Fitted, asked: Floats) -> tuple[Grown, float]:
+    """One member as arrays, and how far it is from its pipeline on the rows that are asked."""
+    if member.pipeline is None:
+        none = np.empty(0, dtype=np.int32)
+        return Grown(np.empty(0, NODE), np.empty(0), none, np.empty(0, TERM), 0.5, IDENTITY, member.curve), 0.0
+    grown = compiled(member.pipeline, member.columns)._replace(curve=member.curve)
+    distance = apart(grown, member.pipeline, asked[:, member.columns], asked)
+    if not distance <= EQUAL_WITHIN:
+        raise ArtefactError(f"member {member.row.name}: {distance} apart from scikit-learn")
+    return grown, distance
 
 
 def _usual(honest: Floats) -> Floats:
@@ -139,43 +240,19 @@ def _usual(honest: Floats) -> Floats:
     return np.array([np.median(c[~np.isnan(c)]) if (~np.isnan(c)).any() else np.nan for c in honest.T])
 
 
-def _level(ensemble: Ensemble, rows: Floats, truth: Labels, policy: Policy) -> float:
-    """The shift of log-odds (a prior shift) by which the score speaks to the policy's thresholds.
-
-    Fraud is rare, and members know unequally much: their weighted sum is too shy for fixed thresholds. To say that fraud
-    were more frequent by so much is to add a constant to the log-odds. Of the shifts from -4 to 9 it takes the one at which
-    both thresholds mean most: greatest sum of F1 at review and at block, the smallest shift of equals. Without both
-    classes in the rows it is 0.
-    """
-    if not 0 < truth.sum() < len(truth):
-        return 0.0
-    said = probabilities_of_all(ensemble.forest, rows)
-    odds, weights = said / (1 - said), np.array([m.weight for m in ensemble.members])
-
-    def worth(shift: float) -> tuple[float, float]:
-        raised = odds * math.exp(shift)
-        totals = (raised / (1 + raised)) @ weights
-        return _f1(totals, truth, policy.review_above) + _f1(totals, truth, policy.block_above), -abs(shift)
-
-    return max((step / 4 for step in range(-16, 37)), key=worth)
-
-
-def _f1(totals: Floats, truth: Labels, above: int) -> float:
-    flagged = np.rint(totals * 1000) > above
-    return float(2 * (flagged & truth).sum() / max(int(flagged.sum() + truth.sum()), 1))
-
-
-def measured(totals: Floats, truth: Labels, policy: Policy) -> dict[str, float | None]:
+def measured(scores: Floats, truth: Flags, policy: Policy) -> dict[str, float | None]:
     """Figures of scores (0 to 1) against the truth: ranking, and precision and recall above the policy's thresholds."""
     both = 0 < truth.sum() < len(truth)
+    nothing = np.zeros(len(truth), np.int64)
+    ranking = Ranked.of(Trial(truth, nothing, nothing, nothing, 1), scores).figures(np.ones(1)) if both else {}
     figures: dict[str, float | None] = {
         "rows": float(len(truth)),
         "frauds": float(truth.sum()),
-        "auc": float(roc_auc_score(truth, totals)) if both else None,
-        "average_precision": float(average_precision_score(truth, totals)) if both else None,
+        "auc": ranking.get("roc_auc"),
+        "average_precision": ranking.get("average_precision"),
     }
     for name, above in (("review", policy.review_above), ("block", policy.block_above)):
-        flagged = np.rint(totals * 1000) > above
+        flagged = np.rint(scores * 1000) > above
         hits = int((flagged & truth).sum())
         figures[f"precision_at_{name}"] = hits / int(flagged.sum()) if flagged.any() else None
         figures[f"recall_at_{name}"] = hits / int(truth.sum()) if truth.any() else None

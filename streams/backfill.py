@@ -55,6 +55,8 @@ Floats = npt.NDArray[np.float64]
 _BESIDE = [
     ("transaction_id", pa.string()),
     ("account_id", pa.string()),
+    ("card_token", pa.string()),
+    ("amount_minor", pa.int64()),
     ("at_ms", pa.int64()),
     ("kind", pa.string()),
     ("declined", pa.bool_()),
@@ -63,6 +65,8 @@ _BESIDE = [
     ("learned_at_ms", pa.int64()),
 ]
 """What stands beside the features. `fraud` is null where the file says nothing; `learned_at_ms` is when the label became known."""
+ATTRIBUTE = "attribute."
+"""Columns of this prefix, after the features: what [attributes] of the mapping name, as numbers; NaN where the text is none. For training."""
 
 
 class Backfilled(NamedTuple):
@@ -229,13 +233,26 @@ def _beside_one(row: Row) -> tuple[Any, ...]:
     txn, label = row.content, row.label
     assert not isinstance(txn, InvalidRecord)
     known = (None, None, None) if label is None else (label.fraud, label.fraud_kind, label.learned_at_ms)
-    return (txn.transaction_id, txn.account_id, txn.at_ms, str(txn.kind), row.declined, *known)
+    return (txn.transaction_id, txn.account_id, txn.card_token, txn.own_amount_minor, txn.at_ms, str(txn.kind), row.declined, *known)
+
+
+def _attributes(rows: Sequence[Row], names: Sequence[str]) -> Floats:
+    """float64[rows, names]: the attributes of these names as numbers."""
+    values = np.full((len(rows), len(names)), np.nan)
+    place = {name: number for number, name in enumerate(names)}
+    for row, into in zip(rows, values, strict=True):
+        assert not isinstance(row.content, InvalidRecord)
+        for attribute in row.content.attributes:
+            with contextlib.suppress(ValueError):
+                into[place[attribute.name]] = float(attribute.value)
+    return values
 
 
 def _schema(catalogue: Catalogue, mapping: Mapping) -> pa.Schema:
     delay_ms = mapping.label.delay_ms if mapping.label else 0
     about = {"catalogue_id": catalogue.catalogue_id, "label_delay_ms": str(delay_ms)}
-    return pa.schema([*_BESIDE, *((name, pa.float64()) for name in catalogue.names)], metadata=about)
+    attributes = [f"{ATTRIBUTE}{name}" for name in mapping.attributes]
+    return pa.schema([*_BESIDE, *((name, pa.float64()) for name in (*catalogue.names, *attributes))], metadata=about)
 
 
 # The work.
@@ -319,7 +336,7 @@ def backfilled(
     total = sum(rows_count(path, given.mapping) for path in given.files) if bar else 0
     with _progress(total, done.read) if bar else contextlib.nullcontext(lambda _: None) as said:
         for lot in reader.lots(lot_rows):
-            rows = _write(place.part(done.lots), lot, under_way, knowledge, schema)
+            rows = _write(place.part(done.lots), lot, under_way, knowledge, schema, tuple(given.mapping.attributes))
             done = Done(done.lots + 1, done.rows + rows, reader.bad, done.read + lot.read, reader.events, done.now_ms)
             said(done.read)
             if time.perf_counter() - kept_at >= STATE_SHARE * cost_s:
@@ -332,7 +349,7 @@ def backfilled(
     return Backfilled(done.rows, done.bad_rows, time.perf_counter() - began, out)
 
 
-def _write(path: Path, lot: _Lot, under_way: Backfill, knowledge: _Knowledge, schema: pa.Schema) -> int:
+def _write(path: Path, lot: _Lot, under_way: Backfill, knowledge: _Knowledge, schema: pa.Schema, attributes: Sequence[str]) -> int:
     """The part of one lot, whole or not at all; how many rows it has."""
     beside = _beside(lot.rows)
     vectors = np.empty((0, len(under_way.catalogue.rows)))
@@ -341,7 +358,7 @@ def _write(path: Path, lot: _Lot, under_way: Backfill, knowledge: _Knowledge, sc
         declined, learned = np.zeros(columns.n, np.bool_), np.zeros(columns.n, np.int64)
         declined[columns.asks], learned[columns.asks] = beside["declined"].to_numpy(zero_copy_only=False), _learned(beside)
         vectors = under_way.vectors(replace(columns, known=knowledge.columns(lot.records), learned=learned), declined)
-    parts = [pa.array(np.ascontiguousarray(column)) for column in vectors.T]
+    parts = [pa.array(np.ascontiguousarray(column)) for matrix in (vectors, _attributes(lot.rows, attributes)) for column in matrix.T]
     unfinished = path.with_name(f".{path.name}")
     pq.write_table(pa.Table.from_arrays([*beside.combine_chunks().columns, *parts], schema=schema), unfinished, compression="zstd")
     unfinished.replace(path)

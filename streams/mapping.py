@@ -15,7 +15,7 @@ A mapping is TOML (all tables but `time`, `amount` and `fields` may be left out)
     [constants]  kind = "ecommerce" ...
     [values.kind]  POS = "card_present"  "*" = "ecommerce"
     [tokens]     card_token = "card_number" ...   # raw values; they become keyed tokens and go no further
-    [attributes] basket_size = "items" ...
+    [attributes] basket_size = "items" ...     # what is a number in them is a column for training (`attribute.basket_size`)
     [declined]   column = "status"  values = ["51", "05"]
     [accounts]   account_id = "no"  balance = "balance"  currency_column = "ccy"  (of a file of accounts; amounts in major units)
                  credit_limit = "limit"  opened_at = "since"  home_country = "country"

@@ -6,12 +6,15 @@ import functools
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from features.catalogue import CATALOGUE
 from features.memory import DictMemory
 from models.ensemble import Ensemble
+from models.history import Examples
 from models.hold import EMPTY, UnknownAccount, state_known
 from models.policy import Policy, policy_from_toml
+from models.recipe import Recipe, recipe_from_toml
 from models.registry import default_policy_text
 from models.train import train
 from schemas.account import AccountState
@@ -23,9 +26,11 @@ from streams.answers import DictAnswers
 from streams.books import DictBooks
 from streams.bus import ListBus
 from streams.pipeline import HTTP, Decided, Origin, World, decide
+from streams.train import DEFAULT_RECIPE
 
 NOON = 1_767_268_800_000
 """2026-01-01 12:00 UTC."""
+DEFAULT_RECIPE_TEXT = DEFAULT_RECIPE.read_text(encoding="utf-8")
 
 
 @functools.cache
@@ -35,7 +40,19 @@ def an_ensemble() -> Ensemble:
     rows = chance.random((2_000, len(CATALOGUE.names)))
     busy = CATALOGUE.index["velocity.card_count_10m"]
     rows[:, busy] = chance.integers(0, 12, 2_000)
-    return train(rows, rows[:, busy] > 9, np.arange(2_000), CATALOGUE, a_policy(), seed=1).ensemble
+    return train(examples_of(rows, rows[:, busy] > 9, np.arange(2_000)), quick(), a_policy(), seed=1).ensemble
+
+
+def examples_of(vectors: npt.NDArray[np.float64], frauds: npt.NDArray[np.bool_], at_ms: npt.NDArray[np.int64]) -> Examples:
+    """Vectors of the catalogue as examples that are all known; two rows in time are of one card."""
+    kinds = np.where(frauds, "theft", None).astype(object)
+    cards = np.arange(len(frauds)) // 2
+    return Examples(CATALOGUE.catalogue_id, CATALOGUE.names, vectors, frauds, kinds, at_ms, cards, int(at_ms[-1]))
+
+
+def quick(text: str = DEFAULT_RECIPE_TEXT) -> Recipe:
+    """The recipe of this text with fewer trees, so that tests are quick."""
+    return recipe_from_toml(text.replace("max_iter = 60,", "max_iter = 30,").replace("max_iter = 120,", "max_iter = 60,"))
 
 
 @functools.cache

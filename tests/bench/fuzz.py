@@ -16,7 +16,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from features.catalogue import CATALOGUE
 from models.artefact import ARRAYS, CARD, SIGNATURE, Keys, model_id_of, opened, packed, public_of
 from models.ensemble import Ensemble
 from models.policy import policy_from_toml
@@ -105,12 +104,13 @@ def within_bounds(ensemble: Ensemble, rng: np.random.Generator) -> bool:
 def fuzz(argv: list[str], settings: Settings) -> int:
     """`holdfast bench fuzz [--count N] [--json]`: exit status 0 if nothing crashed and nothing unsigned was served."""
     from tests.models.conftest import a_history
+    from tests.world import examples_of, quick
 
     parser = argparse.ArgumentParser(prog="holdfast bench fuzz", description=__doc__)
     parser.add_argument("--count", type=int, default=100_000, help="mutations as they come; half as many are signed besides")
     parser.add_argument("--json", action="store_true", help="end with one JSON object of the counts")
     args = parser.parse_args(argv)
-    made = packed(train(*a_history(1_000), CATALOGUE, policy_from_toml(default_policy_text()).bound(CATALOGUE.names), seed=1))
+    made = packed(train(examples_of(*a_history(1_000)), quick(), policy_from_toml(default_policy_text()), seed=1))
     keys = Keys(public_of(b"k" * 32), b"k" * 32)
     files = made | {SIGNATURE: keys.signature(made[CARD])}
     strange, own = fuzzed(files, keys, args.count, seed=1), fuzzed(files, keys, args.count // 2, seed=2, signed=True)

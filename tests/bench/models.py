@@ -34,6 +34,7 @@ from models.trees import Floats
 from schemas.decision import ReasonSource
 from schemas.transaction import Transaction, TransactionKind
 from streams.settings import Settings
+from streams.train import recipe_in
 from tests.bench.features import Check, holds, line
 
 SCORE_US_MAX, REASONS_MS_MAX = 15.0, 1.0
@@ -64,9 +65,10 @@ def microseconds(work: Callable[[Floats], Any], rows: Floats) -> float:
 def measured(count: int, rows_of_parity: int) -> dict[str, float]:
     """All figures."""
     from tests.models.conftest import a_history
+    from tests.world import examples_of
 
     vectors, truth, at_ms = a_history(6_000)
-    champion = train(vectors, truth, at_ms, CATALOGUE, POLICY, seed=1).ensemble
+    champion = train(examples_of(vectors, truth, at_ms), recipe_in(), POLICY, seed=1).ensemble
     width = tuple(range(len(CATALOGUE.names)))
     with warnings.catch_warnings(), threadpool_limits(limits=1):
         warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""The risk team's steps on a small history, end to end; and that a label counts when it was learned, not when it happened."""
+"""The risk team's steps on a small history, end to end."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from features.memory import DictMemory
 from features.tally import LABELLED, Update, label_row, payment_rows
 from models.hold import UnknownAccount
 from schemas.decision import Decision
-from schemas.errors import ArtefactError, InvalidRecord, SettingsError
+from schemas.errors import InvalidRecord
 from schemas.topics import DECISIONS, LABELS
 from streams import backfill as backfill_job
-from streams import lab
+from streams import lab, train
 from streams.archive import Archive
 from streams.mapping import Row, TokenKey, accounts_in, mapping_in, rows_in
 from streams.settings import Settings
@@ -52,7 +52,7 @@ def test_a_backfill_gives_what_would_have_been_served(history: Path, features: P
     memory = DictMemory(CATALOGUE)
     for state in accounts_in(history / "accounts.parquet", mapping, KEY, 1):
         memory.know_account(state)
-    backfilled = pq.read_table(features / lab.FEATURES_FILE)
+    backfilled = pq.read_table(features / backfill_job.FEATURES_FILE)
     matrix = np.column_stack([backfilled[name].to_numpy() for name in CATALOGUE.names])
     rows = good_rows(history)
     labels = sorted((row.label.learned_at_ms, number) for number, row in enumerate(rows) if row.label and row.label.fraud)
@@ -80,7 +80,7 @@ def told_to_tallies(memory: DictMemory, source: int, offset: int, given: list[An
 
 def test_simulate_backfill_train_register_promote(features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = Settings(data_dir=tmp_path / "data")
-    assert lab.train(["--features", str(features), "--out", str(tmp_path / "artefact"), "--json"], settings) == 0
+    assert train.train(["--data", str(features), "--out", str(tmp_path / "artefact"), "--json"], settings) == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert figures["held_out"]["auc"] > 0.8
     assert "honest" in figures["held_out_by_kind"]
@@ -91,33 +91,6 @@ def test_simulate_backfill_train_register_promote(features: Path, tmp_path: Path
     assert lab.models([], settings) == 0
     assert capsys.readouterr().out.startswith(f"* {model_id}")
     assert lab.ensure_champion(settings, lambda text: pytest.fail("there is a champion already")) == model_id
-
-
-def test_fraud_that_nobody_had_noticed_by_the_cutoff_is_honest_in_training(features: Path) -> None:
-    table = pq.read_table(features / lab.FEATURES_FILE)
-    at_ms, learned = table["at_ms"].to_numpy(), table["learned_at_ms"].to_numpy()
-    fraud = table["fraud"].to_numpy(zero_copy_only=False)
-    cutoff_ms, mature_ms = int(np.quantile(at_ms, 0.7)), 2 * lab.DAY_MS
-    examples = lab.examples_in(features, CATALOGUE, cutoff_ms, mature_ms)
-    old = at_ms <= cutoff_ms - mature_ms
-    assert len(examples.vectors) == old.sum()
-    assert examples.frauds.sum() == (old & fraud & (learned <= cutoff_ms)).sum()
-    assert examples.frauds.sum() < (old & fraud).sum(), "some fraud was learned later"
-    assert (np.diff(examples.at_ms) >= 0).all()
-
-
-def test_features_of_another_catalogue_are_refused(features: Path, tmp_path: Path) -> None:
-    with pytest.raises(ArtefactError, match="backfill again"):
-        lab.examples_in(features, CATALOGUE.extended(()).extended([_another()]))
-    with pytest.raises(SettingsError, match="holdfast backfill"):
-        lab.examples_in(tmp_path, CATALOGUE)
-
-
-def _another() -> Any:
-    from features.fact import CARD
-    from features.row import Feature, count, days
-
-    return Feature("velocity", count(of=CARD, window=days(3)), "many_card_payments_3d", "velocity", "Payments on the card within three days")
 
 
 def test_bad_rows_are_named_and_left_out(history: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,9 +7,12 @@ import numpy.typing as npt
 import pytest
 
 from features.catalogue import CATALOGUE
+from models.history import Examples
 from models.policy import Policy, policy_from_toml
+from models.recipe import Recipe
 from models.registry import default_policy_text
 from models.train import Artefact, train
+from tests.world import examples_of, quick
 
 
 def a_history(rows: int = 4000, seed: int = 1) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
@@ -26,6 +29,11 @@ def a_history(rows: int = 4000, seed: int = 1) -> tuple[npt.NDArray[np.float64],
     return vectors, truth, np.arange(rows, dtype=np.int64) * 1000
 
 
+def some_examples(rows: int = 4000, seed: int = 1) -> Examples:
+    """The same as examples."""
+    return examples_of(*a_history(rows, seed))
+
+
 @pytest.fixture(scope="session")
 def policy() -> Policy:
     """The default policy, bound to the catalogue."""
@@ -33,6 +41,12 @@ def policy() -> Policy:
 
 
 @pytest.fixture(scope="session")
-def artefact(policy: Policy) -> Artefact:
+def recipe() -> Recipe:
+    """The default recipe with fewer trees, so that tests are quick."""
+    return quick()
+
+
+@pytest.fixture(scope="session")
+def artefact(policy: Policy, recipe: Recipe) -> Artefact:
     """A trained ensemble."""
-    return train(*a_history(), CATALOGUE, policy, seed=7)
+    return train(some_examples(), recipe, policy, seed=7)

@@ -1,34 +1,59 @@
-"""Proves that training is repeatable, finds what is there, measures on what it has not seen, and refuses what cannot be learned."""
+"""Proves that training is repeatable, finds what is there, means what it scores, and refuses what cannot be learned."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from features.catalogue import CATALOGUE
+from models.ensemble import LEARNED
+from models.figures import calibration_error, reliability
 from models.policy import Policy
-from models.train import Artefact, measured, train
+from models.recipe import Recipe
+from models.train import Artefact, Team, fit, measured, train
 from schemas.errors import ArtefactError
-from tests.models.conftest import a_history
+from tests.models.conftest import some_examples
+from tests.world import DEFAULT_RECIPE_TEXT, quick
+
+ANY_ESTIMATOR = """
+name = "each kind of estimator"
+honest_per_fraud = 10
+parts = 2
+members = [
+    { name = "learned", weight = 0.4, families = ["*"], estimator = "extra_trees", parameters = { n_estimators = 20, min_samples_leaf = 3 } },
+    { name = "behavioural", weight = 0.2, families = ["behavioural"], estimator = "isolation_forest", parameters = { n_estimators = 20 } },
+    { name = "velocity", weight = 0.2, families = ["velocity"], estimator = "logistic_regression", parameters = { max_iter = 500 } },
+    { name = "device", weight = 0.2, families = ["device", "geographic"], estimator = "random_forest", parameters = { n_estimators = 20 } },
+]
+"""
 
 
-def test_each_member_reads_its_familys_columns_and_the_learned_one_reads_all(artefact: Artefact) -> None:
+@pytest.fixture(scope="module")
+def team(recipe: Recipe) -> Team:
+    return fit(some_examples(), recipe, seed=7)
+
+
+def test_each_member_reads_its_families_columns_and_the_learned_one_reads_all(artefact: Artefact) -> None:
     columns = {m.name: m.columns for m in artefact.ensemble.members}
-    assert columns.pop("learned") == tuple(range(len(CATALOGUE.names)))
     families = CATALOGUE.families
+    assert columns.pop(LEARNED) == tuple(range(len(CATALOGUE.names)))
     behaviour = (*families["behavioural"], *families["takeover"], *families["identity"], *families["network"])
-    assert columns == {name: families[name] for name in ("device", "geographic", "velocity")} | {"behavioural": behaviour}
+    place = (*families["geographic"], *families["merchant"])
+    assert columns == {name: families[name] for name in ("device", "velocity")} | {"behavioural": behaviour, "geographic": place}
     starts, roots, nodes = artefact.ensemble.forest.starts, artefact.ensemble.forest.roots, artefact.ensemble.forest.nodes
     ends = np.append(roots[1:], len(nodes))
-    for place, member in enumerate(artefact.ensemble.members):
-        read = nodes["feature"][roots[starts[place]] : ends[starts[place + 1] - 1]]
+    for place_of, member in enumerate(artefact.ensemble.members):
+        read = nodes["feature"][roots[starts[place_of]] : ends[starts[place_of + 1] - 1]]
         assert set(read[read >= 0].tolist()) <= set(member.columns)
 
 
-def test_the_same_rows_and_seed_train_the_same_trees(artefact: Artefact, policy: Policy) -> None:
-    again = train(*a_history(), CATALOGUE, policy, seed=7)
+def test_the_same_examples_recipe_and_seed_train_the_same_arrays_on_any_number_of_threads(artefact: Artefact, policy: Policy, recipe: Recipe) -> None:
+    again = train(some_examples(), recipe, policy, seed=7, threads=2)
     for one, other in zip(artefact.ensemble.forest, again.ensemble.forest, strict=True):
-        assert (one == other).all()
+        assert one.tobytes() == other.tobytes()
     assert artefact.figures == again.figures
 
 
@@ -40,33 +65,65 @@ def test_what_shows_is_found_on_rows_that_training_has_not_seen(artefact: Artefa
     assert (figures["recall_at_review"] or 0) > 0.5
 
 
+def test_members_and_the_ensemble_say_the_share_of_fraud_on_rows_that_they_have_not_seen(team: Team) -> None:
+    unseen = some_examples(6000, seed=2)
+    said = team.said(unseen.vectors)
+    for scores in (*said.T, team.given.scores(said), team.fitted.scores(said)):
+        assert calibration_error(reliability(scores, unseen.frauds)) < 0.03
+        assert scores.mean() == pytest.approx(unseen.frauds.mean(), abs=0.015)
+
+
+def test_the_weights_are_the_recipes_or_fitted_and_fitted_ones_sum_to_one(recipe: Recipe, policy: Policy, artefact: Artefact) -> None:
+    assert {m.name: m.weight for m in artefact.ensemble.members} == recipe.weights
+    fitted = train(some_examples(), quick(DEFAULT_RECIPE_TEXT.replace('weights = "given"', 'weights = "fitted"')), policy, seed=7)
+    weights = [m.weight for m in fitted.ensemble.members]
+    assert min(weights) >= 0
+    assert sum(weights) == pytest.approx(1)
+    assert weights != list(recipe.weights.values())
+
+
+def test_any_estimator_of_a_recipe_is_served_as_scikit_learn_says_it(policy: Policy) -> None:
+    recipe, examples = quick(ANY_ESTIMATOR), some_examples()
+    ensemble = train(examples, recipe, policy, seed=3).ensemble
+    first = int(len(examples.frauds) * 0.8)
+    seen = {name: getattr(examples, name)[:first] for name in ("vectors", "frauds", "kinds", "at_ms", "cards")}
+    team = fit(replace(examples, **seen), recipe, seed=3)
+    wanted = team.given.scores(team.said(examples.vectors))
+    assert np.abs(ensemble.scores(examples.vectors) - wanted).max() <= 1e-12
+
+
 def test_figures_count_the_score_as_it_is_shown(policy: Policy) -> None:
-    truth = np.array([True, True, False, False])
-    figures = measured(np.array([0.9, 0.5004, 0.6, 0.1]), truth, policy)
+    truth, scores = np.array([True, True, False, False]), np.array([0.9, 0.5004, 0.6, 0.1])
+    figures = measured(scores, truth, policy)
     assert (figures["precision_at_review"], figures["recall_at_review"]) == (0.5, 0.5)
     assert (figures["precision_at_block"], figures["recall_at_block"]) == (1.0, 0.5)
     assert figures["share_above_review"] == 0.5
+    assert figures["auc"] == pytest.approx(roc_auc_score(truth, scores))
+    assert figures["average_precision"] == pytest.approx(average_precision_score(truth, scores))
     assert measured(np.array([0.1]), np.array([False]), policy)["auc"] is None
 
 
-def test_rows_of_one_class_train_nothing(policy: Policy) -> None:
-    vectors, _, at_ms = a_history(200)
-    with pytest.raises(ArtefactError, match="honest and fraudulent"):
-        train(vectors, np.zeros(200, dtype=np.bool_), at_ms, CATALOGUE, policy, seed=1)
+def test_rows_of_one_class_train_nothing(policy: Policy, recipe: Recipe) -> None:
+    examples = some_examples(200)
+    for truth in (np.zeros(200, dtype=np.bool_), np.ones(200, dtype=np.bool_), np.arange(200) == 0):
+        with pytest.raises(ArtefactError, match="honest payments, and frauds of several cards"):
+            train(replace(examples, frauds=truth), recipe, policy, seed=1)
 
 
-def test_the_order_in_which_rows_come_does_not_matter_their_time_does(artefact: Artefact, policy: Policy) -> None:
-    vectors, truth, at_ms = a_history()
-    mixed = np.random.default_rng(5).permutation(len(truth))
-    again = train(vectors[mixed], truth[mixed], at_ms[mixed], CATALOGUE, policy, seed=7)
-    assert again.figures == artefact.figures
-
-
-def test_columns_that_never_had_a_value_and_whole_families_of_them_do_not_stop_training(policy: Policy) -> None:
-    vectors, truth, at_ms = a_history()
-    vectors = vectors.copy()
-    vectors[:, [*CATALOGUE.families["device"], CATALOGUE.families["geographic"][0]]] = np.nan
-    blind = train(vectors, truth, at_ms, CATALOGUE, policy, seed=7)
-    said = [blind.ensemble.score(vector).probabilities[2] for vector in vectors[:50]]
+def test_columns_that_never_had_a_value_and_whole_families_of_them_do_not_stop_training(policy: Policy, recipe: Recipe) -> None:
+    examples = some_examples()
+    examples.vectors[:, [*CATALOGUE.families["device"], CATALOGUE.families["geographic"][0]]] = np.nan
+    blind = train(examples, recipe, policy, seed=7)
+    said = [blind.ensemble.score(vector).probabilities[2] for vector in examples.vectors[:50]]
     assert blind.ensemble.members[2].name == "device"
     assert len(set(said)) == 1
+    assert said[0] == pytest.approx(0.05, abs=0.01)
+
+
+def test_columns_that_no_catalogue_has_are_learned_from(policy: Policy, recipe: Recipe) -> None:
+    examples = some_examples(2000)
+    extra = np.where(examples.frauds, 3.0, 0.0) + np.random.default_rng(1).normal(size=2000)
+    names, vectors = ("velocity.x", "attribute.v1"), np.column_stack([np.abs(extra) * 0, extra])
+    made = train(replace(examples, names=names, vectors=vectors, catalogue_id="cat_other"), recipe, policy, seed=1)
+    assert made.ensemble.names == names
+    assert (made.figures["auc"] or 0) > 0.9

@@ -27,7 +27,7 @@ from schemas.errors import SettingsError
 from schemas.label import Label, LabelSource
 from schemas.topics import DECISIONS, LABELS
 from streams import backfill as backfill_job
-from streams import cluster, lab
+from streams import cluster
 from streams.archive import Archive
 from streams.rebuild import rebuild
 from streams.settings import Settings
@@ -217,7 +217,7 @@ def test_a_backfill_knows_of_clusters_what_was_known_at_the_time(tmp_path: Path)
     file, mapping, known = str(tmp_path / "f.parquet"), str(tmp_path / "m.toml"), str(tmp_path / "known.parquet")
     assert cluster.command(["--file", file, "--map", mapping, "--out", known, "--every", "43200"], settings) == 0
     assert backfill_job.backfill([file, "--map", mapping, "--known", known, "--out", str(tmp_path / "out")], settings) == 0
-    table = pq.read_table(tmp_path / "out" / lab.FEATURES_FILE, columns=NAMES)
+    table = pq.read_table(tmp_path / "out" / backfill_job.FEATURES_FILE, columns=NAMES)
     got = list(zip(*(table[name].to_pylist() for name in NAMES), strict=True))
     assert np.isnan(got[:2]).all()
     assert np.isnan(got[3]).all(), "c was not seen before"

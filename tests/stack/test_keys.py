@@ -10,7 +10,6 @@ import pytest
 from schemas.errors import SettingsError
 from schemas.identity import keyed_token
 from streams import backfill as backfill_job
-from streams import lab
 from streams.folder import required_keys, with_kept_secrets
 from streams.settings import Settings, settings_from
 
@@ -53,7 +52,7 @@ def backfilled_account(folder: Path, settings: Settings) -> str:
     (folder / "t.csv").write_text("ref,account,when,sum\nr-1,a-1,1700000000000,5.00\n")
     (folder / "m.toml").write_text(MAPPING)
     assert backfill_job.backfill([str(folder / "t.csv"), "--map", str(folder / "m.toml"), "--out", str(folder / "out")], settings) == 0
-    return str(pq.read_table(folder / "out" / lab.FEATURES_FILE)["account_id"][0])
+    return str(pq.read_table(folder / "out" / backfill_job.FEATURES_FILE)["account_id"][0])
 
 
 def test_a_backfill_makes_the_tokens_of_the_door_in_the_same_data_folder(tmp_path: Path) -> None:

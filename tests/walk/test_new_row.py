@@ -17,7 +17,7 @@ from features.memory import DictMemory
 from features.row import Feature, days, spread
 from models.hold import UnknownAccount
 from streams.archive import decisions_table
-from streams.lab import examples_in_archive
+from streams.training_set import training_set
 from tests.world import NOON, a_transaction, a_world
 
 NEW = Feature("behavioural", spread("amount_minor", of=CARD, window=days(3)), "uneven_amounts", "velocity", "Spread of its amounts of three days")
@@ -45,5 +45,5 @@ def test_a_row_added_at_run_time_is_served_recorded_archived_and_trained_on(tmp_
     shelf.mkdir()
     pq.write_table(decisions_table(0, list(enumerate(made.decisions)), catalogue), shelf / "part.parquet")
     assert pq.read_table(shelf)[NAME].to_numpy().tobytes() == vectors[:, -1].tobytes()
-    examples = examples_in_archive(tmp_path, catalogue, cutoff_ms=NOON + 86_400_000, mature_ms=0)
+    examples = training_set(tmp_path, NOON + 86_400_000, 0, catalogue)
     assert examples.vectors[:, catalogue.index[NAME]].tobytes() == vectors[:, -1].tobytes()

@@ -1,0 +1,78 @@
+"""What a member says, and what it means: curves from raw outputs to the share of fraud, and weights that fit what turned out. Pure."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from models.compiled import Curve
+from models.history import Flags, Floats
+
+EDGE = 1e-6
+"""Outputs nearer to 0 or 1 than this count as this near."""
+ODDS = np.linspace(-13.75, 13.75, 221)
+GRID = 1 / (1 + np.exp(-ODDS))
+"""Outputs, and their log-odds, at which a curve has its points; between them lines are straight."""
+STRENGTH = 1.0
+"""How strongly slopes are drawn towards 1 and the shift towards 0: as much as one row would. No slope is infinite where classes part cleanly."""
+ROUNDS = 50
+SUREST = 13.0
+"""No curve goes beyond these log-odds: nobody has seen payments enough to be surer."""
+
+
+def calibration(raw: Floats, truth: Flags) -> Curve:
+    """The curve from raw outputs (0 to 1) to the share of fraud, strictly rising, so that no order is lost.
+
+    Beta calibration: logit p = a ln s - b ln(1 - s) + c with a, b not negative (M. Kull, T. Silva Filho, P. Flach 2017).
+    """
+    columns = _logs(raw)
+    kept = [0, 1]
+    a, b, c = _logistic(columns, truth, kept)
+    if min(a, b) < 0:
+        kept = [1] if a < b else [0]
+        a, b, c = _logistic(columns, truth, kept)
+    a, b = (a, b) if max(a, b) > 0 else (1.0, 0.0)  # it says the opposite of the truth: as it is, shifted
+    logs = _logs(GRID)
+    height = 1 / (1 + np.exp(-np.clip(a * logs[:, 0] + b * logs[:, 1] + c, -SUREST, SUREST) - 0.01 * ODDS))  # level nowhere
+    ends = 0.9 * height[0], 1 - 0.9 * (1 - height[-1])  # beyond the grid it still rises, a little
+    return Curve(np.concatenate(([0.0], GRID, [1.0])), np.concatenate((ends[:1], height, ends[1:])))
+
+
+def _logs(raw: Floats) -> Floats:
+    inner = np.clip(raw, EDGE, 1 - EDGE)
+    return np.column_stack([np.log(inner), -np.log1p(-inner)])
+
+
+def _logistic(columns: Floats, truth: Flags, kept: list[int]) -> tuple[float, float, float]:
+    """Slopes and shift of greatest likelihood (Newton's method); the slope of a column that is not kept is 0."""
+    design = np.column_stack([columns[:, kept], np.ones(len(truth))])
+    usual = np.append(np.full(len(kept), 1.0), 0.0)
+    found = usual.copy()
+    found[-1] = np.log(max(truth.mean(), EDGE)) - np.log1p(-min(truth.mean(), 1 - EDGE))
+    for _ in range(ROUNDS):
+        said = 1 / (1 + np.exp(-np.clip(design @ found, -30.0, 30.0)))
+        slope = design.T @ (said - truth) + STRENGTH * (found - usual)
+        bend = (design * (said * (1 - said))[:, None]).T @ design + STRENGTH * np.eye(len(found))
+        step = np.linalg.solve(bend, slope)
+        found = found - step * min(1.0, 4.0 / max(float(np.abs(step).max()), 1e-12))
+        if np.abs(step).max() < 1e-9:
+            break
+    slopes = dict(zip(kept, found[:-1].tolist(), strict=True))
+    return slopes.get(0, 0.0), slopes.get(1, 0.0), float(found[-1])
+
+
+def fitted_weights(said: Floats, truth: Flags, rounds: int = 500) -> Floats:
+    """float64[members], not negative, sum 1: the weights with which the members' probabilities (float64[rows, members]) fit the truth best.
+
+    The greatest likelihood of a mixture, found by expectation and maximisation (A. Dempster, N. Laird, D. Rubin 1977): each round is likelier than
+    the last, and the constraints hold by themselves.
+    """
+    likely = np.clip(np.where(truth[:, None], said, 1 - said), 1e-12, None)
+    weights: Floats = np.full(said.shape[1], 1 / said.shape[1])
+    for _ in range(rounds):
+        shares = likely / (likely @ weights)[:, None]
+        better = weights * shares.mean(axis=0)
+        if np.abs(better - weights).max() < 1e-7:
+            break
+        weights = better
+    sharing: Floats = weights / weights.sum()
+    return sharing

@@ -1,0 +1,137 @@
+"""Evaluation the way the field does it: folds that roll through time, with a gap in which labels are not yet known. Pure.
+
+A fold trains on the rows of its training span with the labels as known when its test span begins, and is tested on the days after. Cards known
+to be compromised are taken out of each test day: a bank has blocked them (Y.-A. Le Borgne et al. 2022, chapter 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from models.figures import USUAL, Bin, Estimate, Operation, Sheet, Trial, draws, estimates, reliability
+from models.history import Believed, Flags, Floats, History, Ints
+from models.recipe import Recipe
+from models.train import Team, fit
+from schemas.errors import ArtefactError
+
+DAY_MS = 86_400_000
+GIVEN, FITTED = "ensemble, weights of the recipe", "ensemble, fitted weights"
+NEVER = np.iinfo(np.int64).max
+
+
+class Spans(NamedTuple):
+    """The lengths of a fold's parts, days: training, the gap in which labels come in, test."""
+
+    train_days: float
+    delay_days: float
+    test_days: int
+
+
+class Fold(NamedTuple):
+    """One fold: from and until when it trains and is tested, milliseconds since 1970; each `until` is the first moment after."""
+
+    train_from_ms: int
+    train_until_ms: int
+    test_from_ms: int
+    test_until_ms: int
+
+
+class Tried(NamedTuple):
+    """What a fold was made of."""
+
+    fold: Fold
+    train_rows: int
+    train_frauds: int
+    test_rows: int
+    test_frauds: int
+    cards_left_out: int
+    weights: tuple[float, ...]  # fitted
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What came out: by model (each member, the ensemble with given and with fitted weights) its figures, and what the ensemble's score means."""
+
+    members: tuple[str, ...]
+    folds: tuple[Tried, ...]
+    table: dict[str, dict[str, Estimate]]
+    reliability: dict[str, tuple[Bin, ...]]
+
+
+def folds(first_ms: int, until_ms: int, spans: Spans, count: int) -> tuple[Fold, ...]:
+    """At most `count` folds, oldest first: the last is tested up to `until_ms`, each right after the one before. None begins too early."""
+    train_ms, delay_ms, test_ms = (int(days * DAY_MS) for days in spans)
+    ends = [until_ms - number * test_ms for number in reversed(range(count))]
+    tests = [(end - test_ms, end) for end in ends]
+    rolled = [Fold(begin - delay_ms - train_ms, begin - delay_ms, begin, end) for begin, end in tests]
+    return tuple(fold for fold in rolled if fold.train_from_ms >= first_ms)
+
+
+def midnight_before(moment_ms: int) -> int:
+    """The last midnight (UTC) that is not after a moment."""
+    return moment_ms // DAY_MS * DAY_MS
+
+
+def rows_tried(history: History, fold: Fold, truth: Believed) -> tuple[Ints, int]:
+    """The rows that the fold is tested on, and how many cards were left out of it because a fraud on them was known when a day began."""
+    rows = np.arange(*np.searchsorted(history.at_ms, [fold.test_from_ms, fold.test_until_ms], "left"))
+    known_ms = np.full(int(history.cards.max(initial=-1)) + 1, NEVER)
+    frauds = np.flatnonzero(truth.frauds & (history.at_ms >= fold.train_from_ms))
+    np.minimum.at(known_ms, history.cards[frauds], truth.since_ms[frauds])
+    day_began_ms = fold.test_from_ms + (history.at_ms[rows] - fold.test_from_ms) // DAY_MS * DAY_MS
+    known = known_ms[history.cards[rows]] <= day_began_ms
+    return rows[~known], len(np.unique(history.cards[rows[known]]))
+
+
+def evaluated(
+    history: History,
+    rolled: tuple[Fold, ...],
+    recipe: Recipe,
+    operation: Operation = USUAL,
+    *,
+    seed: int = 1,
+    threads: int = 1,
+    resamples: int = 200,
+    say: Callable[[str], None] = lambda _: None,
+) -> Evaluation:
+    """Trains and tests on each fold. ArtefactError if there is none, or if one has nothing to learn from."""
+    if not rolled:
+        raise ArtefactError("the history is too short for one fold: shorter spans, or a longer history")
+    truth = history.believed()
+    names = (*(row.name for row in recipe.members), GIVEN, FITTED)
+    sheets: dict[str, list[Sheet]] = {name: [] for name in names}
+    tries: list[Tried] = []
+    pooled: dict[str, list[Floats]] = {name: [] for name in names}
+    frauds: list[Flags] = []
+    for number, fold in enumerate(rolled, 1):
+        examples = history.training_set(fold.test_from_ms, fold.test_from_ms - fold.train_until_ms + 1, fold.train_from_ms)
+        team = fit(examples, recipe, seed, threads)
+        rows, left_out = rows_tried(history, fold, truth)
+        tested = _tested(history, fold, rows, truth.frauds)
+        for name, scores in _scores(team, history.vectors, rows, names).items():
+            sheets[name].append(Sheet.of(tested, scores, operation))
+            pooled[name].append(scores)
+        frauds.append(tested.frauds)
+        counts = (len(examples.frauds), int(examples.frauds.sum()), len(rows), int(tested.frauds.sum()))
+        tries.append(Tried(fold, *counts, left_out, tuple(team.fitted.weights.tolist())))
+        say(f"fold {number} of {len(rolled)}: trained on {counts[0]} rows ({counts[1]} frauds), tested on {counts[2]} ({counts[3]})")
+    drawn = draws([len(sheet.days.alerts) for sheet in sheets[GIVEN]], resamples, seed)
+    table = {name: estimates(sheets[name], drawn) for name in names}
+    points = {name: reliability(np.concatenate(pooled[name]), np.concatenate(frauds)) for name in names}
+    return Evaluation(names[:-2], tuple(tries), table, points)
+
+
+def _tested(history: History, fold: Fold, rows: Ints, frauds: Flags) -> Trial:
+    days = (history.at_ms[rows] - fold.test_from_ms) // DAY_MS
+    count = -(-(fold.test_until_ms - fold.test_from_ms) // DAY_MS)
+    return Trial(frauds[rows], days, np.unique(history.cards[rows], return_inverse=True)[1], history.amounts_minor[rows], count)
+
+
+def _scores(team: Team, vectors: Floats, rows: Ints, names: tuple[str, ...]) -> dict[str, Floats]:
+    """What each model says of these rows, 0 to 1."""
+    said = team.said(vectors[rows[0] : rows[-1] + 1])[rows - rows[0]] if len(rows) else np.empty((0, len(names) - 2))
+    return dict(zip(names, (*said.T, team.given.scores(said), team.fitted.scores(said)), strict=True))

@@ -1,0 +1,251 @@
+"""The figures by which the field compares models, computed from scores, truth, days, cards and amounts. Pure numpy; days can be weighted.
+
+Definitions: ROC AUC and average precision as scikit-learn's; card precision at k, with cards found taken out of later days, after Le Borgne et al.,
+"Reproducible Machine Learning for Credit Card Fraud Detection" (2022), chapter 4; value detection rate: the share of defrauded money on alerts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from models.history import Flags, Floats, Ints
+
+FALSE_POSITIVE_RATES = (0.001, 0.01)
+INTERVAL = (2.5, 97.5)
+"""The percentiles of a bootstrap that an interval goes from and to."""
+
+
+class Costs(NamedTuple):
+    """What an alert costs and saves, minor units; `recovered` is the share of a fraud's amount that an alert saves."""
+
+    review_minor: float = 300.0
+    honest_hurt_minor: float = 500.0
+    recovered: float = 1.0
+
+
+class Operation(NamedTuple):
+    """How scores are used: an alert is a score above `alert_above` (0 to 1000, as it is shown); `cards` a day are looked at."""
+
+    alert_above: int = 500
+    cards: int = 100
+    costs: Costs = Costs()
+
+
+USUAL = Operation()
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """The rows that a model is tested on, with the truth about them. `days` counts from the first test day, which is 0."""
+
+    frauds: Flags
+    days: Ints
+    cards: Ints
+    amounts_minor: Ints
+    days_count: int
+
+
+class Estimate(NamedTuple):
+    """A figure with the interval in which it lies in 95 of 100 draws of days; NaN where it cannot be told."""
+
+    value: float
+    low: float
+    high: float
+
+
+# Ranking.
+
+
+@dataclass(frozen=True, eq=False)
+class Ranked:
+    """Rows from the highest score to the lowest. `last` marks the last row of each run of equal scores: only there a threshold can lie."""
+
+    frauds: Flags
+    days: Ints
+    last: Ints
+
+    @classmethod
+    def of(cls, tested: Trial, scores: Floats) -> Ranked:
+        """The rows by these scores."""
+        order = np.argsort(-scores, kind="stable")
+        falls = np.flatnonzero(np.diff(scores[order]))
+        return cls(tested.frauds[order], tested.days[order], np.append(falls, len(order) - 1))
+
+    def figures(self, weights: Floats) -> dict[str, float]:
+        """ROC AUC, average precision and recall at fixed false positive rates, each day's rows counted as often as its weight says."""
+        counted = weights[self.days]
+        hits = np.cumsum(np.where(self.frauds, counted, 0.0))[self.last]
+        misses = np.cumsum(np.where(self.frauds, 0.0, counted))[self.last]
+        if hits[-1] == 0 or misses[-1] == 0:
+            return dict.fromkeys(("roc_auc", "average_precision", *map(recall_name, FALSE_POSITIVE_RATES)), np.nan)
+        recall, false_rate = hits / hits[-1], misses / misses[-1]
+        steps = np.diff(recall, prepend=0.0)
+        precision = hits / np.maximum(hits + misses, 1e-300)
+        at_rates = {recall_name(rate): _at_most(false_rate, recall, rate) for rate in FALSE_POSITIVE_RATES}
+        return {
+            "roc_auc": float(np.trapezoid(np.append(0.0, recall), np.append(0.0, false_rate))),
+            "average_precision": float((steps * precision).sum()),
+            **at_rates,
+        }
+
+
+def recall_name(rate: float) -> str:
+    """The name of the recall at a false positive rate: `recall_at_fpr_0.001`."""
+    return f"recall_at_fpr_{rate:g}"
+
+
+def _at_most(false_rate: Floats, recall: Floats, rate: float) -> float:
+    """The recall of the lowest threshold whose false positive rate does not exceed this one."""
+    place = int(np.searchsorted(false_rate, rate, "right")) - 1
+    return float(recall[place]) if place >= 0 else 0.0
+
+
+# Days.
+
+
+def card_precisions(tested: Trial, scores: Floats, k: int) -> Floats:
+    """float64[days]: of the k cards with the highest score each day, the share that was defrauded that day; cards found are left out later."""
+    found = np.zeros(int(tested.cards.max(initial=-1)) + 1, np.bool_)
+    precisions = np.zeros(tested.days_count)
+    for day in range(tested.days_count):
+        rows = np.flatnonzero((tested.days == day) & ~found[tested.cards])
+        cards, place = np.unique(tested.cards[rows], return_inverse=True)
+        highest, defrauded = np.full(len(cards), -np.inf), np.zeros(len(cards), np.bool_)
+        np.maximum.at(highest, place, scores[rows])
+        np.logical_or.at(defrauded, place, tested.frauds[rows])
+        looked_at = np.argsort(-highest, kind="stable")[:k]
+        precisions[day] = defrauded[looked_at].sum() / k
+        found[cards[looked_at][defrauded[looked_at]]] = True
+    return precisions
+
+
+@dataclass(frozen=True, eq=False)
+class Days:
+    """Sums of each day: what alerts there were, what they found, and what that is worth."""
+
+    alerts: Floats
+    hits: Floats
+    fraud_minor: Floats
+    found_minor: Floats
+    saved_minor: Floats
+    card_precision: Floats
+    card_ceiling: Floats
+
+    @classmethod
+    def of(cls, tested: Trial, scores: Floats, operation: Operation) -> Days:
+        """The sums of these scores."""
+        costs, alert = operation.costs, np.rint(scores * 1000) > operation.alert_above
+        hit = alert & tested.frauds
+        saved = np.where(hit, tested.amounts_minor * costs.recovered, 0.0) - alert * costs.review_minor - (alert & ~hit) * costs.honest_hurt_minor
+        return cls(
+            _by_day(tested, alert),
+            _by_day(tested, hit),
+            _by_day(tested, tested.amounts_minor * tested.frauds),
+            _by_day(tested, tested.amounts_minor * hit),
+            _by_day(tested, saved),
+            card_precisions(tested, scores, operation.cards),
+            card_precisions(tested, tested.frauds.astype(np.float64), operation.cards),
+        )
+
+    def figures(self, weights: Floats) -> dict[str, float]:
+        """The figures of all days, each counted as often as its weight says."""
+        days = weights.sum()
+        alerts, hits = float(self.alerts @ weights), float(self.hits @ weights)
+        return {
+            "card_precision": float(self.card_precision @ weights / days),
+            "card_precision_ceiling": float(self.card_ceiling @ weights / days),
+            "value_detection_rate": _over(float(self.found_minor @ weights), float(self.fraud_minor @ weights)),
+            "false_positives_per_fraud": _over(alerts - hits, hits),
+            "alerts_per_day": float(alerts / days),
+            "saved_minor_per_day": float(self.saved_minor @ weights / days),
+        }
+
+
+def _by_day(tested: Trial, values: npt.NDArray[np.generic]) -> Floats:
+    return np.bincount(tested.days, weights=values.astype(np.float64), minlength=tested.days_count).astype(np.float64)
+
+
+def _over(part: float, whole: float) -> float:
+    return float(part / whole) if whole else float("nan")
+
+
+# Both, over folds, with intervals.
+
+
+@dataclass(frozen=True, eq=False)
+class Sheet:
+    """One model's scores on one fold, ready to be counted with any weights of days."""
+
+    ranked: Ranked
+    days: Days
+
+    @classmethod
+    def of(cls, tested: Trial, scores: Floats, operation: Operation) -> Sheet:
+        """The sheet of these scores."""
+        return cls(Ranked.of(tested, scores), Days.of(tested, scores, operation))
+
+    def figures(self, weights: Floats) -> dict[str, float]:
+        """All figures of the fold."""
+        return self.ranked.figures(weights) | self.days.figures(weights)
+
+
+def draws(folds: list[int], count: int, seed: int) -> list[list[Floats]]:
+    """For each of `count` draws and each fold (given by its number of days) how often each day was drawn; the same for every model compared."""
+    rng = np.random.default_rng(seed)
+    return [[np.bincount(rng.integers(0, days, days), minlength=days).astype(np.float64) for days in folds] for _ in range(count)]
+
+
+def estimates(sheets: list[Sheet], drawn: list[list[Floats]]) -> dict[str, Estimate]:
+    """The figures of one model, means over its folds, with intervals by bootstrap over days within each fold."""
+    plain = _mean(sheets, [np.ones(len(sheet.days.alerts)) for sheet in sheets])
+    again = [_mean(sheets, weights) for weights in drawn]
+    return {name: Estimate(value, *_interval([each[name] for each in again])) for name, value in plain.items()}
+
+
+def _mean(sheets: list[Sheet], weights: list[Floats]) -> dict[str, float]:
+    figures = [sheet.figures(each) for sheet, each in zip(sheets, weights, strict=True)]
+    return {name: _known_mean([each[name] for each in figures]) for name in figures[0]}
+
+
+def _known_mean(values: list[float]) -> float:
+    known = [value for value in values if value == value]
+    return sum(known) / len(known) if known else float("nan")
+
+
+def _interval(values: list[float]) -> tuple[float, float]:
+    known = [value for value in values if value == value]
+    if not known:
+        return float("nan"), float("nan")
+    low, high = np.percentile(known, INTERVAL)
+    return float(low), float(high)
+
+
+# Whether the score means what it says.
+
+
+class Bin(NamedTuple):
+    """Rows with a score in one range: how many, their mean score, and the share that was fraud; both 0 to 1."""
+
+    low: float
+    high: float
+    rows: int
+    said: float
+    true: float
+
+
+def reliability(scores: Floats, frauds: Flags, bins: int = 10) -> tuple[Bin, ...]:
+    """The reliability plot's points: ranges of equal width from 0 to 1, those without rows left out."""
+    place = np.minimum((scores * bins).astype(np.int64), bins - 1)
+    rows = np.bincount(place, minlength=bins)
+    said, true = np.bincount(place, weights=scores, minlength=bins), np.bincount(place, weights=frauds.astype(np.float64), minlength=bins)
+    return tuple(Bin(i / bins, (i + 1) / bins, int(rows[i]), said[i] / rows[i], true[i] / rows[i]) for i in range(bins) if rows[i])
+
+
+def calibration_error(points: tuple[Bin, ...]) -> float:
+    """The expected calibration error: how far said and true are apart, weighted by rows."""
+    rows = sum(point.rows for point in points)
+    return sum(point.rows * abs(point.said - point.true) for point in points) / rows if rows else float("nan")

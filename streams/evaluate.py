@@ -1,0 +1,149 @@
+"""`holdfast evaluate`: how good each member and the ensemble would have been, on folds that roll through a history; and the same as functions.
+
+`found = evaluation(Path("features"), recipe_in(None), spans=Spans(7, 7, 7))`, `print("\\n".join(table_lines(found)))`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from models.evaluate import DAY_MS, Evaluation, Spans, evaluated, folds, midnight_before
+from models.figures import USUAL, Costs, Estimate, Operation, calibration_error
+from models.recipe import Recipe
+from schemas.errors import SettingsError
+from streams.settings import Settings
+from streams.train import add_data, recipe_in, until_ms
+from streams.training_set import given_in
+
+USUAL_TRAIN_DAYS = (28, 14, 7, 3, 1)
+USUAL_TEST_DAYS = 7
+RANKING = ("roc_auc", "average_precision", "card_precision", "recall_at_fpr_0.001", "recall_at_fpr_0.01")
+OPERATING = ("value_detection_rate", "false_positives_per_fraud", "alerts_per_day", "saved_minor_per_day")
+
+
+def evaluation(
+    folder: Path,
+    recipe: Recipe,
+    *,
+    spans: Spans | None = None,
+    count: int = 4,
+    until: int | None = None,
+    operation: Operation = USUAL,
+    seed: int = 1,
+    threads: int = 1,
+    resamples: int = 200,
+    say: Callable[[str], None] = lambda _: None,
+) -> Evaluation:
+    """The evaluation of a recipe on the last `count` folds of the history in a folder (`given_in`), up to the end of its last day, or to `until`.
+
+    Without `spans`: the longest of 28, 14, 7, 3 and 1 days of training of which so many folds fit, the labels' delay as the gap, a week of test.
+    """
+    history, delay_ms = given_in(folder)
+    until = midnight_before(history.last_ms) + DAY_MS if until is None else until
+    first_ms = midnight_before(int(history.at_ms[0])) if len(history.at_ms) else 0
+    for each in [spans] if spans else [Spans(days, math.ceil(delay_ms / DAY_MS), min(days, USUAL_TEST_DAYS)) for days in USUAL_TRAIN_DAYS]:
+        rolled = folds(first_ms, until, each, count)
+        if len(rolled) == count:
+            break
+    say(f"{len(rolled)} folds of {each.train_days:g}/{each.delay_days:g}/{each.test_days} days (training, gap, test)")
+    return evaluated(history, rolled, recipe, operation, seed=seed, threads=threads, resamples=resamples, say=say)
+
+
+def table_lines(found: Evaluation) -> list[str]:
+    """The table, for people: each model's figures with their 95 % intervals."""
+    width = max(map(len, found.table)) + 2
+    lines = []
+    for figures in (RANKING, OPERATING):
+        lines += ["", " " * width + "".join(f"{name:>26}" for name in figures)]
+        lines += [f"{model:<{width}}" + "".join(f"{_cell(estimates[name]):>26}" for name in figures) for model, estimates in found.table.items()]
+    ceiling = next(iter(found.table.values()))["card_precision_ceiling"].value
+    fitted = [sum(weights) / len(found.folds) for weights in zip(*(tried.weights for tried in found.folds), strict=True)]
+    said = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(found.members, fitted, strict=True))
+    errors = ", ".join(f"{model} {calibration_error(points):.4f}" for model, points in found.reliability.items())
+    return [
+        *lines,
+        "",
+        f"card precision: a perfect model would reach {ceiling:.3f}",
+        f"fitted weights, mean of the folds: {said}",
+        f"calibration error: {errors}",
+    ]
+
+
+def _cell(figure: Estimate) -> str:
+    digits = 3 if abs(figure.value) < 100 else 0
+    return f"{figure.value:.{digits}f} [{figure.low:.{digits}f}, {figure.high:.{digits}f}]" if figure.value == figure.value else "-"
+
+
+def figures_of(found: Evaluation) -> dict[str, Any]:
+    """The evaluation, for programs; what cannot be told is null."""
+    return {
+        "folds": [tried._asdict() | {"fold": tried.fold._asdict()} for tried in found.folds],
+        "table": {model: {name: _told(figure) for name, figure in figures.items()} for model, figures in found.table.items()},
+        "reliability": {model: [point._asdict() for point in points] for model, points in found.reliability.items()},
+    }
+
+
+def _told(figure: Estimate) -> dict[str, float | None]:
+    return {name: value if value == value else None for name, value in figure._asdict().items()}
+
+
+def evaluate(argv: list[str], settings: Settings) -> int:
+    """`holdfast evaluate --data DIR`: trains and tests on rolling folds; a table of members and ensembles with intervals."""
+    parser = argparse.ArgumentParser(prog="holdfast evaluate", description=(evaluate.__doc__ or "").splitlines()[0])
+    add_data(parser)
+    parser.add_argument("--spans", type=_spans, metavar="T/D/S", help="days of training, gap and test, like 28/7/7 (default: what fits the history)")
+    parser.add_argument("--folds", type=int, default=4, metavar="N", help="the last so many that fit (default %(default)s)")
+    parser.add_argument("--cards", type=int, default=100, metavar="K", help="card precision at so many a day (default %(default)s)")
+    parser.add_argument("--alert-above", type=int, default=500, metavar="SCORE", help="an alert is a score above this (default %(default)s)")
+    costs = "minor units for a review and for an honest customer hurt, share of a fraud that an alert saves"
+    usual = "/".join(f"{cost:g}" for cost in USUAL.costs)
+    parser.add_argument("--costs", type=_costs, default=USUAL.costs, metavar="R/H/S", help=f"{costs} (default {usual})")
+    parser.add_argument("--resamples", type=int, default=200, metavar="N", help="draws of the bootstrap (default %(default)s)")
+    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    args = parser.parse_args(argv)
+    operation = Operation(args.alert_above, args.cards, args.costs)
+    found = evaluation(
+        args.data,
+        recipe_in(args.recipe),
+        spans=args.spans,
+        count=args.folds,
+        until=until_ms(args),
+        operation=operation,
+        seed=args.seed,
+        threads=args.threads,
+        resamples=args.resamples,
+        say=_say,
+    )
+    print("\n".join(table_lines(found)))
+    if args.json:
+        print(json.dumps(figures_of(found)))
+    return 0
+
+
+def _spans(text: str) -> Spans:
+    train, delay, test = _three(text)
+    if min(train, delay) < 0 or train == 0 or test < 1 or test != int(test):
+        raise SettingsError(f"--spans {text}: training takes some time, and a test whole days")
+    return Spans(train, delay, int(test))
+
+
+def _costs(text: str) -> Costs:
+    return Costs(*_three(text))
+
+
+def _three(text: str) -> tuple[float, float, float]:
+    try:
+        one, two, three = map(float, text.split("/"))
+    except ValueError:
+        raise SettingsError(f"{text!r} is not three numbers with slashes between") from None
+    return one, two, three
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

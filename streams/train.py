@@ -1,0 +1,149 @@
+"""`holdfast train`: an ensemble by a recipe, from the vectors that were served or from a backfill of any dataset; and the same as functions.
+
+`examples = training_set(Path("features"))`, `made = trained(examples, recipe_in(None), policy, seed=1)`, `save(made.artefact, folder)`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+import models
+from models import train as training
+from models.ensemble import Artefact
+from models.history import Examples, Floats
+from models.policy import SEVERITY, Policy
+from models.recipe import Recipe, recipe_from_toml
+from models.registry import save
+from models.train import HELD_OUT_FROM
+from schemas.decision import Outcome
+from schemas.errors import InvalidRecord, SettingsError
+from streams.mapping import TimeRule, moment_ms
+from streams.registry import registry_of
+from streams.settings import Settings
+from streams.training_set import DAY_MS, training_set
+
+RECIPES = Path(models.__file__).parent / "recipes"
+DEFAULT_RECIPE = RECIPES / "default.toml"
+
+
+class Caught(NamedTuple):
+    """Of one kind of fraud (or of the honest) among the held-out rows: how many, and the shares that would be stopped or looked at."""
+
+    rows: int
+    blocked: float
+    reviewed_or_blocked: float
+
+
+class Trained(NamedTuple):
+    """An artefact and what it does on the rows that it has not seen, with the policy's rules applied."""
+
+    artefact: Artefact
+    caught: dict[str, Caught]
+
+
+def recipe_in(path: Path | None = None) -> Recipe:
+    """The recipe in a file, or by its name one that comes with the house (`default`, `few_labels`). SettingsError names the file."""
+    path = DEFAULT_RECIPE if path is None else RECIPES / f"{path}.toml" if path.suffix == "" else path
+    try:
+        return recipe_from_toml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, SettingsError) as error:
+        raise SettingsError(f"{path}: {error}") from None
+
+
+def trained(examples: Examples, recipe: Recipe, policy: Policy, seed: int, threads: int = 1) -> Trained:
+    """Trains on the first part of the time and measures on the last. ArtefactError if there is nothing to learn from."""
+    artefact = training.train(examples, recipe, policy, seed, threads)
+    held = slice(int(len(examples.frauds) * HELD_OUT_FROM), None)
+    severity = severities(artefact, policy, examples.names, examples.vectors[held])
+    kinds = np.where(examples.frauds[held], np.where(examples.kinds[held] == None, "unnamed", examples.kinds[held]), "honest")  # noqa: E711 - by element
+    return Trained(artefact, {str(kind): _caught(severity[kinds == kind]) for kind in sorted(set(kinds), key=str)})
+
+
+def severities(artefact: Artefact, policy: Policy, names: tuple[str, ...], vectors: Floats) -> npt.NDArray[np.int64]:
+    """The severity of the outcome that score and rules give each row: what `judge` would say, without accounts.
+
+    Where the columns are not those that the rules read (a backfill of some features), the score alone.
+    """
+    scores = np.rint(artefact.ensemble.scores(vectors) * 1000)
+    banded = np.where(scores > policy.block_above, SEVERITY[Outcome.BLOCK], np.where(scores > policy.review_above, SEVERITY[Outcome.REVIEW], 0))
+    read = {condition.feature for rule in policy.rules for condition in rule.conditions}
+    if not read <= set(names):
+        return banded
+    bound = policy.bound(names)
+    ruled = [max((SEVERITY[rule.outcome] for rule in bound.fired(vector)), default=0) for vector in np.ascontiguousarray(vectors)]
+    return np.maximum(banded, np.array(ruled, dtype=np.int64))
+
+
+def _caught(severity: npt.NDArray[np.int64]) -> Caught:
+    blocked, looked_at = severity >= SEVERITY[Outcome.BLOCK], severity >= SEVERITY[Outcome.REVIEW]
+    return Caught(len(severity), round(float(blocked.mean()), 4), round(float(looked_at.mean()), 4))
+
+
+def figures_of(made: Trained) -> dict[str, Any]:
+    """The figures of a training, for programs."""
+    artefact = made.artefact
+    return {
+        "rows": artefact.rows,
+        "frauds": artefact.frauds,
+        "recipe_id": artefact.recipe_id,
+        "weights": {member.name: member.weight for member in artefact.ensemble.members},
+        "held_out": dict(artefact.figures),
+        "held_out_by_kind": {kind: caught._asdict() for kind, caught in made.caught.items()},
+    }
+
+
+def figure_lines(made: Trained) -> list[str]:
+    """The figures of a training, for people."""
+    figures = ", ".join(f"{name} {value:.3f}" for name, value in made.artefact.figures.items() if value is not None)
+    lines = [f"held out (the last fifth of the time): {figures}", f"{'kind':<24}{'rows':>7}{'blocked':>10}{'or reviewed':>13}"]
+    return lines + [f"{kind:<24}{c.rows:>7}{c.blocked:>10.1%}{c.reviewed_or_blocked:>13.1%}" for kind, c in made.caught.items()]
+
+
+def train(argv: list[str], settings: Settings) -> int:
+    """`holdfast train --data DIR --out DIR`: trains the ensemble on backfilled or archived vectors; says how good it is on later rows."""
+    parser = argparse.ArgumentParser(prog="holdfast train", description=(train.__doc__ or "").splitlines()[0])
+    add_data(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the artefact, to be registered")
+    parser.add_argument(
+        "--label-delay-days", type=float, help="leave out rows younger than this at --until (default: the mapping's delay; archive 14)"
+    )
+    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    args = parser.parse_args(argv)
+    recipe, policy = recipe_in(args.recipe), registry_of(settings).policy()
+    delay_ms = None if args.label_delay_days is None else int(args.label_delay_days * DAY_MS)
+    examples = training_set(args.data, until_ms(args), delay_ms)
+    print(f"training {len(recipe.members)} members on {len(examples.frauds)} rows", file=sys.stderr, flush=True)
+    made = trained(examples, recipe, policy, args.seed, args.threads)
+    save(made.artefact, args.out)
+    print("\n".join(figure_lines(made)))
+    print(f"artefact in {args.out}: `holdfast register {args.out}` puts it into the registry")
+    if args.json:
+        print(json.dumps(figures_of(made)))
+    return 0
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """The options by which `train` and `evaluate` say what they read and how they work."""
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="what `holdfast backfill` or the archive app wrote")
+    parser.add_argument(
+        "--recipe", type=Path, metavar="FILE", help="members as rows (TOML), or `default` or `few_labels` of the house"
+    )
+    parser.add_argument("--until", metavar="ISO8601", help="as of this moment: nothing later is seen (default: the history's last)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="default: one for each core, %(default)s")
+
+
+def until_ms(args: argparse.Namespace) -> int | None:
+    """What `--until` says."""
+    try:
+        return None if args.until is None else moment_ms(args.until, TimeRule(zone="UTC"), "--until")
+    except InvalidRecord as error:
+        raise SettingsError(str(error)) from None

@@ -1,0 +1,137 @@
+"""The history that training and evaluation read: the vectors that were served (the archive's Parquet), or those of a backfill.
+
+Honesty in time: a label counts from the moment at which it was *learned*. `training_set` shows the rows that were old enough at a moment for most
+labels to have come in, and of them what was known then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from features.catalogue import CATALOGUE, Catalogue
+from models.history import Examples, Floats, History, Ints, Verdicts
+from schemas.errors import ArtefactError, SettingsError
+from schemas.topics import DECISIONS, LABELS
+from streams.backfill import FEATURES_FILE
+
+DAY_MS = 86_400_000
+USUAL_DELAY_MS = 14 * DAY_MS
+"""After what time most of an archive's labels have come in, where nobody says otherwise; a backfill's mapping says it."""
+BATCH_ROWS = 65_536
+
+
+class Given(NamedTuple):
+    """A history, and after what time its labels are mature."""
+
+    history: History
+    label_delay_ms: int
+
+
+def training_set(folder: Path, until_ms: int | None = None, label_delay_ms: int | None = None, catalogue: Catalogue = CATALOGUE) -> Examples:
+    """The rows in a folder that were at least `label_delay_ms` old at `until_ms`, with their labels as known then.
+
+    By default `until_ms` is the history's last moment, and the delay is that of the folder (`given_in`).
+    """
+    history, usual_ms = given_in(folder, catalogue)
+    return history.training_set(history.last_ms if until_ms is None else until_ms, usual_ms if label_delay_ms is None else label_delay_ms)
+
+
+def given_in(folder: Path, catalogue: Catalogue = CATALOGUE) -> Given:
+    """The history in what `holdfast backfill` wrote (any dataset, by any catalogue), or in an archive (decisions made on this catalogue)."""
+    if (folder / FEATURES_FILE).exists():
+        return _backfilled(folder / FEATURES_FILE)
+    if (folder / DECISIONS.name).is_dir():
+        return Given(_archived(folder, catalogue), USUAL_DELAY_MS)
+    raise SettingsError(f"{folder}: holds neither {FEATURES_FILE} (`holdfast backfill` writes it) nor an archive of decisions")
+
+
+def _backfilled(path: Path) -> Given:
+    """The rows of a backfill of which the file said whether they were fraud."""
+    data = ds.dataset(path, format="parquet")
+    about = {key.decode(): value.decode() for key, value in (data.schema.metadata or {}).items()}
+    if "catalogue_id" not in about:
+        raise ArtefactError(f"{path} names no catalogue: backfill again")
+    missing = {"card_token", "amount_minor"} - set(data.schema.names)
+    if missing:
+        raise ArtefactError(f"{path} has no column {min(missing)!r}, it is of an earlier release: backfill again")
+    names = tuple(name for name in data.schema.names if "." in name)
+    beside = data.to_table(columns=["at_ms", "card_token", "account_id", "amount_minor", "fraud", "fraud_kind", "learned_at_ms"])
+    rows = _in_time(beside["at_ms"], pc.is_valid(beside["fraud"]))
+    vectors = _matrix(data, names, len(beside), rows)
+    beside = beside.take(pa.array(rows))
+    verdicts = Verdicts.in_order(np.arange(len(rows)), _flags(beside["fraud"]), _objects(beside["fraud_kind"]), _ints(beside["learned_at_ms"]))
+    cards = _cards(beside["card_token"], beside["account_id"])
+    history = History(about["catalogue_id"], names, vectors, _ints(beside["at_ms"]), cards, _ints(beside["amount_minor"]), verdicts)
+    return Given(history, int(about["label_delay_ms"]))
+
+
+def _archived(folder: Path, catalogue: Catalogue) -> History:
+    """The vectors that were served on this catalogue, and what was learned of them."""
+    data = ds.dataset(folder / DECISIONS.name, format="parquet", partitioning=None)
+    named = ["transaction_id", "at_ms", "catalogue_id", "account_id", "txn_card_token", "txn_amount_minor", "txn_billing_amount_minor"]
+    beside = data.to_table(columns=named)
+    rows = _in_time(beside["at_ms"], pc.equal(beside["catalogue_id"], catalogue.catalogue_id))
+    vectors = _matrix(data, catalogue.names, len(beside), rows)
+    beside = beside.take(pa.array(rows))
+    amounts = pc.coalesce(beside["txn_billing_amount_minor"], beside["txn_amount_minor"])
+    cards = _cards(beside["txn_card_token"], beside["account_id"])
+    verdicts = _archived_verdicts(folder / LABELS.name, beside["transaction_id"])
+    return History(catalogue.catalogue_id, catalogue.names, vectors, _ints(beside["at_ms"]), cards, _ints(amounts), verdicts)
+
+
+def _archived_verdicts(folder: Path, transaction_ids: pa.ChunkedArray) -> Verdicts:
+    """The labels of these transactions; of others there are none."""
+    columns = ["transaction_id", "fraud", "fraud_kind", "learned_at_ms"]
+    if not folder.is_dir():
+        return Verdicts(np.empty(0, np.int64), np.empty(0, np.bool_), np.empty(0, object), np.empty(0, np.int64))
+    labels = ds.dataset(folder, format="parquet", partitioning=None).to_table(columns=columns)
+    rows = pc.index_in(labels["transaction_id"], transaction_ids.combine_chunks())
+    labels, rows = labels.filter(pc.is_valid(rows)), pc.drop_null(rows)
+    return Verdicts.in_order(_ints(rows), _flags(labels["fraud"]), _objects(labels["fraud_kind"]), _ints(labels["learned_at_ms"]))
+
+
+def _in_time(at_ms: pa.ChunkedArray, wanted: Any) -> Ints:
+    """The numbers of the wanted rows, in order of time."""
+    rows = np.flatnonzero(_flags(wanted))
+    return rows[np.argsort(_ints(at_ms)[rows], kind="stable")]
+
+
+def _matrix(data: ds.Dataset, names: Sequence[str], count: int, rows: Ints) -> Floats:
+    """float64[rows, names] in the order of `rows`, column by column in memory, as trees are grown from it. A lot is read at a time."""
+    place = np.full(count, -1)
+    place[rows] = np.arange(len(rows))
+    matrix: Floats = np.empty((len(rows), len(names)), order="F")
+    first = 0
+    for batch in data.to_batches(columns=list(names), batch_size=BATCH_ROWS):
+        into = place[first : first + len(batch)]
+        kept = into >= 0
+        for number, name in enumerate(names):
+            matrix[into[kept], number] = batch.column(name).to_numpy(zero_copy_only=False)[kept]
+        first += len(batch)
+    return matrix
+
+
+def _cards(cards: pa.ChunkedArray, accounts: pa.ChunkedArray) -> Ints:
+    """A number for each card; for a payment without one, of its account; where one account has all payments, for each payment."""
+    numbers = _ints(pc.coalesce(cards, accounts).combine_chunks().dictionary_encode().indices)
+    return numbers if numbers.any() else np.arange(len(numbers))
+
+
+def _ints(column: Any) -> Ints:
+    return np.ascontiguousarray(column.to_numpy(zero_copy_only=False) if isinstance(column, pa.Array) else column.to_numpy(), np.int64)
+
+
+def _flags(column: Any) -> npt.NDArray[np.bool_]:
+    return np.array(column.to_numpy(zero_copy_only=False) if isinstance(column, pa.Array) else column.to_numpy(), np.bool_)
+
+
+def _objects(column: Any) -> npt.NDArray[np.object_]:
+    return np.array(column.to_pylist(), dtype=object)

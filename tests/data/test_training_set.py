@@ -1,0 +1,161 @@
+"""The training set of any mapped file: what it reads, what it may not see, and that foreign columns are learned from and evaluated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from features.catalogue import CATALOGUE
+from models.evaluate import Spans
+from schemas.errors import ArtefactError, SettingsError
+from streams import backfill as backfill_job
+from streams import evaluate, train
+from streams.settings import Settings
+from streams.training_set import DAY_MS, given_in, training_set
+
+BEGAN_MS = 1_735_689_600_000
+MAPPING = """
+row_id_prefix = "row-"
+ignore = ["note"]
+[fields]
+account_id = "holder"
+card_token = "plastic"
+terminal_id = "till"
+[constants]
+kind = "card_present"
+[time]
+column = "second"
+format = "offset_s"
+origin = "2025-01-01T00:00:00+00:00"
+[amount]
+column = "sum"
+currency = "EUR"
+[attributes]
+v1 = "V1"
+v2 = "V2"
+[label]
+column = "class"
+values = ["1"]
+delay = "1d"
+[memory]
+terminal = "log"
+"""
+RECIPE = """
+name = "small"
+honest_per_fraud = 20
+parts = 2
+members = [
+    { name = "learned", weight = 0.6, families = ["*"], estimator = "hist_gradient_boosting", parameters = { max_iter = 30 } },
+    { name = "velocity", weight = 0.4, families = ["velocity"], estimator = "hist_gradient_boosting", parameters = { max_iter = 10 } },
+]
+"""
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of somebody else's, with nameless numbers in it, backfilled by its mapping."""
+    folder = tmp_path_factory.mktemp("foreign")
+    rng = np.random.default_rng(1)
+    count = 6000
+    second = np.sort(rng.integers(0, 12 * 86_400, count))
+    card = rng.integers(0, 800, count)
+    fraud = (card % 20 == 0) & (rng.random(count) < 0.6)
+    v1 = [f"{value:.6f}" for value in rng.normal(size=count) + 3 * fraud]
+    v2 = np.where(rng.random(count) < 0.1, "", rng.choice(["red", "4.5"], count))
+    columns = {"second": second, "holder": [f"h{c // 2}" for c in card], "plastic": [f"p{c}" for c in card], "till": rng.integers(0, 30, count)}
+    columns |= {"sum": [f"{a:.2f}" for a in rng.gamma(2, 20, count)], "V1": v1, "V2": v2, "class": fraud.astype(int), "note": ["x"] * count}
+    pq.write_table(pa.table(columns), folder / "payments.parquet")
+    (folder / "map.toml").write_text(MAPPING)
+    (folder / "recipe.toml").write_text(RECIPE)
+    argv = [str(folder / "payments.parquet"), "--map", str(folder / "map.toml"), "--out", str(folder)]
+    assert backfill_job.backfill(argv, Settings(data_dir=folder / "data")) == 0
+    return folder
+
+
+def test_attributes_that_are_numbers_are_columns_for_training(foreign: Path) -> None:
+    history, delay_ms = given_in(foreign)
+    given = pq.read_table(foreign / "payments.parquet")
+    assert history.names == (*CATALOGUE.names, "attribute.v1", "attribute.v2")
+    assert history.vectors[:, -2].tolist() == [float(text) for text in given["V1"].to_pylist()]
+    numbers = [float(text) if text == "4.5" else np.nan for text in given["V2"].to_pylist()]
+    np.testing.assert_array_equal(history.vectors[:, -1], numbers)
+    assert delay_ms == DAY_MS
+    assert len(set(history.cards.tolist())) == 800
+    assert history.amounts_minor.tolist() == [round(float(text) * 100) for text in given["sum"].to_pylist()]
+
+
+def test_fraud_that_nobody_had_noticed_is_honest_in_training(foreign: Path) -> None:
+    until_ms = BEGAN_MS + 6 * DAY_MS
+    everything = given_in(foreign).history
+    truth = everything.believed().frauds
+    mature, young = (training_set(foreign, until_ms, delay * DAY_MS) for delay in (1, 0))
+    old = everything.at_ms <= until_ms - DAY_MS
+    assert mature.frauds.tolist() == truth[old].tolist()
+    assert young.frauds.sum() == mature.frauds.sum(), "of the last day nothing was known"
+    assert len(young.frauds) > len(mature.frauds)
+
+
+def test_a_label_moved_beyond_the_moment_cannot_be_told_from_an_honest_one(foreign: Path, tmp_path: Path) -> None:
+    until_ms = BEGAN_MS + 6 * DAY_MS
+
+    def told_as(frauds: npt.NDArray[np.bool_]) -> bytes:
+        table = pq.read_table(foreign / backfill_job.FEATURES_FILE)
+        later = table["learned_at_ms"].to_numpy() > until_ms
+        table = table.set_column(table.column_names.index("fraud"), "fraud", pa.array(np.where(later, frauds, table["fraud"].to_numpy())))
+        (tmp_path / backfill_job.FEATURES_FILE).unlink(missing_ok=True)
+        pq.write_table(table, tmp_path / backfill_job.FEATURES_FILE)
+        seen = training_set(tmp_path, until_ms, 0)
+        return seen.vectors.tobytes() + seen.frauds.tobytes() + seen.at_ms.tobytes()
+
+    assert told_as(np.zeros(6000, np.bool_)) == told_as(np.ones(6000, np.bool_))
+
+
+def test_a_foreign_file_is_trained_on_and_evaluated_with_its_own_columns(foreign: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = Settings(data_dir=tmp_path / "data")
+    about = ["--data", str(foreign), "--recipe", str(foreign / "recipe.toml"), "--json"]
+    assert train.train([*about, "--out", str(tmp_path / "artefact")], settings) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["held_out"]["auc"] > 0.9
+    assert evaluate.evaluate([*about, "--spans", "4/1/2", "--folds", "2", "--resamples", "20", "--cards", "5"], settings) == 0
+    said = capsys.readouterr()
+    table = json.loads(said.out.splitlines()[-1])["table"]
+    assert table["learned"]["roc_auc"]["value"] > 0.9 > table["velocity"]["roc_auc"]["value"]
+    assert "fold 2 of 2" in said.err
+    assert "ensemble, fitted weights" in said.out
+
+
+def test_without_spans_the_longest_training_that_fits_is_taken(foreign: Path) -> None:
+    said: list[str] = []
+    recipe = train.recipe_in(foreign / "recipe.toml")
+    found = evaluate.evaluation(foreign, recipe, count=1, resamples=2, say=said.append)
+    assert said[0] == "1 folds of 3/1/3 days (training, gap, test)"
+    again = evaluate.evaluation(foreign, recipe, spans=Spans(3, 1, 3), count=1, resamples=2)
+    assert found.folds == again.folds
+
+
+def test_a_file_of_one_account_and_no_cards_is_trained_on_payment_by_payment(foreign: Path, tmp_path: Path) -> None:
+    table = pq.read_table(foreign / backfill_job.FEATURES_FILE)
+    alike = {"card_token": pa.nulls(6000, pa.string()), "account_id": pa.array(["everybody"] * 6000)}
+    for name, column in alike.items():
+        table = table.set_column(table.column_names.index(name), name, column)
+    pq.write_table(table, tmp_path / backfill_job.FEATURES_FILE)
+    found = evaluate.evaluation(tmp_path, train.recipe_in(foreign / "recipe.toml"), spans=Spans(4, 1, 2), count=1, resamples=2)
+    assert found.folds[0].test_rows > 900
+    assert found.table["learned"]["roc_auc"].value > 0.9
+
+
+def test_what_cannot_be_trained_on_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="holdfast backfill"):
+        training_set(tmp_path)
+    pq.write_table(pa.table({"at_ms": [1]}), tmp_path / backfill_job.FEATURES_FILE)
+    with pytest.raises(ArtefactError, match="names no catalogue"):
+        training_set(tmp_path)
+    with pytest.raises(SettingsError, match=r"nowhere\.toml"):
+        train.recipe_in(tmp_path / "nowhere.toml")
+    with pytest.raises(SettingsError, match="three numbers"):
+        evaluate.evaluate(["--data", str(tmp_path), "--spans", "7/7"], Settings())
