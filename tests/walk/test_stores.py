@@ -16,7 +16,7 @@ from models.hold import EMPTY, Book, Refusal, Step, UnknownAccount, place, state
 from schemas.account import AccountEvent, AccountEventKind, AccountState
 from schemas.errors import Conflict, MemoryUnavailable
 from streams.answers import WHOLE, Answers, DictAnswers, Kept, Restored, on_whole, sound
-from streams.books import Books, DictBooks
+from streams.books import Books, Change, DictBooks
 from tests.world import a_transaction
 
 Use = Callable[[Any], Awaitable[None]]
@@ -103,6 +103,29 @@ def test_concurrent_holds_never_spend_more_than_there_is(using: Callable[[Use], 
         assert {step for step in steps if not isinstance(step, Step)} == {Refusal.INSUFFICIENT_FUNDS}
         book = Book.from_bytes((await books.read("a"))[0])
         assert book.available_minor(1_000) == 5
+
+    using(use)
+
+
+def test_changes_that_go_together_are_each_what_they_would_be_alone(using: Callable[[Use], None]) -> None:
+    async def use(stores: Any) -> None:
+        books = stores[1]
+        names = ["a", "b", "c", "a", "unknown", "a"]
+        for name in "abc":
+            state = AccountState(account_id=name, currency="EUR", balance_minor=25 if name == "a" else 10, as_of_ms=1)
+            await books.change(name, lambda book, state=state: state_known(book, state))
+        seen = {name: (await books.read(name))[0] for name in names}
+        await books.change("b", a_place(9))
+        said = await books.change_all([Change(name, a_place(i), seen[name]) for i, name in enumerate(names)])
+        refused = [i for i, each in enumerate(said) if isinstance(each, Refusal)]
+        assert len([i for i in refused if names[i] == "a"]) == 1, "three of ten each, and there are 25"
+        assert {names[i]: said[i] for i in refused} == {
+            "a": Refusal.INSUFFICIENT_FUNDS,
+            "b": Refusal.INSUFFICIENT_FUNDS,
+            "unknown": Refusal.UNKNOWN_ACCOUNT,
+        }
+        assert Book.from_bytes((await books.read("a"))[0]).available_minor(1_000) == 5
+        assert await books.change_all([]) == []
 
     using(use)
 
