@@ -29,7 +29,7 @@ COMMANDS: dict[str, Command] = {
     "check": Command("streams.check:check", "whether the books agree", live=True),
     "replay": Command("streams.replay:replay", "send a file through the live system: one decision row for each input row"),
     "simulate": Command("streams.simulate:simulate", "a labelled history of honest customers and of each fraud kind"),
-    "backfill": Command("streams.backfill:backfill", "the features of a history, as they would have been served"),
+    "backfill": Command("streams.backfill:backfill", "the features of a history, as they would have been served", live=True),
     "train": Command("streams.lab:train", "train the ensemble on backfilled features"),
     "register": Command("streams.lab:register", "check a trained artefact and put it into the registry"),
     "promote": Command("streams.lab:promote", "make a registered model the one that decides"),

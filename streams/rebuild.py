@@ -31,6 +31,7 @@ from streams.answers import WHOLE, Answers, Restored, sound
 from streams.books import book_key
 from streams.bus import committed_offsets, end_offsets, read_topic
 from streams.hold import APPLIED, RESOLVED_TTL_S, due_key
+from streams.loaded import keep
 from streams.settings import Settings
 from streams.tally import Rows, gather_decision, gather_label
 
@@ -69,7 +70,7 @@ async def ensure_whole(wire: Wire, rebuild: Callable[[bytes], Awaitable[object]]
 
 async def _made_whole(wire: Wire, token: bytes, rebuild: Callable[[bytes], Awaitable[object]]) -> bool:
     """Rebuilds under the lock, if it was not done while we waited for it; lets the lock go."""
-    renewing = asyncio.create_task(_renewed(wire, token))
+    renewing = asyncio.create_task(renewed(wire, LOCK, token))
     try:
         (whole,) = sound(await wire.send((b"EXISTS", WHOLE)))
         if not whole:
@@ -80,7 +81,12 @@ async def _made_whole(wire: Wire, token: bytes, rebuild: Callable[[bytes], Await
         return not whole
     finally:
         renewing.cancel()
-        await wire.send((b"EVAL", _UNLOCK, b"1", LOCK, token))
+        await unlock(wire, LOCK, token)
+
+
+async def unlock(wire: Wire, lock: bytes, token: bytes) -> None:
+    """Lets a lock go, if it is still held by this token."""
+    await wire.send((b"EVAL", _UNLOCK, b"1", lock, token))
 
 
 async def _done(wire: Wire, token: bytes) -> None:
@@ -91,11 +97,12 @@ async def _done(wire: Wire, token: bytes) -> None:
         raise MemoryUnavailable(LOST)
 
 
-async def _renewed(wire: Wire, token: bytes) -> None:
+async def renewed(wire: Wire, lock: bytes, token: bytes) -> None:
+    """Keeps a lock for as long as it runs."""
     while True:
         await asyncio.sleep(LOCK_S / 3)
         with suppress(MemoryUnavailable):
-            await wire.send((b"EVAL", _RENEW, b"1", LOCK, token, LOCK_S))
+            await wire.send((b"EVAL", _RENEW, b"1", lock, token, LOCK_S))
 
 
 def behind(settings: Settings, applied: dict[int, int]) -> bool:
@@ -186,6 +193,7 @@ class Rebuild:
         await self._books(books)
         await self._ours()
         await self._applied()
+        await keep(self._wire, CATALOGUE)
         return self.counts
 
     async def _applied(self) -> None:
