@@ -67,7 +67,7 @@ def promoted(stack: Stack) -> None:
     policy = policy_from_toml(default_policy_text()).bound(NEXT.names)
     made = train(rows, rows[:, 0] > 0.9, np.arange(2_000), NEXT, policy, seed=1)
     registry = Registry(Path(f"{stack.settings.registry_dir}{BESIDE}"), MODEL_KEY.encode())
-    registry.promote(registry.register(made.artefact), 1)
+    registry.promote(registry.register(made), 1)
 
 
 def payment(name: str, who: int, number: int) -> Transaction:
@@ -221,7 +221,7 @@ def tell_events(stack: Stack, name: str) -> None:
 def test_a_release_with_new_rows_takes_over_while_payments_are_decided(stack: Stack, tmp_path: Path) -> None:
     promoted(stack)
     new = new_keys(stack)
-    assert [name.split(b":")[::2][:2] for name in new] == [[b"log", b"account"], [b"log", b"card"], [b"tally", b"ip"]]
+    assert sorted(name.split(b":")[::2][:2] for name in new) == [[b"log", b"account"], [b"log", b"card"], [b"tally", b"ip"]]
     doors = Doors(stack.settings.http_port)
     people = range(PEOPLE)
     doors.all([payment("first", who, number) for number in range(ROUNDS) for who in people])
