@@ -42,8 +42,9 @@ from streams.tally import Rows, gather_decision, gather_label, remembered
 
 TOPICS: tuple[Topic, ...] = (DECISIONS, LABELS, REMEMBERED_EVENTS, ACCOUNTS, PROFILES)
 """What is followed. What an older record of one rests on is in those before it or comes later: rows that are out of turn wait."""
-QUIET_MS = 10_000
-"""A release that has decided nothing for so long, while another did, is taken to be gone."""
+QUIET_MS, SILENT_MS = 10_000, 600_000
+"""A release that has decided nothing for so long, while another did, is taken to be gone: the first where a person ends the loading."""
+COMMAND, APP = b"command:", b"app:"
 AGAIN_S = 2.0
 AT_ONCE = 256
 BATCH = 2_000
@@ -182,7 +183,8 @@ class Load:
     async def fill(self, catalogue: Catalogue, before: Catalogue | None, until: Callable[[], bool] | None) -> None:
         """Fills what this catalogue reads and nobody keeps, and goes on until told; without `until`, to the ends that the topics have now.
 
-        From the end of what was there on, decisions of this catalogue are given to the keys of the release `before` as well.
+        From the end of what was there on, decisions of this catalogue are given to the keys of the release `before` as well. Without one, it
+        ends by itself when no other release decides any more.
         """
         await self._ours()
         missing, _ = await not_kept(self._wire, catalogue)
@@ -202,15 +204,16 @@ class Load:
             ends = await asyncio.to_thread(ends_now, self._settings)
             until = lambda: all(self._next.get(place, 0) >= end for place, end in ends.items())  # noqa: E731 - a name for it says no more
         self._say("loaded: following what is decided meanwhile")
-        await self._follow(sides, until)
-        if self._is_alone(catalogue):
+        told: Callable[[], bool] = until
+        await self._follow(sides, lambda: told() or (before is None and self._is_alone(catalogue, SILENT_MS)))
+        if self._is_alone(catalogue, QUIET_MS if before else SILENT_MS):
             await keep(self._wire, catalogue)
 
-    def _is_alone(self, catalogue: Catalogue) -> bool:
+    def _is_alone(self, catalogue: Catalogue, quiet_ms: int) -> bool:
         """Whether it decides, and no other has done so for a while: from now on its keys are kept by who decides."""
         own = self._decided_ms[catalogue.catalogue_id]
         other = max((at for name, at in self._decided_ms.items() if name != catalogue.catalogue_id), default=0)
-        return own > other and _now_ms() - other > QUIET_MS
+        return own > other and _now_ms() - other > quiet_ms
 
     def _given(self) -> dict[Place, int]:
         """Up to where the `tally` app has given tallies what they get."""
@@ -382,10 +385,12 @@ def _now_ms() -> int:
 
 
 @asynccontextmanager
-async def _locked(wire: Wire) -> AsyncIterator[bytes | None]:
-    """The token of the lock of who fills; None if another has it."""
-    token = uuid.uuid4().hex.encode()
-    (mine,) = sound(await wire.send((b"SET", LOADER, token, b"NX", b"EX", LOCK_S)))
+async def _locked(wire: Wire, who: bytes) -> AsyncIterator[bytes | None]:
+    """The token of the lock of who fills; None if another has it. The command takes it from an app, which fills for one release alone."""
+    token = who + uuid.uuid4().hex.encode()
+    mine, holder = sound(await wire.send((b"SET", LOADER, token, b"NX", b"EX", LOCK_S), (b"GET", LOADER)))
+    if mine is None and who == COMMAND and holder is not None and holder.startswith(APP):
+        (mine,) = sound(await wire.send((b"SET", LOADER, token, b"EX", LOCK_S)))
     if mine is None:
         yield None
         return
@@ -406,7 +411,7 @@ async def ensure_loaded(settings: Settings, catalogue: Catalogue, say: Say) -> N
     try:
         ends: dict[Place, int] = {}
         while not await is_kept(wire, catalogue):
-            async with _locked(wire) as token:
+            async with _locked(wire, APP) as token:
                 if token is not None:
                     await Load(settings, wire, token, say).fill(catalogue, None, None)
                     return
@@ -432,17 +437,17 @@ async def connected_to(settings: Settings) -> Wire:
     return await Wire.connect(settings.redis_url, settings.redis_password or None, settings.redis_username or None)
 
 
-async def load(settings: Settings, catalogue: Catalogue, before: Catalogue, stop: asyncio.Event, say: Say) -> Counter[str]:
-    """Fills what this catalogue reads and the one before does not, for as long as both may decide: until `stop`."""
+async def load(settings: Settings, catalogue: Catalogue, before: Catalogue | None, stop: Callable[[], bool], say: Say) -> Counter[str]:
+    """Fills what this catalogue reads and nobody keeps, for as long as another release may decide: see `Load.fill`."""
     wire, counts = await connected_to(settings), Counter[str]()
     try:
-        while not stop.is_set():
+        while not stop():
             try:
-                async with _locked(wire) as token:
+                async with _locked(wire, COMMAND if before else APP) as token:
                     if token is not None:
                         under_way = Load(settings, wire, token, say)
                         counts = under_way.counts
-                        await under_way.fill(catalogue, before, stop.is_set)
+                        await under_way.fill(catalogue, before, stop)
                         return counts
                 say("another process fills it now: waiting")
             except Stopped:
@@ -483,7 +488,7 @@ async def _loaded(settings: Settings, catalogue: Catalogue, before: Catalogue) -
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
-        counts = await load(settings, catalogue, before, stop, _say)
+        counts = await load(settings, catalogue, before, stop.is_set, _say)
         for what, count in sorted(counts.items()):
             print(f"{count:>10,}  {what}")
         left, _ = await not_kept(wire, catalogue)

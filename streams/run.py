@@ -7,6 +7,7 @@ import asyncio
 import gc
 import os
 import signal
+import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
@@ -30,7 +31,7 @@ from streams.books import Books
 from streams.bus import Bus, end_offsets
 from streams.folder import required_keys
 from streams.hold import HoldWorld
-from streams.load import ensure_loaded
+from streams.load import ensure_loaded, load
 from streams.loaded import is_kept, is_left
 from streams.pipeline import World
 from streams.rebuild import ensure_whole, forget_if_behind, rebuilt
@@ -109,8 +110,20 @@ async def stay_whole(parts: Parts) -> None:
             if not whole:
                 journal.logger().warning("redis has forgotten: rebuilding from the log")
                 await ensure_whole(parts.wire, rebuilder(parts.settings))
-            if await is_left(parts.wire, parts.catalogue):
-                await stay_loaded(parts)
+
+
+async def stay_level(parts: Parts) -> None:
+    """Follows for this release what another decides, where nobody else does it: in a thread and a loop of its own."""
+    log, stop = journal.logger(), threading.Event()
+    try:
+        while True:
+            await asyncio.sleep(REFRESH_S)
+            with suppress(HoldfastError):
+                if await is_left(parts.wire, parts.catalogue):
+                    log.warning("another release decides: following what it leaves in the past")
+                    await asyncio.to_thread(lambda: asyncio.run(load(parts.settings, parts.catalogue, None, stop.is_set, log.info)))
+    finally:
+        stop.set()
 
 
 def beside(parts: Parts, work: Coroutine[Any, Any, None]) -> None:
@@ -255,6 +268,7 @@ async def tally_world(settings: Settings, bus: Bus) -> TallyWorld:
     """The World of the `tally` app."""
     parts = await connected(settings)
     beside(parts, stay_whole(parts))
+    beside(parts, stay_level(parts))
     return TallyWorld(parts.catalogue, parts.memory, settings, parts.close, lambda: stay_loaded(parts))
 
 

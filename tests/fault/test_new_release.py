@@ -35,7 +35,7 @@ from schemas.label import Label
 from schemas.topics import ACCOUNT_EVENTS, DECISIONS, LABELS, REMEMBERED_EVENTS
 from schemas.transaction import Transaction
 from streams.bus import end_offsets, read_topic
-from streams.load import connected_to, ends_now
+from streams.load import QUIET_MS, connected_to, ends_now
 from streams.loaded import filled, not_kept
 from streams.parity import Topics, features_compared
 from streams.rebuild import Tallied
@@ -246,8 +246,22 @@ def test_a_release_with_new_rows_takes_over_while_payments_are_decided(stack: St
         doors.all([payment("both", who, n) for n in range(ROUNDS) for who in people])
         until(lambda: is_level(stack), "it does not keep up")
         assert settled(stack).agrees
+    doors.ports = (stack.settings.http_port,)
+    doors.all([payment("alone", who, 0) for who in range(3)])  # nobody loads any more: the new release's tally app follows
+    until(lambda: is_level(stack), "it does not follow by itself")
+    doors.ports = (own[0].http_port,)
+    doors.all([payment("alone", who, 1) for who in range(3)])
     assert doors.failed.empty(), [doors.failed.get() for _ in range(min(5, doors.failed.qsize()))]
 
+    time.sleep(QUIET_MS / 1000)  # the release before is gone
+    with loading(stack, tmp_path) as said:
+        until(lambda: "following" in said.read_text(), "it does not catch up")
+        doors.all([payment("alone", who, 2) for who in range(3)])
+        until(lambda: is_level(stack), "it does not keep up")
+    assert "this release decides alone" in said.read_text()
+    assert new_keys(stack) == [], "from now on who decides keeps them"
+    seen = [np.frombuffer(d.vector, "<f8")[NEXT.index["behavioural.account_cards_7d"]] for d in decisions_of(stack, "alone")[3:]]
+    assert seen == [1.0] * 3 + [2.0] * 3, "what the release before decided, with nobody but the new one's own app to follow it"
     for name in ("first", "during", "start"):
         served = decisions_of(stack, name)
         assert {d.catalogue_id for d in served[-2 * PEOPLE :]} == {NEXT.catalogue_id}
