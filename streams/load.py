@@ -188,6 +188,8 @@ class Load:
         """
         await self._ours()
         missing, _ = await not_kept(self._wire, catalogue)
+        if not missing:
+            return
         sides = [Side.of(catalogue, self._wire, missing)]
         self._next = await filled(self._wire)
         back = await asyncio.to_thread(self._given) if before else {}
