@@ -105,27 +105,19 @@ async def renewed(wire: Wire, lock: bytes, token: bytes) -> None:
             await wire.send((b"EVAL", _RENEW, b"1", lock, token, LOCK_S))
 
 
-def behind(settings: Settings, applied: dict[int, int]) -> bool:
-    """Whether the `hold` app has committed more of the log than Redis says was applied: then Redis has gone back in time.
-
-    In health it is never so: Redis is told first. LogUnavailable if the brokers do not answer.
-    """
-    return any(offset > applied.get(partition, 0) for partition, offset in committed_offsets(settings, "hold", DECISIONS).items())
-
-
 async def forget_if_behind(settings: Settings, wire: Wire) -> None:
     """Takes the mark away from a Redis that came back older than it was (a power failure, a replica that took over).
+
+    Then the `hold` app has committed more of the log than Redis says was applied. In health it is never so, as Redis is told first: so it is
+    asked last, or a system that goes on meanwhile would seem to have gone back. LogUnavailable if the brokers do not answer.
 
     On a cluster this is seen of the one node that has `applied`. After another was replaced by its replica (which may lack the last
     writes: Redis copies them without waiting) only `holdfast rebuild` makes sure.
     """
+    committed = await asyncio.to_thread(committed_offsets, settings, "hold", DECISIONS)
     whole, fields = sound(await wire.send((b"EXISTS", WHOLE), (b"HGETALL", APPLIED)))
-    if not whole:
-        return
     known = dict(zip(fields[::2], fields[1::2], strict=True))
-    prefix = f"{DECISIONS.name}:".encode()
-    applied = {int(name[len(prefix) :]): int(offset) for name, offset in known.items() if name.startswith(prefix)}
-    if await asyncio.to_thread(behind, settings, applied):
+    if whole and any(offset > int(known.get(f"{DECISIONS.name}:{partition}".encode(), 0)) for partition, offset in committed.items()):
         await wire.send((b"DEL", WHOLE))
 
 
