@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -105,6 +105,47 @@ def rebuilt_log(catalogue: Catalogue, log_number: int, rows: Iterable[tuple[int,
     lost = max(0, ordered[-1][0] + 1 - len(unique))
     header = layout.header(lost, 0) if lost else b""
     return tidied(catalogue, log_number, header + b"".join(row for _, row in sorted(unique.values(), key=lambda row: row[0])))
+
+
+class Told(NamedTuple):
+    """A row that a record tells, and since when (milliseconds) the record can have been in the topics."""
+
+    position: int
+    row: bytes
+    told_ms: int
+
+
+def in_turn(rows: Iterable[Told], count: int, lost_before_ms: int) -> tuple[list[Told], list[Told]]:
+    """The rows that may follow a log of `count` rows, in its order, and those that wait: behind a place of which the topics may still tell.
+
+    A place is lost when the row behind it was told before `lost_before_ms`.
+    """
+    ordered = sorted(rows)
+    for number, (position, _, told_ms) in enumerate(ordered):
+        if position > count and told_ms >= lost_before_ms:
+            return ordered[:number], ordered[number:]
+        count = max(count, position + 1)
+    return ordered, []
+
+
+def grown(catalogue: Catalogue, log_number: int, log: bytes, rows: Sequence[Told]) -> bytes:
+    """The log at rest with these rows behind its own, each once: where all rows came in turn, the bytes of `rebuilt_log` of all of them."""
+    if not log:
+        return rebuilt_log(catalogue, log_number, [(position, row) for position, row, _ in rows]) if rows else b""
+    layout, head, size = catalogue.log_layouts[log_number], b"", catalogue.log_layouts[log_number].row_bytes
+    if log[:8] == _HEADER:
+        head, log = log[:size], log[size:]
+    newest = int.from_bytes(head[NEWEST_AT : NEWEST_AT + 6], "little")
+    trimmed = int.from_bytes(head[TRIMMED_AT : TRIMMED_AT + TRIMMED_WIDTH], "little")
+    there = {log[at : at + 8] for at in range(0, len(log), size)}
+    new: dict[bytes, Told] = {}
+    for told in rows:
+        if told.row[:8] not in there and (told.position >= trimmed or at_ms_of(told.row) > newest):
+            new.setdefault(told.row[:8], told)
+    if new:
+        trimmed += max(0, rows[-1].position + 1 - (trimmed + len(log) // size + len(new)))
+    head = layout.header(trimmed, newest) if trimmed else b""
+    return tidied(catalogue, log_number, head + log + b"".join(told.row for told in new.values()))
 
 
 def warm(catalogue: Catalogue) -> None:

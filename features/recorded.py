@@ -44,7 +44,7 @@ WHY = {
     Why.CATALOGUE: "another catalogue decided it",
     Why.UNREAD: "a memory did not answer when it was decided",
     Why.GAP: "a log has a row before it that no record speaks of",
-    Why.BEGAN_AGAIN: "a log had expired and begun again",
+    Why.BEGAN_AGAIN: "a log had expired and begun again, or two releases wrote one each",
     Why.BEYOND: "a tally had taken what came after this reading of the topics began",
     Why.DROPPED: "a tally had taken what the topics have dropped",
     Why.WENT_BACK: "a tally had gone back in time",
@@ -93,8 +93,8 @@ class _Placed:
         rank = np.arange(len(group)) - self.starts[group]
         wrong = np.flatnonzero(place != rank)
         self._whole, self._again = sizes.copy(), np.zeros(len(sizes), np.bool_)
-        np.minimum.at(self._whole, group[wrong], rank[wrong])
-        wrong = wrong[rank[wrong] == self._whole[group[wrong]]]
+        wrong = wrong[np.unique(group[wrong], return_index=True)[1]]
+        self._whole[group[wrong]] = np.minimum(place[wrong], rank[wrong])
         self._again[group[wrong]] = place[wrong] < rank[wrong]
         self.first, self.begins = self.looked_into(number, tokens)
 

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import hashlib
 import hmac
+import inspect
 import io
 import itertools
 import json
@@ -40,6 +41,7 @@ from schemas.account import AccountEvent, AccountState
 from schemas.errors import InvalidRecord, SettingsError
 from schemas.transaction import Transaction
 from streams.folder import with_kept_secrets
+from streams.load import loaded
 from streams.mapping import Mapping, Row, TokenKey, accounts_in, events_in, mapping_in, rows_count, rows_in
 from streams.settings import Settings
 
@@ -391,15 +393,21 @@ def _progress(total: int, before: int) -> Iterator[Callable[[int], None]]:
 # The command.
 
 
+def named(names: str) -> Sequence[str]:
+    """The features of these names, with commas between. SettingsError for one that there is not."""
+    asked = [name.strip() for name in names.split(",")]
+    unknown = [name for name in asked if name not in CATALOGUE.index]
+    if unknown:
+        raise SettingsError(f"there is no feature {unknown[0]!r}; `holdfast features list` prints them")
+    return asked
+
+
 def chosen(names: str, mapping: Mapping) -> Catalogue:
     """The catalogue of the features of these names (`all`, or with commas between), with the memories that the mapping chooses.
 
     SettingsError for a name that there is none of, and for a memory in which a feature cannot be told.
     """
-    asked = CATALOGUE.names if names == "all" else [name.strip() for name in names.split(",")]
-    unknown = [name for name in asked if name not in CATALOGUE.index]
-    if unknown:
-        raise SettingsError(f"--features: there is no feature {unknown[0]!r}; `holdfast features list` prints them")
+    asked = CATALOGUE.names if names == "all" else named(names)
     if not mapping.memory:
         return CATALOGUE if names == "all" else CATALOGUE.only(asked)
     try:
@@ -411,23 +419,42 @@ def chosen(names: str, mapping: Mapping) -> Catalogue:
 
 
 def backfill(argv: list[str], settings: Settings) -> int:
-    """`holdfast backfill FILES --map M --out DIR`: Parquet with the features in columns, and the labels beside them."""
-    parser = argparse.ArgumentParser(prog="holdfast backfill", description=(backfill.__doc__ or "").splitlines()[0])
-    parser.add_argument("files", type=Path, nargs="+", help="CSV or Parquet, in the order in which their rows arrived")
-    parser.add_argument("--map", type=Path, required=True, help="the mapping file (TOML)")
-    parser.add_argument("--features", default="all", metavar="NAMES", help="`all`, or names with commas between (default %(default)s)")
+    """`holdfast backfill FILES --map M --out DIR`: Parquet with the features in columns, and the labels beside them.
+
+    `holdfast backfill --only NAMES --running`: what these features of this release read, loaded into the system that runs without them.
+    """
+    parser = argparse.ArgumentParser(
+        prog="holdfast backfill", description=inspect.getdoc(backfill), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", type=Path, nargs="*", help="CSV or Parquet, in the order in which their rows arrived")
+    parser.add_argument("--map", type=Path, help="the mapping file (TOML)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--features", default="all", metavar="NAMES", help="`all`, or names with commas between (default %(default)s)")
+    which.add_argument("--only", metavar="NAMES", help="the new features alone: their columns over the files, or (`--running`) what they read")
+    parser.add_argument(
+        "--running",
+        action="store_true",
+        help="load what --only reads from the topics into the Redis of the running system, and follow until SIGINT or SIGTERM: "
+        "start this release meanwhile, and stop this command when the one before is gone",
+    )
     parser.add_argument("--accounts", type=Path, help="a file of accounts, read by the mapping's [accounts]")
     parser.add_argument("--events", type=Path, help="a file of account events, read by the mapping's [account_events], merged by time")
     parser.add_argument("--known", type=Path, help="what `holdfast cluster --file` wrote: what was known of accounts, and since when")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=f"folder for {FEATURES_FILE}")
+    parser.add_argument("--out", type=Path, metavar="DIR", help=f"folder for {FEATURES_FILE}")
     parser.add_argument("--lot", type=int, default=LOT_ROWS, metavar="ROWS", help="rows in each part (default %(default)s)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="default: one for each core, %(default)s")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     args = parser.parse_args(argv)
+    if args.running:
+        if args.only is None or args.files or args.map or args.out:
+            parser.error("--running takes --only NAMES, and no files: it reads the topics")
+        return loaded(CATALOGUE, named(args.only), settings)
+    if not args.files or args.map is None or args.out is None:
+        parser.error("FILES, --map and --out are needed (or --only NAMES --running)")
     if args.lot < 1 or args.threads < 1:
         raise SettingsError("--lot and --threads are numbers from 1 on")
     mapping = mapping_in(args.map)
-    catalogue = chosen(args.features, mapping)
+    catalogue = chosen(args.only or args.features, mapping)
     if mapping.tokens and not settings.token_key:
         settings = with_kept_secrets(settings)  # tokens by another key would be other cards and devices than the door's
     key = TokenKey(settings.token_key.encode(), settings.token_key_id)

@@ -29,7 +29,7 @@ COMMANDS: dict[str, Command] = {
     "check": Command("streams.check:check", "whether the books agree", live=True),
     "replay": Command("streams.replay:replay", "send a file through the live system: one decision row for each input row"),
     "simulate": Command("streams.simulate:simulate", "a labelled history of honest customers and of each fraud kind"),
-    "backfill": Command("streams.backfill:backfill", "the features of a history, as they would have been served"),
+    "backfill": Command("streams.backfill:backfill", "the features of a history, as they would have been served", live=True),
     "train": Command("streams.train:train", "train the ensemble on a backfill or on what was served"),
     "evaluate": Command("streams.evaluate:evaluate", "how good members and ensemble are, on folds that roll through a history"),
     "register": Command("streams.lab:register", "check a trained artefact and put it into the registry"),

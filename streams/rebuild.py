@@ -31,6 +31,7 @@ from streams.answers import WHOLE, Answers, Restored, sound
 from streams.books import book_key
 from streams.bus import committed_offsets, end_offsets, read_topic
 from streams.hold import APPLIED, RESOLVED_TTL_S, due_key
+from streams.loaded import keep
 from streams.settings import Settings
 from streams.tally import Rows, gather_decision, gather_label
 
@@ -69,7 +70,7 @@ async def ensure_whole(wire: Wire, rebuild: Callable[[bytes], Awaitable[object]]
 
 async def _made_whole(wire: Wire, token: bytes, rebuild: Callable[[bytes], Awaitable[object]]) -> bool:
     """Rebuilds under the lock, if it was not done while we waited for it; lets the lock go."""
-    renewing = asyncio.create_task(_renewed(wire, token))
+    renewing = asyncio.create_task(renewed(wire, LOCK, token))
     try:
         (whole,) = sound(await wire.send((b"EXISTS", WHOLE)))
         if not whole:
@@ -80,7 +81,12 @@ async def _made_whole(wire: Wire, token: bytes, rebuild: Callable[[bytes], Await
         return not whole
     finally:
         renewing.cancel()
-        await wire.send((b"EVAL", _UNLOCK, b"1", LOCK, token))
+        await unlock(wire, LOCK, token)
+
+
+async def unlock(wire: Wire, lock: bytes, token: bytes) -> None:
+    """Lets a lock go, if it is still held by this token."""
+    await wire.send((b"EVAL", _UNLOCK, b"1", lock, token))
 
 
 async def _done(wire: Wire, token: bytes) -> None:
@@ -91,34 +97,27 @@ async def _done(wire: Wire, token: bytes) -> None:
         raise MemoryUnavailable(LOST)
 
 
-async def _renewed(wire: Wire, token: bytes) -> None:
+async def renewed(wire: Wire, lock: bytes, token: bytes) -> None:
+    """Keeps a lock for as long as it runs."""
     while True:
         await asyncio.sleep(LOCK_S / 3)
         with suppress(MemoryUnavailable):
-            await wire.send((b"EVAL", _RENEW, b"1", LOCK, token, LOCK_S))
-
-
-def behind(settings: Settings, applied: dict[int, int]) -> bool:
-    """Whether the `hold` app has committed more of the log than Redis says was applied: then Redis has gone back in time.
-
-    In health it is never so: Redis is told first. LogUnavailable if the brokers do not answer.
-    """
-    return any(offset > applied.get(partition, 0) for partition, offset in committed_offsets(settings, "hold", DECISIONS).items())
+            await wire.send((b"EVAL", _RENEW, b"1", lock, token, LOCK_S))
 
 
 async def forget_if_behind(settings: Settings, wire: Wire) -> None:
     """Takes the mark away from a Redis that came back older than it was (a power failure, a replica that took over).
 
+    Then the `hold` app has committed more of the log than Redis says was applied. In health it is never so, as Redis is told first: so it is
+    asked last, or a system that goes on meanwhile would seem to have gone back. LogUnavailable if the brokers do not answer.
+
     On a cluster this is seen of the one node that has `applied`. After another was replaced by its replica (which may lack the last
     writes: Redis copies them without waiting) only `holdfast rebuild` makes sure.
     """
+    committed = await asyncio.to_thread(committed_offsets, settings, "hold", DECISIONS)
     whole, fields = sound(await wire.send((b"EXISTS", WHOLE), (b"HGETALL", APPLIED)))
-    if not whole:
-        return
     known = dict(zip(fields[::2], fields[1::2], strict=True))
-    prefix = f"{DECISIONS.name}:".encode()
-    applied = {int(name[len(prefix) :]): int(offset) for name, offset in known.items() if name.startswith(prefix)}
-    if await asyncio.to_thread(behind, settings, applied):
+    if whole and any(offset > int(known.get(f"{DECISIONS.name}:{partition}".encode(), 0)) for partition, offset in committed.items()):
         await wire.send((b"DEL", WHOLE))
 
 
@@ -186,6 +185,7 @@ class Rebuild:
         await self._books(books)
         await self._ours()
         await self._applied()
+        await keep(self._wire, CATALOGUE)
         return self.counts
 
     async def _applied(self) -> None:

@@ -7,6 +7,7 @@ import asyncio
 import gc
 import os
 import signal
+import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
@@ -22,7 +23,7 @@ from models.ensemble import Ensemble
 from models.hold import UnknownAccount
 from models.policy import Policy
 from models.registry import Registry
-from schemas.errors import ArtefactError, HoldfastError, MemoryUnavailable
+from schemas.errors import ArtefactError, HoldfastError, Unavailable
 from schemas.topics import DECISIONS
 from streams import journal, metrics
 from streams.answers import WHOLE, Answers, sound
@@ -30,6 +31,8 @@ from streams.books import Books
 from streams.bus import Bus, end_offsets
 from streams.folder import keys_of, required_keys
 from streams.hold import HoldWorld
+from streams.load import ensure_loaded, load
+from streams.loaded import is_kept, is_left
 from streams.pipeline import World
 from streams.rebuild import ensure_whole, forget_if_behind, rebuilt
 from streams.settings import Settings
@@ -78,8 +81,9 @@ async def connected(settings: Settings) -> Parts:
     while True:
         try:
             await ensure_whole(wire, rebuilder(settings))
+            await stay_loaded(parts)
             return parts
-        except MemoryUnavailable as error:
+        except Unavailable as error:
             journal.logger().warning("the rebuilding begins again", reason=str(error))
             await asyncio.sleep(REFRESH_S)
 
@@ -88,6 +92,13 @@ def rebuilder(settings: Settings) -> Callable[[bytes], Awaitable[object]]:
     """What puts Redis back from the log, in a thread and a loop of its own: this one goes on answering."""
     log = journal.logger()
     return lambda token: asyncio.to_thread(lambda: asyncio.run(rebuilt(settings, token, log.info)))
+
+
+async def stay_loaded(parts: Parts) -> None:
+    """Returns when Redis has what this release reads, up to the end that the topics have now: another may decide beside it and write its own."""
+    if not await is_kept(parts.wire, parts.catalogue):
+        log = journal.logger()
+        await asyncio.to_thread(lambda: asyncio.run(ensure_loaded(parts.settings, parts.catalogue, log.info)))
 
 
 async def stay_whole(parts: Parts) -> None:
@@ -99,6 +110,20 @@ async def stay_whole(parts: Parts) -> None:
             if not whole:
                 journal.logger().warning("redis has forgotten: rebuilding from the log")
                 await ensure_whole(parts.wire, rebuilder(parts.settings))
+
+
+async def stay_level(parts: Parts) -> None:
+    """Follows for this release what another decides, where nobody else does it: in a thread and a loop of its own."""
+    log, stop = journal.logger(), threading.Event()
+    try:
+        while True:
+            await asyncio.sleep(REFRESH_S)
+            with suppress(HoldfastError):
+                if await is_left(parts.wire, parts.catalogue):
+                    log.warning("another release decides: following what it leaves in the past")
+                    await asyncio.to_thread(lambda: asyncio.run(load(parts.settings, parts.catalogue, None, stop.is_set, log.info)))
+    finally:
+        stop.set()
 
 
 def beside(parts: Parts, work: Coroutine[Any, Any, None]) -> None:
@@ -244,7 +269,8 @@ async def tally_world(settings: Settings, bus: Bus) -> TallyWorld:
     """The World of the `tally` app."""
     parts = await connected(settings)
     beside(parts, stay_whole(parts))
-    return TallyWorld(parts.catalogue, parts.memory, settings, parts.close)
+    beside(parts, stay_level(parts))
+    return TallyWorld(parts.catalogue, parts.memory, settings, parts.close, lambda: stay_loaded(parts))
 
 
 def run_tally(settings: Settings) -> int:

@@ -36,6 +36,8 @@ class TallyWorld:
     memory: Memory
     settings: Settings
     close: Callable[[], Awaitable[None]] | None = None
+    loaded: Callable[[], Awaitable[None]] | None = None
+    """Returns when its tallies have all that another release followed for them."""
     rows: Rows = field(default_factory=lambda: defaultdict(list))
     seen: dict[str, None] = field(default_factory=dict)
     telling: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -104,6 +106,9 @@ async def assigned(world: TallyWorld, places: frozenset[Place]) -> None:
     partitions = {partition for topic, partition in places if topic == DECISIONS.name}
     if max((partition for _, partition in places), default=0) >= SOURCES // 2:
         raise SettingsError(f"{DECISIONS.name} and {LABELS.name} have more partitions than schemas/topics.py says: tallies count on it")
+
+    if world.loaded is not None:
+        await world.loaded()
 
     def read() -> list[str]:
         ends = {p: end for p, end in committed_offsets(world.settings, APP.name, DECISIONS).items() if p in partitions and end > 0}

@@ -70,7 +70,8 @@ def test_the_readmes_commands_run(tmp_path: Path) -> None:
     rows = [f"r-{i},{i % 9 + 1}.50,acc-{i % 5},4111111111111111,2026-01-0{i % 9 + 1}T10:00:00,ok" for i in range(20)]
     (tmp_path / "payments.csv").write_text("\n".join([header, *rows]))
     todo = [command for command in commands() if not command.startswith(RUN_APART)]
-    before = [c for c in todo if c.split()[1] in ("simulate", "cluster", "backfill", "evaluate", "train", "promote", "models")]
+    first = ("simulate", "cluster", "backfill", "evaluate", "train", "promote", "models")
+    before = [c for c in todo if c.split()[1] in first and "--running" not in c]
     beside = [c for c in todo if c not in before]
     for command in before:
         done = ran(command, tmp_path)

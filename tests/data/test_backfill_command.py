@@ -97,6 +97,22 @@ def test_some_features_are_columns_of_all_and_nothing_else_is_written(history: P
         backfill(asked(history, tmp_path, "--features", "velocity.nonsense"), SETTINGS)
 
 
+def test_one_new_feature_alone_is_its_column_of_all(history: Path, whole: Path, tmp_path: Path) -> None:
+    name = "network.account_cycles_of_3_7d"
+    assert backfill(asked(history, tmp_path, "--only", name), SETTINGS) == 0
+    alone, every = pq.read_table(tmp_path / FEATURES_FILE), pq.read_table(whole / FEATURES_FILE)
+    assert [column for column in alone.column_names if "." in column] == [name]
+    assert alone[name].to_numpy().tobytes() == every[name].to_numpy().tobytes()
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--running"], ["--only", "velocity.card_count_1h", "--running", "a.parquet"], ["--only", "velocity.card_count_1h"]]
+)
+def test_what_is_asked_for_is_files_or_the_running_system(wrong: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        backfill(wrong, SETTINGS)
+
+
 def test_account_events_of_a_file_come_before_the_payments_that_follow_them(history: Path, whole: Path, tmp_path: Path) -> None:
     assert backfill(asked(history, tmp_path, "--events", str(history / "account_events.parquet")), SETTINGS) == 0
     told, untold = pq.read_table(tmp_path / FEATURES_FILE), pq.read_table(whole / FEATURES_FILE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from payments import DAY, T0, a_payment
@@ -10,7 +12,7 @@ from features.catalogue import CATALOGUE, Catalogue
 from features.engine import row_bytes
 from features.fact import FACTS, row_identity
 from features.layout import Cap, at_ms_of
-from features.log import log_rows, rebuilt_log, row_count, tidied, warm
+from features.log import Told, grown, in_turn, log_rows, rebuilt_log, row_count, tidied, warm
 
 SHORT = Catalogue(CATALOGUE.rows, Cap(rows=8, chunk=4))
 SIZE = SHORT.log_layouts[0].row_bytes
@@ -52,6 +54,41 @@ def test_a_log_that_had_expired_and_begun_again_is_rebuilt_without_its_older_tim
     rows = rows_of([0, 1, 2, 400, 401])
     old, new = list(enumerate(rows[:3])), list(enumerate(rows[3:]))
     assert rebuilt_log(SHORT, 0, old + new) == tidied(SHORT, 0, b"".join(rows[3:]))
+
+
+@settings(max_examples=200, deadline=None)
+@given(days, st.randoms(use_true_random=False), st.sets(st.integers(0, 59)))
+def test_a_log_that_follows_what_is_told_out_of_turn_ends_in_the_bytes_of_a_rebuilt_one(
+    when: list[int], chance: random.Random, again: set[int]
+) -> None:
+    rows = rows_of(when)
+    told = [Told(position, row, told_ms=position) for position, row in enumerate(rows)]
+    told += [told[number] for number in again if number < len(told)]
+    chance.shuffle(told)
+    log, waiting = b"", []
+    while told or waiting:
+        waiting += [told.pop() for _ in range(min(len(told), chance.randrange(1, 8)))]
+        ready, waiting = in_turn(waiting, row_count(log, SIZE, len(log)), lost_before_ms=0)
+        log = grown(SHORT, 0, log, ready)
+    assert log == rebuilt_log(SHORT, 0, list(enumerate(rows)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(days, st.sets(st.integers(0, 59)), st.integers(1, 59))
+def test_places_of_which_nothing_is_told_are_counted_as_a_rebuilt_log_counts_them(when: list[int], lost: set[int], first: int) -> None:
+    placed = [(position, row) for position, row in enumerate(rows_of(sorted(when))) if position not in lost]
+    log, waiting = b"", [Told(position, row, told_ms=position) for position, row in placed[:first]]
+    for more in (placed[first:], []):
+        ready, waiting = in_turn(waiting, row_count(log, SIZE, len(log)), lost_before_ms=len(when))
+        assert not waiting, "who was told before that waits for nobody"
+        log, waiting = grown(SHORT, 0, log, ready), [Told(position, row, told_ms=position) for position, row in more]
+    assert log == (rebuilt_log(SHORT, 0, placed) if placed else b"")
+
+
+def test_a_row_behind_one_that_may_still_be_told_waits_for_it() -> None:
+    rows = [Told(position, row, told_ms=1_000) for position, row in enumerate(rows_of([0, 0, 0, 0]))]
+    assert in_turn([rows[3], rows[0]], 0, lost_before_ms=1_000) == ([rows[0]], [rows[3]])
+    assert in_turn([rows[3], rows[0]], 0, lost_before_ms=1_001) == ([rows[0], rows[3]], [])
 
 
 def test_a_row_that_was_cut_off_is_not_read() -> None:

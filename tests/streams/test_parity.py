@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from features.catalogue import CATALOGUE
+from features.recorded import WHY, Why
 from schemas.account import AccountEvent, AccountEventKind, AccountState, ProfileValue
 from schemas.avro import decode, encode
 from schemas.decision import Decision
@@ -192,8 +193,23 @@ def test_a_log_that_began_again_is_not_compared_from_there_on() -> None:
             await bank.decide(a_transaction(f"again{n}", at_ms=NOON + n * 60_000))
 
     equal, why = counted(lived(story).compared())
-    assert why == {"a log had expired and begun again": 8 - equal}
+    assert why == {WHY[Why.BEGAN_AGAIN]: 8 - equal}
     assert equal == 2, "the first of each life"
+
+
+def test_where_another_release_wrote_a_log_of_its_own_meanwhile_is_not_compared() -> None:
+    async def story(bank: Bank) -> None:
+        await five_payments(bank)
+        memory = bank.at.world.memory
+        before = {key: log for key, log in memory.contents.items() if key.startswith("log:")}  # type: ignore[attr-defined]
+        await bank.decide(a_transaction("theirs", at_ms=NOON + 400_000))
+        memory.contents |= before  # type: ignore[attr-defined]
+        await bank.decide(a_transaction("ours", at_ms=NOON + 500_000))
+        await bank.decide(a_transaction("after", at_ms=NOON + 600_000))
+
+    bank = lived(story)
+    bank.changed(5, catalogue_id="cat_theirs")
+    assert counted(bank.compared()) == (6, {WHY[Why.CATALOGUE]: 1, WHY[Why.BEGAN_AGAIN]: 1}), "its first place is the same in both"
 
 
 def test_a_profile_value_that_the_topics_have_no_more_is_not_compared() -> None:
