@@ -14,7 +14,7 @@ _VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
 
 
 def derived_id(prefix: str, *parts: str) -> str:
-    """`prefix_` and 32 hex digits: the UUIDv5 of the parts. Prefixes: dec hld evt trf sar lbl dlq clr rem val."""
+    """`prefix_` and 32 hex digits: the UUIDv5 of the parts. Prefixes: txn dec hld evt trf sar lbl dlq clr rem val."""
     name = f"{prefix}:{chr(31).join(parts)}"
     digits = hashlib.sha1(_NAMESPACE + name.encode(), usedforsecurity=False).hexdigest()
     return f"{prefix}_{digits[:12]}5{digits[13:16]}{_VARIANT[digits[16]]}{digits[17:32]}"
@@ -28,6 +28,16 @@ def decision_id(transaction_id: str) -> str:
 def hold_id(transaction_id: str) -> str:
     """The one id that the hold of this transaction can have."""
     return derived_id("hld", transaction_id)
+
+
+def increment_id(transaction_id: str, own: str) -> str:
+    """The id of a transaction that raises the hold of another: `own` is what its sender knows it by. Starts with `increments_of`."""
+    return increments_of(transaction_id) + derived_id("txn", own)[-16:]
+
+
+def increments_of(transaction_id: str) -> str:
+    """What the ids of all increments of a transaction start with."""
+    return "inc_" + derived_id("txn", transaction_id)[-16:]
 
 
 def hash64(text: str) -> int:

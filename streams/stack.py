@@ -102,6 +102,8 @@ class Stack:
         name = f"{app}-{number}"
         shared = {"registry_dir": self.settings.registry_dir, "archive_dir": self.settings.archive_dir}
         ports = {"http_port": self.port(f"{name} http"), "metrics_port": self.port(f"{name} metrics")}
+        if self.settings.iso8583_port:
+            ports["iso8583_port"] = self.port(f"{name} iso8583")
         own = self.settings.changed(data_dir=self.settings.data_dir / name, **shared, **ports)
         self._add(name, command(app), lambda pid: is_ready(own, app, pid), settings=own, before=lambda: forget_ready(own, app))
         self.apps = (*self.apps, name)
@@ -159,11 +161,16 @@ class Stack:
 
     def _start_app(self, app: str, command: Sequence[str]) -> None:
         metrics_port = self.port(f"{app} metrics")
-        ports = {"metrics": metrics_port} | ({"http": self.settings.http_port} if app == "authorize" else {})
+        ports = {"metrics": metrics_port} | (self._doors() if app == "authorize" else {})
         settings = self.settings.changed(metrics_port=metrics_port)
         self._add(
             app, command, lambda pid: is_ready(settings, app, pid), settings=settings, before=lambda: forget_ready(settings, app), ports=ports
         )
+
+    def _doors(self) -> dict[str, int]:
+        """The ports on which payments arrive."""
+        doors = {"http": self.settings.http_port, "iso8583": self.settings.iso8583_port}
+        return {door: port for door, port in doors.items() if port}
 
     def _add(self, name: str, command: Sequence[str], ready: Callable[[int], bool], *, settings: Settings | None = None, **rest: object) -> None:
         log = self.settings.data_dir / "logs" / f"{name}.log"
