@@ -6,7 +6,7 @@ import msgspec
 
 from models.hold import Book, OpenHold, Refusal
 from schemas.hold import Clearing, ClearingKind, HoldState
-from schemas.identity import derived_id, hold_id, increments_of
+from schemas.identity import INCREMENT, derived_id, hold_id, increment_end, increments_of
 
 _ENDED = {
     HoldState.POSTED: Refusal.ALREADY_POSTED,
@@ -57,6 +57,15 @@ def clearings(book: Book, asked: Asked, now_ms: int) -> tuple[Clearing, ...] | R
         left -= taken
         made.append(_clearing(asked, hold, taken))
     return tuple(made)
+
+
+def named(book: Book, asked: Asked) -> Asked:
+    """The same, about an increment if it names one by the id that its sender chose."""
+    if book.hold(hold_id(asked.transaction_id)) is not None:
+        return asked
+    end = increment_end(asked.transaction_id)
+    found = [h.transaction_id for h in book.holds if h.transaction_id.startswith(INCREMENT) and h.transaction_id.endswith(end)]
+    return msgspec.structs.replace(asked, transaction_id=found[0]) if found else asked
 
 
 def _increments(book: Book, asked: Asked, now_ms: int) -> list[OpenHold]:

@@ -8,6 +8,8 @@ import uuid
 
 NAMESPACE = uuid.UUID("6f1d3c5e-8a0b-5f3d-9c53-5d1f0a7be7a1")
 
+INCREMENT = "inc_"
+
 _NAMESPACE = NAMESPACE.bytes
 _VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
 """The hexadecimal digit with its upper two bits as RFC 9562, 5.5 has them; the version's digit is 5. As `uuid.uuid5`, without a UUID object."""
@@ -32,12 +34,17 @@ def hold_id(transaction_id: str) -> str:
 
 def increment_id(transaction_id: str, own: str) -> str:
     """The id of a transaction that raises the hold of another: `own` is what its sender knows it by. Starts with `increments_of`."""
-    return increments_of(transaction_id) + derived_id("txn", own)[-16:]
+    return increments_of(transaction_id) + increment_end(own)
 
 
 def increments_of(transaction_id: str) -> str:
     """What the ids of all increments of a transaction start with."""
-    return "inc_" + derived_id("txn", transaction_id)[-16:]
+    return INCREMENT + derived_id("txn", transaction_id)[-16:]
+
+
+def increment_end(own: str) -> str:
+    """What the id of an increment that its sender knows as `own` ends with."""
+    return derived_id("txn", own)[-16:]
 
 
 def hash64(text: str) -> int:

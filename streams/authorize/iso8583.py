@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 from models.answer import FIELD_39, answer_name
 from models.hold import Book
@@ -13,13 +13,13 @@ from schemas import avro
 from schemas.decision import Decision, Outcome
 from schemas.errors import Conflict, InvalidRecord, Unavailable
 from schemas.hold import ClearingKind
-from schemas.transaction import sound
+from schemas.transaction import Transaction, sound
 from streams import answers, journal, metrics
 from streams.authorize.codec import BadMessage, Codec, Fields, Message, Unreadable
 from streams.authorize.dialect import Dialect
 from streams.authorize.elements import Elements, Secrets
 from streams.authorize.iso_codes import CURRENCY_NUMBERS
-from streams.authorize.life import clear, increment_of
+from streams.authorize.life import clear, increment
 from streams.authorize.under_way import UnderWay
 from streams.pipeline import Decided, Origin, World
 
@@ -132,7 +132,10 @@ class Desk:
         original = elements.original(fields)
         txn = elements.transaction(fields, elements.key(fields), now_ms)
         if original is not None:
-            txn = increment_of(txn, original.transaction_id)
+            raised = await increment(txn, original.transaction_id, self._world)
+            if not isinstance(raised, Transaction):
+                return self.refused(raised, raised)
+            txn = raised
         task = self._under_way.once(sound(txn, now_ms, self._world.future_ms_max), now_ms)
         if not await self._under_way.in_time(task):
             return self.refused("deadline", "deadline")
@@ -200,12 +203,12 @@ class Line(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Takes the connection, if there is room."""
-        assert isinstance(transport, asyncio.Transport)
+        stream = cast(asyncio.Transport, transport)  # uvloop's are none of its kind by name
         if len(self._lines) >= LINES_MAX:
-            transport.abort()
+            stream.abort()
             return
-        self._transport = transport
-        transport.set_write_buffer_limits(high=UNREAD_BYTES_MAX)
+        self._transport = stream
+        stream.set_write_buffer_limits(high=UNREAD_BYTES_MAX)
         self._lines.add(self)
         metrics.LINES.set(len(self._lines))
 
@@ -248,6 +251,11 @@ class Line(asyncio.Protocol):
         elif self._begun_s is None:
             self._begun_s = self._heard_s
         return None
+
+    @property
+    def waits(self) -> bool:
+        """Whether a frame has begun and is not whole."""
+        return self._begun_s is not None
 
     def look(self, now_s: float) -> None:
         """Cuts the connection of a host that is too slow, or that has gone."""

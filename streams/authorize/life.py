@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import msgspec
 
-from models.clearing import Asked, clearings
+from models.clearing import Asked, clearings, named
 from models.hold import Book, Refusal
 from schemas.avro import decode, encode
 from schemas.decision import Decision
 from schemas.errors import Conflict, LogUnavailable, MemoryUnavailable
-from schemas.hold import Clearing, ClearingKind
+from schemas.hold import Clearing, ClearingKind, HoldState
 from schemas.identity import hold_id, increment_id
 from schemas.record import Word
 from schemas.topics import CLEARINGS
@@ -61,7 +61,7 @@ async def clear(asked: Asked, world: World, now_ms: int) -> tuple[Clearing, ...]
     if not asked.repeats(first.asked):
         if asked.clearing_id == first.asked.clearing_id:
             raise Conflict(asked.clearing_id)
-        return Refusal.ALREADY_POSTED if first.asked.kind is ClearingKind.CAPTURE else Refusal.ALREADY_VOIDED
+        return _already(first.asked)
     if not kept.told:
         for told in [world.bus.tell(CLEARINGS, first.account_id, message) for message in first.messages]:
             await told
@@ -69,13 +69,29 @@ async def clear(asked: Asked, world: World, now_ms: int) -> tuple[Clearing, ...]
     return tuple([decode(Clearing, message) for message in first.messages])
 
 
-def increment_of(txn: Transaction, original_id: str) -> Transaction:
-    """The transaction as one that raises the hold of another: decided like every transaction, with a hold of its own, and cleared with it.
+async def increment(txn: Transaction, original_id: str, world: World) -> Transaction | Refusal | NotCleared:
+    """The transaction as one that raises the hold of another, or why it cannot: decided like every transaction, with a hold of its own.
 
-    Its own id, which its sender chose, becomes one that says whose increment it is.
+    Its own id, which its sender chose, becomes one that says whose increment it is; the two holds are cleared together.
     """
     attributes = (*txn.attributes, Attribute(name=INCREMENTS, value=original_id))
-    return msgspec.structs.replace(txn, transaction_id=increment_id(original_id, txn.transaction_id), attributes=attributes)
+    raised = msgspec.structs.replace(txn, transaction_id=increment_id(original_id, txn.transaction_id), attributes=attributes)
+    if await world.answers.of_transaction(raised.transaction_id) is not None:
+        return raised  # it was decided before: whatever became of the original since, the first answer stands
+    ended = await world.answers.of_clearing(original_id)
+    if ended is not None:
+        return _already(_FIRST.decode(ended.message).asked)
+    kept = await world.answers.of_transaction(original_id)
+    if kept is None:
+        return Refusal.UNKNOWN_HOLD
+    decision = decode(Decision, kept.message)
+    if decision.account_id != txn.account_id:
+        return NotCleared.WRONG_ACCOUNT
+    return raised if decision.hold_id is not None else NotCleared.NOTHING_HELD
+
+
+def _already(first: Asked) -> Refusal:
+    return Refusal.ALREADY_POSTED if first.kind is ClearingKind.CAPTURE else Refusal.ALREADY_VOIDED
 
 
 async def _judged(asked: Asked, world: World, now_ms: int) -> tuple[Clearing, ...] | Refusal | NotCleared:
@@ -83,21 +99,35 @@ async def _judged(asked: Asked, world: World, now_ms: int) -> tuple[Clearing, ..
     if not await world.answers.whole():
         raise MemoryUnavailable(FORGOT)
     kept = await world.answers.of_transaction(asked.transaction_id)
-    if kept is not None:
-        if not kept.told:
-            raise LogUnavailable("whether the authorization was decided is not known yet")
-        decision = decode(Decision, kept.message)
-        if asked.account_id not in ("", decision.account_id):
-            return NotCleared.WRONG_ACCOUNT
-        if decision.hold_id is None:
-            return NotCleared.NOTHING_HELD
-        if now_ms >= (decision.hold_expires_at_ms or 0):
-            return Refusal.ALREADY_EXPIRED
-        asked = msgspec.structs.replace(asked, account_id=decision.account_id)
-    elif not asked.account_id:
+    if kept is None and asked.account_id:
+        asked = named(await _book(asked.account_id, world), asked)
+        kept = await world.answers.of_transaction(asked.transaction_id)
+    if kept is None:
+        return await _of_an_old_one(asked, world, now_ms)
+    if not kept.told:
+        raise LogUnavailable("whether the authorization was decided is not known yet")
+    decision = decode(Decision, kept.message)
+    if asked.account_id not in ("", decision.account_id):
+        return NotCleared.WRONG_ACCOUNT
+    if decision.hold_id is None:
+        return NotCleared.NOTHING_HELD
+    if now_ms >= (decision.hold_expires_at_ms or 0):
+        return Refusal.ALREADY_EXPIRED
+    asked = msgspec.structs.replace(asked, account_id=decision.account_id)
+    return clearings(await _book(decision.account_id, world), asked, now_ms)
+
+
+async def _of_an_old_one(asked: Asked, world: World, now_ms: int) -> tuple[Clearing, ...] | Refusal:
+    """The same where the answer is not kept any more: only a hold that the log has confirmed is known to be one."""
+    if not asked.account_id:
         return Refusal.UNKNOWN_HOLD
-    (content,) = sound([*await world.books.read(asked.account_id)])
-    book = Book.from_bytes(content)
-    if kept is None and (hold := book.hold(hold_id(asked.transaction_id))) is not None and hold.lease_until_ms:
-        raise LogUnavailable("the hold is placed, but its decision is not kept")
+    book = await _book(asked.account_id, world)
+    hold = book.hold(hold_id(asked.transaction_id))
+    if hold is not None and hold.state is HoldState.PROVISIONAL:
+        raise LogUnavailable("the hold is placed, but its decision is not kept yet")
     return clearings(book, asked, now_ms)
+
+
+async def _book(account_id: str, world: World) -> Book:
+    (content,) = sound([*await world.books.read(account_id)])
+    return Book.from_bytes(content)

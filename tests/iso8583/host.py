@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import uvloop
+
 from features.catalogue import CATALOGUE
 from features.log import warm
 from streams.authorize.codec import Codec, Fields, Message
@@ -135,7 +137,8 @@ def at_the_gateway(
         finally:
             await scene.close()
 
-    asyncio.run(main())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as the service does
+        runner.run(main())
 
 
 __all__ = ["KEY", "NOON", "PAN", "Host", "Scene", "about", "at_the_gateway", "fields_of", "transaction_id"]

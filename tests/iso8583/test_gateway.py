@@ -272,6 +272,23 @@ def test_an_increment_raises_the_hold_and_is_captured_with_it() -> None:
     at_the_gateway(play)
 
 
+def test_an_increment_of_what_is_not_held_is_refused_and_one_alone_can_be_reversed() -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        assert await host.code("0100", about(f11="000010")) == "25", "nobody knows the original"
+        assert await host.code("0100", fields_of()) == "00"
+        assert await host.code("0100", about(f11="000010", f102="a2")) == "25", "another account"
+        assert await host.code("0100", about(f11="000011", f4="000000000500")) == "00"
+        assert await host.code("0420", about("000011", f11="000012")) == "00", "the increment alone"
+        assert await host.code("0421", about("000011", f11="000012")) == "00"
+        (clearing,) = scene.world.bus.records(CLEARINGS)
+        assert clearing.transaction_id == scene.world.decisions[1].transaction_id  # type: ignore[attr-defined]
+        assert await host.code("0420", about(f11="000013")) == "00"
+        assert await host.code("0100", about(f11="000014")) == "21", "the original was reversed"
+        assert await host.code("0101", about(f11="000011", f4="000000000500")) == "00", "the first answer stands"
+
+    at_the_gateway(play)
+
+
 def test_a_log_that_does_not_answer_is_91_and_a_repeat_is_safe() -> None:
     async def play(scene: Scene, host: Host) -> None:
         scene.world.bus.down = True
