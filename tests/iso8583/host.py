@@ -47,7 +47,8 @@ def fields_of(**changes: Any) -> Fields:
 
 def about(original_stan: str = "000001", **changes: Any) -> Fields:
     """The elements of a message about an authorization: another trace number, the original's in element 90."""
-    return fields_of(f11="000900", f90=f"0100{original_stan}010112000000000123456{'0' * 11}") | {int(k[1:]): v for k, v in changes.items()}
+    named = {"f11": "000900", "f90": f"0100{original_stan}010112000000000123456{'0' * 11}"}
+    return fields_of(**(named | changes))
 
 
 def transaction_id(stan: str = "000001", rrn: str = "600112000001") -> str:
