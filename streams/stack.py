@@ -163,9 +163,7 @@ class Stack:
         metrics_port = self.port(f"{app} metrics")
         ports = {"metrics": metrics_port} | (self._doors() if app == "authorize" else {})
         settings = self.settings.changed(metrics_port=metrics_port)
-        self._add(
-            app, command, lambda pid: is_ready(settings, app, pid), settings=settings, before=lambda: forget_ready(settings, app), ports=ports
-        )
+        self._add(app, command, lambda pid: is_ready(settings, app, pid), settings=settings, before=lambda: forget_ready(settings, app), ports=ports)
 
     def _doors(self) -> dict[str, int]:
         """The ports on which payments arrive."""
@@ -209,7 +207,7 @@ def running(
         settings = folder.with_kept_secrets(settings.changed(broker_kind=kind))
         stack = Stack(_own_archive(settings, say) if kind == "embedded" else settings, brokers, say, apps)
         ending.callback(stack.close)
-        _choose_http_port(stack)
+        _choose_ports(stack)
         stack.start_redis()
         stack.start_broker(brokers)
         stack.start_apps(apps, app_command)
@@ -228,10 +226,11 @@ def _own_archive(settings: Settings, say: Say) -> Settings:
     return own
 
 
-def _choose_http_port(stack: Stack) -> None:
+def _choose_ports(stack: Stack) -> None:
     settings = stack.settings
+    if settings.iso8583_port and not folder.is_free(settings.iso8583_port, settings.iso8583_host):
+        raise SettingsError(f"{PREFIX}ISO8583_PORT: port {settings.iso8583_port} of {settings.iso8583_host} is taken; give another one, or 0")
     if settings.http_port == 0:
         stack.settings = settings.changed(http_port=stack.port("http"))
     elif not folder.is_free(settings.http_port, settings.http_host):
         raise SettingsError(f"{PREFIX}HTTP_PORT: port {settings.http_port} of {settings.http_host} is taken; give another one, or 0 for any")
-

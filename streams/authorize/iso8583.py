@@ -35,7 +35,19 @@ IN_FLIGHT_MAX = 4_096
 """Requests of one connection that are not answered yet; beyond it nothing more is read from it."""
 LINES_MAX = 256
 DRAIN_S = 5.0
+BALANCE_END = 10**12
 LOOK_S = 1.0
+WORKS = {
+    "10": "authorize",
+    "20": "authorize",
+    "12": "capture",
+    "22": "capture",
+    "40": "reverse",
+    "42": "reverse",
+    "80": "network",
+    "82": "network",
+}
+"""What a request asks for, by class and function: the second and third digit of its type."""
 HeaderName = Literal["binary2", "binary4", "text4"]
 
 
@@ -81,14 +93,12 @@ class Desk:
         self.network_part = dialect.map.network.number
 
     def work(self, mti: str) -> str:
-        """What a message type asks for: a row of `_works`, `network`, `response` (nothing), or `unknown`."""
+        """What a message type asks for: a row of WORKS, `response` (nothing), or `unknown`."""
         if mti[0] != ("1" if self._v1993 else "0") or mti[1] not in "1248":
             return "unknown"
         if mti[2] in "13579":
             return "response"
-        return {"10": "authorize", "20": "authorize", "12": "capture", "22": "capture", "40": "reverse", "42": "reverse"}.get(
-            mti[1:3], "network" if mti[1:3] in ("80", "82") else "unknown"
-        )
+        return WORKS.get(mti[1:3], "unknown")
 
     async def answer(self, work: str, fields: Fields) -> Answer:
         """The answer to a request, whatever happens."""
@@ -147,15 +157,17 @@ class Desk:
         if decision.outcome is Outcome.APPROVE:
             added[self._dialect.map.approval.number] = decision.decision_id[4:10].upper()
             if elements.asks_balance(fields) and self._dialect.map.balance is not None:
-                added[self._dialect.map.balance.number] = await self._available(decision, now_ms)
+                added |= await self._available(self._dialect.map.balance.number, decision, now_ms)
         return Answer(answer_name(decision.outcome, decision.reasons), added)
 
-    async def _available(self, decision: Decision, now_ms: int) -> str:
-        """Additional amounts: account type unspecified, amount type `available`, currency, sign, twelve digits."""
+    async def _available(self, number: int, decision: Decision, now_ms: int) -> Fields:
+        """Additional amounts: account type unspecified, amount type `available`, currency, sign, twelve digits. None if nobody knows them."""
         (content,) = answers.sound([*await self._world.books.read(decision.account_id)])
         book = Book.from_bytes(content)
         available = book.available_minor(now_ms)
-        return f"0002{CURRENCY_NUMBERS.get(book.currency, '000')}{'D' if available < 0 else 'C'}{abs(available):012}"
+        if not book.known or abs(available) >= BALANCE_END:
+            return {}
+        return {number: f"0002{CURRENCY_NUMBERS[book.currency]}{'D' if available < 0 else 'C'}{abs(available):012}"}
 
     async def _capture(self, fields: Fields, now_ms: int) -> Answer:
         return await self._cleared(ClearingKind.CAPTURE, fields, now_ms)
