@@ -1,7 +1,7 @@
 """Packs and unpacks ISO 8583 messages by a dialect.
 
-Our own, because pyiso8583, which a test holds it against, takes 50 us to read an authorization and write it, where this takes 19 (`holdfast
-bench iso8583`, processor time): 50 would be two fifths of the 125 us that a decision may cost at 8,000 a second and core.
+Our own, because pyiso8583, which a test holds it against, takes 50 us or more to read an authorization and write it, where this takes 19 to
+25 (`holdfast bench iso8583`, processor time): 50 would be two fifths of the 125 us that a decision may cost at 8,000 a second and core.
 """
 
 from __future__ import annotations
