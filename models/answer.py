@@ -2,23 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from schemas.decision import Decision, Outcome, Reason, ReasonSource
 from schemas.record import Record
 
-APPROVED, REFER, DO_NOT_HONOUR, SUSPECTED_FRAUD = "00", "01", "05", "59"
 
-RESPONSE_CODES: dict[str, str] = {
-    "unknown_account": "14",
-    "account_frozen": "62",
-    "account_closed": "57",
-    "currency_mismatch": "57",
-    "insufficient_funds": "51",
+class Field39(NamedTuple):
+    """A response code of ISO 8583:1987, and the action code of ISO 8583:1993 that says the same."""
+
+    v1987: str
+    v1993: str
+
+
+FIELD_39: dict[str, Field39] = {
+    # What was decided
+    "approve": Field39("00", "000"),
+    "review": Field39("01", "107"),
+    "decline": Field39("05", "100"),
+    "block": Field39("59", "102"),
+    # Why an account cannot be debited
+    "unknown_account": Field39("14", "111"),
+    "account_frozen": Field39("62", "104"),
+    "account_closed": Field39("57", "119"),
+    "currency_mismatch": Field39("57", "119"),
+    "insufficient_funds": Field39("51", "116"),
+    # What became of a capture or a reversal
+    "captured": Field39("00", "000"),
+    "reversed": Field39("00", "400"),
+    "unknown_hold": Field39("25", "914"),
+    "wrong_account": Field39("25", "914"),
+    "nothing_held": Field39("21", "914"),
+    "already_posted": Field39("21", "902"),
+    "already_voided": Field39("21", "902"),
+    "already_expired": Field39("21", "902"),
+    "hold_currency_mismatch": Field39("12", "902"),
+    "exceeds_hold": Field39("13", "110"),
+    "partial_reversal": Field39("40", "902"),
+    # What became of a message
+    "network": Field39("00", "800"),
+    "format_error": Field39("30", "904"),
+    "unknown_message": Field39("12", "902"),
+    "transaction_conflict": Field39("94", "913"),
+    "signed_off": Field39("91", "910"),
+    "memory_unavailable": Field39("91", "912"),
+    "log_unavailable": Field39("91", "912"),
+    "deadline": Field39("91", "911"),
+    "error": Field39("96", "909"),
 }
-"""ISO 8583 field 39 for the refusals of an account (source: FACTS of the field; Visa and Mastercard response code lists)."""
+"""ISO 8583 field 39 by outcome, refusal and error: the one table, for every door (source: FACTS of the field; ISO 8583:1993 annex A)."""
 
 
 class Answer(Record, frozen=True, kw_only=True):
@@ -36,15 +70,16 @@ class Answer(Record, frozen=True, kw_only=True):
     decided_at_ms: int
 
 
+def answer_name(outcome: Outcome, reasons: tuple[Reason, ...]) -> str:
+    """The row of FIELD_39 that a decision is answered with: its outcome, or the account's own refusal."""
+    if outcome is Outcome.DECLINE:
+        return next((r.code for r in reasons if r.source is ReasonSource.ACCOUNT and r.code in FIELD_39), outcome)
+    return outcome
+
+
 def response_code(outcome: Outcome, reasons: tuple[Reason, ...]) -> str:
-    """ISO 8583 field 39: approved, refer, the account's own refusal, or suspected fraud."""
-    if outcome is Outcome.APPROVE:
-        return APPROVED
-    if outcome is Outcome.REVIEW:
-        return REFER
-    if outcome is Outcome.BLOCK:
-        return SUSPECTED_FRAUD
-    return next((RESPONSE_CODES[r.code] for r in reasons if r.code in RESPONSE_CODES), DO_NOT_HONOUR)
+    """ISO 8583:1987 field 39 of a decision."""
+    return FIELD_39[answer_name(outcome, reasons)].v1987
 
 
 def reason_category(outcome: Outcome, reasons: tuple[Reason, ...]) -> str:

@@ -8,13 +8,15 @@ import uuid
 
 NAMESPACE = uuid.UUID("6f1d3c5e-8a0b-5f3d-9c53-5d1f0a7be7a1")
 
+INCREMENT = "inc_"
+
 _NAMESPACE = NAMESPACE.bytes
 _VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
 """The hexadecimal digit with its upper two bits as RFC 9562, 5.5 has them; the version's digit is 5. As `uuid.uuid5`, without a UUID object."""
 
 
 def derived_id(prefix: str, *parts: str) -> str:
-    """`prefix_` and 32 hex digits: the UUIDv5 of the parts. Prefixes: dec hld evt trf sar lbl dlq clr rem val."""
+    """`prefix_` and 32 hex digits: the UUIDv5 of the parts. Prefixes: txn dec hld evt trf sar lbl dlq clr rem val."""
     name = f"{prefix}:{chr(31).join(parts)}"
     digits = hashlib.sha1(_NAMESPACE + name.encode(), usedforsecurity=False).hexdigest()
     return f"{prefix}_{digits[:12]}5{digits[13:16]}{_VARIANT[digits[16]]}{digits[17:32]}"
@@ -28,6 +30,21 @@ def decision_id(transaction_id: str) -> str:
 def hold_id(transaction_id: str) -> str:
     """The one id that the hold of this transaction can have."""
     return derived_id("hld", transaction_id)
+
+
+def increment_id(transaction_id: str, own: str) -> str:
+    """The id of a transaction that raises the hold of another: `own` is what its sender knows it by. Starts with `increments_of`."""
+    return increments_of(transaction_id) + increment_end(own)
+
+
+def increments_of(transaction_id: str) -> str:
+    """What the ids of all increments of a transaction start with."""
+    return INCREMENT + derived_id("txn", transaction_id)[-16:]
+
+
+def increment_end(own: str) -> str:
+    """What the id of an increment that its sender knows as `own` ends with."""
+    return derived_id("txn", own)[-16:]
 
 
 def hash64(text: str) -> int:

@@ -36,7 +36,7 @@ ACCOUNTS = Topic("accounts", AccountState, "account_id", 4, FOREVER, True, ("ban
 ACCOUNT_EVENTS = Topic("account_events", AccountEvent, "account_id", 4, 90 * DAY_MS, False, ("bank",), ("score",))
 REMEMBERED_EVENTS = Topic("remembered_events", RememberedEvent, "account_id", 4, FOREVER, False, ("score",), ("rebuild", "check"))
 PROFILES = Topic("profiles", ProfileValue, "value_id", 4, FOREVER, True, ("cluster",), ("rebuild", "check"))
-CLEARINGS = Topic("clearings", Clearing, "account_id", 4, 90 * DAY_MS, False, ("network",), ("hold",))
+CLEARINGS = Topic("clearings", Clearing, "account_id", 4, 90 * DAY_MS, False, ("authorize", "network"), ("hold",))
 LABELS = Topic("labels", Label, "account_id", 4, FOREVER, False, ("bank", "replay"), ("tally", "archive"))
 DECISIONS = Topic(
     "decisions", Decision, "account_id", 4, FOREVER, False, ("authorize", "score"), ("hold", "ledger", "sar", "tally", "archive")

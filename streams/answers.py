@@ -14,6 +14,7 @@ from schemas.errors import Conflict, MemoryUnavailable
 
 T = TypeVar("T")
 KEPT, TOLD = b"K", b"T"
+CLEARING_TTL_S = b"3456000"  # 40 days, as `streams/hold.py` remembers a resolved hold
 FORGOT = "Redis does not know how far it is: it must be rebuilt from the log"
 WHOLE = b"whole"
 """The key whose being there says that Redis has not forgotten: set when it was rebuilt from the log, and never otherwise.
@@ -160,6 +161,23 @@ class Answers:
         (txn,) = sound(await self._wire.send((b"GET", b"dec:" + decision_id.encode())))
         return await self.of_transaction(txn.decode()) if isinstance(txn, bytes) else None
 
+    async def keep_clearing(self, transaction_id: str, content: bytes) -> Kept:
+        """Keeps what was asked to end a transaction's hold if it is the first, and returns the first. Kept longer than any hold lives."""
+        key = b"clr:" + transaction_id.encode()
+        fresh, first = sound(await self._wire.send((b"SET", key, KEPT + content, b"NX", b"EX", CLEARING_TTL_S), (b"GET", key)))
+        if fresh is not None or not isinstance(first, bytes):
+            return Kept(content, told=False)
+        return Kept(first[1:], first[:1] == TOLD)
+
+    async def of_clearing(self, transaction_id: str) -> Kept | None:
+        """What was asked first to end a transaction's hold, if anything was."""
+        (first,) = sound(await self._wire.send((b"GET", b"clr:" + transaction_id.encode())))
+        return Kept(first[1:], first[:1] == TOLD) if isinstance(first, bytes) else None
+
+    def told_clearing(self, transaction_id: str) -> None:
+        """Notes that the log has it, as `told` does."""
+        self._wire.post((b"SETRANGE", b"clr:" + transaction_id.encode(), b"0", TOLD))
+
 
 class DictAnswers:
     """The same in this process, for worlds."""
@@ -168,6 +186,7 @@ class DictAnswers:
         self.digests: dict[str, bytes] = {}
         self.kept: dict[str, Kept] = {}
         self.ids: dict[str, str] = {}
+        self.clearings: dict[str, Kept] = {}
 
     async def whole(self) -> bool:
         """See `Answers.whole`."""
@@ -208,3 +227,15 @@ class DictAnswers:
     async def of_decision(self, decision_id: str) -> Kept | None:
         """See `Answers.of_decision`."""
         return self.kept.get(self.ids.get(decision_id, ""))
+
+    async def keep_clearing(self, transaction_id: str, content: bytes) -> Kept:
+        """See `Answers.keep_clearing`."""
+        return self.clearings.setdefault(transaction_id, Kept(content, told=False))
+
+    async def of_clearing(self, transaction_id: str) -> Kept | None:
+        """See `Answers.of_clearing`."""
+        return self.clearings.get(transaction_id)
+
+    def told_clearing(self, transaction_id: str) -> None:
+        """See `Answers.told_clearing`."""
+        self.clearings[transaction_id] = Kept(self.clearings[transaction_id].message, told=True)

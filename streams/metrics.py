@@ -40,6 +40,14 @@ TABLE: tuple[Row, ...] = (
     Row("holdfast_batch_seconds", "histogram", {"topic": "schemas/topics.py"}, "time of a batch, from taken to acknowledged, seconds"),
     Row("holdfast_lag_records", "gauge", {"topic": "schemas/topics.py"}, "records that this process has yet to follow, by topic"),
     Row("holdfast_assigned_partitions", "gauge", {}, "partitions that this process follows"),
+    Row(
+        "holdfast_iso8583_messages_total",
+        "counter",
+        {"work": "authorize capture reverse network response unknown broken"},
+        "ISO 8583 messages that came, by what they ask for",
+    ),
+    Row("holdfast_iso8583_cut_total", "counter", {"why": "frame unreadable slow unread silent"}, "ISO 8583 connections cut, by why"),
+    Row("holdfast_iso8583_lines", "gauge", {}, "open ISO 8583 connections"),
     Row("holdfast_stalled_seconds", "gauge", {}, "time since the watchdog last saw progress while there was lag, seconds"),
 )
 
@@ -64,6 +72,9 @@ RETRIES = _BY_NAME["holdfast_retries_total"]
 BATCHES = _BY_NAME["holdfast_batch_seconds"]
 LAG = _BY_NAME["holdfast_lag_records"]
 ASSIGNED = _BY_NAME["holdfast_assigned_partitions"]
+MESSAGES = _BY_NAME["holdfast_iso8583_messages_total"]
+CUT = _BY_NAME["holdfast_iso8583_cut_total"]
+LINES = _BY_NAME["holdfast_iso8583_lines"]
 STALLED = _BY_NAME["holdfast_stalled_seconds"]
 
 

@@ -64,6 +64,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     # Listening
     http_host: Annotated[str, doc("address on which `authorize` listens")] = "127.0.0.1"
     http_port: Annotated[Port, doc("port on which `authorize` listens")] = 8080
+    iso8583_host: Annotated[str, doc("address on which `authorize` listens for ISO 8583")] = "127.0.0.1"
+    iso8583_port: Annotated[Port, doc("port on which `authorize` listens for ISO 8583; 0: it does not")] = 0
+    iso8583_dialect: Annotated[
+        str, doc("a dialect of `streams/authorize/dialects` by name, or the TOML file of a bank's own (its `extends` names the one it changes)")
+    ] = "1987-ascii"
+    iso8583_header: Annotated[
+        Literal["binary2", "binary4", "text4"], doc("how a message's length stands before it: 2 or 4 bytes, or 4 digits")
+    ] = "binary2"
     metrics_host: Annotated[str, doc("address on which each app serves Prometheus metrics")] = "127.0.0.1"
     metrics_port: Annotated[Port, doc("port of this app's metrics; 0: none. `holdfast up` gives each app its own")] = 0
 

@@ -102,6 +102,8 @@ class Stack:
         name = f"{app}-{number}"
         shared = {"registry_dir": self.settings.registry_dir, "archive_dir": self.settings.archive_dir}
         ports = {"http_port": self.port(f"{name} http"), "metrics_port": self.port(f"{name} metrics")}
+        if self.settings.iso8583_port:
+            ports["iso8583_port"] = self.port(f"{name} iso8583")
         own = self.settings.changed(data_dir=self.settings.data_dir / name, **shared, **ports)
         self._add(name, command(app), lambda pid: is_ready(own, app, pid), settings=own, before=lambda: forget_ready(own, app))
         self.apps = (*self.apps, name)
@@ -159,11 +161,14 @@ class Stack:
 
     def _start_app(self, app: str, command: Sequence[str]) -> None:
         metrics_port = self.port(f"{app} metrics")
-        ports = {"metrics": metrics_port} | ({"http": self.settings.http_port} if app == "authorize" else {})
+        ports = {"metrics": metrics_port} | (self._doors() if app == "authorize" else {})
         settings = self.settings.changed(metrics_port=metrics_port)
-        self._add(
-            app, command, lambda pid: is_ready(settings, app, pid), settings=settings, before=lambda: forget_ready(settings, app), ports=ports
-        )
+        self._add(app, command, lambda pid: is_ready(settings, app, pid), settings=settings, before=lambda: forget_ready(settings, app), ports=ports)
+
+    def _doors(self) -> dict[str, int]:
+        """The ports on which payments arrive."""
+        doors = {"http": self.settings.http_port, "iso8583": self.settings.iso8583_port}
+        return {door: port for door, port in doors.items() if port}
 
     def _add(self, name: str, command: Sequence[str], ready: Callable[[int], bool], *, settings: Settings | None = None, **rest: object) -> None:
         log = self.settings.data_dir / "logs" / f"{name}.log"
@@ -207,7 +212,7 @@ def running(
         settings = folder.with_kept_secrets(settings.changed(broker_kind=kind))
         stack = Stack(_own_archive(settings, say) if kind == "embedded" else settings, brokers, say, apps)
         ending.callback(stack.close)
-        _choose_http_port(stack)
+        _choose_ports(stack)
         stack.start_redis()
         stack.start_broker(brokers)
         stack.start_apps(apps, app_command)
@@ -226,10 +231,11 @@ def _own_archive(settings: Settings, say: Say) -> Settings:
     return own
 
 
-def _choose_http_port(stack: Stack) -> None:
+def _choose_ports(stack: Stack) -> None:
     settings = stack.settings
+    if settings.iso8583_port and not folder.is_free(settings.iso8583_port, settings.iso8583_host):
+        raise SettingsError(f"{PREFIX}ISO8583_PORT: port {settings.iso8583_port} of {settings.iso8583_host} is taken; give another one, or 0")
     if settings.http_port == 0:
         stack.settings = settings.changed(http_port=stack.port("http"))
     elif not folder.is_free(settings.http_port, settings.http_host):
         raise SettingsError(f"{PREFIX}HTTP_PORT: port {settings.http_port} of {settings.http_host} is taken; give another one, or 0 for any")
-

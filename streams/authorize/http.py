@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import time
-from functools import partial
 from typing import Annotated
 from urllib.parse import parse_qs
 
@@ -20,7 +18,8 @@ from schemas.record import doc
 from schemas.transaction import Transaction, sound
 from streams import journal, metrics
 from streams.authorize.protocol import BODY_BYTES_MAX, Reply, Request
-from streams.pipeline import Ask, Decided, World
+from streams.authorize.under_way import UnderWay
+from streams.pipeline import World
 
 INDEFINITE = "the result is indefinite: ask again with the same transaction_id"
 Pan = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{12,19}$")]
@@ -77,9 +76,8 @@ class HttpDoor:
     def __init__(self, world: World, key: bytes, key_id: str, deadline_ms: int, explain_key: str) -> None:
         self._world = world
         self._key, self._key_id = key, key_id
-        self._deadline_s = deadline_ms / 1000
         self._explain_key = explain_key
-        self._under_way: dict[str, tuple[Transaction, asyncio.Future[Decided]]] = {}
+        self._under_way = UnderWay(world, deadline_ms)
 
     async def reply(self, request: Request) -> Reply:
         """The answer to any request."""
@@ -111,10 +109,10 @@ class HttpDoor:
             transaction_id = asked.transaction_id
             now_ms = self._world.clock_ms()
             txn = sound(transaction_of(asked, self._key, self._key_id), now_ms, self._world.future_ms_max)
-            under_way = self._once(txn, now_ms)
-            if not await self._in_time(under_way):
+            deciding = self._under_way.once(txn, now_ms)
+            if not await self._under_way.in_time(deciding):
                 return refused(503, "deadline", f"not decided in time; {INDEFINITE}", None, transaction_id)
-            made = under_way.result()
+            made = deciding.result()
         except InvalidRecord as error:
             return refused(422, error.code, error.reason, error.field, transaction_id)
         except Conflict as error:
@@ -125,34 +123,6 @@ class HttpDoor:
         metrics.decided(decision.outcome, decision.degradations, time.perf_counter() - started)
         journal.decided(decision)
         return 200, host_view(decision)
-
-    def _once(self, txn: Transaction, now_ms: int) -> asyncio.Future[Decided]:
-        """One decision under way for each transaction in this process: a repeat during the first waits for the first."""
-        running = self._under_way.get(txn.transaction_id)
-        if running is not None:
-            if running[0] != txn:
-                raise Conflict(txn.transaction_id)
-            return running[1]
-        future = self._world.together.decided(Ask(txn, now_ms), self._world)
-        self._under_way[txn.transaction_id] = (txn, future)
-        future.add_done_callback(partial(self._ended, txn.transaction_id))
-        return future
-
-    async def _in_time(self, under_way: asyncio.Future[Decided]) -> bool:
-        """Whether it ends before the host has waited long enough; it goes on if not. (`asyncio.wait` with one future, at half its price.)"""
-        loop = asyncio.get_running_loop()
-        ended: asyncio.Future[bool] = loop.create_future()
-        alarm = loop.call_later(self._deadline_s, _settle, ended, False)
-        under_way.add_done_callback(lambda _: _settle(ended, True))
-        try:
-            return await ended
-        finally:
-            alarm.cancel()
-
-    def _ended(self, transaction_id: str, future: asyncio.Future[Decided]) -> None:
-        del self._under_way[transaction_id]
-        if not future.cancelled():
-            future.exception()  # looked at here, because a deadline may have left nobody else to look
 
     async def _decision(self, request: Request, decision_id: str) -> Reply:
         try:
@@ -178,11 +148,6 @@ class HttpDoor:
     def _is_the_banks(self, request: Request) -> bool:
         sent = dict(request.headers).get(b"authorization", b"")
         return bool(self._explain_key) and hmac.compare_digest(sent, b"Bearer " + self._explain_key.encode())
-
-
-def _settle(ended: asyncio.Future[bool], how: bool) -> None:
-    if not ended.done():
-        ended.set_result(how)
 
 
 def _body(request: Request) -> bytes:

@@ -1,4 +1,7 @@
-"""Serves the HTTP door with uvicorn until SIGTERM: ready when Redis is whole and a model is promoted, drained before it ends."""
+"""Serves the HTTP door with uvicorn, and the ISO 8583 door beside it, until SIGTERM.
+
+Ready when Redis is whole and a model is promoted; drained before it ends.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,10 @@ import uvicorn
 import uvloop
 
 from streams import journal, metrics
+from streams.authorize.dialect import dialect_of
+from streams.authorize.elements import Secrets
 from streams.authorize.http import HttpDoor
+from streams.authorize.iso8583 import Desk, Gateway
 from streams.authorize.protocol import HttpProtocol
 from streams.bus import Bus, KafkaBus
 from streams.pipeline import World
@@ -59,16 +65,29 @@ async def _serve(settings: Settings, make_world: Callable[[Settings, Bus], Await
     )
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them once more after its own clean end, for whom was there before
         signal.signal(number, lambda *_: None)
+    gateway = await _gateway(settings, world)
     saying = asyncio.create_task(_say_ready(server, settings))
     try:
         await server.serve()
     finally:
         saying.cancel()
         forget_ready(settings, NAME)
+        await gateway.close()
         await bus.close()
         if world.close is not None:
             await world.close()
     return 0
+
+
+async def _gateway(settings: Settings, world: World) -> Gateway:
+    """The ISO 8583 door beside HTTP, over the same World; it listens if it has a port."""
+    secrets = Secrets(settings.token_key.encode(), settings.token_key_id)
+    desk = Desk(world, dialect_of(settings.iso8583_dialect), secrets, settings.request_deadline_ms)
+    gateway = Gateway(desk, settings.iso8583_header)
+    if settings.iso8583_port:
+        await gateway.listen(settings.iso8583_host, settings.iso8583_port)
+        journal.logger().info("listening", door="iso8583", host=settings.iso8583_host, port=settings.iso8583_port)
+    return gateway
 
 
 async def _say_ready(server: uvicorn.Server, settings: Settings) -> None:

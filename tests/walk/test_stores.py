@@ -87,6 +87,19 @@ def test_another_digest_is_a_conflict(using: Callable[[Use], None]) -> None:
     using(use)
 
 
+def test_what_ends_a_hold_first_stands(using: Callable[[Use], None]) -> None:
+    async def use(stores: Any) -> None:
+        answers = stores[0]
+        assert await answers.of_clearing("t") is None
+        assert await answers.keep_clearing("t", b"one") == Kept(b"one", told=False)
+        assert await answers.keep_clearing("t", b"two") == Kept(b"one", told=False)
+        answers.told_clearing("t")
+        assert await answers.of_clearing("t") == Kept(b"one", told=True)
+        assert await answers.of_transaction("t") is None, "answers and clearings do not meet"
+
+    using(use)
+
+
 def a_place(i: int) -> Callable[[Book], Step | Refusal]:
     """A hold of 10 of the account's money."""
     return lambda book: place(book, f"h{i}", f"t{i}", 10, "EUR", 1_000, 30_000, 9_000_000, UnknownAccount.DECLINE)

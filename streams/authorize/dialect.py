@@ -1,0 +1,138 @@
+"""A bank's dialect of ISO 8583 as a table: how elements are packed, which of them carries what, and what its codes mean. Read from TOML."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import msgspec
+from msgspec import Meta
+
+from schemas.errors import SettingsError
+from schemas.transaction import EntryMode, TransactionKind
+
+FOLDER = Path(__file__).with_name("dialects")
+_NOTATION = re.compile(r"(n|a|an|ans|as|ns|z|b|s|x\+n) (\.{2,3})?([0-9]{1,3})\Z")
+_PART = re.compile(r"([0-9]{1,3})(?:\[(-?[0-9]{0,3}):(-?[0-9]{0,3})\])?\Z")
+_EXTENDS_MAX = 4
+
+Work = Literal["sign_on", "sign_off", "echo"]
+
+
+class Element(NamedTuple):
+    """One data element: its kind in the standard's notation, digits of its length (0: it has none), size (digits, characters or bytes)."""
+
+    kind: str
+    length_digits: int
+    size_max: int
+
+
+class Part(NamedTuple):
+    """The part of an element that carries something."""
+
+    number: int
+    start: int | None
+    stop: int | None
+
+    def of(self, fields: dict[int, str]) -> str | None:
+        """Its text without padding around it, or None where the message does not have it or has blanks there."""
+        value = fields.get(self.number)
+        if value is None:
+            return None
+        return (value if self.start is None and self.stop is None else value[self.start : self.stop]).strip() or None
+
+
+class Map(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which part of which element carries what. Required: what identifies a message, and what answers it."""
+
+    stan: Part
+    rrn: Part
+    acquirer: Part
+    response: Part
+    approval: Part
+    network: Part
+    card_number: Part
+    processing_code: Part
+    amount: Part
+    currency: Part
+    sent_at: Part
+    original_stan: Part
+    original_acquirer: Part
+    billing_amount: Part | None = None
+    billing_currency: Part | None = None
+    local_time: Part | None = None
+    local_date: Part | None = None
+    mcc: Part | None = None
+    entry_mode: Part | None = None
+    condition: Part | None = None
+    track2: Part | None = None
+    terminal: Part | None = None
+    merchant: Part | None = None
+    country: Part | None = None
+    acquirer_country: Part | None = None
+    balance: Part | None = None
+    replacement: Part | None = None
+    account: Part | None = None
+    counterparty: Part | None = None
+
+
+class Dialect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One dialect, complete. `dialects/1987-ascii.toml` says what each row means."""
+
+    version: Literal[1987, 1993]
+    text: Literal["ascii", "ebcdic"]
+    numeric: Literal["text", "packed"]
+    length: Literal["text", "packed", "binary"]
+    bitmap: Literal["binary", "hex"]
+    time: Literal["transmission", "local"]
+    zone: Annotated[float, Meta(ge=-14, le=14)]
+    prefix_bytes: Annotated[int, Meta(ge=0, le=64)]
+    echo: tuple[int, ...]
+    fields: dict[int, Element]
+    map: Map
+    network: dict[str, Work]
+    entry_modes: dict[str, EntryMode]
+    kinds: dict[str, TransactionKind]
+    conditions: dict[str, TransactionKind]
+
+
+def dialect_of(name: str) -> Dialect:
+    """The dialect of that name in `dialects/`, or in the TOML file at that path. SettingsError names what is wrong."""
+    try:
+        rows = _rows(name, Path(), _EXTENDS_MAX)
+        rows["fields"] = {int(number): _element(text) for number, text in rows["fields"].items()}
+        rows["map"] = {what: _part(text, rows["fields"]) for what, text in rows["map"].items()}
+        return msgspec.convert(rows, Dialect, strict=False)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError, ValueError, KeyError, AttributeError) as error:
+        raise SettingsError(f"dialect {name}: {error}") from None
+
+
+def _rows(name: str, beside: Path, extends_max: int) -> dict[str, Any]:
+    """The tables of a file over those of the file that it extends."""
+    own = FOLDER / f"{name}.toml"
+    rows = tomllib.loads((own if own.is_file() else beside / name).read_text(encoding="utf-8"))
+    extended = rows.pop("extends", None)
+    if extended is None:
+        return rows
+    if extends_max == 0:
+        raise ValueError(f"more than {_EXTENDS_MAX} files extend one another")
+    merged = _rows(extended, (beside / name).parent, extends_max - 1)
+    for key, value in rows.items():
+        merged[key] = merged.get(key, {}) | value if isinstance(value, dict) else value
+    return merged
+
+
+def _element(text: str) -> Element:
+    found = _NOTATION.match(text)
+    if found is None:
+        raise ValueError(f"{text!r} is not a notation like `n 6`, `ans ..99` or `b ...999`")
+    return Element(found[1], len(found[2] or ""), int(found[3]))
+
+
+def _part(text: str, fields: dict[int, Element]) -> Part:
+    found = _PART.match(text)
+    if found is None or int(found[1]) not in fields:
+        raise ValueError(f"{text!r} is no part of an element of [fields], like `11` or `90[4:10]`")
+    return Part(int(found[1]), int(found[2]) if found[2] else None, int(found[3]) if found[3] else None)

@@ -1,0 +1,210 @@
+"""What the elements of an ISO 8583 message mean: who sent it, the transaction that it asks for, the capture or reversal that it asks for.
+
+Card numbers end here: PAN and account numbers that could be one become keyed tokens; track, PIN and chip data are read by nobody.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from models.clearing import Asked
+from schemas.errors import InvalidRecord
+from schemas.hold import ClearingKind
+from schemas.identity import derived_id, keyed_token
+from schemas.transaction import Attribute, EntryMode, Transaction, TransactionKind, is_card_number
+from streams.authorize.codec import Fields
+from streams.authorize.dialect import Dialect, Part
+from streams.authorize.iso_codes import COUNTRIES, CURRENCIES
+
+_PAN = re.compile(r"[0-9]{12,19}\Z")
+_HOUR_S = 3_600
+_HALF_YEAR_S = 15_778_800
+_KIND_OF_ENTRY = {
+    EntryMode.ECOMMERCE: TransactionKind.ECOMMERCE,
+    EntryMode.CREDENTIAL_ON_FILE: TransactionKind.ECOMMERCE,
+    EntryMode.CONTACTLESS: TransactionKind.CONTACTLESS,
+}
+INQUIRIES = ("30", "31", "38", "39")
+"""Processing codes that ask about the account and move nothing: their amount may be left out."""
+BALANCE_INQUIRIES = ("30", "31")
+
+
+class Key(NamedTuple):
+    """What makes a message the one it is: the same three are the same transaction, however often it is sent."""
+
+    acquirer: str
+    rrn: str
+    stan: str
+
+    @property
+    def transaction_id(self) -> str:
+        """The derived id of the transaction."""
+        return derived_id("txn", *self)
+
+
+class Secrets(NamedTuple):
+    """The key of the tokens, and its name."""
+
+    key: bytes
+    key_id: str
+
+    def token(self, kind: str, value: str) -> str:
+        """The keyed token of a value."""
+        return keyed_token(self.key, self.key_id, kind, value)
+
+
+class Elements:
+    """Reads messages of one dialect."""
+
+    def __init__(self, dialect: Dialect, secrets: Secrets) -> None:
+        self._dialect, self._map, self._secrets = dialect, dialect.map, secrets
+
+    def key(self, fields: Fields) -> Key:
+        """The message's own key; InvalidRecord names the element that is missing."""
+        row = self._map
+        return Key(_needed(row.acquirer, fields).lstrip("0"), _needed(row.rrn, fields), _needed(row.stan, fields))
+
+    def original(self, fields: Fields) -> Key | None:
+        """The key of the authorization that the message is about, if it says so. An original is known by the same retrieval reference."""
+        stan = self._map.original_stan.of(fields)
+        if stan is None or not stan.strip("0"):
+            return None
+        own = self.key(fields)
+        acquirer = (self._map.original_acquirer.of(fields) or "").lstrip("0")
+        return Key(acquirer or own.acquirer, own.rrn, stan)
+
+    def transaction(self, fields: Fields, key: Key, now_ms: int) -> Transaction:
+        """The transaction that the message asks for, with keyed tokens in place of numbers; InvalidRecord names the element at fault."""
+        row, dialect = self._map, self._dialect
+        code = _needed(row.processing_code, fields)
+        pan = self._card_number(fields)
+        amount = row.amount.of(fields)
+        if amount is None and code not in INQUIRIES:
+            raise _missing(row.amount)
+        entry = dialect.entry_modes.get(_text(row.entry_mode, fields) or "")
+        billing = _text(row.billing_amount, fields)
+        return Transaction(
+            transaction_id=key.transaction_id,
+            kind=self._kind(code, entry, fields),
+            at_ms=self.at_ms(fields, now_ms),
+            amount_minor=int(amount or 0),
+            currency=_currency(_needed(row.currency, fields)),
+            account_id=self.account(fields, pan),
+            billing_amount_minor=None if billing is None else int(billing),
+            billing_currency=None if billing is None else _currency(_text(row.billing_currency, fields) or ""),
+            card_token=pan and self._secrets.token("crd", pan),
+            card_bin=pan and pan[:6],
+            card_last4=pan and pan[-4:],
+            counterparty_account_id=self._safe(_text(row.counterparty, fields)),
+            merchant_id=_text(row.merchant, fields),
+            mcc=_text(row.mcc, fields),
+            terminal_id=_text(row.terminal, fields),
+            country=COUNTRIES.get(_text(row.country, fields) or "") or COUNTRIES.get(_text(row.acquirer_country, fields) or ""),
+            entry_mode=entry,
+            attributes=(
+                Attribute(name="acquirer", value=key.acquirer),
+                Attribute(name="rrn", value=key.rrn),
+                Attribute(name="stan", value=key.stan),
+            ),
+        )
+
+    def asked(self, kind: ClearingKind, fields: Fields, now_ms: int) -> Asked:
+        """The capture or reversal that the message asks for. Without original data it is about the message with its own key."""
+        row, own = self._map, self.key(fields)
+        original = self.original(fields) or own
+        captures = kind is ClearingKind.CAPTURE
+        billing = _text(row.billing_amount, fields)
+        amount, currency = (row.amount, row.currency) if billing is None else (row.billing_amount, row.billing_currency)
+        pan = self._card_number(fields)
+        known = pan is not None or _text(row.account, fields) is not None
+        return Asked(
+            kind=kind,
+            clearing_id=derived_id("clr", *own, kind),
+            transaction_id=original.transaction_id,
+            account_id=self.account(fields, pan) if known else "",
+            amount_minor=int(_needed(amount, fields)) if captures else 0,
+            currency=_currency(_needed(currency, fields)) if captures else "",
+            at_ms=self.at_ms(fields, now_ms),
+        )
+
+    def is_partial(self, fields: Fields) -> bool:
+        """Whether a reversal leaves something standing: replacement amounts other than zero."""
+        return bool((_text(self._map.replacement, fields) or "").strip("0 "))
+
+    def asks_balance(self, fields: Fields) -> bool:
+        """Whether it wants to know what is available."""
+        return self._map.processing_code.of(fields) in BALANCE_INQUIRIES
+
+    def at_ms(self, fields: Fields, now_ms: int) -> int:
+        """The event time, milliseconds since 1970-01-01 UTC. Messages do not say the year: it is the one nearest to now."""
+        row = self._map
+        if self._dialect.time == "local" and row.local_date is not None and row.local_time is not None:
+            text, part = _needed(row.local_date, fields) + _needed(row.local_time, fields), row.local_date
+            behind_s = self._dialect.zone * _HOUR_S
+        else:
+            text, part, behind_s = _needed(row.sent_at, fields), row.sent_at, 0
+        return int(_nearest(text, part, now_ms // 1000) - behind_s) * 1000
+
+    def account(self, fields: Fields, pan: str | None) -> str:
+        """The account's id; a number that could be a card's is tokenized. Where the message names none, the card stands for its account."""
+        account = self._safe(_text(self._map.account, fields))
+        if account is not None:
+            return account
+        if pan is None:
+            raise _missing(self._map.card_number)
+        return self._secrets.token("acc", pan)
+
+    def _safe(self, number: str | None) -> str | None:
+        return self._secrets.token("acc", number) if number is not None and is_card_number(number) else number
+
+    def _card_number(self, fields: Fields) -> str | None:
+        """The card number, or that of its track 2."""
+        part = self._map.card_number
+        number = part.of(fields)
+        if number is None and self._map.track2 is not None:
+            part = self._map.track2
+            track = part.of(fields)
+            number = None if track is None else re.split("[=D]", track, maxsplit=1)[0]
+        if number is not None and _PAN.match(number) is None:
+            raise InvalidRecord(f"element {part.number}", "is no card number", code="format_error")
+        return number
+
+    def _kind(self, code: str, entry: EntryMode | None, fields: Fields) -> TransactionKind:
+        """By processing code, else by condition, else by how the card's data entered."""
+        said = self._dialect.kinds.get(code) or self._dialect.conditions.get(_text(self._map.condition, fields) or "")
+        return said or (_KIND_OF_ENTRY.get(entry, TransactionKind.CARD_PRESENT) if entry else TransactionKind.CARD_PRESENT)
+
+
+def _nearest(text: str, part: Part, now_s: int) -> float:
+    """The moment `MMDDhhmmss` nearest to now, seconds since 1970-01-01 UTC."""
+    year = datetime.fromtimestamp(now_s, UTC).year
+    try:
+        month, day, hour, minute, second = (int(text[at : at + 2]) for at in range(0, 10, 2))
+        found = datetime(year, month, day, hour, minute, second, tzinfo=UTC).timestamp()
+        if abs(found - now_s) <= _HALF_YEAR_S:
+            return found
+        year += 1 if found < now_s else -1
+        return datetime(year, month, day, hour, minute, second, tzinfo=UTC).timestamp()
+    except ValueError:
+        raise InvalidRecord(f"element {part.number}", "is no time", code="format_error") from None
+
+
+def _text(part: Part | None, fields: Fields) -> str | None:
+    return None if part is None else part.of(fields)
+
+
+def _needed(part: Part | None, fields: Fields) -> str:
+    value = _text(part, fields)
+    if value is None:
+        raise _missing(part)
+    return value
+
+
+def _missing(part: Part | None) -> InvalidRecord:
+    return InvalidRecord(f"element {part.number}" if part else "element", "is missing", code="missing_field")
+
+
+def _currency(code: str) -> str:
+    return CURRENCIES.get(code, code)

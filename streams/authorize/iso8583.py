@@ -1,0 +1,389 @@
+"""The ISO 8583 door: many requests in flight on each connection, decided by the `decide` of every door, answered with field 39 from one table."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Literal, NamedTuple, cast
+
+from models.answer import FIELD_39, answer_name
+from models.hold import Book
+from schemas import avro
+from schemas.decision import Decision, Outcome
+from schemas.errors import Conflict, InvalidRecord, Unavailable
+from schemas.hold import ClearingKind
+from schemas.transaction import Transaction, sound
+from streams import answers, journal, metrics
+from streams.authorize.codec import BadMessage, Codec, Fields, Message, Unreadable
+from streams.authorize.dialect import Dialect
+from streams.authorize.elements import Elements, Secrets
+from streams.authorize.iso_codes import CURRENCY_NUMBERS
+from streams.authorize.life import clear, increment
+from streams.authorize.under_way import UnderWay
+from streams.pipeline import Decided, Origin, World
+
+ISO8583 = Origin("iso8583", -1, -1)
+FRAME_BYTES_MAX = 8_192
+FRAME_S_MAX = 5.0
+"""A frame that has begun is whole by then, or the connection is cut."""
+SILENT_S_MAX = 900.0
+UNREAD_S_MAX = 10.0
+"""Who does not read answers for so long is cut."""
+UNREAD_BYTES_MAX = 1_048_576
+IN_FLIGHT_MAX = 4_096
+"""Requests of one connection that are not answered yet; beyond it nothing more is read from it."""
+LINES_MAX = 256
+DRAIN_S = 5.0
+BALANCE_END = 10**12
+LOOK_S = 1.0
+WORKS = {
+    "10": "authorize",
+    "20": "authorize",
+    "12": "capture",
+    "22": "capture",
+    "40": "reverse",
+    "42": "reverse",
+    "80": "network",
+    "82": "network",
+}
+"""What a request asks for, by class and function: the second and third digit of its type."""
+HeaderName = Literal["binary2", "binary4", "text4"]
+
+
+class Answer(NamedTuple):
+    """What is said to a request: a row of FIELD_39, and the elements besides those that are echoed."""
+
+    name: str
+    fields: Fields
+
+
+class Header(NamedTuple):
+    """How a frame's length stands before it: so many bytes, as a number or as digits."""
+
+    size: int
+    text: bool
+
+    def length(self, frame: bytes | bytearray) -> int | None:
+        """The length that the first bytes say; None if it is none."""
+        raw = bytes(frame[: self.size])
+        if self.text:
+            return int(raw) if raw.isdigit() else None
+        return int.from_bytes(raw)
+
+    def framed(self, message: bytes) -> bytes:
+        """The message behind its length."""
+        size = len(message)
+        return (f"{size:0{self.size}}".encode() if self.text else size.to_bytes(self.size)) + message
+
+
+HEADERS: dict[HeaderName, Header] = {"binary2": Header(2, False), "binary4": Header(4, False), "text4": Header(4, True)}
+
+
+class Desk:
+    """Answers messages: what they ask is decided, captured or reversed in one World."""
+
+    def __init__(self, world: World, dialect: Dialect, secrets: Secrets, deadline_ms: int) -> None:
+        self._world, self._dialect = world, dialect
+        self._elements = Elements(dialect, secrets)
+        self._under_way = UnderWay(world, deadline_ms, ISO8583)
+        self._deadline_s = deadline_ms / 1000
+        self._v1993 = dialect.version == 1993
+        self.codec = Codec(dialect)
+        self.network_part = dialect.map.network.number
+
+    def work(self, mti: str) -> str:
+        """What a message type asks for: a row of WORKS, `response` (nothing), or `unknown`."""
+        if mti[0] != ("1" if self._v1993 else "0") or mti[1] not in "1248":
+            return "unknown"
+        if mti[2] in "13579":
+            return "response"
+        return WORKS.get(mti[1:3], "unknown")
+
+    async def answer(self, work: str, fields: Fields) -> Answer:
+        """The answer to a request, whatever happens."""
+        try:
+            return await self._works[work](self, fields, self._world.clock_ms())
+        except InvalidRecord as error:
+            return self.refused("format_error", error.code, error.field)
+        except Conflict as error:
+            return self.refused("transaction_conflict", error.code)
+        except Unavailable as error:
+            return self.refused(error.code if error.code in FIELD_39 else "error", error.code)
+        except TimeoutError:
+            return self.refused("deadline", "deadline")
+        except Exception as error:  # noqa: BLE001 # a bug must not take the line down, and its text may hold what the message held
+            journal.logger().error("a message could not be answered", work=work, error=type(error).__name__)
+            return self.refused("error", "error")
+
+    def refused(self, name: str, code: str, field: str | None = None) -> Answer:
+        """An answer that is counted and said in the log, by code and element alone."""
+        metrics.REFUSED.labels(code=code).inc()
+        journal.logger().info("refused", door="iso8583", code=code, field=field)
+        return Answer(name, {})
+
+    def network(self, fields: Fields) -> str | None:
+        """Which network management a message asks for, if it is one that we do."""
+        return self._dialect.network.get(self._dialect.map.network.of(fields) or "")
+
+    def reply(self, request: Message, answer: Answer) -> bytes:
+        """The bytes of the answer: the request's own elements that the dialect echoes, the response code, and what the answer adds."""
+        fields = {number: request.fields[number] for number in self._dialect.echo if number in request.fields}
+        fields |= answer.fields
+        code = FIELD_39[answer.name]
+        fields[self._dialect.map.response.number] = code.v1993 if self._v1993 else code.v1987
+        mti = request.mti
+        answered = f"{mti[:2]}{int(mti[2]) | 1}{int(mti[3]) & ~1}"
+        return self.codec.encode(Message(request.prefix, answered, fields))
+
+    async def _authorize(self, fields: Fields, now_ms: int) -> Answer:
+        started = time.perf_counter()
+        elements = self._elements
+        original = elements.original(fields)
+        txn = elements.transaction(fields, elements.key(fields), now_ms)
+        if original is not None:
+            raised = await increment(txn, original.transaction_id, self._world)
+            if not isinstance(raised, Transaction):
+                return self.refused(raised, raised)
+            txn = raised
+        task = self._under_way.once(sound(txn, now_ms, self._world.future_ms_max), now_ms)
+        if not await self._under_way.in_time(task):
+            return self.refused("deadline", "deadline")
+        made = task.result()
+        decision = made.decision or avro.decode(Decision, made.message)
+        metrics.decided(decision.outcome, decision.degradations, time.perf_counter() - started)
+        journal.decided(decision)
+        added: Fields = {}
+        if decision.outcome is Outcome.APPROVE:
+            added[self._dialect.map.approval.number] = decision.decision_id[4:10].upper()
+            if elements.asks_balance(fields) and self._dialect.map.balance is not None:
+                added |= await self._available(self._dialect.map.balance.number, decision, now_ms)
+        return Answer(answer_name(decision.outcome, decision.reasons), added)
+
+    async def _available(self, number: int, decision: Decision, now_ms: int) -> Fields:
+        """Additional amounts: account type unspecified, amount type `available`, currency, sign, twelve digits. None if nobody knows them."""
+        (content,) = answers.sound([*await self._world.books.read(decision.account_id)])
+        book = Book.from_bytes(content)
+        available = book.available_minor(now_ms)
+        if not book.known or abs(available) >= BALANCE_END:
+            return {}
+        return {number: f"0002{CURRENCY_NUMBERS[book.currency]}{'D' if available < 0 else 'C'}{abs(available):012}"}
+
+    async def _capture(self, fields: Fields, now_ms: int) -> Answer:
+        return await self._cleared(ClearingKind.CAPTURE, fields, now_ms)
+
+    async def _reverse(self, fields: Fields, now_ms: int) -> Answer:
+        if self._elements.is_partial(fields):
+            return self.refused("partial_reversal", "partial_reversal")
+        return await self._cleared(ClearingKind.REVERSAL, fields, now_ms)
+
+    async def _cleared(self, kind: ClearingKind, fields: Fields, now_ms: int) -> Answer:
+        asked = self._elements.asked(kind, fields, now_ms)
+        if asked.at_ms > now_ms + self._world.future_ms_max:
+            raise InvalidRecord("at_ms", "is in the future", code="time_in_future")
+        running: asyncio.Future[Decided] | None = self._under_way.of(asked.transaction_id)
+        async with asyncio.timeout(self._deadline_s):
+            if running is not None:
+                await asyncio.wait([running])
+            made = await clear(asked, self._world, now_ms)
+        if isinstance(made, tuple):
+            return Answer("captured" if kind is ClearingKind.CAPTURE else "reversed", {})
+        return self.refused(made, made)
+
+    _works: dict[str, Callable[[Desk, Fields, int], Awaitable[Answer]]] = {  # noqa: RUF012 # a table, never changed
+        "authorize": _authorize,
+        "capture": _capture,
+        "reverse": _reverse,
+    }
+
+
+class Line(asyncio.Protocol):
+    """One connection of a host."""
+
+    def __init__(self, desk: Desk, header: Header, lines: set[Line]) -> None:
+        self._desk, self._header, self._lines = desk, header, lines
+        self._loop = asyncio.get_running_loop()
+        self._buffer = bytearray()
+        self._transport: asyncio.Transport | None = None
+        self._signed_off = False
+        self._heard_s = self._loop.time()
+        self._begun_s: float | None = None
+        """Since when a frame is incomplete."""
+        self._unread_s: float | None = None
+        """Since when the host does not read."""
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Takes the connection, if there is room."""
+        stream = cast(asyncio.Transport, transport)  # uvloop's are none of its kind by name
+        if len(self._lines) >= LINES_MAX:
+            stream.abort()
+            return
+        self._transport = stream
+        stream.set_write_buffer_limits(high=UNREAD_BYTES_MAX)
+        self._lines.add(self)
+        metrics.LINES.set(len(self._lines))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forgets the connection. What is being decided for it goes on: the host may ask again on another one."""
+        self._transport = None
+        self._lines.discard(self)
+        metrics.LINES.set(len(self._lines))
+
+    def pause_writing(self) -> None:
+        """The host does not read its answers: nothing more is read from it."""
+        self._unread_s = self._loop.time()
+        self._balance()
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        self._unread_s = None
+        self._balance()
+
+    def data_received(self, data: bytes) -> None:
+        """Takes every whole frame; what is left is the begin of one."""
+        self._heard_s = self._loop.time()
+        buffer, header = self._buffer, self._header
+        buffer += data
+        at = 0
+        while self._transport is not None and len(buffer) - at >= header.size:
+            length = header.length(buffer[at : at + header.size])
+            if length is None or length > FRAME_BYTES_MAX:
+                return self.cut("frame")
+            end = at + header.size + length
+            if len(buffer) < end:
+                break
+            if length:  # an empty frame keeps a connection alive
+                self._frame(bytes(buffer[at + header.size : end]))
+            at = end
+            self._begun_s = None
+        del buffer[:at]
+        if not buffer:
+            self._begun_s = None
+        elif self._begun_s is None:
+            self._begun_s = self._heard_s
+        return None
+
+    @property
+    def waits(self) -> bool:
+        """Whether a frame has begun and is not whole."""
+        return self._begun_s is not None
+
+    def look(self, now_s: float) -> None:
+        """Cuts the connection of a host that is too slow, or that has gone."""
+        if self._begun_s is not None and now_s - self._begun_s > FRAME_S_MAX:
+            self.cut("slow")
+        elif self._unread_s is not None and now_s - self._unread_s > UNREAD_S_MAX:
+            self.cut("unread")
+        elif now_s - self._heard_s > SILENT_S_MAX:
+            self.cut("silent")
+
+    def cut(self, why: str) -> None:
+        """Ends the connection at once."""
+        metrics.CUT.labels(why).inc()
+        journal.logger().warning("connection cut", door="iso8583", why=why)
+        if self._transport is not None:
+            self._transport.abort()
+            self._transport = None
+
+    def close(self) -> None:
+        """Ends the connection once its answers are sent."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def _frame(self, data: bytes) -> None:
+        desk = self._desk
+        try:
+            message = desk.codec.decode(data)
+        except BadMessage as error:
+            metrics.MESSAGES.labels("broken").inc()
+            if desk.work(error.message.mti) != "response":
+                self._send(desk.reply(error.message, desk.refused("format_error", error.code, error.field)))
+            return
+        except Unreadable:
+            self.cut("unreadable")
+            return
+        work = desk.work(message.mti)
+        metrics.MESSAGES.labels(work).inc()
+        if work == "network":
+            self._send(desk.reply(message, self._managed(message.fields)))
+        elif work == "unknown":
+            self._send(desk.reply(message, desk.refused("unknown_message", "unknown_message")))
+        elif work != "response" and self._signed_off:
+            self._send(desk.reply(message, desk.refused("signed_off", "signed_off")))
+        elif work != "response":
+            task = self._loop.create_task(self._answered(work, message))
+            self.tasks.add(task)
+            task.add_done_callback(self._done)
+            if len(self.tasks) >= IN_FLIGHT_MAX:
+                self._balance()
+
+    def _managed(self, fields: Fields) -> Answer:
+        """Sign on, sign off, echo."""
+        work = self._desk.network(fields)
+        if work is None:
+            return self._desk.refused("unknown_message", "unknown_message")
+        if work != "echo":
+            self._signed_off = work == "sign_off"
+            journal.logger().info(work, door="iso8583")
+        network = self._desk.network_part
+        return Answer("network", {network: fields[network]})
+
+    async def _answered(self, work: str, message: Message) -> None:
+        answer = await self._desk.answer(work, message.fields)
+        self._send(self._desk.reply(message, answer))
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        if len(self.tasks) == IN_FLIGHT_MAX // 2:
+            self._balance()
+
+    def _send(self, message: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(self._header.framed(message))
+
+    def _balance(self) -> None:
+        """Reads from the host only while it reads from us and does not have too much in flight."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self._unread_s is None and len(self.tasks) < IN_FLIGHT_MAX:
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
+
+
+class Gateway:
+    """Listens, and ends with every answer given."""
+
+    def __init__(self, desk: Desk, header: HeaderName) -> None:
+        self._desk, self._header = desk, HEADERS[header]
+        self._lines: set[Line] = set()
+        self._server: asyncio.Server | None = None
+        self._looking: asyncio.Task[None] | None = None
+
+    async def listen(self, host: str, port: int) -> int:
+        """Starts to listen; the port."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: Line(self._desk, self._header, self._lines), host, port, backlog=256)
+        self._looking = asyncio.create_task(self._look())
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def close(self) -> None:
+        """Stops listening, answers what was asked (as long as `DRAIN_S`), and ends the connections."""
+        if self._server is None or self._looking is None:
+            return
+        self._server.close()
+        self._looking.cancel()
+        under_way = [task for line in self._lines for task in line.tasks]
+        if under_way:
+            await asyncio.wait(under_way, timeout=DRAIN_S)
+        for line in tuple(self._lines):
+            line.close()
+        await asyncio.sleep(0)
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            now_s = asyncio.get_running_loop().time()
+            for line in tuple(self._lines):
+                line.look(now_s)

@@ -1,0 +1,136 @@
+"""The codec: what is written is read again in every dialect, as somebody else's library writes and reads it; nonsense is named, not raised."""
+
+from __future__ import annotations
+
+import contextlib
+import string
+from pathlib import Path
+
+import iso8583
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from schemas.errors import SettingsError
+from streams.authorize.codec import BadMessage, Codec, Message, Unreadable
+from streams.authorize.dialect import FOLDER, Dialect, Element, dialect_of
+from tests.iso8583.pyiso8583 import spec_of
+
+DIALECTS = {path.stem: dialect_of(path.stem) for path in sorted(FOLDER.glob("*.toml"))}
+CODECS = {name: Codec(dialect) for name, dialect in DIALECTS.items()}
+PRINTABLE = string.digits + string.ascii_letters + string.punctuation + " "
+SIZE_MAX = 60
+"""No longer than this, so that examples stay small."""
+
+
+def contents(element: Element, packed: bool) -> st.SearchStrategy[str]:
+    """Whatever an element may hold."""
+    low, high = (0, min(element.size_max, SIZE_MAX)) if element.length_digits else (element.size_max, element.size_max)
+    if element.kind == "b":
+        return st.binary(min_size=low, max_size=high).map(lambda raw: raw.hex().upper())
+    if element.kind == "x+n":
+        return st.tuples(st.sampled_from("CD"), st.text(string.digits, min_size=low, max_size=high)).map("".join)
+    letters = {"n": string.digits, "z": string.digits + ("D" if packed else "=D")}.get(element.kind, PRINTABLE)
+    return st.text(letters, min_size=low, max_size=high)
+
+
+def messages(dialect: Dialect, elements: dict[int, Element]) -> st.SearchStrategy[Message]:
+    """Messages of a dialect with any of these elements."""
+    packed = dialect.numeric == "packed"
+    fields = st.fixed_dictionaries({}, optional={number: contents(element, packed) for number, element in elements.items()})
+    mti = st.from_regex(r"\A[01][1-8][0-9][0-5]\Z")
+    return st.builds(lambda kind, some: Message(b"\x60" * dialect.prefix_bytes, kind, some), mti, fields)
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+@given(st.data())
+@settings(deadline=None, max_examples=60)
+def test_what_is_written_is_read_again(name: str, data: st.DataObject) -> None:
+    message = data.draw(messages(DIALECTS[name], DIALECTS[name].fields))
+    assert CODECS[name].decode(CODECS[name].encode(message)) == message
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+@given(st.data())
+@settings(deadline=None, max_examples=60)
+def test_somebody_elses_library_writes_and_reads_the_same_bytes(name: str, data: st.DataObject) -> None:
+    dialect, spec = DIALECTS[name], spec_of(DIALECTS[name])
+    expressible = {n: e for n, e in dialect.fields.items() if not (e.kind == "x+n" and dialect.numeric == "packed")}
+    message = data.draw(messages(dialect, expressible))
+    theirs, _ = iso8583.encode({"t": message.mti} | {str(n): v for n, v in message.fields.items()}, spec)
+    assert CODECS[name].encode(message) == bytes(theirs)
+    read, _ = iso8583.decode(theirs, spec)
+    assert {int(n): v for n, v in read.items() if n.isdigit() and n != "1"} == CODECS[name].decode(bytes(theirs)).fields
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+@given(st.data(), st.binary(max_size=200))
+@settings(deadline=None, max_examples=150)
+def test_bytes_that_are_no_message_are_refused_by_name(name: str, data: st.DataObject, noise: bytes) -> None:
+    codec = CODECS[name]
+    whole = codec.encode(data.draw(messages(DIALECTS[name], {n: DIALECTS[name].fields[n] for n in (2, 4, 35, 43, 48, 52, 90)})))
+    at = data.draw(st.integers(0, len(whole)))
+    for raw in (noise, whole[:at], whole[:at] + noise + whole[at:], noise + whole):
+        with contextlib.suppress(BadMessage, Unreadable):
+            codec.decode(raw)
+
+
+def test_what_could_be_read_of_a_broken_message_is_kept_and_the_element_named() -> None:
+    codec = CODECS["1987-ascii"]
+    whole = codec.encode(Message(b"", "0100", {3: "000000", 4: "000000001000", 11: "000001", 49: "978"}))
+    with pytest.raises(BadMessage) as caught:
+        codec.decode(whole[:-2])
+    assert caught.value.field == "element 49"
+    assert caught.value.message == Message(b"", "0100", {3: "000000", 4: "000000001000", 11: "000001"})
+
+
+def test_a_broken_element_is_not_quoted() -> None:
+    codec = CODECS["1987-ascii"]
+    raw = codec.encode(Message(b"", "0100", {2: "4111111111111111"})).replace(b"4111111111111111", b"411111111111111x")
+    with pytest.raises(BadMessage) as caught:
+        codec.decode(raw)
+    assert "4111" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "raw"),
+    [
+        ("1987-ascii", b"0800\x82\x20\x00\x00\x00\x00\x00\x00\x04\x00\x00\x00\x00\x00\x00\x000101120000000077301"),
+        ("1987-binary", bytes.fromhex("0800 8220000000000000 0400000000000000 0101120000 000077 0301")),
+        ("1987-ebcdic", bytes.fromhex("0800 8220000000000000 0400000000000000 0101120000 000077 0301")),
+    ],
+)
+def test_an_echo_by_hand(name: str, raw: bytes) -> None:
+    assert CODECS[name].decode(raw) == Message(b"", "0800", {7: "0101120000", 11: "000077", 70: "301"})
+    assert CODECS[name].encode(CODECS[name].decode(raw)) == raw
+
+
+def test_a_banks_own_dialect_gives_only_the_rows_that_differ(tmp_path: Path) -> None:
+    own = tmp_path / "bank.toml"
+    own.write_text('extends = "1987-binary"\nbitmap = "hex"\nprefix_bytes = 5\n[fields]\n48 = "ans ..99"\n[map]\nmcc = "26"\n')
+    dialect = dialect_of(str(own))
+    assert (dialect.bitmap, dialect.numeric, dialect.fields[48], dialect.map.mcc and dialect.map.mcc.number) == ("hex", "packed", ("ans", 2, 99), 26)
+    codec = Codec(dialect)
+    message = Message(b"TPDU5", "0100", {11: "000001", 48: "more"})
+    raw = codec.encode(message)
+    assert raw.startswith(b"TPDU5\x01\x000020000000010000\x00\x00\x01")
+    assert codec.decode(raw) == message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "version = 1987",
+        'extends = "1987-ascii"\nversion = 2003',
+        'extends = "1987-ascii"\n[fields]\n2 = "n 19 digits"',
+        'extends = "1987-ascii"\n[map]\nstan = "129"',
+        'extends = "1987-ascii"\n[map]\nno_such = "11"',
+        'extends = "1987-ascii"\n[kinds]\n99 = "barter"',
+        'extends = "own.toml"',
+        "[",
+    ],
+)
+def test_a_dialect_that_is_wrong_is_said(text: str, tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text(text)
+    with pytest.raises(SettingsError, match=r"own\.toml"):
+        dialect_of(str(tmp_path / "own.toml"))

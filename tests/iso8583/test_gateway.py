@@ -1,0 +1,412 @@
+"""The ISO 8583 door: what a host sends, what it gets, many at once, and that the first answer stands."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from models.answer import FIELD_39
+from models.hold import Refusal
+from schemas.identity import keyed_token
+from schemas.topics import CLEARINGS, DECISIONS
+from schemas.transaction import TransactionKind
+from streams import metrics
+from streams.authorize import iso8583
+from streams.authorize.codec import Message
+from streams.authorize.life import NotCleared
+from tests.iso8583.host import KEY, NOON, PAN, Host, Scene, about, at_the_gateway, fields_of, transaction_id
+
+NETWORK = {7: "0101120000", 11: "000077"}
+
+
+def test_an_authorization_is_answered_field_by_field() -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        mti, got = await host.ask("0100", fields_of())
+        (decision,) = scene.world.decisions
+        assert mti == "0110"
+        sent = fields_of()
+        assert {n: v for n, v in got.items() if n not in (38, 39)} == {n: sent[n] for n in (3, 4, 7, 11, 12, 13, 32, 37, 41, 42, 49)}
+        assert got[39] == "00"
+        assert len(got[38]) == 6
+        assert decision.transaction_id == transaction_id()
+        assert (decision.source_topic, decision.held_minor) == ("iso8583", 1_000)
+
+    at_the_gateway(play)
+
+
+def test_the_elements_become_the_transaction_that_http_would_have_made() -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        await host.ask("0100", fields_of(f6="000000001234", f51="840", f22="811"))
+        txn = scene.world.decisions[0].transaction
+        assert (txn.kind, txn.at_ms, txn.amount_minor, txn.currency) == (TransactionKind.ECOMMERCE, NOON, 1_000, "EUR")
+        assert (txn.billing_amount_minor, txn.billing_currency) == (1_234, "USD")
+        assert (txn.account_id, txn.mcc, txn.merchant_id, txn.terminal_id, txn.country) == ("a1", "5411", "MERCHANT0000001", "TERM0001", "DE")
+        assert txn.card_token == keyed_token(KEY, "k1", "crd", PAN)
+        assert (txn.card_bin, txn.card_last4) == ("411111", "1111")
+
+    at_the_gateway(play)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({"f3": "010000"}, TransactionKind.ATM),
+        ({"f3": "200000"}, TransactionKind.REFUND),
+        ({"f22": "071"}, TransactionKind.CONTACTLESS),
+        ({"f25": "08"}, TransactionKind.MOTO),
+        ({"f25": "59"}, TransactionKind.ECOMMERCE),
+        ({}, TransactionKind.CARD_PRESENT),
+    ],
+)
+def test_the_kind_follows_from_processing_code_condition_and_entry(changes: dict[str, Any], kind: TransactionKind) -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        await host.ask("0200", fields_of(**changes))
+        assert scene.world.decisions[0].transaction.kind is kind
+
+    at_the_gateway(play)
+
+
+def test_a_repeat_gets_the_same_answer_and_a_changed_one_is_a_duplicate() -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        for _ in range(3):
+            host.send("0100", fields_of())
+        host.send("0101", fields_of())
+        answers = [await host.read() for _ in range(4)]
+        scene.world.now_ms += 60_000
+        answers.append(Message(b"", *await host.ask("0101", fields_of())))
+        assert all(answer == answers[0] for answer in answers)
+        assert len(scene.world.decisions) == 1
+        assert await host.code("0100", fields_of(f4="000000002000")) == "94"
+        assert await host.code("0100", fields_of(f11="000002")) == "00"
+
+    at_the_gateway(play)
+
+
+def test_what_the_account_refuses_has_its_own_code() -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        assert await host.code("0100", fields_of(f4="000000010001")) == "51"
+        assert await host.code("0100", fields_of(f11="000002", f102="a9")) == "14"
+        assert await host.code("0100", fields_of(f11="000003", f49="840")) == "57"
+
+    at_the_gateway(play)
+
+
+@pytest.mark.parametrize("number", [3, 4, 7, 11, 32, 37, 49])
+def test_a_missing_element_is_a_format_error(number: int) -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        assert await host.code("0100", fields_of(**{f"f{number}": None})) == "30"
+        assert scene.world.decisions == []
+
+    at_the_gateway(play)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"f7": "1301120000"}, {"f7": "0102130000"}, {"f49": "999"}, {"f2": "411"}, {"f2": "0" * 11}, {"f6": "000000000001"}]
+)
+def test_an_element_that_says_nonsense_is_a_format_error(changes: dict[str, Any]) -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        assert await host.code("0100", fields_of(**changes)) == "30"
+        assert scene.world.decisions == []
+
+    at_the_gateway(play)
+
+
+def test_the_card_number_may_come_in_track_2_and_the_account_be_the_cards() -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        await host.ask("0100", fields_of(f2=None, f35=f"{PAN}=30121011000", f102=None))
+        await host.ask("0100", fields_of(f11="000002", f102=PAN))
+        first, second = [d.transaction for d in scene.world.decisions]
+        assert first.card_token == second.card_token == keyed_token(KEY, "k1", "crd", PAN)
+        assert first.account_id == second.account_id == keyed_token(KEY, "k1", "acc", PAN)
+
+    at_the_gateway(play)
+
+
+def test_a_broken_message_is_answered_with_what_could_be_read_and_the_next_is_decided() -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        whole = host.codec.encode(Message(b"", "0100", fields_of()))
+        host.send_raw(whole[:-3])
+        host.send_raw(whole + b"x")
+        for _ in range(2):
+            _, mti, got = await host.read()
+            assert (mti, got[11], got[37], got[39]) == ("0110", "000001", "600112000001", "30")
+        assert await host.code("0100", fields_of()) == "00"
+
+    at_the_gateway(play)
+
+
+@pytest.mark.parametrize("data", [b"", b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 100, b"\x00\x04abcd", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03"])
+def test_who_does_not_speak_iso_8583_is_cut_or_left_waiting(data: bytes) -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        host.writer.write(data)
+        host.writer.write_eof()
+        assert await host.is_cut()
+
+    at_the_gateway(play)
+
+
+@pytest.mark.parametrize(("mti", "answered", "code"), [("0300", "0310", "12"), ("1100", "1110", "12"), ("0140", "0150", "12")])
+def test_a_message_that_we_do_not_serve_is_said_to_be_invalid(mti: str, answered: str, code: str) -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        got = await host.ask(mti, fields_of())
+        assert (got[0], got[1][39]) == (answered, code)
+
+    at_the_gateway(play)
+
+
+def test_an_answer_is_not_answered() -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        host.send("0110", fields_of())
+        assert (await host.ask("0800", NETWORK | {70: "301"}))[0] == "0810"
+
+    at_the_gateway(play)
+
+
+def test_a_host_signs_on_echoes_and_signs_off() -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        for code in ("001", "301"):
+            assert await host.ask("0800", NETWORK | {70: code}) == ("0810", NETWORK | {70: code, 39: "00"})
+        assert await host.code("0800", NETWORK | {70: "999"}) == "12"
+        assert await host.code("0800", NETWORK | {70: "002"}) == "00"
+        assert await host.code("0100", fields_of()) == "91"
+        assert await host.code("0800", NETWORK | {70: "301"}) == "00"
+        assert await host.code("0800", NETWORK | {70: "001"}) == "00"
+        assert await host.code("0100", fields_of()) == "00"
+
+    at_the_gateway(play)
+
+
+def test_a_thousand_in_flight_on_one_connection_are_matched_by_their_keys() -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        scene.world.know(balance_minor=10_000_000)
+        for n in range(1_000):
+            host.send("0100", fields_of(f11=f"{n:06}", f4=f"{n:012}", f102=f"a{n % 7}"))
+        got = {message.fields[11]: message.fields for message in [await asyncio.wait_for(host.read(), 600) for _ in range(1_000)]}
+        assert len(got) == 1_000
+        assert all(int(fields[11]) == int(fields[4]) for fields in got.values())
+        assert len(scene.world.decisions) == 1_000
+
+    at_the_gateway(play)
+
+
+def test_a_host_that_comes_back_on_another_connection_gets_the_same_answer() -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        host.send("0100", fields_of())
+        await host.writer.drain()
+        host.writer.close()
+        again = await scene.connect()
+        assert await again.code("0101", fields_of()) == "00"
+        assert len(scene.world.decisions) == 1
+
+    at_the_gateway(play)
+
+
+def test_a_capture_takes_the_hold_once_and_its_repeat_is_the_same() -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        assert await host.code("0100", fields_of()) == "00"
+        assert await host.code("0220", about(f4="000000000700")) == "00"
+        assert await host.code("0221", about(f4="000000000700", f7="0101120130")) == "00"
+        assert await host.code("0220", about(f4="000000000600")) == "94"
+        assert await host.code("0120", about(f11="000901", f4="000000000300")) == "21"
+        assert await host.code("0420", about(f11="000902")) == "21"
+        (clearing,) = scene.world.bus.records(CLEARINGS)
+        assert (clearing.transaction_id, clearing.kind, clearing.amount_minor) == (transaction_id(), "capture", 700)  # type: ignore[attr-defined]
+
+    at_the_gateway(play)
+
+
+def test_a_reversal_gives_the_hold_back_once() -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        assert await host.code("0100", fields_of()) == "00"
+        assert await host.code("0400", about()) == "00"
+        assert await host.code("0401", about()) == "00"
+        assert await host.code("0420", about(f11="000903")) == "21"
+        (clearing,) = scene.world.bus.records(CLEARINGS)
+        assert (clearing.transaction_id, clearing.kind, clearing.amount_minor) == (transaction_id(), "reversal", 0)  # type: ignore[attr-defined]
+
+    at_the_gateway(play)
+
+
+def test_captures_and_reversals_are_refused_by_name() -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        assert await host.code("0220", about()) == "25", "nobody knows the original"
+        assert await host.code("0100", fields_of()) == "00"
+        assert await host.code("0220", about(f4="000000001001")) == "13", "more than was held"
+        assert await host.code("0220", about(f49="840")) == "12", "another currency"
+        assert await host.code("0420", about(f102="a2")) == "25", "another account"
+        assert await host.code("0420", about(f95="000000000500" + "0" * 30)) == "40", "a part of it"
+        assert await host.code("0100", fields_of(f11="000002", f4="000000099999")) == "51"
+        assert await host.code("0420", about("000002")) == "21", "nothing was held"
+        scene.world.now_ms += 40 * 86_400_000
+        assert await host.code("0220", about(f7="0210120000")) == "21", "it expired"
+        assert scene.world.bus.records(CLEARINGS) == []
+
+    at_the_gateway(play)
+
+
+def test_a_reversal_waits_for_the_authorization_that_it_overtook() -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        host.send("0100", fields_of())
+        host.send("0420", about())
+        got = {message.mti: message.fields[39] for message in (await host.read(), await host.read())}
+        assert got == {"0110": "00", "0430": "00"}
+
+    at_the_gateway(play)
+
+
+def test_an_increment_raises_the_hold_and_is_captured_with_it() -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        assert await host.code("0100", fields_of()) == "00"
+        assert await host.code("0100", about(f11="000010", f4="000000000500")) == "00"
+        assert await host.code("0101", about(f11="000010", f4="000000000500")) == "00"
+        assert await host.code("0100", about(f11="000011", f4="000000009000")) == "51"
+        assert await host.code("0220", about(f4="000000001501")) == "13"
+        assert await host.code("0220", about(f4="000000001200")) == "00"
+        made = scene.world.bus.records(CLEARINGS)
+        assert [(c.kind, c.amount_minor) for c in made] == [("capture", 1_000), ("capture", 200)]  # type: ignore[attr-defined]
+        assert len({c.clearing_id for c in made}) == 2  # type: ignore[attr-defined]
+
+    at_the_gateway(play)
+
+
+def test_an_increment_of_what_is_not_held_is_refused_and_one_alone_can_be_reversed() -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        assert await host.code("0100", about(f11="000010")) == "25", "nobody knows the original"
+        assert await host.code("0100", fields_of()) == "00"
+        assert await host.code("0100", about(f11="000010", f102="a2")) == "25", "another account"
+        assert await host.code("0100", about(f11="000011", f4="000000000500")) == "00"
+        assert await host.code("0420", about("000011", f11="000012")) == "00", "the increment alone"
+        assert await host.code("0421", about("000011", f11="000012")) == "00"
+        (clearing,) = scene.world.bus.records(CLEARINGS)
+        assert clearing.transaction_id == scene.world.decisions[1].transaction_id  # type: ignore[attr-defined]
+        assert await host.code("0420", about(f11="000013")) == "00"
+        assert await host.code("0100", about(f11="000014")) == "21", "the original was reversed"
+        assert await host.code("0101", about(f11="000011", f4="000000000500")) == "00", "the first answer stands"
+
+    at_the_gateway(play)
+
+
+def test_a_log_that_does_not_answer_is_91_and_a_repeat_is_safe() -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        scene.world.bus.down = True
+        assert await host.code("0100", fields_of()) == "91"
+        scene.world.bus.down = False
+        assert await host.code("0101", fields_of()) == "00"
+        scene.world.bus.down = True
+        assert await host.code("0420", about()) == "91"
+        scene.world.bus.down = False
+        assert await host.code("0421", about()) == "00"
+        assert len(scene.world.bus.told[DECISIONS.name]) == len(scene.world.bus.told[CLEARINGS.name]) == 1
+
+    at_the_gateway(play)
+
+
+def test_what_takes_too_long_is_91_and_goes_on() -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        told = scene.world.bus.tell
+
+        def slow(*args: Any) -> Any:
+            return asyncio.ensure_future(asyncio.sleep(0.1)) if told(*args) else None
+
+        scene.world.world.bus.tell = slow  # type: ignore[method-assign, assignment]
+        assert await host.code("0100", fields_of()) == "91"
+        await asyncio.sleep(0.15)
+        assert await host.code("0101", fields_of()) == "00"
+
+    at_the_gateway(play, deadline_ms=20)
+
+
+def test_a_balance_inquiry_says_what_is_available() -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        assert await host.code("0100", fields_of()) == "00"
+        _, got = await host.ask("0100", fields_of(f3="310000", f4=None, f11="000002"))
+        assert (got[39], got[54]) == ("00", "0002978C000000009000")
+
+    at_the_gateway(play)
+
+
+def test_a_frame_that_does_not_end_in_time_cuts_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(iso8583, "FRAME_S_MAX", 0.2)
+    monkeypatch.setattr(iso8583, "LOOK_S", 0.05)
+
+    async def play(scene: Scene, host: Host) -> None:
+        began = time.monotonic()
+        for byte in b"\x00\x50010":
+            host.writer.write(bytes((byte,)))
+            await asyncio.sleep(0.02)
+        assert await host.is_cut()
+        assert time.monotonic() - began < 600
+
+    at_the_gateway(play)
+
+
+def test_a_host_that_does_not_read_is_not_read_from_and_then_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(iso8583, "UNREAD_S_MAX", 0.2)
+    monkeypatch.setattr(iso8583, "UNREAD_BYTES_MAX", 1_024)
+    monkeypatch.setattr(iso8583, "LOOK_S", 0.05)
+
+    async def play(scene: Scene, host: Host) -> None:
+        echo = host.header.framed(host.codec.encode(Message(b"", "0800", NETWORK | {70: "301"})))
+        host.writer.transport.pause_reading()  # type: ignore[attr-defined] # it can read, too
+        host.writer.write(echo * 400_000)
+        while metrics.REGISTRY.get_sample_value("holdfast_iso8583_lines"):
+            await asyncio.sleep(0.02)
+        host.writer.transport.abort()
+
+    at_the_gateway(play)
+
+
+def test_what_was_asked_before_the_gateway_closes_is_answered() -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        for n in range(50):
+            host.send("0100", fields_of(f11=f"{n:06}", f4="000000000001"))
+        await host.writer.drain()
+        await asyncio.wait_for(host.read(), 600)
+        closing = asyncio.create_task(scene.gateway.close())
+        got = [await asyncio.wait_for(host.read(), 600) for _ in range(49)]
+        await closing
+        assert len({message.fields[11] for message in got}) == 49
+        assert not {"91", "96"} & {message.fields[39] for message in got}
+
+    at_the_gateway(play)
+
+
+@pytest.mark.parametrize("header", ["binary2", "binary4", "text4"])
+@pytest.mark.parametrize("dialect", ["1987-ascii", "1987-binary", "1987-ebcdic"])
+def test_every_dialect_and_header_of_1987_decides_the_same(dialect: str, header: Any) -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        assert await host.code("0100", fields_of()) == "00"
+        assert await host.code("0420", about()) == "00"
+        assert scene.world.decisions[0].transaction_id == transaction_id()
+
+    at_the_gateway(play, dialect, header)
+
+
+def test_1993_has_other_types_dates_and_action_codes() -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        changes = {"f12": "260101130000", "f13": None, "f18": None, "f22": "510101511100", "f25": None, "f26": "5411", "f43": "A SHOP\\\\BERLIN\\DEU"}
+        sent = fields_of(**changes)
+        mti, got = await host.ask("1100", sent)
+        assert (mti, got[39]) == ("1110", "000")
+        txn = scene.world.decisions[0].transaction
+        assert (txn.mcc, txn.country, txn.entry_mode, txn.transaction_id) == ("5411", "DE", "chip", transaction_id())
+        assert await host.code("1101", sent | {4: "000000000001"}) == "913"
+        original = {11: "000900", 56: "110000000126010113000006123456"}
+        assert await host.code("1420", sent | original) == "400"
+        assert await host.code("1100", sent | {11: "000003", 4: "000000020000"}) == "116"
+        for code in ("801", "831", "802"):
+            assert await host.ask("1804", {7: "0101120000", 11: "000077", 24: code}) == (
+                "1814",
+                {7: "0101120000", 11: "000077", 24: code, 39: "800"},
+            )
+
+    at_the_gateway(play, "1993-ascii")
+
+
+def test_every_refusal_has_its_row_in_the_one_table() -> None:
+    moves = {"not_confirmed", "not_yet_expired", "not_resolved"}  # of the books, never of a host
+    assert {str(refusal) for refusal in (*Refusal, *NotCleared)} - moves <= FIELD_39.keys()
+    assert all((len(code.v1987), len(code.v1993)) == (2, 3) for code in FIELD_39.values())
