@@ -58,6 +58,11 @@ class Logs:
         self._used_after = 1 << 16
 
     @property
+    def count(self) -> int:
+        """How many segments there are."""
+        return int(self.heads[kernel.H_SEGMENTS])
+
+    @property
     def rows(self) -> int:
         """How many rows are carried."""
         return int(self.segments[: self.heads[kernel.H_SEGMENTS], kernel.S_ROWS].sum())
@@ -113,7 +118,9 @@ class Logs:
             self._table = np.zeros(4 * len(self._table), np.int64)
             kernel.indexed(self.segments, count, self._table)
         if used + asked > len(self.flat):
-            self.flat = np.concatenate((self.flat[:used], np.empty(len(self.flat) + asked, np.int64)))
+            flat = np.empty(2 * len(self.flat) + asked, np.int64)
+            flat[:used] = self.flat[:used]
+            self.flat = flat
 
     def rest(self, found: Found, forget_ms: int) -> None:
         """Drops rows that nobody can see any more from the logs that were found, and forgotten logs when they are many."""

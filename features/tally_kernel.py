@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from features.kernel import compiled, load64, released
+from features.kernel import compiled, load64, released, word
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -27,6 +27,8 @@ SKETCH_LINE = 5  # slice_ms, slots, fact, bits needed, where its state is
 CELL_LINE = 5  # kind, ring or sketch, column, slices, out
 T_KINDS, T_BELOW, T_GIVEN = range(3)
 OF_RING, OF_SKETCH = range(2)
+SPAN = 60
+"""Slices of every window."""
 
 BUCKETS = 256
 """Buckets of a sketch (linear counting: Whang, Vander-Zanden and Taylor 1990)."""
@@ -112,7 +114,7 @@ def forget(plan: Array, tally: int, state: Array) -> None:
 
 
 @compiled
-def _summed(state: Array, at: int, slots: int, column: int, slice_: int, slices: int) -> float:
+def _summed(state: Array, at: int, slots: int, column: int, slice_: int, slices: int) -> int:
     """The sum of a ring's column over the `slices` slices that end with this one."""
     total, slot, oldest = 0, slice_ % slots, max(0, state[at] - slots + 1)
     for back in range(slices):
@@ -121,7 +123,7 @@ def _summed(state: Array, at: int, slots: int, column: int, slice_: int, slices:
         if state[at + 1 + slot] == slice_ - back:
             total += state[at + 1 + (1 + column) * slots + slot]
         slot = slots - 1 if slot == 0 else slot - 1
-    return float(total)
+    return total
 
 
 @compiled
@@ -131,6 +133,12 @@ def _counted(state: Array, at: int, slots: int, slice_: int, slices: int) -> flo
     for bucket in range(BUCKETS):
         last = state[at + 1 + bucket]
         empty += 0 if since < last <= slice_ and last >= 0 else 1
+    return _estimated(empty)
+
+
+@compiled
+def _estimated(empty: int) -> float:
+    """How many different values leave so many buckets empty."""
     return BUCKETS * math.log(BUCKETS / max(empty, 1))
 
 
@@ -144,7 +152,7 @@ def tell(plan: Array, tally: int, state: Array, now: int, out: Array) -> None:
         if plan[cell] == OF_RING:
             ring = plan[line + T_RING_AT] + plan[cell + 1] * RING_LINE
             slice_ = (now - plan[ring + 1]) // plan[ring]
-            out[plan[cell + 4]] = _summed(state, plan[ring + 5], plan[ring + 2], plan[cell + 2], slice_, slices)
+            out[plan[cell + 4]] = float(_summed(state, plan[ring + 5], plan[ring + 2], plan[cell + 2], slice_, slices))
         else:
             sketch = plan[line + T_SKETCH_AT] + plan[cell + 1] * SKETCH_LINE
             out[plan[cell + 4]] = _counted(state, plan[sketch + 4], plan[sketch + 1], now // plan[sketch], slices)
@@ -295,6 +303,116 @@ def tell_all(
         tell(plan, tally, state, nows[read_], out[reads[read_]])
 
 
+NOWHEN = -(1 << 62)
+"""The slice of a window whose sum is not known."""
+
+
+@released
+def _give_on(plan: Array, tally: int, state: Array, facts: Array, ends: Array, sums: Array, empties: Array) -> None:
+    """As `give`, and adds the row to the sums of the windows that end with the slices `ends` (of each ring, then of each sketch).
+
+    A window of which a slice is no longer kept has no sum any more.
+    """
+    line = plan[TALLY_AT] + tally * TALLY_LINE
+    bits, at_ms, learned_ms = _bits(plan, line, facts), facts[_AT], facts[plan[LEARNED]]
+    cell, rings = 0, plan[line + T_RINGS]
+    for number in range(rings):
+        ring = plan[line + T_RING_AT] + number * RING_LINE
+        slice_ms, slots, columns, column_at, at = plan[ring], plan[ring + 2], plan[ring + 3], plan[ring + 4], plan[ring + 5]
+        slice_ = at_ms // slice_ms
+        if learned_ms > 0:
+            slice_ = -(-max(at_ms, learned_ms - plan[ring + 1]) // slice_ms)
+        slot = -1
+        for column in range(columns):
+            need = plan[column_at + column * COLUMN_LINE + 1]
+            if (bits & need) == need:
+                if slot < 0:
+                    slot = _slot(state, at, slots, columns, slice_)
+                    if slot < 0:
+                        break
+                fact = plan[column_at + column * COLUMN_LINE]
+                value = facts[fact] if fact >= 0 else 1
+                state[at + 1 + (1 + column) * slots + slot] += value
+                sums[cell + column] += value if ends[number] - SPAN < slice_ <= ends[number] else 0
+        if ends[number] - SPAN < state[at] - slots:
+            ends[number] = NOWHEN
+        cell += columns
+    for number in range(plan[line + T_SKETCHES]):
+        sketch = plan[line + T_SKETCH_AT] + number * SKETCH_LINE
+        value, need, at = facts[plan[sketch + 2]], plan[sketch + 3], plan[sketch + 4]
+        if value != 0 and (bits & need) == need:
+            slice_, bucket = at_ms // plan[sketch], _bucket(value)
+            before, end = state[at + 1 + bucket], ends[rings + number]
+            after = max(before, slice_)
+            state[at], state[at + 1 + bucket] = max(state[at], slice_), after
+            empties[number] += 1 if end - SPAN < before <= end and before >= 0 else 0
+            empties[number] -= 1 if end - SPAN < after <= end and after >= 0 else 0
+            if end - SPAN < state[at] - plan[sketch + 1]:
+                ends[rings + number] = NOWHEN
+
+
+@released
+def _move(plan: Array, ring: int, state: Array, end: int, to: int, sums: Array, cell: int) -> None:
+    """Makes the sums of a ring's columns those of the window that ends with slice `to` instead of `end` (or of any, if that is too far)."""
+    slots, columns, at = plan[ring + 2], plan[ring + 3], plan[ring + 5]
+    if to - SPAN >= state[at]:
+        sums[cell : cell + columns] = 0
+        return
+    if not 0 <= to - end < SPAN:
+        for column in range(columns):
+            sums[cell + column] = _summed(state, at, slots, column, to, SPAN)
+        return
+    gone = (end - SPAN + 1) % slots
+    come = (end + 1) % slots
+    for slice_ in range(end + 1, to + 1):
+        if slice_ >= SPAN and state[at + 1 + gone] == slice_ - SPAN:
+            for column in range(columns):
+                sums[cell + column] -= state[at + 1 + (1 + column) * slots + gone]
+        if slice_ >= 0 and state[at + 1 + come] == slice_:
+            for column in range(columns):
+                sums[cell + column] += state[at + 1 + (1 + column) * slots + come]
+        gone, come = 0 if gone + 1 == slots else gone + 1, 0 if come + 1 == slots else come + 1
+
+
+@released
+def _empties(state: Array, at: int, slots: int, slice_: int) -> int:
+    """How many buckets were last hit in no slice of the window that ends with this one."""
+    since = max(slice_ - SPAN, state[at] - slots, -1)
+    empty = 0
+    for bucket in range(at + 1, at + 1 + BUCKETS):
+        empty += 0 if since < word(state, bucket) <= slice_ else 1
+    return empty
+
+
+@released
+def _tell_on(plan: Array, tally: int, state: Array, now: int, ends: Array, sums: Array, empties: Array, counts: Array, out: Array) -> None:
+    """As `tell`; the sums go on from the moment that was told before to this one. `counts[e]`: what e empty buckets say."""
+    line = plan[TALLY_AT] + tally * TALLY_LINE
+    rings, column = plan[line + T_RINGS], 0
+    for number in range(rings):
+        ring = plan[line + T_RING_AT] + number * RING_LINE
+        end = (now - plan[ring + 1]) // plan[ring]
+        if end != ends[number]:
+            _move(plan, ring, state, ends[number], end, sums, column)
+            ends[number] = end if end - SPAN >= state[plan[ring + 5]] - plan[ring + 2] else NOWHEN
+        column += plan[ring + 3]
+    for number in range(plan[line + T_SKETCHES]):
+        sketch = plan[line + T_SKETCH_AT] + number * SKETCH_LINE
+        end = now // plan[sketch]
+        if end != ends[rings + number]:
+            empties[number] = _empties(state, plan[sketch + 4], plan[sketch + 1], end)
+            ends[rings + number] = end if end - SPAN >= state[plan[sketch + 4]] - plan[sketch + 1] else NOWHEN
+    for number in range(plan[line + T_CELLS]):
+        cell = plan[line + T_CELL_AT] + number * CELL_LINE
+        if plan[cell] == OF_SKETCH:
+            out[plan[cell + 4]] = counts[empties[plan[cell + 1]]]
+        else:
+            before = 0
+            for ring in range(plan[cell + 1]):
+                before += plan[plan[line + T_RING_AT] + ring * RING_LINE + 3]
+            out[plan[cell + 4]] = float(sums[before + plan[cell + 2]])
+
+
 @released
 def tell_on(
     plan: Array,
@@ -320,15 +438,23 @@ def tell_on(
     the rows whose number is not above its own. Its bytes before are `before[spans[e, 0]:spans[e, 1]]`.
     """
     state = np.empty(plan[STATE], np.int64)
+    line, columns = plan[TALLY_AT] + tally * TALLY_LINE, 0
+    for number in range(plan[line + T_RINGS]):
+        columns += plan[plan[line + T_RING_AT] + number * RING_LINE + 3]
+    ends, sums = np.empty(plan[line + T_RINGS] + plan[line + T_SKETCHES], np.int64), np.empty(columns, np.int64)
+    empties, counts = np.empty(plan[line + T_SKETCHES], np.int64), np.empty(BUCKETS + 1)
+    for empty in range(BUCKETS + 1):
+        counts[empty] = _estimated(empty)
     used = 0
     for entity in range(entities.size):
         unpack(plan, tally, before, spans[entity, 0], spans[entity, 1], state)
+        ends[:] = NOWHEN
         row, last = row_begins[entity], row_begins[entity + 1]
         for read_ in range(read_begins[entity], read_begins[entity + 1]):
             while row < last and row_at[row] <= read_at[read_]:
-                give(plan, tally, state, facts[rows[row]])
+                _give_on(plan, tally, state, facts[rows[row]], ends, sums, empties)
                 row += 1
-            tell(plan, tally, state, now[reads[read_]], out[reads[read_]])
+            _tell_on(plan, tally, state, now[reads[read_]], ends, sums, empties, counts, out[reads[read_]])
         while row < last:
             give(plan, tally, state, facts[rows[row]])
             row += 1
