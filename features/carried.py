@@ -18,6 +18,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 State = dict[str, Array]
 RECOGNISED = 1024
 """How many rows back a log recognises a transaction that comes again: more than a log shows, so that no history in sight has it twice."""
+SPREAD_OUT = 3
+"""How many times the words that logs need they may take, before they are brought together."""
 _TAIL = 8
 
 
@@ -55,7 +57,6 @@ class Logs:
         self.heads = np.zeros(kernel.HEADS, np.int64)
         self._table = np.zeros(4096, np.int64)
         self.flat = np.empty(1 << 16, np.int64)
-        self._used_after = 1 << 16
 
     @property
     def count(self) -> int:
@@ -85,12 +86,18 @@ class Logs:
         spare, nothing = Found(*np.zeros((2, 1, len(lot.facts)), np.int64)), np.zeros(0, np.int64)
         places, positions = (each[own[0]] for each in found) if own else (each[0] for each in spare)
         looked, looked_at = (each[looks[0][0]] for each in found) if looks else (nothing, nothing)
+        tokens = lot.tokens(name)
         self.heads[kernel.H_NEXT] = 0
-        while not kernel.arrive(
+        while not kernel.placed(kind, tokens, self._table, self.segments, self.heads, places):
+            self._make_segments()
+        wanted = np.zeros(self.count, np.int64)
+        while not kernel.room_for(places, lot.declined, int(self._widths[kind]), self.segments, self.heads, self.flat, wanted):
+            self._make_room()
+        kernel.arrive(
             self._catalogue.program,
             own[0] if own else looks[0][0],
             kind,
-            lot.tokens(name),
+            tokens,
             lot.tokens(looks[0][1].name) if looks else nothing,
             lot.facts,
             lot.declined,
@@ -100,33 +107,31 @@ class Logs:
             RECOGNISED,
             self._table,
             self.segments,
-            self.heads,
             self.flat,
             places,
             positions,
             looked,
             looked_at,
-        ):
-            self._widen()
+        )
 
-    def _widen(self) -> None:
-        """Makes room, of whatever there is little."""
-        count, used, asked = (int(self.heads[place]) for place in (kernel.H_SEGMENTS, kernel.H_USED, kernel.H_ASKED))
-        if 2 * count >= self.segments.shape[0]:
+    def _make_segments(self) -> None:
+        """Makes room for segments."""
+        if 2 * self.count >= self.segments.shape[0]:
             self.segments = np.concatenate((self.segments, np.zeros_like(self.segments)))
-        if 4 * count >= len(self._table):
+        if 4 * self.count >= len(self._table):
             self._table = np.zeros(4 * len(self._table), np.int64)
-            kernel.indexed(self.segments, count, self._table)
-        if used + asked > len(self.flat):
-            flat = np.empty(2 * len(self.flat) + asked, np.int64)
-            flat[:used] = self.flat[:used]
-            self.flat = flat
+            kernel.indexed(self.segments, self.count, self._table)
+
+    def _make_room(self) -> None:
+        """Makes room for rows."""
+        used, asked = int(self.heads[kernel.H_USED]), int(self.heads[kernel.H_ASKED])
+        self.flat.resize(max(len(self.flat) + len(self.flat) // 4, used + asked), refcheck=False)  # grows where it lies, if it can
 
     def rest(self, found: Found, forget_ms: int) -> None:
         """Drops rows that nobody can see any more from the logs that were found, and forgotten logs when they are many."""
         for places in found.places:
             kernel.trim(self._catalogue.program, self._widths, self.segments, places, RECOGNISED, self.flat)
-        if self.heads[kernel.H_USED] > 2 * self._used_after:
+        if self.heads[kernel.H_USED] > SPREAD_OUT * max(kernel.live(self.segments, self.count, self._widths, forget_ms), 1 << 16):
             self.tidy(forget_ms)
 
     def tidy(self, forget_ms: int) -> None:
@@ -135,7 +140,7 @@ class Logs:
         words = kernel.live(self.segments, count, self._widths, forget_ms)
         flat, segments, table = np.empty(words + words // 2 + (1 << 16), np.int64), np.zeros_like(self.segments), np.zeros_like(self._table)
         kernel.compact(self.segments, self.heads, self._widths, forget_ms, self.flat, table, segments, flat)
-        self.flat, self.segments, self._table, self._used_after = flat, segments, table, max(words, 1 << 16)
+        self.flat, self.segments, self._table = flat, segments, table
 
     def state(self) -> State:
         """All that another needs to go on."""
@@ -145,7 +150,6 @@ class Logs:
         """Goes on where another was."""
         self.segments, self.flat = state["segments"].copy(), state["flat"].copy()
         self.heads[:2] = len(self.segments), len(self.flat)
-        self._used_after = max(len(self.flat), 1 << 16)
         self._table = np.zeros(1 << max(12, (4 * len(self.segments)).bit_length()), np.int64)
         kernel.indexed(self.segments, len(self.segments), self._table)
         self.segments = np.concatenate((self.segments, np.zeros((1024, kernel.SEGMENT), np.int64)))

@@ -79,16 +79,28 @@ def _load64(typing_context: Any, buffer: Any, offset: Any) -> Any:
 
 
 def _word(typing_context: Any, array: Any, index: Any) -> Any:
-    """`array[index]` of an int64 array, for an index that is known to be inside: no test for negative ones, so that loops become vectors."""
+    """`array[index]`, for an index that is known to be inside: no test for negative ones, so that loops become vectors."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         words = context.make_array(signature.args[0])(context, builder, args[0])
         return builder.load(builder.gep(words.data, [args[1]]))
 
-    return types.int64(array, types.int64), generate
+    return array.dtype(array, types.int64), generate
 
 
-word: Callable[[Array, int], int] = cast(Any, intrinsic(_word))
+def _put(typing_context: Any, array: Any, index: Any, value: Any) -> Any:
+    """`array[index] = value`, for an index that is known to be inside, as `word` reads it."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        words = context.make_array(signature.args[0])(context, builder, args[0])
+        builder.store(args[2], builder.gep(words.data, [args[1]]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, array.dtype), generate
+
+
+word: Callable[[Array, int], Any] = cast(Any, intrinsic(_word))
+put: Callable[[Array, int, Any], None] = cast(Any, intrinsic(_put))
 load64: Callable[[Array, int], int] = cast(Any, intrinsic(_load64))
 
 
@@ -695,6 +707,59 @@ def _moved(flat: Array, segment: Array, at: int, room: int, width: int) -> None:
 
 
 @released
+def placed(kind: int, tokens: Array, table: Array, segments: Array, heads: Array, places: Array) -> bool:
+    """`places`: the segment of each transaction's log of one kind, made where there was none (NOBODY: no such entity), from `heads[H_NEXT]` on.
+
+    False: there was no room for a segment, make some.
+    """
+    for number in range(heads[H_NEXT], tokens.size):
+        heads[H_NEXT], places[number] = number, NOBODY
+        if tokens[number] == 0:
+            continue
+        place = _segment_at(table, segments, tokens[number], kind)
+        if table[place] == 0:
+            if heads[H_SEGMENTS] == segments.shape[0] or 2 * heads[H_SEGMENTS] >= table.size:
+                return False
+            segments[heads[H_SEGMENTS]] = 0
+            segments[heads[H_SEGMENTS], S_TOKEN], segments[heads[H_SEGMENTS], S_LOG] = tokens[number], kind
+            heads[H_SEGMENTS] += 1
+            table[place] = heads[H_SEGMENTS]
+        places[number] = table[place] - 1
+    heads[H_NEXT] = tokens.size
+    return True
+
+
+@released
+def room_for(places: Array, declined: Array, width: int, segments: Array, heads: Array, flat: Array, wanted: Array) -> bool:
+    """Gives the segments of these transactions room for their rows, with some to spare. False: `heads[H_ASKED]` words are needed.
+
+    `wanted` is as long as there are segments, and zero; it is zero again if there was room.
+    """
+    heads[H_ASKED] = 0
+    for number in range(places.size):
+        if places[number] >= 0:
+            wanted[places[number]] += 2 if declined[number] else 1
+    for number in range(places.size):
+        place = places[number]
+        if place >= 0 and wanted[place] > 0:
+            rows = segments[place, S_ROWS] + wanted[place]
+            heads[H_ASKED] += (rows + rows // 4 + 2) * width if rows > segments[place, S_ROOM] else 0
+            wanted[place] = -wanted[place]
+    if heads[H_USED] + heads[H_ASKED] > flat.size:
+        wanted[:] = 0
+        return False
+    for number in range(places.size):
+        place = places[number]
+        if place >= 0 and wanted[place] < 0:
+            rows = segments[place, S_ROWS] - wanted[place]
+            wanted[place] = 0
+            if rows > segments[place, S_ROOM]:
+                _moved(flat, segments[place], heads[H_USED], rows + rows // 4 + 2, width)
+                heads[H_USED] += segments[place, S_ROOM] * width
+    return True
+
+
+@released
 def arrive(
     plan: Array,
     log: int,
@@ -709,52 +774,34 @@ def arrive(
     recognised: int,
     table: Array,
     segments: Array,
-    heads: Array,
     flat: Array,
     places: Array,
     positions: Array,
     looked: Array,
     looked_positions: Array,
-) -> bool:
-    """Appends transactions, in arrival order, to the logs of one kind, each once, from `heads[H_NEXT]` on. False: there was no room, make some.
+) -> None:
+    """Appends transactions, in arrival order, to the logs of one kind, each once. They were `placed`, and there is `room_for` them.
 
-    `places` and `positions` get each transaction's segment (NOBODY: no such entity) and its position there, that of its first occurrence;
-    `looked` and `looked_positions` the same of the logs that it only looks into (`looks`, tokens; EMPTY: nothing is there). A log whose newest
-    row is not after `forget` begins anew.
+    `positions` gets each transaction's position in its segment, that of its first occurrence; `looked` and `looked_positions` segment and
+    position of the logs that it only looks into (`looks`, tokens; EMPTY: nothing is there). A log whose newest row is not after `forget`
+    begins anew.
     """
     line = plan[LOG_AT] + log * LOG_LINE
     width = plan[line + L_COLUMNS] + 2
-    for number in range(heads[H_NEXT], tokens.size):
-        heads[H_NEXT] = number
+    for number in range(tokens.size):
         token = tokens[number]
         if looks.size > 0:
             looked[number] = NOBODY
             if looks[number] != 0 and looks[number] != token:
                 found = table[_segment_at(table, segments, looks[number], kind)] - 1
-                if found < 0 or segments[found, S_NEWEST] <= forget:
+                rows = segments[found, S_GONE] + segments[found, S_ROWS] if found >= 0 else 0
+                if rows == 0 or segments[found, S_NEWEST] <= forget:
                     looked[number], looked_positions[number] = EMPTY, 0
                 else:
-                    looked[number], looked_positions[number] = found, segments[found, S_GONE] + segments[found, S_ROWS]
-        places[number] = NOBODY
-        if token == 0:
+                    looked[number], looked_positions[number] = found, rows
+        if places[number] == NOBODY:
             continue
-        place = _segment_at(table, segments, token, kind)
-        if table[place] == 0:
-            if heads[H_SEGMENTS] == segments.shape[0] or 2 * heads[H_SEGMENTS] >= table.size:
-                return False
-            segments[heads[H_SEGMENTS]] = 0
-            segments[heads[H_SEGMENTS], S_TOKEN], segments[heads[H_SEGMENTS], S_LOG] = token, kind
-            heads[H_SEGMENTS] += 1
-            table[place] = heads[H_SEGMENTS]
-        found = table[place] - 1
-        segment = segments[found]
-        if segment[S_ROWS] + 2 > segment[S_ROOM]:
-            room = max(4, 2 * segment[S_ROOM])
-            heads[H_ASKED] = room * width
-            if heads[H_USED] + room * width > flat.size:
-                return False
-            _moved(flat, segment, heads[H_USED], room, width)
-            heads[H_USED] += room * width
+        segment = segments[places[number]]
         if segment[S_NEWEST] <= forget:
             segment[S_ROWS], segment[S_GONE], segment[S_GONE_NEWEST], segment[S_NEWEST] = 0, 0, 0, 0
         own = facts[number]
@@ -765,11 +812,9 @@ def arrive(
             _append(plan, line, flat, segment, own, own[KIND_FACT], own[0])
         if declined[number] and (not late or _row_of(flat, segment, width, declined_identities[number], recognised) < 0):
             _append(plan, line, flat, segment, own, declined_kind, declined_identities[number])
-        places[number], positions[number] = found, position
+        positions[number] = position
         if looks.size > 0 and looks[number] == token:
-            looked[number], looked_positions[number] = found, position
-    heads[H_NEXT] = tokens.size
-    return True
+            looked[number], looked_positions[number] = places[number], position
 
 
 @released
@@ -950,34 +995,34 @@ def _folded(
 
 @compiled
 def _stepped(op: int, lanes: Array, to: int, a: int, b: int, c: int, d: int) -> None:
-    """One step for all lanes. Each operation has a loop of its own, so that the choice between them falls away inside of it."""
+    """One step for all lanes. The commonest operations have loops of their own, so that the choice falls away inside of them."""
     if op == MINUS:
         for i in range(LANES):
-            lanes[to + i] = _calculated(MINUS, lanes[a + i], lanes[b + i], 0.0, 0.0)
+            put(lanes, to + i, _calculated(MINUS, word(lanes, a + i), word(lanes, b + i), 0.0, 0.0))
     elif op == OVER:
         for i in range(LANES):
-            lanes[to + i] = _calculated(OVER, lanes[a + i], lanes[b + i], 0.0, 0.0)
+            put(lanes, to + i, _calculated(OVER, word(lanes, a + i), word(lanes, b + i), 0.0, 0.0))
     elif op == TIMES:
         for i in range(LANES):
-            lanes[to + i] = _calculated(TIMES, lanes[a + i], lanes[b + i], 0.0, 0.0)
+            put(lanes, to + i, _calculated(TIMES, word(lanes, a + i), word(lanes, b + i), 0.0, 0.0))
     elif op == LARGER:
         for i in range(LANES):
-            lanes[to + i] = _calculated(LARGER, lanes[a + i], lanes[b + i], 0.0, 0.0)
+            put(lanes, to + i, _calculated(LARGER, word(lanes, a + i), word(lanes, b + i), 0.0, 0.0))
     elif op == DIFFERS:
         for i in range(LANES):
-            lanes[to + i] = _calculated(DIFFERS, lanes[a + i], lanes[b + i], 0.0, 0.0)
+            put(lanes, to + i, _calculated(DIFFERS, word(lanes, a + i), word(lanes, b + i), 0.0, 0.0))
     elif op == IS_ZERO:
         for i in range(LANES):
-            lanes[to + i] = _calculated(IS_ZERO, lanes[a + i], 0.0, 0.0, 0.0)
+            put(lanes, to + i, _calculated(IS_ZERO, word(lanes, a + i), 0.0, 0.0, 0.0))
     elif op == IS_MISSING:
         for i in range(LANES):
-            lanes[to + i] = _calculated(IS_MISSING, lanes[a + i], 0.0, 0.0, 0.0)
+            put(lanes, to + i, _calculated(IS_MISSING, word(lanes, a + i), 0.0, 0.0, 0.0))
     elif op == PLUS:
         for i in range(LANES):
-            lanes[to + i] = _calculated(PLUS, lanes[a + i], lanes[b + i], 0.0, 0.0)
+            put(lanes, to + i, _calculated(PLUS, word(lanes, a + i), word(lanes, b + i), 0.0, 0.0))
     else:
         for i in range(LANES):
-            lanes[to + i] = _calculated(op, lanes[a + i], lanes[b + i], lanes[c + i], lanes[d + i])
+            put(lanes, to + i, _calculated(op, word(lanes, a + i), word(lanes, b + i), word(lanes, c + i), word(lanes, d + i)))
 
 
 @released
@@ -1041,7 +1086,7 @@ def finish(
                 if places[log, number] >= 0:
                     base = number * swept.size
                     for cell in range(cell_at[log], cell_at[log + 1]):
-                        lanes[swept[cell] * LANES + lane] = cells[base + cell]
+                        put(lanes, word(swept, cell) * LANES + lane, word(cells, base + cell))
                 else:
                     for cell in range(cell_at[log], cell_at[log + 1]):
                         lanes[swept[cell] * LANES + lane] = math.nan
@@ -1068,9 +1113,9 @@ def finish(
                 _copied(some, registers, lanes, lane)
         _ended(plan, lanes)
         for at in range(begin, end):
-            row, lane = outs[numbers[at]], at - begin
+            row, lane, outs_at = outs[numbers[at]], at - begin, plan[OUT_AT]
             for column in range(plan[OUTS]):
-                out[row, column] = lanes[plan[plan[OUT_AT] + column] * LANES + lane]
+                out[row, column] = word(lanes, word(plan, outs_at + column) * LANES + lane)
 
 
 @released

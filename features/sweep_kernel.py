@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from features.kernel import released, word
+from features.kernel import put, released, word
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -100,16 +100,16 @@ def _mark(plan: Array, line: int, frame: Array, room: int, rows: int, bits: Arra
         op, column, value, bit = plan[at], plan[at + 1] * room, plan[at + 2], 1 << number
         if op == KINDS:
             for i in range(rows):
-                bits[i] |= ((value >> word(frame, column + i)) & 1) << number
+                put(bits, i, word(bits, i) | (((value >> word(frame, column + i)) & 1) << number))
         elif op == BELOW:
             for i in range(rows):
-                bits[i] |= bit if word(frame, column + i) < value else 0
+                put(bits, i, word(bits, i) | (bit if word(frame, column + i) < value else 0))
         elif op == GIVEN:
             for i in range(rows):
-                bits[i] |= bit if word(frame, column + i) != 0 else 0
+                put(bits, i, word(bits, i) | (bit if word(frame, column + i) != 0 else 0))
         else:
             for i in range(rows):
-                bits[i] |= bit if _just_under(word(frame, column + i), value) else 0
+                put(bits, i, word(bits, i) | (bit if _just_under(word(frame, column + i), value) else 0))
 
 
 @released
@@ -117,8 +117,8 @@ def _kept(bits: Array, rows: int, need: int, heads: Array, kept: Array) -> int:
     """The rows that have the bits needed, and at `heads[i]` how many of them come before row i; how many in all."""
     count = 0
     for i in range(rows):
-        heads[i] = count
-        kept[count] = i
+        put(heads, i, count)
+        put(kept, count, i)
         count += 1 if (word(bits, i) & need) == need else 0
     heads[rows] = count
     return count
@@ -133,7 +133,7 @@ def _before(values: Array, at: int, count: int, into: int, table: Array) -> None
     if alike:
         none = count == 0 or word(values, at) == 0
         for k in range(count):
-            values[into + k] = NEVER if none else k - 1
+            put(values, into + k, NEVER if none else k - 1)
         return
     slots = 16
     while slots < 2 * count:
@@ -142,12 +142,12 @@ def _before(values: Array, at: int, count: int, into: int, table: Array) -> None
     for k in range(count):
         value = word(values, at + k)
         if value == 0:
-            values[into + k] = NEVER
+            put(values, into + k, NEVER)
             continue
         slot = (value ^ (value >> 13)) & (slots - 1)
         while word(table, slot) >= 0 and word(values, at + word(table, slot)) != value:
             slot = (slot + 1) & (slots - 1)
-        values[into + k] = word(table, slot)
+        put(values, into + k, word(table, slot))
         table[slot] = k
 
 
@@ -156,11 +156,11 @@ def _array(what: int, column: int, at: int, frame: Array, kept: Array, count: in
     """What the cells need of the kept rows' column: see the names of `what`. VALUE of the same column stands one array before BEFORE."""
     if what == VALUE:
         for k in range(count):
-            arrays[at + k] = word(frame, column + word(kept, k))
+            put(arrays, at + k, word(frame, column + word(kept, k)))
     elif what == RUNNING:
         total = 0
         for k in range(count):
-            arrays[at + k] = total
+            put(arrays, at + k, total)
             total += word(frame, column + word(kept, k))
         arrays[at + count] = total
     elif what == SQUARES:
@@ -176,10 +176,10 @@ def _array(what: int, column: int, at: int, frame: Array, kept: Array, count: in
         _before(arrays, at - stride, count, at, table)
     elif what == TIME_OF_DAY:
         for k in range(count):
-            arrays[at + k] = word(frame, column + word(kept, k)) % DAY
+            put(arrays, at + k, word(frame, column + word(kept, k)) % DAY)
     else:
         for k in range(count):
-            arrays[at + k] = word(frame, column + word(kept, k)) // DAY % 7
+            put(arrays, at + k, word(frame, column + word(kept, k)) // DAY % 7)
 
 
 @released
@@ -265,76 +265,76 @@ def _cell(
     mine, mine2, parameter, out = plan[cell + 3] * most, plan[cell + 4] * most, plan[cell + 5], plan[cell + 6]
     if op == COUNT:
         for e in range(events):
-            cells[base[e] + out] = float(last[e] - first[e])
+            put(cells, word(base, e) + out, float(word(last, e) - word(first, e)))
     elif op == SUM:
         for e in range(events):
-            cells[base[e] + out] = float(arrays[a + last[e]] - arrays[a + first[e]])
+            put(cells, word(base, e) + out, float(word(arrays, a + word(last, e)) - word(arrays, a + word(first, e))))
     elif op == MEAN:
         for e in range(events):
-            n = last[e] - first[e]
-            cells[base[e] + out] = float(arrays[a + last[e]] - arrays[a + first[e]]) / n if n > 0 else math.nan
+            n = word(last, e) - word(first, e)
+            put(cells, word(base, e) + out, float(word(arrays, a + word(last, e)) - word(arrays, a + word(first, e))) / n if n > 0 else math.nan)
     elif op == SPREAD:
         for e in range(events):
-            n = last[e] - first[e]
-            cells[base[e] + out] = _spread(n, first[e], last[e], a, arrays, stride) if n > 0 else math.nan
+            n = word(last, e) - word(first, e)
+            put(cells, word(base, e) + out, _spread(n, word(first, e), word(last, e), a, arrays, stride) if n > 0 else math.nan)
     elif op == EASTWARD:
         lowest, highest = NEVER, -NEVER
         for k in range(count):
             lowest, highest = min(lowest, word(arrays, b + k)), max(highest, word(arrays, b + k))
         for e in range(events):
-            n, it = last[e] - first[e], own[mine + e]
+            n, it = word(last, e) - word(first, e), word(own, mine + e)
             if n > 0 and it != 0:
                 if it - AROUND // 2 <= lowest and highest < it + AROUND // 2:
-                    total = arrays[a + last[e]] - arrays[a + first[e]] - n * it
+                    total = word(arrays, a + word(last, e)) - word(arrays, a + word(first, e)) - n * it
                 else:
-                    total = _eastward(it, b, first[e], last[e], arrays)
-                cells[base[e] + out] = float(total) / n
+                    total = _eastward(it, b, word(first, e), word(last, e), arrays)
+                put(cells, word(base, e) + out, float(total) / n)
             else:
-                cells[base[e] + out] = math.nan
+                put(cells, word(base, e) + out, math.nan)
     elif op == LAST:
         column = plan[cell + 1] * room
         for e in range(events):
-            value = frame[column + kept[last[e] - 1]] if last[e] > first[e] else 0
-            cells[base[e] + out] = math.nan if last[e] <= first[e] or (value == 0 and parameter != 0) else float(value)
+            value = word(frame, column + word(kept, word(last, e) - 1)) if word(last, e) > word(first, e) else 0
+            put(cells, word(base, e) + out, math.nan if word(last, e) <= word(first, e) or (value == 0 and parameter != 0) else float(value))
     elif op == FIRST:
         for e in range(events):
-            cells[base[e] + out] = float(frame[kept[first[e]]]) if last[e] > first[e] else math.nan
+            put(cells, word(base, e) + out, float(word(frame, word(kept, word(first, e)))) if word(last, e) > word(first, e) else math.nan)
     elif op == LARGEST:
         for e in range(events):
             largest = -1
-            for k in range(a + first[e], a + last[e]):
+            for k in range(a + word(first, e), a + word(last, e)):
                 largest = max(largest, word(arrays, k))
-            cells[base[e] + out] = math.nan if largest < 0 else float(largest)
+            put(cells, word(base, e) + out, math.nan if largest < 0 else float(largest))
     elif op == SMALLEST:
         for e in range(events):
             smallest = 1 << 62
-            for k in range(a + first[e], a + last[e]):
+            for k in range(a + word(first, e), a + word(last, e)):
                 smallest = min(smallest, word(arrays, k))
-            cells[base[e] + out] = math.nan if last[e] <= first[e] else float(smallest)
+            put(cells, word(base, e) + out, math.nan if word(last, e) <= word(first, e) else float(smallest))
     elif op == DISTINCT:
         for e in range(events):
-            cells[base[e] + out] = float(_less(arrays, a, first[e], last[e], first[e]))
+            put(cells, word(base, e) + out, float(_less(arrays, a, word(first, e), word(last, e), word(first, e))))
     elif op == BOTH_SAME:
         for e in range(events):
-            it, other = own[mine + e], own[mine2 + e]
+            it, other = word(own, mine + e), word(own, mine2 + e)
             void = (it == 0 and parameter & 1 != 0) or (other == 0 and parameter & 2 != 0)
-            cells[base[e] + out] = math.nan if void else float(_both_equal(arrays, a, b, first[e], last[e], it, other))
+            put(cells, word(base, e) + out, math.nan if void else float(_both_equal(arrays, a, b, word(first, e), word(last, e), it, other)))
     elif op == NEAR:
         for e in range(events):
-            cells[base[e] + out] = float(_near(arrays, a, first[e], last[e], own[mine + e] % DAY, parameter))
+            put(cells, word(base, e) + out, float(_near(arrays, a, word(first, e), word(last, e), word(own, mine + e) % DAY, parameter)))
     elif op == ON_WEEKDAY:
         for e in range(events):
-            cells[base[e] + out] = float(_equal(arrays, a, first[e], last[e], own[mine + e] // DAY % 7))
+            put(cells, word(base, e) + out, float(_equal(arrays, a, word(first, e), word(last, e), word(own, mine + e) // DAY % 7)))
     elif op == FIRST_SAME:
         for e in range(events):
-            k = _first_equal(arrays, a, first[e], last[e], own[mine + e])
-            void = own[mine + e] == 0 and parameter != 0
-            cells[base[e] + out] = math.nan if void or k < 0 else float(frame[kept[k]])
+            k = _first_equal(arrays, a, word(first, e), word(last, e), word(own, mine + e))
+            void = word(own, mine + e) == 0 and parameter != 0
+            put(cells, word(base, e) + out, math.nan if void or k < 0 else float(word(frame, word(kept, k))))
     else:
         for e in range(events):
-            it = own[mine + e]
-            n = _equal(arrays, a, first[e], last[e], it) if op == SAME else _less(arrays, a, first[e], last[e], it)
-            cells[base[e] + out] = math.nan if it == 0 and parameter != 0 else float(n)
+            it = word(own, mine + e)
+            n = _equal(arrays, a, word(first, e), word(last, e), it) if op == SAME else _less(arrays, a, word(first, e), word(last, e), it)
+            put(cells, word(base, e) + out, math.nan if it == 0 and parameter != 0 else float(n))
 
 
 @released
@@ -412,7 +412,8 @@ def _answer(
             view = plan[at + 4] + number * VIEW_LINE
             firsts, lasts = plan[view] * most, (plan[line + S_RANGES] + plan[view]) * most
             for e in range(events):
-                first[e], last[e] = heads[edges[firsts + e]], heads[edges[lasts + e]]
+                put(first, e, word(heads, word(edges, firsts + e)))
+                put(last, e, word(heads, word(edges, lasts + e)))
             for cell in range(plan[view + 1]):
                 _cell(plan, plan[view + 2] + cell * CELL_LINE, frame, room, kept, count, arrays, first, last, own, most, base, events, cells)
 
@@ -426,8 +427,8 @@ def _laid(flat: Array, at: int, columns: int, frame: Array, room: int, rows: int
     for column in range(columns):
         begin = column * room
         for i in range(rows, place, -1):
-            frame[begin + i] = frame[begin + i - 1]
-        frame[begin + place] = word(flat, at + column)
+            put(frame, begin + i, word(frame, begin + i - 1))
+        put(frame, begin + place, word(flat, at + column))
     return place
 
 
