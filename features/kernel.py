@@ -64,6 +64,11 @@ def released(function: F) -> F:
     return cast(F, numba.njit(cache=True, nogil=True)(function))
 
 
+def inlined(function: F) -> F:
+    """As `released`; becomes a part of what calls it, for what is called for every transaction: handing arrays over costs more than a sum."""
+    return cast(F, numba.njit(cache=True, nogil=True, forceinline=True)(function))
+
+
 def _load64(typing_context: Any, buffer: Any, offset: Any) -> Any:
     """Eight bytes at any offset as one little-endian int64; the buffer must reach eight bytes beyond."""
 
@@ -993,7 +998,7 @@ def _folded(
         fold(plan, log, scratch, 0, most, 0, rows, own, registers, bits, table, shared)
 
 
-@compiled
+@inlined
 def _stepped(op: int, lanes: Array, to: int, a: int, b: int, c: int, d: int) -> None:
     """One step for all lanes. The commonest operations have loops of their own, so that the choice falls away inside of them."""
     if op == MINUS:
@@ -1130,7 +1135,7 @@ def _has_others(rest: Array) -> bool:
     return False
 
 
-@released
+@inlined
 def _filled(plan: Array, lanes: Array, lane: int, own: Array, measures: Array, told: Array, known: Array, number: int) -> None:
     """What is there before any log is read: the transaction's facts and measures, what tallies told it and profiles knew."""
     for fact in range(plan[FACTS]):
@@ -1146,7 +1151,7 @@ def _filled(plan: Array, lanes: Array, lane: int, own: Array, measures: Array, t
         lanes[(plan[KNOWN_REG] + column) * LANES + lane] = known[number, column]
 
 
-@released
+@inlined
 def _caps_of(plan: Array, lanes: Array, lane: int, number: int, places: Array, firsts: Array, segments: Array, flat: Array, now: int) -> None:
     """The capped flag of each log; missing where there is none."""
     for log in range(plan[LOGS]):

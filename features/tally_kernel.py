@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from features.kernel import compiled, load64, released, word
+from features.kernel import compiled, inlined, load64, put, released, word
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -37,12 +37,12 @@ _SLICE = (1 << 24) - 1
 
 
 @compiled
-def _bits(plan: Array, line: int, facts: Array) -> int:
-    """The conditions that a row meets, one bit each."""
+def _bits(plan: Array, line: int, facts: Array, row: int) -> int:
+    """The conditions that a row meets, one bit each. The row begins at `facts[row]`."""
     bits = 0
     for number in range(plan[line + T_CONDITIONS]):
         at = plan[line + T_CONDITION_AT] + number * CONDITION_LINE
-        fact, value = facts[plan[at + 1]], plan[at + 2]
+        fact, value = word(facts, row + plan[at + 1]), plan[at + 2]
         if plan[at] == T_KINDS:
             met = (value >> fact) & 1
         elif plan[at] == T_BELOW:
@@ -78,7 +78,7 @@ def _bucket(value: int) -> int:
 def give(plan: Array, tally: int, state: Array, facts: Array) -> None:
     """Puts one row into a tally's state. A label's row counts from the moment at which it was known (rounded up to a slice)."""
     line = plan[TALLY_AT] + tally * TALLY_LINE
-    bits, at_ms, learned_ms = _bits(plan, line, facts), facts[_AT], facts[plan[LEARNED]]
+    bits, at_ms, learned_ms = _bits(plan, line, facts, 0), facts[_AT], facts[plan[LEARNED]]
     for number in range(plan[line + T_RINGS]):
         ring = plan[line + T_RING_AT] + number * RING_LINE
         slice_ms, columns, column_at, at = plan[ring], plan[ring + 3], plan[ring + 4], plan[ring + 5]
@@ -307,51 +307,52 @@ NOWHEN = -(1 << 62)
 """The slice of a window whose sum is not known."""
 
 
-@released
-def _give_on(plan: Array, tally: int, state: Array, facts: Array, ends: Array, sums: Array, empties: Array) -> None:
-    """As `give`, and adds the row to the sums of the windows that end with the slices `ends` (of each ring, then of each sketch).
+@inlined
+def _give_on(plan: Array, tally: int, state: Array, facts: Array, row: int, ends: Array, sums: Array, empties: Array) -> None:
+    """As `give`, of the row at `facts[row]`; adds it to the sums of the windows that end with the slices `ends` (of rings, then of sketches).
 
     A window of which a slice is no longer kept has no sum any more.
     """
     line = plan[TALLY_AT] + tally * TALLY_LINE
-    bits, at_ms, learned_ms = _bits(plan, line, facts), facts[_AT], facts[plan[LEARNED]]
-    cell, rings = 0, plan[line + T_RINGS]
+    bits, at_ms, learned_ms = _bits(plan, line, facts, row), word(facts, row + _AT), word(facts, row + plan[LEARNED])
+    cell, rings, ring, sketch = 0, plan[line + T_RINGS], plan[line + T_RING_AT], plan[line + T_SKETCH_AT]
     for number in range(rings):
-        ring = plan[line + T_RING_AT] + number * RING_LINE
-        slice_ms, slots, columns, column_at, at = plan[ring], plan[ring + 2], plan[ring + 3], plan[ring + 4], plan[ring + 5]
-        slice_ = at_ms // slice_ms
-        if learned_ms > 0:
-            slice_ = -(-max(at_ms, learned_ms - plan[ring + 1]) // slice_ms)
-        slot = -1
-        for column in range(columns):
-            need = plan[column_at + column * COLUMN_LINE + 1]
-            if (bits & need) == need:
+        slots, columns, column, at = word(plan, ring + 2), word(plan, ring + 3), word(plan, ring + 4), word(plan, ring + 5)
+        slice_ = slot = -1
+        for own in range(cell, cell + columns):
+            if (bits & word(plan, column + 1)) == word(plan, column + 1):
                 if slot < 0:
+                    slice_ = at_ms // word(plan, ring)
+                    if learned_ms > 0:
+                        slice_ = -(-max(at_ms, learned_ms - word(plan, ring + 1)) // word(plan, ring))
                     slot = _slot(state, at, slots, columns, slice_)
                     if slot < 0:
                         break
-                fact = plan[column_at + column * COLUMN_LINE]
-                value = facts[fact] if fact >= 0 else 1
-                state[at + 1 + (1 + column) * slots + slot] += value
-                sums[cell + column] += value if ends[number] - SPAN < slice_ <= ends[number] else 0
-        if ends[number] - SPAN < state[at] - slots:
-            ends[number] = NOWHEN
-        cell += columns
+                value = word(facts, row + word(plan, column)) if word(plan, column) >= 0 else 1
+                cell_at = at + 1 + (1 + own - cell) * slots + slot
+                put(state, cell_at, word(state, cell_at) + value)
+                put(sums, own, word(sums, own) + (value if word(ends, number) - SPAN < slice_ <= word(ends, number) else 0))
+            column += COLUMN_LINE
+        if word(ends, number) - SPAN < word(state, at) - slots:
+            put(ends, number, NOWHEN)
+        cell, ring = cell + columns, ring + RING_LINE
     for number in range(plan[line + T_SKETCHES]):
-        sketch = plan[line + T_SKETCH_AT] + number * SKETCH_LINE
-        value, need, at = facts[plan[sketch + 2]], plan[sketch + 3], plan[sketch + 4]
+        value, need, at = word(facts, row + word(plan, sketch + 2)), word(plan, sketch + 3), word(plan, sketch + 4)
         if value != 0 and (bits & need) == need:
-            slice_, bucket = at_ms // plan[sketch], _bucket(value)
-            before, end = state[at + 1 + bucket], ends[rings + number]
+            slice_, bucket = at_ms // word(plan, sketch), _bucket(value)
+            before, end = word(state, at + 1 + bucket), word(ends, rings + number)
             after = max(before, slice_)
-            state[at], state[at + 1 + bucket] = max(state[at], slice_), after
-            empties[number] += 1 if end - SPAN < before <= end and before >= 0 else 0
-            empties[number] -= 1 if end - SPAN < after <= end and after >= 0 else 0
-            if end - SPAN < state[at] - plan[sketch + 1]:
-                ends[rings + number] = NOWHEN
+            put(state, at, max(word(state, at), slice_))
+            put(state, at + 1 + bucket, after)
+            left = 1 if end - SPAN < before <= end and before >= 0 else 0
+            came = 1 if end - SPAN < after <= end and after >= 0 else 0
+            put(empties, number, word(empties, number) + left - came)
+            if end - SPAN < word(state, at) - word(plan, sketch + 1):
+                put(ends, rings + number, NOWHEN)
+        sketch += SKETCH_LINE
 
 
-@released
+@inlined
 def _move(plan: Array, ring: int, state: Array, end: int, to: int, sums: Array, cell: int) -> None:
     """Makes the sums of a ring's columns those of the window that ends with slice `to` instead of `end` (or of any, if that is too far)."""
     slots, columns, at = plan[ring + 2], plan[ring + 3], plan[ring + 5]
@@ -374,7 +375,7 @@ def _move(plan: Array, ring: int, state: Array, end: int, to: int, sums: Array, 
         gone, come = 0 if gone + 1 == slots else gone + 1, 0 if come + 1 == slots else come + 1
 
 
-@released
+@inlined
 def _empties(state: Array, at: int, slots: int, slice_: int) -> int:
     """How many buckets were last hit in no slice of the window that ends with this one."""
     since = max(slice_ - SPAN, state[at] - slots, -1)
@@ -384,33 +385,49 @@ def _empties(state: Array, at: int, slots: int, slice_: int) -> int:
     return empty
 
 
-@released
-def _tell_on(plan: Array, tally: int, state: Array, now: int, ends: Array, sums: Array, empties: Array, counts: Array, out: Array) -> None:
-    """As `tell`; the sums go on from the moment that was told before to this one. `counts[e]`: what e empty buckets say."""
+@inlined
+def _tell_on(
+    plan: Array, tally: int, state: Array, now: int, ends: Array, sums: Array, empties: Array, counts: Array, sources: Array, out: Array, at: int
+) -> None:
+    """As `tell`, to `out[at]` and on; the sums go on from the moment that was told before to this one.
+
+    `counts[e]`: what e empty buckets say; `sources`: the sum (a ring's column) or the sketch that each cell tells.
+    """
     line = plan[TALLY_AT] + tally * TALLY_LINE
-    rings, column = plan[line + T_RINGS], 0
+    rings, column, ring, sketch = plan[line + T_RINGS], 0, plan[line + T_RING_AT], plan[line + T_SKETCH_AT]
     for number in range(rings):
-        ring = plan[line + T_RING_AT] + number * RING_LINE
-        end = (now - plan[ring + 1]) // plan[ring]
-        if end != ends[number]:
-            _move(plan, ring, state, ends[number], end, sums, column)
-            ends[number] = end if end - SPAN >= state[plan[ring + 5]] - plan[ring + 2] else NOWHEN
-        column += plan[ring + 3]
-    for number in range(plan[line + T_SKETCHES]):
-        sketch = plan[line + T_SKETCH_AT] + number * SKETCH_LINE
-        end = now // plan[sketch]
-        if end != ends[rings + number]:
-            empties[number] = _empties(state, plan[sketch + 4], plan[sketch + 1], end)
-            ends[rings + number] = end if end - SPAN >= state[plan[sketch + 4]] - plan[sketch + 1] else NOWHEN
+        end = (now - word(plan, ring + 1)) // word(plan, ring)
+        if end != word(ends, number):
+            _move(plan, ring, state, word(ends, number), end, sums, column)
+            put(ends, number, end if end - SPAN >= word(state, word(plan, ring + 5)) - word(plan, ring + 2) else NOWHEN)
+        column, ring = column + word(plan, ring + 3), ring + RING_LINE
+    for number in range(rings, rings + plan[line + T_SKETCHES]):
+        end, slots, base = now // word(plan, sketch), word(plan, sketch + 1), word(plan, sketch + 4)
+        if end != word(ends, number):
+            put(empties, number - rings, _empties(state, base, slots, end))
+            put(ends, number, end if end - SPAN >= word(state, base) - slots else NOWHEN)
+        sketch += SKETCH_LINE
+    cell = plan[line + T_CELL_AT]
+    for number in range(plan[line + T_CELLS]):
+        source = word(sources, number)
+        said = float(word(sums, source)) if word(plan, cell) == OF_RING else word(counts, word(empties, source))
+        put(out, at + word(plan, cell + 4), said)
+        cell += CELL_LINE
+
+
+@released
+def _sources(plan: Array, tally: int) -> Array:
+    """For each cell the sum (a ring's column, counted over all rings) or the sketch that it tells."""
+    line = plan[TALLY_AT] + tally * TALLY_LINE
+    sources = np.empty(plan[line + T_CELLS], np.int64)
     for number in range(plan[line + T_CELLS]):
         cell = plan[line + T_CELL_AT] + number * CELL_LINE
-        if plan[cell] == OF_SKETCH:
-            out[plan[cell + 4]] = counts[empties[plan[cell + 1]]]
-        else:
-            before = 0
+        sources[number] = plan[cell + 1]
+        if plan[cell] == OF_RING:
+            sources[number] = plan[cell + 2]
             for ring in range(plan[cell + 1]):
-                before += plan[plan[line + T_RING_AT] + ring * RING_LINE + 3]
-            out[plan[cell + 4]] = float(sums[before + plan[cell + 2]])
+                sources[number] += plan[plan[line + T_RING_AT] + ring * RING_LINE + 3]
+    return sources
 
 
 @released
@@ -445,6 +462,7 @@ def tell_on(
     empties, counts = np.empty(plan[line + T_SKETCHES], np.int64), np.empty(BUCKETS + 1)
     for empty in range(BUCKETS + 1):
         counts[empty] = _estimated(empty)
+    sources, flat, told = _sources(plan, tally), facts.ravel(), out.ravel()
     used = 0
     for entity in range(entities.size):
         unpack(plan, tally, before, spans[entity, 0], spans[entity, 1], state)
@@ -452,9 +470,10 @@ def tell_on(
         row, last = row_begins[entity], row_begins[entity + 1]
         for read_ in range(read_begins[entity], read_begins[entity + 1]):
             while row < last and row_at[row] <= read_at[read_]:
-                _give_on(plan, tally, state, facts[rows[row]], ends, sums, empties)
+                _give_on(plan, tally, state, flat, rows[row] * facts.shape[1], ends, sums, empties)
                 row += 1
-            _tell_on(plan, tally, state, now[reads[read_]], ends, sums, empties, counts, out[reads[read_]])
+            read = reads[read_]
+            _tell_on(plan, tally, state, now[read], ends, sums, empties, counts, sources, told, read * out.shape[1])
         while row < last:
             give(plan, tally, state, facts[rows[row]])
             row += 1
