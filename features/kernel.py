@@ -669,7 +669,7 @@ HEADS = 4  # how many segments, how many words are used, the transaction at whic
 NOBODY, EMPTY = -1, -2
 
 
-@released
+@inlined
 def _segment_at(table: Array, segments: Array, token: int, log: int) -> int:
     """The place in the table of an entity's segment, or of where it would be."""
     place = (token ^ (token >> 31) ^ (log * 0x9E3779B1)) & (table.size - 1)
@@ -689,7 +689,7 @@ def _row_of(flat: Array, segment: Array, width: int, identity: int, recognised: 
     return -1
 
 
-@released
+@inlined
 def _append(plan: Array, line: int, flat: Array, segment: Array, facts: Array, kind: int, identity: int) -> None:
     """Writes one row behind a log's others: its columns, the newest event time so far, its identity."""
     columns = plan[line + L_COLUMNS]

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from features.kernel import put, released, word
+from features.kernel import inlined, put, released, word
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -84,14 +84,14 @@ def by_position(order: Array, begin: int, end: int, positions: Array) -> None:
         order[j] = number
 
 
-@released
+@inlined
 def _just_under(amount: int, least: int) -> bool:
     while least <= amount:
         least *= 10
     return amount >= least - least // 10
 
 
-@released
+@inlined
 def _mark(plan: Array, line: int, frame: Array, room: int, rows: int, bits: Array) -> None:
     """Sets, for each row, the bits of the conditions that it meets."""
     bits[:rows] = 0
@@ -112,7 +112,7 @@ def _mark(plan: Array, line: int, frame: Array, room: int, rows: int, bits: Arra
                 put(bits, i, word(bits, i) | (bit if _just_under(word(frame, column + i), value) else 0))
 
 
-@released
+@inlined
 def _kept(bits: Array, rows: int, need: int, heads: Array, kept: Array) -> int:
     """The rows that have the bits needed, and at `heads[i]` how many of them come before row i; how many in all."""
     count = 0
@@ -124,7 +124,7 @@ def _kept(bits: Array, rows: int, need: int, heads: Array, kept: Array) -> int:
     return count
 
 
-@released
+@inlined
 def _before(values: Array, at: int, count: int, into: int, table: Array) -> None:
     """For each value the place at which it came before, -1 if it never did; NEVER for 0, which is no value."""
     alike = True
@@ -151,7 +151,7 @@ def _before(values: Array, at: int, count: int, into: int, table: Array) -> None
         table[slot] = k
 
 
-@released
+@inlined
 def _array(what: int, column: int, at: int, frame: Array, kept: Array, count: int, arrays: Array, stride: int, table: Array) -> None:
     """What the cells need of the kept rows' column: see the names of `what`. VALUE of the same column stands one array before BEFORE."""
     if what == VALUE:
@@ -182,7 +182,7 @@ def _array(what: int, column: int, at: int, frame: Array, kept: Array, count: in
             put(arrays, at + k, word(frame, column + word(kept, k)) // DAY % 7)
 
 
-@released
+@inlined
 def _spread(n: int, i: int, j: int, at: int, arrays: Array, stride: int) -> float:
     high, low = arrays[at + j] - arrays[at + i], arrays[at + stride + j] - arrays[at + stride + i]
     hh, hl = arrays[at + 2 * stride + j] - arrays[at + 2 * stride + i], arrays[at + 3 * stride + j] - arrays[at + 3 * stride + i]
@@ -193,7 +193,7 @@ def _spread(n: int, i: int, j: int, at: int, arrays: Array, stride: int) -> floa
     return math.sqrt(max(squares, 0.0)) / n
 
 
-@released
+@inlined
 def _eastward(own: int, at: int, i: int, j: int, arrays: Array) -> int:
     total = 0
     for k in range(i, j):
@@ -201,7 +201,7 @@ def _eastward(own: int, at: int, i: int, j: int, arrays: Array) -> int:
     return total
 
 
-@released
+@inlined
 def _equal(arrays: Array, at: int, i: int, j: int, own: int) -> int:
     n = 0
     for k in range(at + i, at + j):
@@ -209,7 +209,7 @@ def _equal(arrays: Array, at: int, i: int, j: int, own: int) -> int:
     return n
 
 
-@released
+@inlined
 def _both_equal(arrays: Array, at: int, other: int, i: int, j: int, own: int, own2: int) -> int:
     n = 0
     for k in range(i, j):
@@ -217,7 +217,7 @@ def _both_equal(arrays: Array, at: int, other: int, i: int, j: int, own: int, ow
     return n
 
 
-@released
+@inlined
 def _less(arrays: Array, at: int, i: int, j: int, own: int) -> int:
     n = 0
     for k in range(at + i, at + j):
@@ -225,7 +225,7 @@ def _less(arrays: Array, at: int, i: int, j: int, own: int) -> int:
     return n
 
 
-@released
+@inlined
 def _near(arrays: Array, at: int, i: int, j: int, own: int, width: int) -> int:
     n = 0
     for k in range(at + i, at + j):
@@ -234,7 +234,7 @@ def _near(arrays: Array, at: int, i: int, j: int, own: int, width: int) -> int:
     return n
 
 
-@released
+@inlined
 def _first_equal(arrays: Array, at: int, i: int, j: int, own: int) -> int:
     for k in range(i, j):
         if word(arrays, at + k) == own:
@@ -242,7 +242,7 @@ def _first_equal(arrays: Array, at: int, i: int, j: int, own: int) -> int:
     return -1
 
 
-@released
+@inlined
 def _cell(
     plan: Array,
     cell: int,
@@ -337,7 +337,7 @@ def _cell(
             put(cells, word(base, e) + out, math.nan if it == 0 and parameter != 0 else float(n))
 
 
-@released
+@inlined
 def _ranges(
     plan: Array, line: int, frame: Array, rows: int, begin: int, events: int, now: Array, seen: Array, known: Array, most: int, edges: Array
 ) -> None:
@@ -368,7 +368,7 @@ def _ranges(
             edges[firsts + e] = min(max(head, seen[begin + e]), edges[lasts + e])
 
 
-@released
+@inlined
 def _answer(
     plan: Array,
     line: int,
@@ -418,7 +418,7 @@ def _answer(
                 _cell(plan, plan[view + 2] + cell * CELL_LINE, frame, room, kept, count, arrays, first, last, own, most, base, events, cells)
 
 
-@released
+@inlined
 def _laid(flat: Array, at: int, columns: int, frame: Array, room: int, rows: int) -> int:
     """Puts a row behind the others, or where its time belongs; its place."""
     place, time = rows, word(flat, at)

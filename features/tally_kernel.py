@@ -36,7 +36,7 @@ _AT, _WORD = 1, (1 << 32) - 1
 _SLICE = (1 << 24) - 1
 
 
-@compiled
+@inlined
 def _bits(plan: Array, line: int, facts: Array, row: int) -> int:
     """The conditions that a row meets, one bit each. The row begins at `facts[row]`."""
     bits = 0
@@ -53,7 +53,7 @@ def _bits(plan: Array, line: int, facts: Array, row: int) -> int:
     return bits
 
 
-@compiled
+@inlined
 def _slot(state: Array, at: int, slots: int, columns: int, slice_: int) -> int:
     """Where a slice is kept, emptied if another was there; -1 if it is too old. `state[at]` is the newest slice, then the slices."""
     newest = state[at]
@@ -68,7 +68,7 @@ def _slot(state: Array, at: int, slots: int, columns: int, slice_: int) -> int:
     return slot
 
 
-@compiled
+@inlined
 def _bucket(value: int) -> int:
     """The bucket of a 32-bit hash: a multiplicative mix, so that hashes that were cut elsewhere still spread."""
     return int(((value * 0x9E3779B1) & _WORD) >> 24)
