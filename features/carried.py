@@ -205,15 +205,13 @@ class _Tally:
         self.spans, self.content, self.live = np.zeros((0, 2), np.int64), np.zeros(_TAIL, np.uint8), 0
 
     def tell(self, words: Array, number: int, given: tuple[Array, _Rows], reads: tuple[Array, Array, Array], out: Array) -> None:
-        """Gives rows (tokens, and the rows) and answers reads (tokens, numbers of arrival, moments) into `out`."""
+        """Gives rows (tokens, and the rows in the order in which they are seen) and answers reads (tokens, numbers, moments) into `out`."""
         (owners, rows), (tokens, read_at, now) = given, reads
-        gives, asks = np.flatnonzero(owners), np.flatnonzero(tokens)
-        touched, code = np.unique(np.concatenate((owners[gives], tokens[asks])), return_inverse=True)
-        give_order = np.lexsort((rows.seen_from[gives], code[: len(gives)]))
-        ask_order = np.argsort(code[len(gives) :], kind="stable")
-        edges = np.arange(len(touched) + 1)
-        give_codes, ask_codes = code[: len(gives)][give_order], code[len(gives) :][ask_order]
-        gives, asks = gives[give_order], asks[ask_order]
+        codes = np.empty(len(owners) + len(tokens), np.int64)
+        touched = tally_kernel.coded(np.concatenate((owners, tokens)), codes)
+        give_begins, ask_begins = np.empty((2, len(touched) + 1), np.int64)
+        gives = tally_kernel.by_code(codes[: len(owners)], len(touched), give_begins)
+        asks = tally_kernel.by_code(codes[len(owners) :], len(touched), ask_begins)
         known = self._placed(touched)
         after, spans = np.empty(len(touched) * self.layout.bytes_max, np.uint8), np.empty((len(touched), 2), np.int64)
         used = tally_kernel.tell_on(
@@ -221,10 +219,10 @@ class _Tally:
             number,
             touched,
             gives,
-            np.searchsorted(give_codes, edges),
+            give_begins,
             rows.seen_from[gives],
             asks,
-            np.searchsorted(ask_codes, edges),
+            ask_begins,
             read_at[asks],
             now,
             rows.rows,
@@ -234,7 +232,7 @@ class _Tally:
             after,
             spans,
         )
-        np.maximum.at(self.newest, known[give_codes], rows.rows[gives, AT_MS])
+        np.maximum.at(self.newest, known[codes[: len(owners)][gives]], rows.rows[gives, AT_MS])
         self._put(known, spans, after[:used])
 
     def _placed(self, touched: Array) -> Array:
@@ -381,7 +379,11 @@ class Tallies:
         clock = np.maximum(np.maximum.accumulate(lot.facts[:, AT_MS]), self._clock)
         first = np.flatnonzero(firsts == np.arange(number, number + n))
         labels, label_tokens = self._learned(lot, first, clock, number)
-        rows = _all(_payments(lot, first, number), labels)
+        told = _payments(lot, first, number)
+        rows = _all(told, labels)
+        order = np.argsort(rows.seen_from, kind="stable")
+        rows = _Rows(*(column[order] for column in rows))
+        payments, of_label = order < len(told.rows), order - len(told.rows)
         reads = np.full(n, number)
         reads += np.arange(n)
         is_first = np.zeros(n, np.bool_)
@@ -389,7 +391,8 @@ class Tallies:
         for place, tally in enumerate(self._tallies):
             tokens, kind = lot.tokens(tally.layout.kind), tally.layout.kind
             taught = label_tokens[:, LABELLED.index(kind)] if kind in LABELLED else np.zeros(len(labels.rows), np.int64)
-            owners = np.concatenate((tokens[rows.of[: len(rows.rows) - len(taught)]], taught))
+            owners = np.where(payments, tokens[rows.of], 0)
+            owners[~payments] = taught[of_label[~payments]]
             tally.tell(self._words, place, (owners, rows), (np.where(is_first, tokens, 0), reads, lot.facts[:, AT_MS]), out)
         self._clock = int(clock[-1])
         return out

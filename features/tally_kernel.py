@@ -492,3 +492,51 @@ def gather(before: Array, spans: Array, into: Array) -> None:
         into[used : used + end - begin] = before[begin:end]
         spans[number, 0], spans[number, 1] = used, used + end - begin
         used += end - begin
+
+
+@released
+def coded(tokens: Array, codes: Array) -> Array:
+    """The different tokens, other than 0, in order; `codes` gets the place of each among them, -1 for 0."""
+    slots = 16
+    while slots < 2 * tokens.size:
+        slots *= 2
+    table, found, count = np.zeros(slots, np.int64), np.empty(tokens.size, np.int64), 0
+    for number in range(tokens.size):
+        token = tokens[number]
+        codes[number] = -1
+        if token == 0:
+            continue
+        slot = (token ^ (token >> 29)) & (slots - 1)
+        while table[slot] != 0 and found[table[slot] - 1] != token:
+            slot = (slot + 1) & (slots - 1)
+        if table[slot] == 0:
+            found[count] = token
+            count += 1
+            table[slot] = count
+        codes[number] = table[slot] - 1
+    order = np.argsort(found[:count])
+    rank = np.empty(count, np.int64)
+    for place in range(count):
+        rank[order[place]] = place
+    for number in range(tokens.size):
+        if codes[number] >= 0:
+            codes[number] = rank[codes[number]]
+    return found[:count][order]
+
+
+@released
+def by_code(codes: Array, count: int, begins: Array) -> Array:
+    """The places of each code, one code after the other, as they come; those of code c are from `begins[c]` to `begins[c + 1]`."""
+    begins[:] = 0
+    for number in range(codes.size):
+        if codes[number] >= 0:
+            begins[codes[number] + 1] += 1
+    for code in range(count):
+        begins[code + 1] += begins[code]
+    at, order = begins[:count].copy(), np.empty(begins[count], np.int64)
+    for number in range(codes.size):
+        code = codes[number]
+        if code >= 0:
+            order[at[code]] = number
+            at[code] += 1
+    return order
