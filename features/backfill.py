@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from features import kernel
 from features.carried import Labels, Logs, Lot, Repeats, State, Tallies, derived_identities, named, under
 from features.catalogue import Catalogue
 from features.columns import TransactionColumns
 from features.fact import AT_MS, DECLINED
+from features.swept import Own, Swept
 
 Array = np.ndarray[Any, np.dtype[Any]]
 EPOCH = 65_536
@@ -47,7 +46,7 @@ class Backfill:
     """
 
     def __init__(self, catalogue: Catalogue, epoch: int = EPOCH, threads: int = 1) -> None:
-        self.catalogue, self._epoch, self._threads = catalogue, epoch, threads
+        self.catalogue, self._epoch, self._swept = catalogue, epoch, Swept(catalogue, threads)
         self._logs, self._tallies, self._labels = Logs(catalogue), Tallies(catalogue), Labels(catalogue)
         self._repeats = Repeats(len(catalogue.tally_plan.folds), epoch)
         self._number, self._forget_ms = 0, -1
@@ -58,17 +57,18 @@ class Backfill:
         """How many rows of logs are carried."""
         return self._logs.rows
 
-    def vectors(self, columns: TransactionColumns, declined: Array | None = None) -> Array:
+    def vectors(self, columns: TransactionColumns, declined: Array | None = None, into: Array | None = None) -> Array:
         """float64[asked, features]: the vector of each transaction that asks for one, in the catalogue's order, NaN is missing.
 
         The past of a transaction is what came before its own first occurrence; in a log that it only looks into, what came there before
         itself. `declined` (bool[n]) says which were declined or blocked: the row of that fact follows the transaction at once, as if
-        nothing had come between.
+        nothing had come between. `into`: an array of at least so many rows, of which the vectors take the first; who needs them for a
+        moment alone gives the same again, because memory that was never touched is slow. None: a new one.
         """
         refused = np.zeros(columns.n, np.bool_) if declined is None else np.ascontiguousarray(declined, np.bool_)
         columns, refused = self._labels.among(columns, refused)
         asked = np.concatenate(([0], np.cumsum(columns.asks)))
-        out = np.empty((int(asked[-1]), len(self.catalogue.rows)))
+        out = np.empty((int(asked[-1]), len(self.catalogue.rows))) if into is None else into[: asked[-1]]
         begin = 0
         while begin < columns.n:
             end = min(columns.n, begin + self._epoch - self._number % self._epoch)
@@ -82,16 +82,9 @@ class Backfill:
         identities = np.ascontiguousarray(facts[:, 0])
         lot = Lot(columns, facts, declined, declined_identities(identities))
         found = self._logs.arrive(lot, self._forget_ms)
-        measures = np.hstack((columns.measure_matrix, self._told(lot, identities)))
-        walk = np.lexsort((found.positions[0], found.places[0])) if len(found.places) else np.arange(columns.n)
-        walk = walk[columns.asks[walk]]
-        outs, known = np.cumsum(columns.asks) - 1, known_columns(self.catalogue, columns)
-
-        def look(some: Array) -> None:
-            log = self._logs
-            kernel.look_on(self.catalogue.program, some, facts, measures, known, found.places, found.positions, log.segments, log.flat, outs, out)
-
-        self._each(look, np.array_split(walk, self._threads))
+        told = self._told(lot, identities)
+        own = Own(facts, columns.measure_matrix, told, known_columns(self.catalogue, columns), columns.asks)
+        self._swept.vectors(own, found, self._logs, out)
         self._logs.rest(found, self._forget_ms)
         self._end(facts[:, AT_MS])
 
@@ -103,15 +96,6 @@ class Backfill:
         told = self._tallies.arrive(lot, firsts, self._number)
         self._repeats.answer(identities, firsts, self._number, told)
         return told
-
-    def _each(self, work: Callable[[Array], None], parts: Iterable[Array]) -> None:
-        """Does it for each part, each in a thread of its own: what is compiled runs beside the others."""
-        if self._threads == 1:
-            for part in parts:
-                work(part)
-            return
-        with ThreadPoolExecutor(self._threads) as pool:
-            list(pool.map(work, parts))
 
     def _end(self, at_ms: Array) -> None:
         """Counts the arrivals, and at the end of an epoch forgets."""

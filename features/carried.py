@@ -18,6 +18,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 State = dict[str, Array]
 RECOGNISED = 1024
 """How many rows back a log recognises a transaction that comes again: more than a log shows, so that no history in sight has it twice."""
+SPREAD_OUT = 3
+"""How many times the words that logs need they may take, before they are brought together."""
 _TAIL = 8
 
 
@@ -55,7 +57,11 @@ class Logs:
         self.heads = np.zeros(kernel.HEADS, np.int64)
         self._table = np.zeros(4096, np.int64)
         self.flat = np.empty(1 << 16, np.int64)
-        self._used_after = 1 << 16
+
+    @property
+    def count(self) -> int:
+        """How many segments there are."""
+        return int(self.heads[kernel.H_SEGMENTS])
 
     @property
     def rows(self) -> int:
@@ -80,12 +86,18 @@ class Logs:
         spare, nothing = Found(*np.zeros((2, 1, len(lot.facts)), np.int64)), np.zeros(0, np.int64)
         places, positions = (each[own[0]] for each in found) if own else (each[0] for each in spare)
         looked, looked_at = (each[looks[0][0]] for each in found) if looks else (nothing, nothing)
+        tokens = lot.tokens(name)
         self.heads[kernel.H_NEXT] = 0
-        while not kernel.arrive(
+        while not kernel.placed(kind, tokens, self._table, self.segments, self.heads, places):
+            self._make_segments()
+        wanted = np.zeros(self.count, np.int64)
+        while not kernel.room_for(places, lot.declined, int(self._widths[kind]), self.segments, self.heads, self.flat, wanted):
+            self._make_room()
+        kernel.arrive(
             self._catalogue.program,
             own[0] if own else looks[0][0],
             kind,
-            lot.tokens(name),
+            tokens,
             lot.tokens(looks[0][1].name) if looks else nothing,
             lot.facts,
             lot.declined,
@@ -95,31 +107,31 @@ class Logs:
             RECOGNISED,
             self._table,
             self.segments,
-            self.heads,
             self.flat,
             places,
             positions,
             looked,
             looked_at,
-        ):
-            self._widen()
+        )
 
-    def _widen(self) -> None:
-        """Makes room, of whatever there is little."""
-        count, used, asked = (int(self.heads[place]) for place in (kernel.H_SEGMENTS, kernel.H_USED, kernel.H_ASKED))
-        if 2 * count >= self.segments.shape[0]:
+    def _make_segments(self) -> None:
+        """Makes room for segments."""
+        if 2 * self.count >= self.segments.shape[0]:
             self.segments = np.concatenate((self.segments, np.zeros_like(self.segments)))
-        if 4 * count >= len(self._table):
+        if 4 * self.count >= len(self._table):
             self._table = np.zeros(4 * len(self._table), np.int64)
-            kernel.indexed(self.segments, count, self._table)
-        if used + asked > len(self.flat):
-            self.flat = np.concatenate((self.flat[:used], np.empty(len(self.flat) + asked, np.int64)))
+            kernel.indexed(self.segments, self.count, self._table)
+
+    def _make_room(self) -> None:
+        """Makes room for rows."""
+        used, asked = int(self.heads[kernel.H_USED]), int(self.heads[kernel.H_ASKED])
+        self.flat.resize(max(len(self.flat) + len(self.flat) // 4, used + asked), refcheck=False)  # grows where it lies, if it can
 
     def rest(self, found: Found, forget_ms: int) -> None:
         """Drops rows that nobody can see any more from the logs that were found, and forgotten logs when they are many."""
         for places in found.places:
             kernel.trim(self._catalogue.program, self._widths, self.segments, places, RECOGNISED, self.flat)
-        if self.heads[kernel.H_USED] > 2 * self._used_after:
+        if self.heads[kernel.H_USED] > SPREAD_OUT * max(kernel.live(self.segments, self.count, self._widths, forget_ms), 1 << 16):
             self.tidy(forget_ms)
 
     def tidy(self, forget_ms: int) -> None:
@@ -128,7 +140,7 @@ class Logs:
         words = kernel.live(self.segments, count, self._widths, forget_ms)
         flat, segments, table = np.empty(words + words // 2 + (1 << 16), np.int64), np.zeros_like(self.segments), np.zeros_like(self._table)
         kernel.compact(self.segments, self.heads, self._widths, forget_ms, self.flat, table, segments, flat)
-        self.flat, self.segments, self._table, self._used_after = flat, segments, table, max(words, 1 << 16)
+        self.flat, self.segments, self._table = flat, segments, table
 
     def state(self) -> State:
         """All that another needs to go on."""
@@ -138,7 +150,6 @@ class Logs:
         """Goes on where another was."""
         self.segments, self.flat = state["segments"].copy(), state["flat"].copy()
         self.heads[:2] = len(self.segments), len(self.flat)
-        self._used_after = max(len(self.flat), 1 << 16)
         self._table = np.zeros(1 << max(12, (4 * len(self.segments)).bit_length()), np.int64)
         kernel.indexed(self.segments, len(self.segments), self._table)
         self.segments = np.concatenate((self.segments, np.zeros((1024, kernel.SEGMENT), np.int64)))
@@ -194,15 +205,13 @@ class _Tally:
         self.spans, self.content, self.live = np.zeros((0, 2), np.int64), np.zeros(_TAIL, np.uint8), 0
 
     def tell(self, words: Array, number: int, given: tuple[Array, _Rows], reads: tuple[Array, Array, Array], out: Array) -> None:
-        """Gives rows (tokens, and the rows) and answers reads (tokens, numbers of arrival, moments) into `out`."""
+        """Gives rows (tokens, and the rows in the order in which they are seen) and answers reads (tokens, numbers, moments) into `out`."""
         (owners, rows), (tokens, read_at, now) = given, reads
-        gives, asks = np.flatnonzero(owners), np.flatnonzero(tokens)
-        touched, code = np.unique(np.concatenate((owners[gives], tokens[asks])), return_inverse=True)
-        give_order = np.lexsort((rows.seen_from[gives], code[: len(gives)]))
-        ask_order = np.argsort(code[len(gives) :], kind="stable")
-        edges = np.arange(len(touched) + 1)
-        give_codes, ask_codes = code[: len(gives)][give_order], code[len(gives) :][ask_order]
-        gives, asks = gives[give_order], asks[ask_order]
+        codes = np.empty(len(owners) + len(tokens), np.int64)
+        touched = tally_kernel.coded(np.concatenate((owners, tokens)), codes)
+        give_begins, ask_begins = np.empty((2, len(touched) + 1), np.int64)
+        gives = tally_kernel.by_code(codes[: len(owners)], len(touched), give_begins)
+        asks = tally_kernel.by_code(codes[len(owners) :], len(touched), ask_begins)
         known = self._placed(touched)
         after, spans = np.empty(len(touched) * self.layout.bytes_max, np.uint8), np.empty((len(touched), 2), np.int64)
         used = tally_kernel.tell_on(
@@ -210,10 +219,10 @@ class _Tally:
             number,
             touched,
             gives,
-            np.searchsorted(give_codes, edges),
+            give_begins,
             rows.seen_from[gives],
             asks,
-            np.searchsorted(ask_codes, edges),
+            ask_begins,
             read_at[asks],
             now,
             rows.rows,
@@ -223,7 +232,7 @@ class _Tally:
             after,
             spans,
         )
-        np.maximum.at(self.newest, known[give_codes], rows.rows[gives, AT_MS])
+        np.maximum.at(self.newest, known[codes[: len(owners)][gives]], rows.rows[gives, AT_MS])
         self._put(known, spans, after[:used])
 
     def _placed(self, touched: Array) -> Array:
@@ -370,7 +379,11 @@ class Tallies:
         clock = np.maximum(np.maximum.accumulate(lot.facts[:, AT_MS]), self._clock)
         first = np.flatnonzero(firsts == np.arange(number, number + n))
         labels, label_tokens = self._learned(lot, first, clock, number)
-        rows = _all(_payments(lot, first, number), labels)
+        told = _payments(lot, first, number)
+        rows = _all(told, labels)
+        order = np.argsort(rows.seen_from, kind="stable")
+        rows = _Rows(*(column[order] for column in rows))
+        payments, of_label = order < len(told.rows), order - len(told.rows)
         reads = np.full(n, number)
         reads += np.arange(n)
         is_first = np.zeros(n, np.bool_)
@@ -378,7 +391,8 @@ class Tallies:
         for place, tally in enumerate(self._tallies):
             tokens, kind = lot.tokens(tally.layout.kind), tally.layout.kind
             taught = label_tokens[:, LABELLED.index(kind)] if kind in LABELLED else np.zeros(len(labels.rows), np.int64)
-            owners = np.concatenate((tokens[rows.of[: len(rows.rows) - len(taught)]], taught))
+            owners = np.where(payments, tokens[rows.of], 0)
+            owners[~payments] = taught[of_label[~payments]]
             tally.tell(self._words, place, (owners, rows), (np.where(is_first, tokens, 0), reads, lot.facts[:, AT_MS]), out)
         self._clock = int(clock[-1])
         return out

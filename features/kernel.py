@@ -49,6 +49,8 @@ SPREAD_MAX = 1 << 40
 DEGREE = 91
 AROUND = 360 * DEGREE
 EARTH_KM = 6371.0088
+LANES = 16
+"""Transactions whose vectors a backfill ends side by side."""
 HEADER_NEWEST_AT, HEADER_COUNT_AT, HEADER_MASK = 8, 14, (1 << 48) - 1
 
 
@@ -60,6 +62,11 @@ def compiled(function: F) -> F:
 def released(function: F) -> F:
     """As `compiled`; runs beside other threads, for work on many transactions at once."""
     return cast(F, numba.njit(cache=True, nogil=True)(function))
+
+
+def inlined(function: F) -> F:
+    """As `released`; becomes a part of what calls it, for what is called for every transaction: handing arrays over costs more than a sum."""
+    return cast(F, numba.njit(cache=True, nogil=True, forceinline=True)(function))
 
 
 def _load64(typing_context: Any, buffer: Any, offset: Any) -> Any:
@@ -77,16 +84,28 @@ def _load64(typing_context: Any, buffer: Any, offset: Any) -> Any:
 
 
 def _word(typing_context: Any, array: Any, index: Any) -> Any:
-    """`array[index]` of an int64 array, for an index that is known to be inside: no test for negative ones, so that loops become vectors."""
+    """`array[index]`, for an index that is known to be inside: no test for negative ones, so that loops become vectors."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         words = context.make_array(signature.args[0])(context, builder, args[0])
         return builder.load(builder.gep(words.data, [args[1]]))
 
-    return types.int64(array, types.int64), generate
+    return array.dtype(array, types.int64), generate
 
 
-word: Callable[[Array, int], int] = cast(Any, intrinsic(_word))
+def _put(typing_context: Any, array: Any, index: Any, value: Any) -> Any:
+    """`array[index] = value`, for an index that is known to be inside, as `word` reads it."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        words = context.make_array(signature.args[0])(context, builder, args[0])
+        builder.store(args[2], builder.gep(words.data, [args[1]]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, array.dtype), generate
+
+
+word: Callable[[Array, int], Any] = cast(Any, intrinsic(_word))
+put: Callable[[Array, int, Any], None] = cast(Any, intrinsic(_put))
 load64: Callable[[Array, int], int] = cast(Any, intrinsic(_load64))
 
 
@@ -141,10 +160,12 @@ def place_of(buffer: Array, size: int, own: int) -> tuple[int, int]:
 
 
 @compiled
-def visible_from(flat: Array, at: int, newest: int, position: int, trimmed: int, trimmed_newest: int, cap: int, chunk: int, keep_ms: int) -> int:
+def visible_from(
+    flat: Array, at: int, newest: int, stride: int, position: int, trimmed: int, trimmed_newest: int, cap: int, chunk: int, keep_ms: int
+) -> int:
     """The first row, counted from the log's beginning, that a transaction at `position` may see: a function of the rows alone.
 
-    `flat[at + i]` is the event time of row `trimmed + i` and `flat[newest + i]` the newest up to it.
+    `flat[at + i * stride]` is the event time of row `trimmed + i` and `flat[newest + i * stride]` the newest up to it.
     Full chunks beyond the cap are gone, and then the rows that are too old, judged when the last chunk was filled.
     """
     capped = chunk * ((position - cap) // chunk) if position > cap else 0
@@ -152,8 +173,8 @@ def visible_from(flat: Array, at: int, newest: int, position: int, trimmed: int,
     first = max(capped, trimmed)
     if judged == 0:
         return first
-    known = flat[newest + judged - 1 - trimmed] if judged > trimmed else trimmed_newest
-    while first < judged and flat[at + first - trimmed] <= known - keep_ms:
+    known = flat[newest + (judged - 1 - trimmed) * stride] if judged > trimmed else trimmed_newest
+    while first < judged and flat[at + (first - trimmed) * stride] <= known - keep_ms:
         first += 1
     return first
 
@@ -595,7 +616,7 @@ def _read_log(plan: Array, log: int, buffer: Array, start: int, length: int, fac
         newest = max(newest, flat[AT_MS_COLUMN * count + i])
         flat[columns * count + i] = newest
     position: int = found[0] + count
-    first = visible_from(flat, AT_MS_COLUMN * count, columns * count, position, found[0], found[1], plan[CAP], plan[CHUNK], plan[KEEP_MS])
+    first = visible_from(flat, AT_MS_COLUMN * count, columns * count, 1, position, found[0], found[1], plan[CAP], plan[CHUNK], plan[KEEP_MS])
     lo = first - found[0]
     _capped(plan, log, first, flat[columns * count + lo - 1] if lo > 0 else found[1], facts[AT_MS_FACT], registers)
     slots = 16
@@ -668,7 +689,7 @@ HEADS = 4  # how many segments, how many words are used, the transaction at whic
 NOBODY, EMPTY = -1, -2
 
 
-@released
+@inlined
 def _segment_at(table: Array, segments: Array, token: int, log: int) -> int:
     """The place in the table of an entity's segment, or of where it would be."""
     place = (token ^ (token >> 31) ^ (log * 0x9E3779B1)) & (table.size - 1)
@@ -678,37 +699,89 @@ def _segment_at(table: Array, segments: Array, token: int, log: int) -> int:
 
 
 @released
-def _row_of(flat: Array, segment: Array, column: int, identity: int, recognised: int) -> int:
+def _row_of(flat: Array, segment: Array, width: int, identity: int, recognised: int) -> int:
     """The position in a log of the row with this identity, if it is one of the last that are recognised; -1 if not."""
-    begin = segment[S_AT] + column * segment[S_ROOM]
+    last = segment[S_AT] + segment[S_ROWS] * width - 1
     for back in range(min(segment[S_ROWS], recognised)):
-        if word(flat, begin + segment[S_ROWS] - 1 - back) == identity:
+        if word(flat, last - back * width) == identity:
             position: int = segment[S_GONE] + segment[S_ROWS] - 1 - back
             return position
     return -1
 
 
-@released
+@inlined
 def _append(plan: Array, line: int, flat: Array, segment: Array, facts: Array, kind: int, identity: int) -> None:
     """Writes one row behind a log's others: its columns, the newest event time so far, its identity."""
-    columns, room = plan[line + L_COLUMNS], segment[S_ROOM]
-    at = segment[S_AT] + segment[S_ROWS]
+    columns = plan[line + L_COLUMNS]
+    at = segment[S_AT] + segment[S_ROWS] * (columns + 2)
     for column in range(columns):
-        flat[at + column * room] = facts[plan[plan[line + L_COLUMN_AT] + column * COLUMN_LINE + 3]]
-    flat[at + KIND_COLUMN * room] = kind
+        flat[at + column] = facts[plan[plan[line + L_COLUMN_AT] + column * COLUMN_LINE + 3]]
+    flat[at + KIND_COLUMN] = kind
     segment[S_NEWEST] = max(segment[S_NEWEST], facts[AT_MS_FACT])
-    flat[at + columns * room] = segment[S_NEWEST]
-    flat[at + (columns + 1) * room] = identity
+    flat[at + columns] = segment[S_NEWEST]
+    flat[at + columns + 1] = identity
     segment[S_ROWS] += 1
 
 
 @released
 def _moved(flat: Array, segment: Array, at: int, room: int, width: int) -> None:
     """Copies a segment's rows to where it has more (or less) room."""
-    for column in range(width):
-        begin = segment[S_AT] + column * segment[S_ROOM]
-        flat[at + column * room : at + column * room + segment[S_ROWS]] = flat[begin : begin + segment[S_ROWS]]
+    words = segment[S_ROWS] * width
+    flat[at : at + words] = flat[segment[S_AT] : segment[S_AT] + words]
     segment[S_AT], segment[S_ROOM] = at, room
+
+
+@released
+def placed(kind: int, tokens: Array, table: Array, segments: Array, heads: Array, places: Array) -> bool:
+    """`places`: the segment of each transaction's log of one kind, made where there was none (NOBODY: no such entity), from `heads[H_NEXT]` on.
+
+    False: there was no room for a segment, make some.
+    """
+    for number in range(heads[H_NEXT], tokens.size):
+        heads[H_NEXT], places[number] = number, NOBODY
+        if tokens[number] == 0:
+            continue
+        place = _segment_at(table, segments, tokens[number], kind)
+        if table[place] == 0:
+            if heads[H_SEGMENTS] == segments.shape[0] or 2 * heads[H_SEGMENTS] >= table.size:
+                return False
+            segments[heads[H_SEGMENTS]] = 0
+            segments[heads[H_SEGMENTS], S_TOKEN], segments[heads[H_SEGMENTS], S_LOG] = tokens[number], kind
+            heads[H_SEGMENTS] += 1
+            table[place] = heads[H_SEGMENTS]
+        places[number] = table[place] - 1
+    heads[H_NEXT] = tokens.size
+    return True
+
+
+@released
+def room_for(places: Array, declined: Array, width: int, segments: Array, heads: Array, flat: Array, wanted: Array) -> bool:
+    """Gives the segments of these transactions room for their rows, with some to spare. False: `heads[H_ASKED]` words are needed.
+
+    `wanted` is as long as there are segments, and zero; it is zero again if there was room.
+    """
+    heads[H_ASKED] = 0
+    for number in range(places.size):
+        if places[number] >= 0:
+            wanted[places[number]] += 2 if declined[number] else 1
+    for number in range(places.size):
+        place = places[number]
+        if place >= 0 and wanted[place] > 0:
+            rows = segments[place, S_ROWS] + wanted[place]
+            heads[H_ASKED] += (rows + rows // 4 + 2) * width if rows > segments[place, S_ROOM] else 0
+            wanted[place] = -wanted[place]
+    if heads[H_USED] + heads[H_ASKED] > flat.size:
+        wanted[:] = 0
+        return False
+    for number in range(places.size):
+        place = places[number]
+        if place >= 0 and wanted[place] < 0:
+            rows = segments[place, S_ROWS] - wanted[place]
+            wanted[place] = 0
+            if rows > segments[place, S_ROOM]:
+                _moved(flat, segments[place], heads[H_USED], rows + rows // 4 + 2, width)
+                heads[H_USED] += segments[place, S_ROOM] * width
+    return True
 
 
 @released
@@ -726,67 +799,47 @@ def arrive(
     recognised: int,
     table: Array,
     segments: Array,
-    heads: Array,
     flat: Array,
     places: Array,
     positions: Array,
     looked: Array,
     looked_positions: Array,
-) -> bool:
-    """Appends transactions, in arrival order, to the logs of one kind, each once, from `heads[H_NEXT]` on. False: there was no room, make some.
+) -> None:
+    """Appends transactions, in arrival order, to the logs of one kind, each once. They were `placed`, and there is `room_for` them.
 
-    `places` and `positions` get each transaction's segment (NOBODY: no such entity) and its position there, that of its first occurrence;
-    `looked` and `looked_positions` the same of the logs that it only looks into (`looks`, tokens; EMPTY: nothing is there). A log whose newest
-    row is not after `forget` begins anew.
+    `positions` gets each transaction's position in its segment, that of its first occurrence; `looked` and `looked_positions` segment and
+    position of the logs that it only looks into (`looks`, tokens; EMPTY: nothing is there). A log whose newest row is not after `forget`
+    begins anew.
     """
     line = plan[LOG_AT] + log * LOG_LINE
     width = plan[line + L_COLUMNS] + 2
-    for number in range(heads[H_NEXT], tokens.size):
-        heads[H_NEXT] = number
+    for number in range(tokens.size):
         token = tokens[number]
         if looks.size > 0:
             looked[number] = NOBODY
             if looks[number] != 0 and looks[number] != token:
                 found = table[_segment_at(table, segments, looks[number], kind)] - 1
-                if found < 0 or segments[found, S_NEWEST] <= forget:
+                rows = segments[found, S_GONE] + segments[found, S_ROWS] if found >= 0 else 0
+                if rows == 0 or segments[found, S_NEWEST] <= forget:
                     looked[number], looked_positions[number] = EMPTY, 0
                 else:
-                    looked[number], looked_positions[number] = found, segments[found, S_GONE] + segments[found, S_ROWS]
-        places[number] = NOBODY
-        if token == 0:
+                    looked[number], looked_positions[number] = found, rows
+        if places[number] == NOBODY:
             continue
-        place = _segment_at(table, segments, token, kind)
-        if table[place] == 0:
-            if heads[H_SEGMENTS] == segments.shape[0] or 2 * heads[H_SEGMENTS] >= table.size:
-                return False
-            segments[heads[H_SEGMENTS]] = 0
-            segments[heads[H_SEGMENTS], S_TOKEN], segments[heads[H_SEGMENTS], S_LOG] = token, kind
-            heads[H_SEGMENTS] += 1
-            table[place] = heads[H_SEGMENTS]
-        found = table[place] - 1
-        segment = segments[found]
-        if segment[S_ROWS] + 2 > segment[S_ROOM]:
-            room = max(4, 2 * segment[S_ROOM])
-            heads[H_ASKED] = room * width
-            if heads[H_USED] + room * width > flat.size:
-                return False
-            _moved(flat, segment, heads[H_USED], room, width)
-            heads[H_USED] += room * width
+        segment = segments[places[number]]
         if segment[S_NEWEST] <= forget:
             segment[S_ROWS], segment[S_GONE], segment[S_GONE_NEWEST], segment[S_NEWEST] = 0, 0, 0, 0
         own = facts[number]
         late = segment[S_ROWS] > 0 and own[AT_MS_FACT] <= segment[S_NEWEST]
-        position = _row_of(flat, segment, width - 1, own[0], recognised) if late else -1
+        position = _row_of(flat, segment, width, own[0], recognised) if late else -1
         if position < 0:
             position = segment[S_GONE] + segment[S_ROWS]
             _append(plan, line, flat, segment, own, own[KIND_FACT], own[0])
-        if declined[number] and (not late or _row_of(flat, segment, width - 1, declined_identities[number], recognised) < 0):
+        if declined[number] and (not late or _row_of(flat, segment, width, declined_identities[number], recognised) < 0):
             _append(plan, line, flat, segment, own, declined_kind, declined_identities[number])
-        places[number], positions[number] = found, position
+        positions[number] = position
         if looks.size > 0 and looks[number] == token:
-            looked[number], looked_positions[number] = found, position
-    heads[H_NEXT] = tokens.size
-    return True
+            looked[number], looked_positions[number] = places[number], position
 
 
 @released
@@ -795,9 +848,8 @@ def _first_kept(plan: Array, flat: Array, segment: Array, columns: int, recognis
     position = segment[S_GONE] + segment[S_ROWS] - recognised
     if position <= segment[S_GONE]:
         return int(segment[S_GONE])
-    ats, newest = segment[S_AT] + AT_MS_COLUMN * segment[S_ROOM], segment[S_AT] + columns * segment[S_ROOM]
-    gone, gone_newest = segment[S_GONE], segment[S_GONE_NEWEST]
-    return int(visible_from(flat, ats, newest, position, gone, gone_newest, plan[CAP], plan[CHUNK], plan[KEEP_MS]))
+    at, gone, gone_newest = segment[S_AT], segment[S_GONE], segment[S_GONE_NEWEST]
+    return int(visible_from(flat, at, at + columns, columns + 2, position, gone, gone_newest, plan[CAP], plan[CHUNK], plan[KEEP_MS]))
 
 
 @released
@@ -811,13 +863,11 @@ def trim(plan: Array, widths: Array, segments: Array, places: Array, recognised:
         gone = _first_kept(plan, flat, segment, width - 2, recognised) - segment[S_GONE]
         if gone <= 0:
             continue
-        segment[S_GONE_NEWEST] = flat[segment[S_AT] + (width - 2) * segment[S_ROOM] + gone - 1]
+        segment[S_GONE_NEWEST] = flat[segment[S_AT] + gone * width - 2]
         segment[S_GONE] += gone
         segment[S_ROWS] -= gone
-        for column in range(width):
-            begin = segment[S_AT] + column * segment[S_ROOM]
-            for row in range(segment[S_ROWS]):
-                flat[begin + row] = flat[begin + row + gone]
+        for place_ in range(segment[S_AT], segment[S_AT] + segment[S_ROWS] * width):
+            flat[place_] = flat[place_ + gone * width]
 
 
 @released
@@ -839,9 +889,8 @@ def compact(segments: Array, heads: Array, widths: Array, forget: int, flat: Arr
             continue
         old, width = segments[number], widths[segments[number, S_LOG]]
         room = old[S_ROWS] + old[S_ROWS] // 4 + 2
-        for column in range(width):
-            begin = old[S_AT] + column * old[S_ROOM]
-            into[used + column * room : used + column * room + old[S_ROWS]] = flat[begin : begin + old[S_ROWS]]
+        words = old[S_ROWS] * width
+        into[used : used + words] = flat[old[S_AT] : old[S_AT] + words]
         fresh[count] = old
         fresh[count, S_AT], fresh[count, S_ROOM] = used, room
         table[_segment_at(table, fresh, old[S_TOKEN], old[S_LOG])] = count + 1
@@ -896,11 +945,256 @@ def look_on(
             gone_newest = segments[place, S_GONE_NEWEST]
             ats, newest = base + AT_MS_COLUMN * stride, base + plan[plan[LOG_AT] + log * LOG_LINE + L_COLUMNS] * stride
             position = positions[log, number]
-            start = visible_from(flat, ats, newest, position, gone, gone_newest, plan[CAP], plan[CHUNK], plan[KEEP_MS])
+            start = visible_from(flat, ats, newest, 1, position, gone, gone_newest, plan[CAP], plan[CHUNK], plan[KEEP_MS])
             before = start - gone - 1
             _capped(plan, log, start, flat[newest + before] if before >= 0 else gone_newest, own[AT_MS_FACT], registers)
             fold(plan, log, flat, base, stride, start - gone, position - gone, own, registers, bits, table, shared)
         _end(plan, registers, out[outs[number]])
+
+
+@released
+def first_seen(
+    plan: Array, log: int, order: Array, starts: Array, touched: Array, groups: int, positions: Array, segments: Array, flat: Array, firsts: Array
+) -> None:
+    """`firsts`: the first row that each transaction of these groups (`sweep_kernel.grouped`) may see in this log."""
+    columns = plan[plan[LOG_AT] + log * LOG_LINE + L_COLUMNS]
+    for group in range(groups):
+        segment = segments[touched[group]]
+        at, gone, gone_newest = segment[S_AT], segment[S_GONE], segment[S_GONE_NEWEST]
+        chunk, first = -1, 0
+        for i in range(starts[group], starts[group + 1]):
+            position = positions[order[i]]
+            if position // plan[CHUNK] != chunk:
+                chunk = position // plan[CHUNK]
+                first = visible_from(flat, at, at + columns, columns + 2, position, gone, gone_newest, plan[CAP], plan[CHUNK], plan[KEEP_MS])
+            firsts[order[i]] = first
+
+
+@released
+def _unrolled(plan: Array, log: int, segment: Array, first: int, position: int, flat: Array, scratch: Array, most: int) -> int:
+    """Lays the rows of a log from `first` to `position` out as `fold` reads them, the columns `most` apart; how many they are."""
+    columns = plan[plan[LOG_AT] + log * LOG_LINE + L_COLUMNS]
+    rows = position - first
+    for row in range(rows):
+        at = segment[S_AT] + (first - segment[S_GONE] + row) * (columns + 2)
+        for column in range(columns + 1):
+            scratch[column * most + row] = flat[at + column]
+    return int(rows)
+
+
+@released
+def _newest_gone(plan: Array, log: int, segment: Array, first: int, flat: Array) -> int:
+    """The newest event time among the rows before `first`."""
+    before, columns = first - segment[S_GONE] - 1, plan[plan[LOG_AT] + log * LOG_LINE + L_COLUMNS]
+    return int(flat[segment[S_AT] + before * (columns + 2) + columns] if before >= 0 else segment[S_GONE_NEWEST])
+
+
+@released
+def _folded(
+    plan: Array,
+    number: int,
+    places: Array,
+    positions: Array,
+    firsts: Array,
+    segments: Array,
+    flat: Array,
+    own: Array,
+    registers: Array,
+    bits: Array,
+    table: Array,
+    shared: Array,
+    scratch: Array,
+) -> None:
+    """The aggregates of a plan for one transaction, each log by itself."""
+    most = plan[CAP] + plan[CHUNK] + 1
+    _nothing_shared(plan, shared)
+    for log in range(plan[LOGS]):
+        place = places[log, number]
+        if place == NOBODY or plan[plan[LOG_AT] + log * LOG_LINE + L_CELLS] == 0:
+            continue
+        rows = 0
+        if place != EMPTY:
+            rows = _unrolled(plan, log, segments[place], firsts[log, number], positions[log, number], flat, scratch, most)
+        fold(plan, log, scratch, 0, most, 0, rows, own, registers, bits, table, shared)
+
+
+@inlined
+def _stepped(op: int, lanes: Array, to: int, a: int, b: int, c: int, d: int) -> None:
+    """One step for all lanes. The commonest operations have loops of their own, so that the choice falls away inside of them."""
+    if op == MINUS:
+        for i in range(LANES):
+            put(lanes, to + i, _calculated(MINUS, word(lanes, a + i), word(lanes, b + i), 0.0, 0.0))
+    elif op == OVER:
+        for i in range(LANES):
+            put(lanes, to + i, _calculated(OVER, word(lanes, a + i), word(lanes, b + i), 0.0, 0.0))
+    elif op == TIMES:
+        for i in range(LANES):
+            put(lanes, to + i, _calculated(TIMES, word(lanes, a + i), word(lanes, b + i), 0.0, 0.0))
+    elif op == LARGER:
+        for i in range(LANES):
+            put(lanes, to + i, _calculated(LARGER, word(lanes, a + i), word(lanes, b + i), 0.0, 0.0))
+    elif op == DIFFERS:
+        for i in range(LANES):
+            put(lanes, to + i, _calculated(DIFFERS, word(lanes, a + i), word(lanes, b + i), 0.0, 0.0))
+    elif op == IS_ZERO:
+        for i in range(LANES):
+            put(lanes, to + i, _calculated(IS_ZERO, word(lanes, a + i), 0.0, 0.0, 0.0))
+    elif op == IS_MISSING:
+        for i in range(LANES):
+            put(lanes, to + i, _calculated(IS_MISSING, word(lanes, a + i), 0.0, 0.0, 0.0))
+    elif op == PLUS:
+        for i in range(LANES):
+            put(lanes, to + i, _calculated(PLUS, word(lanes, a + i), word(lanes, b + i), 0.0, 0.0))
+    else:
+        for i in range(LANES):
+            put(lanes, to + i, _calculated(op, word(lanes, a + i), word(lanes, b + i), word(lanes, c + i), word(lanes, d + i)))
+
+
+@released
+def _ended(plan: Array, lanes: Array) -> None:
+    """The steps of all expressions, for all lanes."""
+    for number in range(plan[STEPS]):
+        step = plan[STEP_AT] + number * STEP_LINE
+        to, a, b = plan[step + 1] * LANES, plan[step + 2] * LANES, plan[step + 3] * LANES
+        _stepped(plan[step], lanes, to, a, b, plan[step + 4] * LANES, plan[step + 5] * LANES)
+
+
+@released
+def finish(
+    plan: Array,
+    rest: Array,
+    swept: Array,
+    cell_at: Array,
+    meetings: Array,
+    numbers: Array,
+    facts: Array,
+    measures: Array,
+    told: Array,
+    known: Array,
+    places: Array,
+    positions: Array,
+    firsts: Array,
+    segments: Array,
+    flat: Array,
+    slow: Array,
+    cells: Array,
+    outs: Array,
+    out: Array,
+) -> None:
+    """The vectors of these transactions, after the sweeps of their logs, into `out[outs[transaction]]`.
+
+    `swept` are the registers of the swept cells, log l's from `cell_at[l]` on; `rest` is the plan of those that are not swept, among them `meetings`
+    (log, register, swept cell of what is met, its number). Who is `slow` has none of the swept ones, and is folded.
+    """
+    most = plan[CAP] + plan[CHUNK] + 1
+    lanes, registers = np.empty(plan[REGISTERS] * LANES), np.empty(plan[REGISTERS])
+    lanes[:] = math.nan
+    for number in range(plan[CONSTANTS]):
+        line = plan[CONSTANT_AT] + number * CONSTANT_LINE
+        lanes[plan[line] * LANES : (plan[line] + 1) * LANES] = np.int64(plan[line + 1]).view(np.float64)
+    widest = 0
+    for log in range(plan[LOGS]):
+        widest = max(widest, plan[plan[LOG_AT] + log * LOG_LINE + L_COLUMNS] + 1)
+    bits, scratch, shared = np.empty(most, np.int64), np.empty(widest * most, np.int64), np.empty(plan[SHARED] * most, np.int64)
+    slots = 16
+    while slots < 2 * most:
+        slots *= 2
+    table = np.empty(slots, np.int64)
+    others = _has_others(rest)
+    for begin in range(0, numbers.size, LANES):
+        end = min(begin + LANES, numbers.size)
+        for at in range(begin, end):
+            number, lane = numbers[at], at - begin
+            own = facts[number]
+            _filled(plan, lanes, lane, own, measures, told, known, number)
+            for log in range(plan[LOGS]):
+                if places[log, number] >= 0:
+                    base = number * swept.size
+                    for cell in range(cell_at[log], cell_at[log + 1]):
+                        put(lanes, word(swept, cell) * LANES + lane, word(cells, base + cell))
+                else:
+                    for cell in range(cell_at[log], cell_at[log + 1]):
+                        lanes[swept[cell] * LANES + lane] = math.nan
+            _caps_of(plan, lanes, lane, number, places, firsts, segments, flat, own[AT_MS_FACT])
+            fully, left = slow[number], others
+            for meeting in range(meetings.shape[0]):
+                log, register, met = meetings[meeting, 0], meetings[meeting, 1], meetings[meeting, 2]
+                place = places[log, number]
+                lanes[register * LANES + lane] = math.nan
+                if place == NOBODY:
+                    continue
+                if met < 0:
+                    left = True
+                elif lanes[swept[met] * LANES + lane] == 0.0:
+                    lanes[register * LANES + lane] = 0.0
+                elif lanes[swept[met] * LANES + lane] > 0.0:
+                    left = True
+            for log in range(plan[LOGS]):
+                fully |= places[log, number] == EMPTY and cell_at[log + 1] > cell_at[log]
+            if fully or left:
+                some = plan if fully else rest
+                registers[:] = math.nan
+                _folded(some, number, places, positions, firsts, segments, flat, own, registers, bits, table, shared, scratch)
+                _copied(some, registers, lanes, lane)
+        _ended(plan, lanes)
+        for at in range(begin, end):
+            row, lane, outs_at = outs[numbers[at]], at - begin, plan[OUT_AT]
+            for column in range(plan[OUTS]):
+                out[row, column] = word(lanes, word(plan, outs_at + column) * LANES + lane)
+
+
+@released
+def _has_others(rest: Array) -> bool:
+    """Whether a plan has aggregates that are neither of two logs nor made for those."""
+    for log in range(rest[LOGS]):
+        line = rest[LOG_AT] + log * LOG_LINE
+        for number in range(rest[line + L_CELLS]):
+            op = rest[rest[line + L_CELL_AT] + number * CELL_LINE]
+            if op != COLLECT and op != MEETING:
+                return True
+    return False
+
+
+@inlined
+def _filled(plan: Array, lanes: Array, lane: int, own: Array, measures: Array, told: Array, known: Array, number: int) -> None:
+    """What is there before any log is read: the transaction's facts and measures, what tallies told it and profiles knew."""
+    for fact in range(plan[FACTS]):
+        given = own[fact] != 0 or plan[plan[FACT_AT] + fact] == 0
+        lanes[fact * LANES + lane] = float(own[fact]) if given else math.nan
+    at = plan[FACTS]
+    for measure in range(measures.shape[1]):
+        lanes[(at + measure) * LANES + lane] = measures[number, measure]
+    at += measures.shape[1]
+    for fold_ in range(told.shape[1]):
+        lanes[(at + fold_) * LANES + lane] = told[number, fold_]
+    for column in range(plan[KNOWNS]):
+        lanes[(plan[KNOWN_REG] + column) * LANES + lane] = known[number, column]
+
+
+@inlined
+def _caps_of(plan: Array, lanes: Array, lane: int, number: int, places: Array, firsts: Array, segments: Array, flat: Array, now: int) -> None:
+    """The capped flag of each log; missing where there is none."""
+    for log in range(plan[LOGS]):
+        register = plan[plan[LOG_AT] + log * LOG_LINE + L_CAPPED]
+        if register < 0:
+            continue
+        place, capped = places[log, number], 0.0
+        if place == NOBODY:
+            capped = math.nan
+        elif place != EMPTY and firsts[log, number] > 0:
+            newest = _newest_gone(plan, log, segments[place], firsts[log, number], flat)
+            capped = 1.0 if newest > now - plan[LONGEST_MS] else 0.0
+        lanes[register * LANES + lane] = capped
+
+
+@released
+def _copied(plan: Array, registers: Array, lanes: Array, lane: int) -> None:
+    """Puts the aggregates of a plan where the steps look for them."""
+    for log in range(plan[LOGS]):
+        line = plan[LOG_AT] + log * LOG_LINE
+        for number in range(plan[line + L_CELLS]):
+            register = plan[plan[line + L_CELL_AT] + number * CELL_LINE + 4]
+            lanes[register * LANES + lane] = registers[register]
 
 
 @released

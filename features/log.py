@@ -57,7 +57,7 @@ def tidied(catalogue: Catalogue, log_number: int, log: bytes) -> bytes:
     first = trimmed
     if position > 0:
         flat = np.concatenate((ats, running))
-        first = kernel.visible_from(flat, 0, len(ats), position, trimmed, newest, cap.rows, cap.chunk, catalogue.keep_ms)
+        first = kernel.visible_from(flat, 0, len(ats), 1, position, trimmed, newest, cap.rows, cap.chunk, catalogue.keep_ms)
     gone = first - trimmed
     if first == 0:
         return rows.tobytes()
@@ -155,4 +155,4 @@ def warm(catalogue: Catalogue) -> None:
     look(catalogue, txn, Past(rows, (None,) * len(catalogue.profiles)))
     row = next(row for row in rows if row is not None)
     place_in(row, len(row), 1)
-    kernel.visible_from(np.zeros(2, np.int64), 0, 1, 1, 0, 0, catalogue.cap.rows, catalogue.cap.chunk, catalogue.keep_ms)
+    kernel.visible_from(np.zeros(2, np.int64), 0, 1, 1, 1, 0, 0, catalogue.cap.rows, catalogue.cap.chunk, catalogue.keep_ms)

@@ -33,7 +33,7 @@ from schemas.topics import DECISIONS, LABELS
 from schemas.transaction import Transaction
 
 Array = np.ndarray[Any, np.dtype[Any]]
-SLICES = 60
+SLICES = kernel.SPAN
 LATE = 4
 """Slices that are kept beyond a window, for transactions that come late."""
 SOURCES = DECISIONS.partitions + LABELS.partitions

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from features.kernel import compiled, load64, released
+from features.kernel import compiled, inlined, load64, put, released, word
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -27,6 +27,8 @@ SKETCH_LINE = 5  # slice_ms, slots, fact, bits needed, where its state is
 CELL_LINE = 5  # kind, ring or sketch, column, slices, out
 T_KINDS, T_BELOW, T_GIVEN = range(3)
 OF_RING, OF_SKETCH = range(2)
+SPAN = 60
+"""Slices of every window."""
 
 BUCKETS = 256
 """Buckets of a sketch (linear counting: Whang, Vander-Zanden and Taylor 1990)."""
@@ -34,13 +36,13 @@ _AT, _WORD = 1, (1 << 32) - 1
 _SLICE = (1 << 24) - 1
 
 
-@compiled
-def _bits(plan: Array, line: int, facts: Array) -> int:
-    """The conditions that a row meets, one bit each."""
+@inlined
+def _bits(plan: Array, line: int, facts: Array, row: int) -> int:
+    """The conditions that a row meets, one bit each. The row begins at `facts[row]`."""
     bits = 0
     for number in range(plan[line + T_CONDITIONS]):
         at = plan[line + T_CONDITION_AT] + number * CONDITION_LINE
-        fact, value = facts[plan[at + 1]], plan[at + 2]
+        fact, value = word(facts, row + plan[at + 1]), plan[at + 2]
         if plan[at] == T_KINDS:
             met = (value >> fact) & 1
         elif plan[at] == T_BELOW:
@@ -51,7 +53,7 @@ def _bits(plan: Array, line: int, facts: Array) -> int:
     return bits
 
 
-@compiled
+@inlined
 def _slot(state: Array, at: int, slots: int, columns: int, slice_: int) -> int:
     """Where a slice is kept, emptied if another was there; -1 if it is too old. `state[at]` is the newest slice, then the slices."""
     newest = state[at]
@@ -66,7 +68,7 @@ def _slot(state: Array, at: int, slots: int, columns: int, slice_: int) -> int:
     return slot
 
 
-@compiled
+@inlined
 def _bucket(value: int) -> int:
     """The bucket of a 32-bit hash: a multiplicative mix, so that hashes that were cut elsewhere still spread."""
     return int(((value * 0x9E3779B1) & _WORD) >> 24)
@@ -76,7 +78,7 @@ def _bucket(value: int) -> int:
 def give(plan: Array, tally: int, state: Array, facts: Array) -> None:
     """Puts one row into a tally's state. A label's row counts from the moment at which it was known (rounded up to a slice)."""
     line = plan[TALLY_AT] + tally * TALLY_LINE
-    bits, at_ms, learned_ms = _bits(plan, line, facts), facts[_AT], facts[plan[LEARNED]]
+    bits, at_ms, learned_ms = _bits(plan, line, facts, 0), facts[_AT], facts[plan[LEARNED]]
     for number in range(plan[line + T_RINGS]):
         ring = plan[line + T_RING_AT] + number * RING_LINE
         slice_ms, columns, column_at, at = plan[ring], plan[ring + 3], plan[ring + 4], plan[ring + 5]
@@ -112,7 +114,7 @@ def forget(plan: Array, tally: int, state: Array) -> None:
 
 
 @compiled
-def _summed(state: Array, at: int, slots: int, column: int, slice_: int, slices: int) -> float:
+def _summed(state: Array, at: int, slots: int, column: int, slice_: int, slices: int) -> int:
     """The sum of a ring's column over the `slices` slices that end with this one."""
     total, slot, oldest = 0, slice_ % slots, max(0, state[at] - slots + 1)
     for back in range(slices):
@@ -121,7 +123,7 @@ def _summed(state: Array, at: int, slots: int, column: int, slice_: int, slices:
         if state[at + 1 + slot] == slice_ - back:
             total += state[at + 1 + (1 + column) * slots + slot]
         slot = slots - 1 if slot == 0 else slot - 1
-    return float(total)
+    return total
 
 
 @compiled
@@ -131,6 +133,12 @@ def _counted(state: Array, at: int, slots: int, slice_: int, slices: int) -> flo
     for bucket in range(BUCKETS):
         last = state[at + 1 + bucket]
         empty += 0 if since < last <= slice_ and last >= 0 else 1
+    return _estimated(empty)
+
+
+@compiled
+def _estimated(empty: int) -> float:
+    """How many different values leave so many buckets empty."""
     return BUCKETS * math.log(BUCKETS / max(empty, 1))
 
 
@@ -144,7 +152,7 @@ def tell(plan: Array, tally: int, state: Array, now: int, out: Array) -> None:
         if plan[cell] == OF_RING:
             ring = plan[line + T_RING_AT] + plan[cell + 1] * RING_LINE
             slice_ = (now - plan[ring + 1]) // plan[ring]
-            out[plan[cell + 4]] = _summed(state, plan[ring + 5], plan[ring + 2], plan[cell + 2], slice_, slices)
+            out[plan[cell + 4]] = float(_summed(state, plan[ring + 5], plan[ring + 2], plan[cell + 2], slice_, slices))
         else:
             sketch = plan[line + T_SKETCH_AT] + plan[cell + 1] * SKETCH_LINE
             out[plan[cell + 4]] = _counted(state, plan[sketch + 4], plan[sketch + 1], now // plan[sketch], slices)
@@ -306,6 +314,133 @@ def tell_all(
         tell(plan, tally, state, nows[read_], out[reads[read_]])
 
 
+NOWHEN = -(1 << 62)
+"""The slice of a window whose sum is not known."""
+
+
+@inlined
+def _give_on(plan: Array, tally: int, state: Array, facts: Array, row: int, ends: Array, sums: Array, empties: Array) -> None:
+    """As `give`, of the row at `facts[row]`; adds it to the sums of the windows that end with the slices `ends` (of rings, then of sketches).
+
+    A window of which a slice is no longer kept has no sum any more.
+    """
+    line = plan[TALLY_AT] + tally * TALLY_LINE
+    bits, at_ms, learned_ms = _bits(plan, line, facts, row), word(facts, row + _AT), word(facts, row + plan[LEARNED])
+    cell, rings, ring, sketch = 0, plan[line + T_RINGS], plan[line + T_RING_AT], plan[line + T_SKETCH_AT]
+    for number in range(rings):
+        slots, columns, column, at = word(plan, ring + 2), word(plan, ring + 3), word(plan, ring + 4), word(plan, ring + 5)
+        slice_ = slot = -1
+        for own in range(cell, cell + columns):
+            if (bits & word(plan, column + 1)) == word(plan, column + 1):
+                if slot < 0:
+                    slice_ = at_ms // word(plan, ring)
+                    if learned_ms > 0:
+                        slice_ = -(-max(at_ms, learned_ms - word(plan, ring + 1)) // word(plan, ring))
+                    slot = _slot(state, at, slots, columns, slice_)
+                    if slot < 0:
+                        break
+                value = word(facts, row + word(plan, column)) if word(plan, column) >= 0 else 1
+                cell_at = at + 1 + (1 + own - cell) * slots + slot
+                put(state, cell_at, word(state, cell_at) + value)
+                put(sums, own, word(sums, own) + (value if word(ends, number) - SPAN < slice_ <= word(ends, number) else 0))
+            column += COLUMN_LINE
+        if word(ends, number) - SPAN < word(state, at) - slots:
+            put(ends, number, NOWHEN)
+        cell, ring = cell + columns, ring + RING_LINE
+    for number in range(plan[line + T_SKETCHES]):
+        value, need, at = word(facts, row + word(plan, sketch + 2)), word(plan, sketch + 3), word(plan, sketch + 4)
+        if value != 0 and (bits & need) == need:
+            slice_, bucket = at_ms // word(plan, sketch), _bucket(value)
+            before, end = word(state, at + 1 + bucket), word(ends, rings + number)
+            after = max(before, slice_)
+            put(state, at, max(word(state, at), slice_))
+            put(state, at + 1 + bucket, after)
+            left = 1 if end - SPAN < before <= end and before >= 0 else 0
+            came = 1 if end - SPAN < after <= end and after >= 0 else 0
+            put(empties, number, word(empties, number) + left - came)
+            if end - SPAN < word(state, at) - word(plan, sketch + 1):
+                put(ends, rings + number, NOWHEN)
+        sketch += SKETCH_LINE
+
+
+@inlined
+def _move(plan: Array, ring: int, state: Array, end: int, to: int, sums: Array, cell: int) -> None:
+    """Makes the sums of a ring's columns those of the window that ends with slice `to` instead of `end` (or of any, if that is too far)."""
+    slots, columns, at = plan[ring + 2], plan[ring + 3], plan[ring + 5]
+    if to - SPAN >= state[at]:
+        sums[cell : cell + columns] = 0
+        return
+    if not 0 <= to - end < SPAN:
+        for column in range(columns):
+            sums[cell + column] = _summed(state, at, slots, column, to, SPAN)
+        return
+    gone = (end - SPAN + 1) % slots
+    come = (end + 1) % slots
+    for slice_ in range(end + 1, to + 1):
+        if slice_ >= SPAN and state[at + 1 + gone] == slice_ - SPAN:
+            for column in range(columns):
+                sums[cell + column] -= state[at + 1 + (1 + column) * slots + gone]
+        if slice_ >= 0 and state[at + 1 + come] == slice_:
+            for column in range(columns):
+                sums[cell + column] += state[at + 1 + (1 + column) * slots + come]
+        gone, come = 0 if gone + 1 == slots else gone + 1, 0 if come + 1 == slots else come + 1
+
+
+@inlined
+def _empties(state: Array, at: int, slots: int, slice_: int) -> int:
+    """How many buckets were last hit in no slice of the window that ends with this one."""
+    since = max(slice_ - SPAN, state[at] - slots, -1)
+    empty = 0
+    for bucket in range(at + 1, at + 1 + BUCKETS):
+        empty += 0 if since < word(state, bucket) <= slice_ else 1
+    return empty
+
+
+@inlined
+def _tell_on(
+    plan: Array, tally: int, state: Array, now: int, ends: Array, sums: Array, empties: Array, counts: Array, sources: Array, out: Array, at: int
+) -> None:
+    """As `tell`, to `out[at]` and on; the sums go on from the moment that was told before to this one.
+
+    `counts[e]`: what e empty buckets say; `sources`: the sum (a ring's column) or the sketch that each cell tells.
+    """
+    line = plan[TALLY_AT] + tally * TALLY_LINE
+    rings, column, ring, sketch = plan[line + T_RINGS], 0, plan[line + T_RING_AT], plan[line + T_SKETCH_AT]
+    for number in range(rings):
+        end = (now - word(plan, ring + 1)) // word(plan, ring)
+        if end != word(ends, number):
+            _move(plan, ring, state, word(ends, number), end, sums, column)
+            put(ends, number, end if end - SPAN >= word(state, word(plan, ring + 5)) - word(plan, ring + 2) else NOWHEN)
+        column, ring = column + word(plan, ring + 3), ring + RING_LINE
+    for number in range(rings, rings + plan[line + T_SKETCHES]):
+        end, slots, base = now // word(plan, sketch), word(plan, sketch + 1), word(plan, sketch + 4)
+        if end != word(ends, number):
+            put(empties, number - rings, _empties(state, base, slots, end))
+            put(ends, number, end if end - SPAN >= word(state, base) - slots else NOWHEN)
+        sketch += SKETCH_LINE
+    cell = plan[line + T_CELL_AT]
+    for number in range(plan[line + T_CELLS]):
+        source = word(sources, number)
+        said = float(word(sums, source)) if word(plan, cell) == OF_RING else word(counts, word(empties, source))
+        put(out, at + word(plan, cell + 4), said)
+        cell += CELL_LINE
+
+
+@released
+def _sources(plan: Array, tally: int) -> Array:
+    """For each cell the sum (a ring's column, counted over all rings) or the sketch that it tells."""
+    line = plan[TALLY_AT] + tally * TALLY_LINE
+    sources = np.empty(plan[line + T_CELLS], np.int64)
+    for number in range(plan[line + T_CELLS]):
+        cell = plan[line + T_CELL_AT] + number * CELL_LINE
+        sources[number] = plan[cell + 1]
+        if plan[cell] == OF_RING:
+            sources[number] = plan[cell + 2]
+            for ring in range(plan[cell + 1]):
+                sources[number] += plan[plan[line + T_RING_AT] + ring * RING_LINE + 3]
+    return sources
+
+
 @released
 def tell_on(
     plan: Array,
@@ -331,15 +466,25 @@ def tell_on(
     the rows whose number is not above its own. Its bytes before are `before[spans[e, 0]:spans[e, 1]]`.
     """
     state = np.empty(plan[STATE], np.int64)
+    line, columns = plan[TALLY_AT] + tally * TALLY_LINE, 0
+    for number in range(plan[line + T_RINGS]):
+        columns += plan[plan[line + T_RING_AT] + number * RING_LINE + 3]
+    ends, sums = np.empty(plan[line + T_RINGS] + plan[line + T_SKETCHES], np.int64), np.empty(columns, np.int64)
+    empties, counts = np.empty(plan[line + T_SKETCHES], np.int64), np.empty(BUCKETS + 1)
+    for empty in range(BUCKETS + 1):
+        counts[empty] = _estimated(empty)
+    sources, flat, told = _sources(plan, tally), facts.ravel(), out.ravel()
     used = 0
     for entity in range(entities.size):
         unpack(plan, tally, before, spans[entity, 0], spans[entity, 1], state)
+        ends[:] = NOWHEN
         row, last = row_begins[entity], row_begins[entity + 1]
         for read_ in range(read_begins[entity], read_begins[entity + 1]):
             while row < last and row_at[row] <= read_at[read_]:
-                give(plan, tally, state, facts[rows[row]])
+                _give_on(plan, tally, state, flat, rows[row] * facts.shape[1], ends, sums, empties)
                 row += 1
-            tell(plan, tally, state, now[reads[read_]], out[reads[read_]])
+            read = reads[read_]
+            _tell_on(plan, tally, state, now[read], ends, sums, empties, counts, sources, told, read * out.shape[1])
         while row < last:
             give(plan, tally, state, facts[rows[row]])
             row += 1
@@ -358,3 +503,51 @@ def gather(before: Array, spans: Array, into: Array) -> None:
         into[used : used + end - begin] = before[begin:end]
         spans[number, 0], spans[number, 1] = used, used + end - begin
         used += end - begin
+
+
+@released
+def coded(tokens: Array, codes: Array) -> Array:
+    """The different tokens, other than 0, in order; `codes` gets the place of each among them, -1 for 0."""
+    slots = 16
+    while slots < 2 * tokens.size:
+        slots *= 2
+    table, found, count = np.zeros(slots, np.int64), np.empty(tokens.size, np.int64), 0
+    for number in range(tokens.size):
+        token = tokens[number]
+        codes[number] = -1
+        if token == 0:
+            continue
+        slot = (token ^ (token >> 29)) & (slots - 1)
+        while table[slot] != 0 and found[table[slot] - 1] != token:
+            slot = (slot + 1) & (slots - 1)
+        if table[slot] == 0:
+            found[count] = token
+            count += 1
+            table[slot] = count
+        codes[number] = table[slot] - 1
+    order = np.argsort(found[:count])
+    rank = np.empty(count, np.int64)
+    for place in range(count):
+        rank[order[place]] = place
+    for number in range(tokens.size):
+        if codes[number] >= 0:
+            codes[number] = rank[codes[number]]
+    return found[:count][order]
+
+
+@released
+def by_code(codes: Array, count: int, begins: Array) -> Array:
+    """The places of each code, one code after the other, as they come; those of code c are from `begins[c]` to `begins[c + 1]`."""
+    begins[:] = 0
+    for number in range(codes.size):
+        if codes[number] >= 0:
+            begins[codes[number] + 1] += 1
+    for code in range(count):
+        begins[code + 1] += begins[code]
+    at, order = begins[:count].copy(), np.empty(begins[count], np.int64)
+    for number in range(codes.size):
+        code = codes[number]
+        if code >= 0:
+            order[at[code]] = number
+            at[code] += 1
+    return order

@@ -23,7 +23,7 @@ import numpy as np
 import uvloop
 
 from features import kernel
-from features.backfill import backfill
+from features.backfill import EPOCH, Backfill
 from features.catalogue import CATALOGUE, Catalogue
 from features.columns import columns_of
 from features.engine import assembled, look, look_all, row_bytes
@@ -216,13 +216,16 @@ def kernel_alone(repeats: int) -> dict[str, float]:
 
 
 def filled_at_once(people: int, events: int) -> dict[str, float]:
-    """Backfill on one core: events a second, all features, the columns being there."""
+    """Backfill on one core: events a second, all features, the columns being there. In lots of an epoch, as files are filled."""
     history = sorted((txn for who in range(people) for txn in lived(who, events)), key=lambda txn: txn.at_ms)
     columns = columns_of(history)
     columns.fact_matrix, columns.measure_matrix  # noqa: B018 - made once, outside of what is measured
-    backfill(CATALOGUE, columns.part(0, 1_000))
+    lots = [columns.part(begin, min(begin + EPOCH, columns.n)) for begin in range(0, columns.n, EPOCH)]
+    into, under_way = np.zeros((EPOCH, len(CATALOGUE.rows))), Backfill(CATALOGUE)
+    Backfill(CATALOGUE).vectors(lots[0].part(0, 1_000), into=into)
     began, cpu = time.perf_counter(), time.process_time()
-    backfill(CATALOGUE, columns)
+    for lot in lots:
+        under_way.vectors(lot, into=into)
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     return {"backfill_per_s": len(history) / seconds, "backfill_cpu_us": cpu / len(history) * 1e6, "backfill_events": len(history)}
 
