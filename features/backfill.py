@@ -16,6 +16,8 @@ from features.swept import Own, Swept
 Array = np.ndarray[Any, np.dtype[Any]]
 EPOCH = 65_536
 """Arrivals after which what nobody can see any more is forgotten, and up to which a repeat is told what the first one was."""
+STATE_FORM = 2
+"""Grows when what `Backfill.state` gives takes another shape: who keeps states does not restore one of another form."""
 LATEST_PART = 100
 """An epoch's moment is that of which one arrival in so many is older: neither one wrong clock nor what comes late decides it."""
 

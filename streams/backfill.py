@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from features.backfill import Backfill
+from features.backfill import STATE_FORM, Backfill
 from features.catalogue import CATALOGUE, Catalogue
 from features.columns import columns_of
 from features.fact import PROFILES
@@ -96,7 +96,7 @@ class Given:
         paths = [*self.files, self.accounts, self.known, self.events]
         stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) if path else None for path in paths]
         key = hmac.new(self.key.key, self.key.key_id.encode(), hashlib.sha256).hexdigest()
-        return hashlib.sha256(repr((stats, self.mapping, key, catalogue.catalogue_id, catalogue.names, lot_rows)).encode()).hexdigest()
+        return hashlib.sha256(repr((STATE_FORM, stats, self.mapping, key, catalogue.catalogue_id, catalogue.names, lot_rows)).encode()).hexdigest()
 
 
 class Done(NamedTuple):
