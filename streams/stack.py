@@ -187,7 +187,7 @@ def _environ(settings: Settings | None) -> dict[str, str]:
 
 def _checking_only(settings: Settings) -> Settings:
     """The settings of an app: it checks models, and has no key to sign any with."""
-    return settings.changed(model_key="", model_public_key=folder.keys_of(settings).public.hex())
+    return settings.changed(model_key="", model_public_key=folder.keys_of(settings).public.hex()) if settings.model_key else settings
 
 
 @contextlib.contextmanager

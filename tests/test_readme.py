@@ -129,6 +129,26 @@ def test_the_bench_of_features_measures_and_its_status_says_whether_it_holds(tmp
 
 
 @pytest.mark.integration
+def test_the_bench_of_models_measures_and_its_status_says_whether_it_holds(tmp_path: Path) -> None:
+    command = next(c for c in commands() if c.startswith("holdfast bench models"))
+    done = ran(f"{command} --count 1000 --rows 20000", ROOT, timeout_s=400, HOLDFAST_DATA_DIR=str(tmp_path))
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert done.returncode == (0 if figures["holds"] else 1)
+    assert figures["parity_max"] <= 1e-12
+    # What the machine can do today is not for a test to say; that compiled members are far from plain ones on it is.
+    assert figures["plain_us"] > 100 * figures["kinds_score_us"]
+
+
+@pytest.mark.integration
+def test_the_bench_of_mutated_models_serves_none(tmp_path: Path) -> None:
+    command = next(c for c in commands() if c.startswith("holdfast bench fuzz"))
+    done = ran(f"{command} --count 2000", ROOT, timeout_s=400, HOLDFAST_DATA_DIR=str(tmp_path))
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert (done.returncode, figures["holds"]) == (0, True)
+    assert figures["as_they_come"]["mutated"] == 2000
+
+
+@pytest.mark.integration
 def test_the_bench_measures_and_its_status_says_whether_it_holds(tmp_path: Path) -> None:
     command = next(c for c in commands() if c.startswith("holdfast bench walk"))
     done = ran(f"{command} --seconds 3 --count 8000", ROOT, timeout_s=400, HOLDFAST_DATA_DIR=str(tmp_path))

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from features.catalogue import CATALOGUE
-from models.decision import REASONS_MAX, Verdict, judge, refused
+from models.decision import REASONS_MAX, Verdict, judge, refused, sentence, top_reason_agrees
 from models.ensemble import Ensemble
 from models.hold import Refusal
 from models.policy import Policy, policy_from_toml
 from models.registry import default_policy_text
 from models.train import Artefact, train
-from models.trees import calibrated
-from schemas.decision import Outcome, ReasonSource, Risk
+from models.trees import calibrated, explained
+from schemas.decision import Outcome, Reason, ReasonSource, Risk
 from schemas.transaction import Transaction, TransactionKind
 from tests.models.conftest import a_history
 from tests.world import examples_of, quick
@@ -118,6 +118,44 @@ def test_a_models_reason_names_a_value_that_is_unusual_in_the_suspicious_directi
                 assert (reason.value < ensemble.usual[column]) if low else (reason.value > ensemble.usual[column])
                 seen += 1
     assert seen > 5
+
+
+def test_rows_of_one_reason_speak_together_and_the_foremost_is_named(ensemble: Ensemble) -> None:
+    reason_of = tuple("many" if name.startswith("velocity") else code for name, code in zip(CATALOGUE.names, CATALOGUE.reason_of, strict=True))
+    for vector in VECTORS[TRUTH]:
+        scored = ensemble.score(vector)
+        moved = np.where(ensemble.telling(vector), np.maximum(ensemble.contributions(scored, vector), 0), 0)
+        by_code = {code: sum(m for m, c in zip(moved, reason_of, strict=True) if c == code) for code in set(reason_of)}
+        verdict = judge(ensemble, POLICY, reason_of, a_transaction(), vector)
+        said = [r for r in verdict.reasons if r.source is ReasonSource.MODEL]
+        ruled = {r.code for r in verdict.reasons} - {r.code for r in said}
+        wanted = sorted((c for c in by_code if by_code[c] > 0 and c not in ruled), key=lambda c: -by_code[c])
+        assert [r.code for r in said] == wanted[: len(said)] or not any(by_code.values())
+        for reason in said:
+            mine = [moved[c] for c, code in enumerate(reason_of) if code == reason.code]
+            assert moved[CATALOGUE.index[reason.feature or ""]] == max(mine)
+
+
+def test_a_forest_too_deep_is_explained_by_its_paths_and_how_often_that_is_right_is_known(ensemble: Ensemble) -> None:
+    hasty = dataclasses.replace(ensemble)
+    object.__setattr__(hasty, "known", explained(ensemble.forest, 0))
+    assert top_reason_agrees(ensemble, CATALOGUE.reason_of, VECTORS[TRUTH]) == 1.0
+    assert 0.3 < top_reason_agrees(hasty, CATALOGUE.reason_of, VECTORS[TRUTH]) <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("feature", "value", "usual", "said"),
+    [
+        ("velocity.card_count_10m", 12.0, 0.3, "12 payments on the card within ten minutes; usual: 0.3"),
+        ("velocity.card_merchants_1h", 7.0, 1.0, "7 different merchants within an hour; usual: 1"),
+        ("velocity.card_amount_1h", 125_000.0, 0.0, "Spent with the card within an hour, minor units: 125,000; usual: 0"),
+        ("velocity.card_count_1m", 5.0, math.nan, "5 payments on the card within a minute"),
+        ("velocity.card_decline_ratio_24h", None, 0.0, "Share of the card's attempts of a day that were declined: missing; usual: 0"),
+    ],
+)
+def test_a_reason_is_a_sentence_with_its_numbers(feature: str, value: float | None, usual: float, said: str) -> None:
+    row = CATALOGUE.rows[CATALOGUE.index[feature]]
+    assert sentence(Reason(code=row.reason, source=ReasonSource.MODEL, feature=feature, value=value), row, usual) == said
 
 
 def test_a_debit_is_held_where_it_is_approved_or_reviewed_and_a_credit_never(ensemble: Ensemble) -> None:
