@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings as oracles
 
 from streams.settings import Settings
 
+oracles.register_profile("patient", deadline=None)
+oracles.load_profile("patient")  # a machine that stands still for a moment is no counterexample
 MODEL_KEY = "7e57" * 16
 """The key that signs it."""
 
