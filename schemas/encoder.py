@@ -92,41 +92,10 @@ def writer_of(schema: Any, named: dict[str, Any] | None = None) -> Writer:
 
 
 def fields_writer(fields: list[Any], named: dict[str, Any] | None = None) -> Callable[[tuple[Any, ...]], bytes]:
-    """What turns the values of these fields, in their order, into their bytes (more values are ignored).
-
-    It is one expression made for these fields, in which strings and small numbers, which most fields are, need no call; a string too long
-    for its tables goes the plain way.
-    """
+    """What turns the values of these fields, in their order, into their bytes. (None is written here: most fields are.)"""
     writers = tuple(writer_of(field["type"], named) for field in fields)
     join = b"".join
-
-    def plainly(values: tuple[Any, ...]) -> bytes:
-        return join([b"\x00" if value is None else write(value) for write, value in zip(writers, values, strict=False)])
-
-    parts = ", ".join(_expression(field["type"], f"v{i}", f"w{i}") for i, field in enumerate(fields))
-    takes = ", ".join(f"v{i}" for i in range(len(fields)))
-    known: dict[str, Any] = {"join": join, "small": _SMALL, "some": _SOME, "long": varint} | {f"w{i}": write for i, write in enumerate(writers)}
-    exec(f"def quickly(values):\n    {takes}, *_ = values\n    return join(({parts},))", known)  # the names in it are our own
-    quickly: Callable[[tuple[Any, ...]], bytes] = known["quickly"]
-
-    def write(values: tuple[Any, ...]) -> bytes:
-        try:
-            return quickly(values)
-        except IndexError:
-            return plainly(values)
-
-    return write
-
-
-def _expression(kind: Any, value: str, write: str) -> str:
-    """The bytes of a field of this type, as Python; `write` is what writes it in any case."""
-    if kind == "string":
-        return f"small[len(c := {value}.encode())], c"
-    if kind == ["null", "string"]:
-        return f"b'\\0' if {value} is None else some[len(c := {value}.encode())] + c"
-    if kind == "long" or (isinstance(kind, dict) and kind["type"] == "long"):
-        return f"small[{value}] if 0 <= {value} < 8192 else long({value})"
-    return f"b'\\0' if {value} is None else {write}({value})"
+    return lambda values: join([b"\x00" if value is None else write(value) for write, value in zip(writers, values, strict=False)])
 
 
 def _nullable(write: Writer) -> Writer:

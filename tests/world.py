@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from features.catalogue import CATALOGUE
+from features.catalogue import CATALOGUE, Catalogue
 from features.memory import DictMemory
 from models.ensemble import Ensemble
 from models.history import Examples
@@ -43,11 +43,13 @@ def an_ensemble() -> Ensemble:
     return train(examples_of(rows, rows[:, busy] > 9, np.arange(2_000)), quick(), a_policy(), seed=1).ensemble
 
 
-def examples_of(vectors: npt.NDArray[np.float64], frauds: npt.NDArray[np.bool_], at_ms: npt.NDArray[np.int64]) -> Examples:
-    """Vectors of the catalogue as examples that are all known; two rows in time are of one card."""
+def examples_of(
+    vectors: npt.NDArray[np.float64], frauds: npt.NDArray[np.bool_], at_ms: npt.NDArray[np.int64], catalogue: Catalogue = CATALOGUE
+) -> Examples:
+    """Vectors of a catalogue as examples that are all known; two rows in time are of one card."""
     kinds = np.where(frauds, "theft", None).astype(object)
     cards = np.arange(len(frauds)) // 2
-    return Examples(CATALOGUE.catalogue_id, CATALOGUE.names, vectors, frauds, kinds, at_ms, cards, int(at_ms[-1]))
+    return Examples(catalogue.catalogue_id, catalogue.names, vectors, frauds, kinds, at_ms, cards, int(at_ms[-1]))
 
 
 def quick(text: str = DEFAULT_RECIPE_TEXT) -> Recipe:

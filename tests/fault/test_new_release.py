@@ -37,16 +37,18 @@ from schemas.label import Label
 from schemas.topics import ACCOUNT_EVENTS, DECISIONS, LABELS, REMEMBERED_EVENTS
 from schemas.transaction import Transaction
 from streams.bus import end_offsets, read_topic
+from streams.folder import keys_of
 from streams.load import QUIET_MS, connected_to, ends_now
 from streams.loaded import filled, not_kept
 from streams.parity import Topics, features_compared
 from streams.rebuild import Tallied
+from streams.settings import Settings
 from streams.stack import Stack
 from streams.tally import gather_decision, gather_label
 from tests.conftest import MODEL_KEY
 from tests.fault.next_release import BESIDE, NEW, NEXT
 from tests.fault.test_kill import at_rest, events_remembered, remembered, settled
-from tests.world import a_transaction
+from tests.world import a_transaction, examples_of, quick
 
 pytestmark = pytest.mark.integration
 
@@ -67,8 +69,8 @@ def promoted(stack: Stack) -> None:
     chance = np.random.default_rng(2)
     rows = chance.random((2_000, len(NEXT.names)))
     policy = policy_from_toml(default_policy_text()).bound(NEXT.names)
-    made = train(rows, rows[:, 0] > 0.9, np.arange(2_000), NEXT, policy, seed=1)
-    registry = Registry(Path(f"{stack.settings.registry_dir}{BESIDE}"), MODEL_KEY.encode())
+    made = train(examples_of(rows, rows[:, 0] > 0.9, np.arange(2_000), NEXT), quick(), policy, seed=1)
+    registry = Registry(Path(f"{stack.settings.registry_dir}{BESIDE}"), keys_of(Settings(model_key=MODEL_KEY)))
     registry.promote(registry.register(made), 1)
 
 

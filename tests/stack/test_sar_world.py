@@ -15,6 +15,7 @@ from streams.bus import ListBus
 from streams.follow import Source
 from streams.parts import Part
 from streams.settings import Settings
+from tests.conftest import MODEL_KEY
 from tests.models.decisions import a_decision
 from tests.stack.world import keeper_of
 
@@ -30,7 +31,7 @@ def deposits(currency: str) -> list[Decision]:
 def test_a_currency_without_a_rate_is_said_once_and_redis_is_reached_as_the_user_named(settings: Settings) -> None:
     place, path = settings.data_dir, folder.socket_path(settings.data_dir, "redis.sock")
     place.mkdir(parents=True)
-    settings = settings.changed(redis_url=f"unix://{path}", redis_username="bank", redis_password="secret")
+    settings = settings.changed(redis_url=f"unix://{path}", redis_username="bank", redis_password="secret", model_key=MODEL_KEY)
     user = ("--user", "bank", "on", ">secret", "~*", "+@all")
     command = (*memory_server.command(memory_server.embedded_executable(), place, path), *user)
 
