@@ -19,9 +19,9 @@ COLUMN_BITS_MAX = 57
 """A column begins at any bit of a byte and is read as 64 bits, so that it has at most this many."""
 
 
-def at_ms_of(row: bytes) -> int:
-    """The event time of a row, as every layout has it."""
-    return int.from_bytes(row[AT_MS_BYTE : AT_MS_BYTE + 6], "little") & AT_MS_MASK
+def at_ms_of(rows: bytes, at: int = 0) -> int:
+    """The event time of the row that begins there, as every layout has it."""
+    return int.from_bytes(rows[at + AT_MS_BYTE : at + AT_MS_BYTE + 6], "little") & AT_MS_MASK
 
 
 _AT_MS_BIT, _KIND_BIT = FACTS[0].bits, FACTS[0].bits + FACTS[1].bits

@@ -17,10 +17,10 @@ import hiredis
 from features import slots
 from features.catalogue import Catalogue
 from features.engine import Past, packed, place_in, to_recall
-from features.fact import HASH, declined_facts, event_facts, facts_of
+from features.fact import AT_MS, HASH, declined_facts, event_facts, facts_of
 from features.layout import at_ms_of
 from features.log import is_due, rebuilt_log, row_count, tidied
-from features.memory import Aside, Decided, Happened, Updates, event_rows, gathered, keys_of, occurs_twice
+from features.memory import Aside, Decided, Happened, Updates, event_rows, gathered, keys_of
 from features.profile import profile_write, profile_writes
 from features.slots import Command, Node
 from features.tally import HEADER_BYTES, updated
@@ -590,6 +590,8 @@ class _Asked(NamedTuple):
     rows: tuple[bytes | None, ...]
     more: list[str | None]
     aside: Aside
+    span: int
+    """In which of the spans its event falls after which expiry is put off."""
 
 
 async def _only(answers: Awaitable[list[Past]]) -> Past:
@@ -635,7 +637,7 @@ class RedisMemory:
                 missing.append(self.catalogue.logs[number])
                 continue
             logs.append(log)
-            self._keep_up(number, key, row, length, log)
+            self._keep_up(number, key, row, length, log, asked.span)
         found = iter(values[of:])
         others = [None if key is None else next(found) for key in asked.more]
         for place in range(self._profiles, len(others)):
@@ -645,7 +647,7 @@ class RedisMemory:
 
     def _commands(self, asked: _Asked) -> list[Command]:
         """What is asked aside, the appends, and one MGET of those logs and of more keys."""
-        keys, rows, more, aside = asked
+        keys, rows, more, aside, _ = asked
         appends: list[Command] = [(b"APPEND", key, row) for key, row in zip(keys, rows, strict=True) if row]
         logs = [key for key, row in zip(keys, rows, strict=True) if row is not None]
         return [*aside.writes, *appends, (b"MGET", *aside.reads, *logs, *[key for key in more if key is not None])]
@@ -657,12 +659,13 @@ class RedisMemory:
     async def _logs_in(self, asked: _Asked, sent: asyncio.Future[list[Any]]) -> list[bytes | None]:
         return self._parted(await sent, asked)[0]
 
-    def _keep_up(self, number: int, key: str, row: bytes, length: int, log: bytes) -> None:
-        """What an append leaves to do: expiry for a new log or a new day, tidying when a chunk is full or a row came twice."""
+    def _keep_up(self, number: int, key: str, row: bytes, length: int, log: bytes, span: int) -> None:
+        """What an append leaves to do: expiry for a new log or a new span, tidying when a chunk is full or a row came twice."""
         size = len(row)
-        if length == size or at_ms_of(log[length - 2 * size : length - size]) // self._refresh_ms != at_ms_of(row) // self._refresh_ms:
+        place = length - size
+        if not place or at_ms_of(log, place - size) // self._refresh_ms != span:
             self.wire.post(("EXPIRE", key, self.ttl_s))
-        if is_due(self.catalogue, row_count(log, size, length)) or occurs_twice(log, row):
+        if is_due(self.catalogue, row_count(log, size, length)) or log.find(row[:8]) != place:
             self._untidy[key] = number
             if self._tidying is None or self._tidying.done():
                 self._tidying = asyncio.get_running_loop().create_task(self._tidy_all())
@@ -679,7 +682,7 @@ class RedisMemory:
         ends: list[int] = []
         for txn, own, aside in zip(txns, facts, asides or (_ALONE,) * len(txns), strict=True):
             keys = self._keys(txn)
-            one = _Asked(keys[: self._logs], to_recall(self.catalogue, txn, own), keys[self._logs :], aside)
+            one = _Asked(keys[: self._logs], to_recall(self.catalogue, txn, own), keys[self._logs :], aside, own[AT_MS] // self._refresh_ms)
             asked.append(one)
             commands += self._commands(one)
             ends.append(len(commands))
@@ -762,7 +765,7 @@ class RedisMemory:
     def decline(self, txn: Transaction, aside: Aside | None = None) -> Awaitable[tuple[int, ...]]:
         """Remembers that it was declined or blocked; the place of that row in each log (-1: no such entity). Twice is once."""
         facts = declined_facts(facts_of(txn))
-        asked = _Asked(self._keys(txn)[: self._logs], packed(self.catalogue, txn, facts), [], aside or _ALONE)
+        asked = _Asked(self._keys(txn)[: self._logs], packed(self.catalogue, txn, facts), [], aside or _ALONE, facts[AT_MS] // self._refresh_ms)
         return self._placed(facts[HASH], self._append_and_read(asked))
 
     def remember_event(self, event: AccountEvent, aside: Aside | None = None) -> Awaitable[tuple[int, ...]]:
@@ -770,7 +773,9 @@ class RedisMemory:
         rows = event_rows(self.catalogue, event)
         layouts = self.catalogue.log_layouts
         keys = [None if row is None else layout.key(event.account_id) for layout, row in zip(layouts, rows, strict=True)]
-        return self._placed(event_facts(event)[HASH], self._append_and_read(_Asked(keys, rows, [], aside or _ALONE)))
+        facts = event_facts(event)
+        asked = _Asked(keys, rows, [], aside or _ALONE, facts[AT_MS] // self._refresh_ms)
+        return self._placed(facts[HASH], self._append_and_read(asked))
 
     async def _placed(self, hash_: int, logs: Awaitable[list[bytes | None]]) -> tuple[int, ...]:
         pairs = zip(self.catalogue.log_layouts, await logs, strict=True)
