@@ -23,6 +23,7 @@ from models.compiled import EQUAL_ON, EQUAL_WITHIN, Curve, Grown, apart, compile
 from models.decision import top_reason_agrees
 from models.ensemble import Artefact, Ensemble, Member
 from models.figures import Ranked, Trial
+from models.gates import held_out_checks
 from models.history import Examples, Flags, Floats, Ints, families_of
 from models.policy import Policy
 from models.recipe import EVERY, MemberRow, Recipe
@@ -202,7 +203,11 @@ def train(examples: Examples, recipe: Recipe, policy: Policy, seed: int, threads
         policy_id=policy.policy_id,
         recipe_id=recipe.recipe_id,
         figures=measured(scores, truth, policy),
-        checks={**parity, "top_reason_agrees": top_reason_agrees(ensemble, _reasons(examples.names), np.ascontiguousarray(blocked))},
+        checks={
+            **parity,
+            "top_reason_agrees": top_reason_agrees(ensemble, _reasons(examples.names), np.ascontiguousarray(blocked)),
+            **held_out_checks(ensemble.scores(seen.vectors), scores, truth),
+        },
     )
 
 
