@@ -41,6 +41,8 @@ TABLE: tuple[Row, ...] = (
     Row("holdfast_lag_records", "gauge", {"topic": "schemas/topics.py"}, "records that this process has yet to follow, by topic"),
     Row("holdfast_assigned_partitions", "gauge", {}, "partitions that this process follows"),
     Row("holdfast_stalled_seconds", "gauge", {}, "time since the watchdog last saw progress while there was lag, seconds"),
+    Row("holdfast_breach", "gauge", {"kind": "model policy"}, "1 while the decisions of the last minute lie outside the band that was approved"),
+    Row("holdfast_taken_out_total", "counter", {"kind": "model policy"}, "times that the breaker went back to the last good one"),
 )
 
 _KINDS: dict[str, Callable[..., Any]] = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}
@@ -64,6 +66,8 @@ RETRIES = _BY_NAME["holdfast_retries_total"]
 BATCHES = _BY_NAME["holdfast_batch_seconds"]
 LAG = _BY_NAME["holdfast_lag_records"]
 ASSIGNED = _BY_NAME["holdfast_assigned_partitions"]
+BREACH = _BY_NAME["holdfast_breach"]
+TAKEN_OUT = _BY_NAME["holdfast_taken_out_total"]
 STALLED = _BY_NAME["holdfast_stalled_seconds"]
 
 
@@ -103,6 +107,12 @@ def observe(stop: str, seconds: float, count: int = 1) -> None:
     tally = _STOP[stop]
     tally.counts[bisect_left(SECONDS, seconds)] += count
     tally.total += seconds * count
+
+
+def outcomes() -> dict[str, int]:
+    """How many decisions this process has given, by outcome."""
+    (family,) = DECISIONS.collect()
+    return {sample.labels["outcome"]: int(sample.value) for sample in family.samples if sample.name.endswith("_total")}
 
 
 def decided(outcome: str, degradations: Iterable[str], seconds: float) -> None:

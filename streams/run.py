@@ -29,6 +29,7 @@ from schemas.topics import DECISIONS
 from streams import journal, metrics
 from streams.answers import WHOLE, Answers, sound
 from streams.books import Books
+from streams.breaker import watch_rates
 from streams.bus import Bus, end_offsets
 from streams.control import Ear, Told, newest
 from streams.folder import keys_of, required_keys
@@ -201,6 +202,7 @@ async def deciding_world(settings: Settings, bus: Bus) -> World:
     )
     beside(parts, stay_whole(parts))
     beside(parts, stay_current(world, settings, ear, told))
+    beside(parts, watch_rates(world, Registry(settings.registry_dir, keys_of(settings))))
     gc.collect()
     gc.freeze()
     gc.set_threshold(GARBAGE)
