@@ -205,13 +205,17 @@ def standing(item: Item | None, at_ms: int) -> str:
     return f"{item.state}, EXPIRED: validate anew" if item.expired(at_ms) else str(item.state)
 
 
+def failing(registry: Registry, inventory: Inventory, item_id: str) -> tuple[str, ...]:
+    """The gates that stand against a model now."""
+    item, champion = inventory.items.get(item_id), inventory.champion(Kind.MODEL)
+    figures = {**registry.card(item_id).get("checks", {}), **(item.figures if item else {})}
+    return failed_gates(figures, champion is not None and champion.item_id != item_id)
+
+
 def gate_line(registry: Registry, inventory: Inventory, item_id: str) -> str:
-    """Which gates stand against a model now."""
-    checks = registry.card(item_id).get("checks", {})
-    beside = (champion := inventory.champion(Kind.MODEL)) is not None and champion.item_id != item_id
-    failed = failed_gates({**checks, **inventory.items[item_id].figures}, beside) if item_id in inventory.items else ()
-    said = ", ".join(failed)
-    return f"  gates: {'not passed: ' + said if failed else 'all passed'}"
+    """The same for people."""
+    said = ", ".join(failing(registry, inventory, item_id))
+    return f"  gates: {'not passed: ' + said if said else 'all passed'}"
 
 
 def served_here(ensemble: Ensemble) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from features.catalogue import CATALOGUE
+from models.document import document
 from models.policy import Policy
 from models.registry import Listed, Registry, save
 from schemas.errors import ArtefactError
@@ -29,6 +30,7 @@ from streams.governance import (
     add_signature,
     brought_up,
     done,
+    failing,
     found,
     gate_line,
     moved,
@@ -74,13 +76,16 @@ def promote(argv: list[str], settings: Settings) -> int:
 
 
 def models(argv: list[str], settings: Settings) -> int:
-    """`holdfast models list|show|validate|approve|promote|rollback|retire|challenge|shadow`: every model, where it stands, and its moves."""
+    """`holdfast models list|show|document|validate|approve|promote|rollback|retire|challenge|shadow`: every model, where it stands, and its moves."""
     parser = argparse.ArgumentParser(prog="holdfast models", description=(models.__doc__ or "").splitlines()[0])
     actions = parser.add_subparsers(dest="action", required=True)
     actions.add_parser("list", help="all of them, oldest first; `*` marks the one that decides").add_argument("--json", action="store_true")
     show = actions.add_parser("show", help="one, with its gates and all that was done with it")
     show.add_argument("item_id", metavar="ID")
     show.add_argument("--json", action="store_true")
+    paper = actions.add_parser("document", help="write the model document: one HTML file for supervisors, ready to print")
+    paper.add_argument("item_id", metavar="ID")
+    paper.add_argument("--out", type=Path, metavar="FILE", help="default: ID.html")
     add_moves(actions, Kind.MODEL)
     args = parser.parse_args(argv if argv[:1] and not argv[0].startswith("--json") else ["list", *argv])
     registry = registry_of(settings)
@@ -88,6 +93,8 @@ def models(argv: list[str], settings: Settings) -> int:
         _list(registry, args.json)
     elif args.action == "show":
         _show(registry, args.item_id, args.json)
+    elif args.action == "document":
+        _write_document(registry, args.item_id, args.out)
     else:
         if ACTS[args.action][0] in TELLING and args.item_id:
             served_here(registry.load(found(registry.inventory(), Kind.MODEL, args.item_id)))
@@ -120,6 +127,16 @@ def _show(registry: Registry, asked: str, as_json: bool) -> None:
     model_id = found(inventory, Kind.MODEL, asked)
     print(gate_line(registry, inventory, model_id))
     print_moves(inventory, [item for item in inventory.of(Kind.MODEL) if item.item_id == model_id], as_json)
+
+
+def _write_document(registry: Registry, asked: str, out: Path | None) -> None:
+    inventory = registry.inventory()
+    model_id = found(inventory, Kind.MODEL, asked)
+    failed = failing(registry, inventory, model_id)
+    text = document(model_id, registry.card(model_id), inventory.items.get(model_id), inventory.moves_of(model_id), failed, CATALOGUE)
+    file = out or Path(f"{model_id}.html")
+    file.write_text(text, encoding="utf-8")
+    print(file)
 
 
 # All steps in one, for a system that has no model yet.

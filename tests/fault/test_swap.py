@@ -136,7 +136,6 @@ def decisions(stack: Stack) -> list[Decision]:
 
 def test_a_swap_under_load_fails_no_request_and_every_process_follows(stack: Stack) -> None:
     registry = registry_of(stack)
-    now_ms = time.time_ns() // 1_000_000
     first = str(registry.champion_id())
     second = another_model(registry, stack.settings.registry_dir)
     plain = registry.put_policy(default_policy_text().replace('"default"', '"plain"'))
@@ -148,7 +147,7 @@ def test_a_swap_under_load_fails_no_request_and_every_process_follows(stack: Sta
             moves.append(champion_told(stack, kind, item_id, act))
             time.sleep(BETWEEN_S)
         for policy_id in (plain, strict):
-            brought_up(registry, Kind.POLICY, policy_id, "a test", now_ms)
+            brought_up(registry, Kind.POLICY, policy_id, "only the folder says it", time.time_ns() // 1_000_000)
             moves.append(registry.inventory().moves[-1])
             time.sleep(BETWEEN_S)
         moves.append(champion_told(stack, Kind.POLICY, plain, Act.ROLL_BACK))
