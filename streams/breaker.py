@@ -18,7 +18,7 @@ NAME = "system:breaker"
 EVERY_S = 1.0
 
 
-async def watch_rates(world: World, registry: Registry) -> None:
+async def watch_rates(world: World, registry: Registry, every_s: float = EVERY_S) -> None:
     """Takes out a model or policy whose decisions leave its band, by the event with which people roll back; every process hears it.
 
     A process counts its own decisions, so it needs nobody to tell it. The alarm is raised once for a breach and clears with it.
@@ -27,7 +27,7 @@ async def watch_rates(world: World, registry: Registry) -> None:
     seen: tuple[int, str, str] | None = None
     window, inventory, before = Window(), Inventory(), metrics.outcomes()
     while True:
-        await asyncio.sleep(EVERY_S)
+        await asyncio.sleep(every_s)
         now = registry.moves_at(), world.ensemble.model_id, world.policy.policy_id
         counts, before = _since(before), metrics.outcomes()
         if now != seen:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -39,7 +40,8 @@ async def tell(bus: Bus, event: Control) -> None:
 
 
 def told_once(settings: Settings, event: Control) -> None:
-    """The same from a command, which has no loop and no bus."""
+    """The same from a command, which has no loop and no bus. What librdkafka says of a log that is not there is said by whoever asked."""
+    logging.getLogger("librdkafka").setLevel(logging.CRITICAL)
 
     async def once() -> None:
         bus = KafkaBus(settings)
