@@ -49,6 +49,8 @@ TABLE: tuple[Row, ...] = (
     Row("holdfast_iso8583_cut_total", "counter", {"why": "frame unreadable slow unread silent"}, "ISO 8583 connections cut, by why"),
     Row("holdfast_iso8583_lines", "gauge", {}, "open ISO 8583 connections"),
     Row("holdfast_stalled_seconds", "gauge", {}, "time since the watchdog last saw progress while there was lag, seconds"),
+    Row("holdfast_breach", "gauge", {"kind": "model policy"}, "1 while the decisions of the last minute lie outside the band that was approved"),
+    Row("holdfast_taken_out_total", "counter", {"kind": "model policy"}, "times that the breaker went back to the last good one"),
 )
 
 _KINDS: dict[str, Callable[..., Any]] = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}
@@ -75,6 +77,8 @@ ASSIGNED = _BY_NAME["holdfast_assigned_partitions"]
 MESSAGES = _BY_NAME["holdfast_iso8583_messages_total"]
 CUT = _BY_NAME["holdfast_iso8583_cut_total"]
 LINES = _BY_NAME["holdfast_iso8583_lines"]
+BREACH = _BY_NAME["holdfast_breach"]
+TAKEN_OUT = _BY_NAME["holdfast_taken_out_total"]
 STALLED = _BY_NAME["holdfast_stalled_seconds"]
 
 
@@ -114,6 +118,12 @@ def observe(stop: str, seconds: float, count: int = 1) -> None:
     tally = _STOP[stop]
     tally.counts[bisect_left(SECONDS, seconds)] += count
     tally.total += seconds * count
+
+
+def outcomes() -> dict[str, int]:
+    """How many decisions this process has given, by outcome."""
+    (family,) = DECISIONS.collect()
+    return {sample.labels["outcome"]: int(sample.value) for sample in family.samples if sample.name.endswith("_total")}
 
 
 def decided(outcome: str, degradations: Iterable[str], seconds: float) -> None:

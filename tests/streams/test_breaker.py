@@ -1,0 +1,79 @@
+"""The breaker beside a process that decides: a policy that blocks everybody is taken out within seconds, once, and said."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from pathlib import Path
+
+import msgspec
+
+from models.artefact import Keys, public_of
+from models.governance import deciding
+from models.registry import Registry, default_policy_text
+from schemas.avro import decode
+from schemas.governance import Cause, Control, Kind
+from schemas.topics import CONTROL
+from streams import breaker, metrics
+from streams.control import newest
+from streams.governance import brought_up
+from tests.world import TestWorld, a_world
+
+PRIVATE = b"k" * 32
+
+
+def a_registry(folder: Path, names: tuple[str, ...]) -> tuple[Registry, list[str]]:
+    """A registry in which policies of these names decided one after the other."""
+    registry = Registry(folder, Keys(public_of(PRIVATE), PRIVATE))
+    ids = [registry.put_policy(default_policy_text().replace('"default"', f'"{name}"')) for name in names]
+    for number, policy_id in enumerate(ids):
+        brought_up(registry, Kind.POLICY, policy_id, "a test", number + 1)
+    return registry, ids
+
+
+def watched(world: TestWorld, registry: Registry, outcome: str, seconds: int = 12) -> list[Control]:
+    """What the breaker told while every payment had this outcome, ten a tick."""
+
+    async def run() -> None:
+        task = asyncio.create_task(breaker.watch_rates(world.world, registry, every_s=0.02))
+        for _ in range(seconds * 4):
+            await asyncio.sleep(0.01)
+            for _ in range(10):
+                metrics.decided(outcome, (), 0.001)
+        task.cancel()
+
+    asyncio.run(run())
+    return [decode(Control, message.value) for message in world.bus.told[CONTROL.name]]
+
+
+def judged_by(world: TestWorld, policy_id: str) -> TestWorld:
+    """The world with this policy deciding."""
+    world.world.policy = dataclasses.replace(world.world.policy, policy_id=policy_id)
+    return world
+
+
+def test_a_policy_that_blocks_everybody_is_taken_out_once(tmp_path: Path) -> None:
+    registry, (before, now) = a_registry(tmp_path, ("before", "now"))
+    told = watched(judged_by(a_world(), now), registry, "block")
+    assert [(event.item_id, event.previous_id, event.cause) for event in told] == [(before, now, Cause.BREAKER)]
+    assert "100.0% of" in told[0].why
+    assert deciding(registry.inventory(), Kind.POLICY, newest({}, told)[Kind.POLICY]) == before
+    assert metrics.REGISTRY.get_sample_value("holdfast_breach", {"kind": "policy"}) == 1
+
+
+def test_one_that_approves_is_left_alone(tmp_path: Path) -> None:
+    registry, (_, now) = a_registry(tmp_path, ("before", "now"))
+    assert watched(judged_by(a_world(), now), registry, "approve") == []
+
+
+def test_the_one_that_was_gone_back_to_stays_whatever_it_does(tmp_path: Path) -> None:
+    registry, (before, _) = a_registry(tmp_path, ("before", "now"))
+    assert watched(judged_by(a_world(), before), registry, "block") == []
+
+
+def test_an_event_that_came_late_changes_nothing(tmp_path: Path) -> None:
+    registry, (_, now) = a_registry(tmp_path, ("before", "now"))
+    (event,) = watched(judged_by(a_world(), now), registry, "block")
+    later = msgspec.structs.replace(event, number=event.number + 4, item_id=now)
+    assert newest({}, [later, event])[Kind.POLICY] == later
+    assert newest({}, [event, later])[Kind.POLICY] == later
