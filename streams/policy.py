@@ -1,15 +1,20 @@
-"""`holdfast policy`: rules and thresholds without a deploy. Shows the one that judges, checks a changed file, promotes it."""
+"""`holdfast policy`: rules and thresholds without a deploy. Shows the one that judges, checks a changed file, tests it on the archive, promotes it."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import re
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 from features.catalogue import CATALOGUE
+from models.backtest import backtest, read_by
 from models.policy import Policy, policy_from_toml
 from models.registry import Registry
 from schemas.errors import SettingsError
+from streams import backtest as replay
 from streams.folder import keys_of, with_kept_secrets
 from streams.run import clock_ms
 from streams.settings import Settings
@@ -53,12 +58,13 @@ def read(path: Path) -> str:
 
 
 def command(argv: list[str], settings: Settings) -> int:
-    """`holdfast policy show | check FILE | promote FILE`."""
+    """`holdfast policy show | check FILE | test FILE | promote FILE`."""
     parser = argparse.ArgumentParser(prog="holdfast policy", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True)
     actions.add_parser("show", help="the policy that judges")
     for name, text in (("check", "whether a file is a policy for this catalogue"), ("promote", "make it the one that judges, within seconds")):
         actions.add_parser(name, help=text).add_argument("file", type=Path)
+    _add_test(actions.add_parser("test", help="replay a file over the archive: what it would have caught and hurt; nothing is saved"))
     args = parser.parse_args(argv)
     settings = with_kept_secrets(settings)
     registry = Registry(settings.registry_dir, keys_of(settings))
@@ -66,7 +72,47 @@ def command(argv: list[str], settings: Settings) -> int:
         print("\n".join(lines(registry.policy())))
         return 0
     text = read(args.file)
+    if args.action == "test":
+        return tested(policy_from_toml(text), registry.policy(), args, settings)
     if args.action == "promote":
         promoted(registry, text, clock_ms())
     print("\n".join(lines(policy_from_toml(text))))
     return 0
+
+
+# The test of a candidate, before anyone saves it.
+
+
+def _add_test(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--since", type=_days, metavar="30d", help="payments of so many days (d) or hours (h) back from the last (default: all)")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="the archive (default: that of the settings)")
+    parser.add_argument("--alerts-per-day-max", type=float, metavar="N", help="exit status 1 if the candidate gives more")
+    parser.add_argument("--honest-blocked-max", type=int, metavar="N", help="exit status 1 if the candidate blocks more honest payments")
+    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+
+
+def _days(text: str) -> float:
+    """Days, of a text like 30d or 12h."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([dh])", text)
+    if not found or not float(found[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no time like 30d or 12h")
+    return float(found[1]) / (24 if found[2] == "h" else 1)
+
+
+def tested(candidate: Policy, live: Policy, args: argparse.Namespace, settings: Settings) -> int:
+    """Says what the candidate would have done; 1 if it breaks a bound that was given."""
+    began = time.perf_counter()
+    payments = replay.payments_in(args.data or settings.archive_dir, read_by(candidate, live), args.since)
+    found = backtest(candidate, live, payments)
+    seconds = time.perf_counter() - began
+    print("\n".join(replay.lines(found)))
+    bounds = (
+        (args.alerts_per_day_max, found.candidate.alerts_per_day, "alerts a day"),
+        (args.honest_blocked_max, found.candidate.honest_blocked, "honest blocked"),
+    )
+    broken = [f"{name}: {value:,.1f}, at most {most:,.1f} are allowed" for most, value, name in bounds if most is not None and value > most]
+    print("\n".join([f"replayed in {seconds:.2f} s", *broken]))
+    if args.json:
+        print(json.dumps(replay.figures_of(found) | {"seconds": seconds, "within_bounds": not broken}))
+    return 1 if broken else 0
