@@ -126,3 +126,4 @@ class Artefact:
     recipe_id: str
     figures: Mapping[str, float | None]  # measured on the held-out rows; None: could not be measured
     checks: Mapping[str, float] = field(default_factory=dict)  # by name what the gates of a promotion look at: `models/registry.py`
+    snapshot: Mapping[str, object] = field(default_factory=dict)  # by column where the training rows lay: `models/drift.py`

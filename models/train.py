@@ -21,6 +21,7 @@ from features.catalogue import CATALOGUE
 from models.calibrate import calibration, fitted_weights
 from models.compiled import EQUAL_ON, EQUAL_WITHIN, Curve, Grown, apart, compiled, joined, mixed, plain
 from models.decision import top_reason_agrees
+from models.drift import snapshot_of
 from models.ensemble import Artefact, Ensemble, Member
 from models.figures import Ranked, Trial
 from models.history import Examples, Flags, Floats, Ints, families_of
@@ -203,6 +204,7 @@ def train(examples: Examples, recipe: Recipe, policy: Policy, seed: int, threads
         recipe_id=recipe.recipe_id,
         figures=measured(scores, truth, policy),
         checks={**parity, "top_reason_agrees": top_reason_agrees(ensemble, _reasons(examples.names), np.ascontiguousarray(blocked))},
+        snapshot=snapshot_of(examples.names, seen.vectors, np.rint(scores * 1000)).plain(),
     )
 
 

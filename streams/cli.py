@@ -36,6 +36,7 @@ COMMANDS: dict[str, Command] = {
     "promote": Command("streams.lab:promote", "make a registered model the one that decides"),
     "models": Command("streams.lab:models", "the registered models"),
     "policy": Command("streams.policy:command", "rules and thresholds without a deploy: show, check, test on the archive, promote"),
+    "label": Command("streams.label:command", "tell what turned out to be true of a payment, or of a file of them", live=True),
     "rebuild": Command("streams.rebuild:rebuild", "put back into Redis what the log says", live=True),
     "cluster": Command("streams.cluster:command", "find communities of accounts and make them known to serving", live=True),
     "dead-letters": Command("streams.dead_letters:dead_letters", "list what could not be applied; send mended records back", live=True),

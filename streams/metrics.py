@@ -41,6 +41,13 @@ TABLE: tuple[Row, ...] = (
     Row("holdfast_lag_records", "gauge", {"topic": "schemas/topics.py"}, "records that this process has yet to follow, by topic"),
     Row("holdfast_assigned_partitions", "gauge", {}, "partitions that this process follows"),
     Row("holdfast_stalled_seconds", "gauge", {}, "time since the watchdog last saw progress while there was lag, seconds"),
+    Row("holdfast_drift_psi", "gauge", {"feature": "names of the catalogue, and `score`"}, "population stability index against training, by feature"),
+    Row("holdfast_drift_ks", "gauge", {"feature": "names of the catalogue, and `score`"}, "Kolmogorov-Smirnov distance from training, by feature"),
+    Row("holdfast_missing_family_share", "gauge", {"family": "families of the catalogue"}, "share of decisions without any value of a family"),
+    Row("holdfast_label_delay_seconds", "gauge", {"quantile": "0.5 0.9"}, "time from a payment to its label, seconds"),
+    Row("holdfast_precision", "gauge", {"outcome": "review block"}, "share of fraud among what was reviewed or blocked, as labels say"),
+    Row("holdfast_calibration_ratio", "gauge", {}, "frauds that labels told of, over those that the scores promised; 1 is right"),
+    Row("holdfast_alarm", "gauge", {"kind": "psi ks missing miscalibration", "of": "feature, family, score"}, "1 while it stands, 0 once cleared"),
 )
 
 _KINDS: dict[str, Callable[..., Any]] = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}
@@ -65,6 +72,13 @@ BATCHES = _BY_NAME["holdfast_batch_seconds"]
 LAG = _BY_NAME["holdfast_lag_records"]
 ASSIGNED = _BY_NAME["holdfast_assigned_partitions"]
 STALLED = _BY_NAME["holdfast_stalled_seconds"]
+DRIFT_PSI = _BY_NAME["holdfast_drift_psi"]
+DRIFT_KS = _BY_NAME["holdfast_drift_ks"]
+MISSING_FAMILY = _BY_NAME["holdfast_missing_family_share"]
+LABEL_DELAY = _BY_NAME["holdfast_label_delay_seconds"]
+PRECISION = _BY_NAME["holdfast_precision"]
+CALIBRATION = _BY_NAME["holdfast_calibration_ratio"]
+ALARM = _BY_NAME["holdfast_alarm"]
 
 
 class Tally:
