@@ -93,7 +93,7 @@ def test_precision_and_calibration_are_of_decisions_that_are_old_enough() -> Non
         frauds=np.array([1, 0, 1, 0, 0], np.bool_),
         learned_at_ms=np.array([day, 0, day, 0, 0]),
     )
-    assert quality(told, 10 * day) == Quality(86_400, 86_400, 2 / 3, None, pytest.approx(2 / 2.9))
+    assert quality(told, 10 * day) == Quality(86_400, 86_400, 1 / 3, None, pytest.approx(2 / 2.9))
     assert quality(told, 9 * day).precision_block == 0.5, "the payment of the ninth day is too young"
     nothing = quality(told._replace(learned_at_ms=np.zeros(5, np.int64)), 10 * day)
     assert nothing == Quality(None, None, None, None, None)
