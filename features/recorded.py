@@ -246,7 +246,5 @@ def recomputed(catalogue: Catalogue, recorded: Recorded, labels: Taught, ends: E
     measures, known = np.hstack((columns.measure_matrix, told)), known_columns(catalogue, columns)
     out = np.empty((int(columns.asks.sum()), len(catalogue.rows)))
     walk = np.flatnonzero(columns.asks)
-    kernel.look_on(
-        catalogue.program, walk, columns.fact_matrix, measures, known, logs.places, logs.positions, logs.segments, logs.flat, outs, out
-    )
+    kernel.look_on(catalogue.program, walk, columns.fact_matrix, measures, known, logs.places, logs.positions, logs.segments, logs.flat, outs, out)
     return out

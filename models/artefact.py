@@ -108,10 +108,12 @@ def packed(artefact: Artefact) -> dict[str, bytes]:
             "sklearn_version": artefact.sklearn_version,
             "policy_id": artefact.policy_id,
             "recipe_id": artefact.recipe_id,
+            "data_sha256": artefact.data_sha256,
         },
         "figures": artefact.figures,
         "checks": artefact.checks,
         "snapshot": artefact.snapshot,
+        "plots": artefact.plots,
         "arrays": {name: len(said[name]) for name in TYPES},
         "sha256": hashlib.sha256(arrays).hexdigest(),
     }

@@ -230,9 +230,7 @@ def state_known(book: Book, state: AccountState) -> Book:
     """
     if book.known and state.as_of_ms <= book.as_of_ms:
         return book
-    return Book(
-        book.version + 1, True, state.currency, state.balance_minor, state.credit_limit_minor, state.status, state.as_of_ms, book.holds
-    )
+    return Book(book.version + 1, True, state.currency, state.balance_minor, state.credit_limit_minor, state.status, state.as_of_ms, book.holds)
 
 
 def untold(book: Book) -> tuple[OpenHold, ...]:
@@ -314,6 +312,4 @@ def _with(book: Book, hold: OpenHold) -> Book:
 
 def _changed(book: Book, holds: tuple[OpenHold, ...]) -> Book:
     """The next version of the book, with these holds."""
-    return Book(
-        book.version + 1, book.known, book.currency, book.balance_minor, book.credit_limit_minor, book.status, book.as_of_ms, holds
-    )
+    return Book(book.version + 1, book.known, book.currency, book.balance_minor, book.credit_limit_minor, book.status, book.as_of_ms, holds)

@@ -1,43 +1,44 @@
-"""The one door of this floor: models and policies in a folder, named by their contents, checked before they are used."""
+"""The one door of this floor: models and policies in a folder, named by their contents, checked before they are used.
+
+What was done with them is a history beside them: one signed file a move, each holding the hash of the one before, none ever written twice.
+"""
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
+
 from models.artefact import ARRAYS, BYTES_MAX, CARD, SIGNATURE, Keys, opened, packed, unpacked
-from models.compiled import EQUAL_ON, EQUAL_WITHIN
-from models.decision import TOP_REASON_AGREES_MIN
 from models.ensemble import Artefact, Ensemble
+from models.gates import failed_gates
+from models.governance import Inventory, Item, Refused, after, refused
 from models.policy import Policy, policy_from_toml
 from schemas.errors import ArtefactError
+from schemas.governance import Act, Kind, Move
 
 POLICY_BYTES_MAX = 1 << 20
 DEFAULT_POLICY = Path(__file__).parent / "policies" / "default.toml"
-GATES: dict[str, Callable[[float], bool]] = {
-    "parity_max": lambda apart: apart <= EQUAL_WITHIN,
-    "parity_rows": lambda rows: rows >= EQUAL_ON,
-    "top_reason_agrees": lambda share: share >= TOP_REASON_AGREES_MIN,
-}
-"""What the checks in a model's card must be before it may decide; a check that was never made fails."""
+MOVE_BYTES_MAX = 1 << 20
+MOVES_MAX = 1 << 16
+"""A history longer than this is not read: nobody makes so many moves."""
+GATED = frozenset({Act.APPROVE, Act.PROMOTE})
 
 
 class Listed(NamedTuple):
-    """One registered model: its id, its card, and whether it is the one that decides."""
+    """One registered model: its id, its card, whether it is the one that decides, and how it stands (None: nobody entered it)."""
 
     model_id: str
     card: Mapping[str, Any]
     champion: bool
-
-
-def failed_gates(card: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of the gates that a model with this card does not pass."""
-    checks = card.get("checks", {})
-    return tuple(name for name, passes in GATES.items() if name not in checks or not passes(checks[name]))
+    item: Item | None
 
 
 def save(artefact: Artefact, folder: Path) -> None:
@@ -78,21 +79,66 @@ class Registry:
 
     def models(self) -> tuple[Listed, ...]:
         """Every registered model, by end of its training span, newest last."""
-        champion = self.champion_id()
+        inventory = self.inventory()
+        champion = _id_of(inventory.champion(Kind.MODEL))
         ids = [path.parent.name for path in (self._folder / "models").glob(f"mdl_*/{ARRAYS}") if (path.parent / CARD).exists()]
         cards = sorted(((model_id, self.card(model_id)) for model_id in ids), key=lambda c: (c[1]["trained"]["until_at_ms"], c[0]))
-        return tuple(Listed(model_id, card, model_id == champion) for model_id, card in cards)
+        return tuple(Listed(model_id, card, model_id == champion, inventory.items.get(model_id)) for model_id, card in cards)
 
-    def promote(self, model_id: str, now_ms: int) -> None:
-        """Makes a registered model the one that decides, in one atomic step; the history of champions is kept. ArtefactError where a gate fails."""
-        failed = failed_gates(self.card(model_id))
-        if failed:
-            raise ArtefactError(f"model {model_id} cannot be promoted: {', '.join(failed)}", "gate_failed")
-        self._promote("champion.json", model_id, now_ms)
+    # The history.
+
+    def inventory(self) -> Inventory:
+        """What the history leads to, each line checked. ArtefactError where one is missing, altered, unsigned or does not follow."""
+        inventory, before = Inventory(), ""
+        for number in range(1, MOVES_MAX):
+            path = self._move(number)
+            if not path.exists():
+                return inventory
+            line = _read(path, MOVE_BYTES_MAX)
+            move = _checked_move(line, self._keys, path.name)
+            wrong = refused(inventory, move)
+            if (move.number, move.before) != (number, before) or wrong:
+                raise ArtefactError(f"{path}: does not follow from the lines before it{f' ({wrong.text})' if wrong else ''}", "altered")
+            inventory, before = after(inventory, move), hashlib.sha256(line).hexdigest()
+        raise ArtefactError(f"{self._folder}: the history has more than {MOVES_MAX} lines", "oversized")
+
+    def move(self, kind: Kind, item_id: str, act: Act, by: str, why: str, now_ms: int, **terms: Any) -> Move | Refused:
+        """Makes a move, if it is legal and its gates pass; it is in the history for ever. `terms` are those of `Move`.
+
+        Whoever comes at the same time writes the same number: one is first, and the other is judged again on what that one did.
+        """
+        while True:
+            inventory = self.inventory()
+            number = len(inventory.moves) + 1
+            before = hashlib.sha256(_read(self._move(number - 1), MOVE_BYTES_MAX)).hexdigest() if number > 1 else ""
+            move = Move(number=number, kind=kind, item_id=item_id, act=act, by=by, why=why, at_ms=now_ms, before=before, **terms)
+            wrong = refused(inventory, move, self._failed(inventory, move))
+            if wrong:
+                return wrong
+            content = msgspec.json.encode(move)
+            line = msgspec.json.encode({"move": content.decode(), "signature": self._keys.signature(content).hex()})
+            if _written_first(self._move(number), line):
+                return move
+
+    def moves_at(self) -> int:
+        """Changes whenever a move is made: when the folder of the history was written."""
+        folder = self._folder / "moves"
+        return folder.stat().st_mtime_ns if folder.exists() else 0
+
+    def _failed(self, inventory: Inventory, move: Move) -> tuple[str, ...]:
+        """The gates that stand against a move; the model or policy itself is opened and checked."""
+        if move.kind is Kind.POLICY:
+            self.load_policy(move.item_id)
+            return ()
+        card = self.card(move.item_id)
+        if move.act not in GATED or move.item_id not in inventory.items:
+            return ()
+        others = inventory.champion(Kind.MODEL) not in (None, inventory.items[move.item_id])
+        return failed_gates({**card.get("checks", {}), **inventory.items[move.item_id].figures}, others)
 
     def champion_id(self) -> str | None:
         """The id of the model that decides; None if none was promoted."""
-        return self._promoted("champion.json")
+        return _id_of(self.inventory().champion(Kind.MODEL))
 
     def champion(self) -> Ensemble:
         """The model that decides, checked. ArtefactError if none was promoted."""
@@ -108,11 +154,6 @@ class Registry:
         _write(self._policy(policy_id), text.encode())
         return policy_id
 
-    def promote_policy(self, policy_id: str, now_ms: int) -> None:
-        """Makes a policy of the registry the one that judges."""
-        self.load_policy(policy_id)
-        self._promote("policy.json", policy_id, now_ms)
-
     def load_policy(self, policy_id: str) -> Policy:
         """The policy of that id, not yet bound to a catalogue. ArtefactError if it is missing or altered."""
         text = _read(self._policy(policy_id), POLICY_BYTES_MAX)
@@ -124,7 +165,10 @@ class Registry:
 
     def policy(self) -> Policy:
         """The policy that judges, not yet bound to a catalogue: the promoted one, else the default that comes with the house."""
-        policy_id = self._promoted("policy.json")
+        return self.policy_of(_id_of(self.inventory().champion(Kind.POLICY)))
+
+    def policy_of(self, policy_id: str | None) -> Policy:
+        """The policy of that id; None: the default that comes with the house."""
         return policy_from_toml(default_policy_text()) if policy_id is None else self.load_policy(policy_id)
 
     def _model(self, model_id: str) -> Path:
@@ -133,14 +177,30 @@ class Registry:
     def _policy(self, policy_id: str) -> Path:
         return self._folder / "policies" / f"{_safe(policy_id)}.toml"
 
-    def _promoted(self, file: str) -> str | None:
-        path = self._folder / file
-        return str(json.loads(_read(path, BYTES_MAX[CARD]))["promoted"][-1]["id"]) if path.exists() else None
+    def _move(self, number: int) -> Path:
+        return self._folder / "moves" / f"{number:08d}.json"
 
-    def _promote(self, file: str, what: str, now_ms: int) -> None:
-        path = self._folder / file
-        history = json.loads(_read(path, BYTES_MAX[CARD]))["promoted"] if path.exists() else []
-        _write(path, json.dumps({"promoted": [*history, {"id": what, "at_ms": now_ms}]}, indent=1).encode())
+
+class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A line of the history as it lies on disk: the move's own text, as it was signed."""
+
+    move: str
+    signature: str
+
+
+@functools.lru_cache(maxsize=4096)
+def _checked_move(line: bytes, keys: Keys, name: str) -> Move:
+    """The move in these bytes, if the key signed it."""
+    try:
+        said = msgspec.json.decode(line, type=_Line)
+        keys.check(said.move.encode(), bytes.fromhex(said.signature), f"move {name}")
+        return msgspec.json.decode(said.move, type=Move)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise ArtefactError(f"move {name}: {error}", "malformed") from None
+
+
+def _id_of(item: Item | None) -> str | None:
+    return item.item_id if item else None
 
 
 def default_policy_text() -> str:
@@ -169,6 +229,23 @@ def _read(path: Path, bytes_max: int) -> bytes:
 
 def _write(path: Path, content: bytes) -> None:
     """Writes the file whole or not at all: beside it first, on disk, then renamed over it."""
+    _beside(path, content).replace(path)
+
+
+def _written_first(path: Path, content: bytes) -> bool:
+    """Writes the file whole, unless it is there already: what is there is never written over."""
+    beside = _beside(path, content)
+    try:
+        os.link(beside, path)
+    except FileExistsError:
+        return False
+    finally:
+        beside.unlink()
+    return True
+
+
+def _beside(path: Path, content: bytes) -> Path:
+    """The content on disk, in the same folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     with os.fdopen(handle, "wb") as out:
@@ -176,4 +253,4 @@ def _write(path: Path, content: bytes) -> None:
         out.flush()
         os.fsync(out.fileno())
     Path(beside).chmod(0o644)
-    Path(beside).replace(path)
+    return Path(beside)

@@ -154,9 +154,7 @@ def _figure(name: str, value: int) -> Evidence:
     return Evidence(name=name, value=str(value))
 
 
-def _candidate(
-    policy: Policy, typology: Typology, found: Found, decision: Decision, topic: str, partition: int, offset: int
-) -> SarCandidate:
+def _candidate(policy: Policy, typology: Typology, found: Found, decision: Decision, topic: str, partition: int, offset: int) -> SarCandidate:
     """The record, with what the decision itself said as further evidence."""
     movements, figures = found
     times = [m.at_ms for m in movements]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -23,7 +24,8 @@ from models.compiled import EQUAL_ON, EQUAL_WITHIN, Curve, Grown, apart, compile
 from models.decision import top_reason_agrees
 from models.drift import snapshot_of
 from models.ensemble import Artefact, Ensemble, Member
-from models.figures import Ranked, Trial
+from models.figures import Ranked, Trial, reliability
+from models.gates import held_out_checks
 from models.history import Examples, Flags, Floats, Ints, families_of
 from models.policy import Policy
 from models.recipe import EVERY, MemberRow, Recipe
@@ -203,9 +205,22 @@ def train(examples: Examples, recipe: Recipe, policy: Policy, seed: int, threads
         policy_id=policy.policy_id,
         recipe_id=recipe.recipe_id,
         figures=measured(scores, truth, policy),
-        checks={**parity, "top_reason_agrees": top_reason_agrees(ensemble, _reasons(examples.names), np.ascontiguousarray(blocked))},
+        checks={
+            **parity,
+            "top_reason_agrees": top_reason_agrees(ensemble, _reasons(examples.names), np.ascontiguousarray(blocked)),
+            **held_out_checks(ensemble.scores(seen.vectors), scores, truth),
+        },
+        data_sha256=hashlib.sha256(np.ascontiguousarray(examples.vectors).tobytes() + examples.frauds.tobytes()).hexdigest(),
+        plots=plots(scores, truth),
         snapshot=snapshot_of(examples.names, seen.vectors, np.rint(scores * 1000)).plain(),
     )
+
+
+def plots(scores: Floats, truth: Flags) -> dict[str, list[list[float]]]:
+    """The points of the document's plots: reliability (said, true, rows), and how many honest and fraud rows have a score in each twentieth."""
+    points = [[point.said, point.true, float(point.rows)] for point in reliability(scores, truth)]
+    counts = [np.histogram(scores[rows], bins=20, range=(0, 1))[0] for rows in (~truth, truth)]
+    return {"reliability": points, "scores": np.column_stack(counts).astype(np.float64).tolist()}
 
 
 def assembled(team: Team, recipe: Recipe, examples: Examples, seed: int) -> tuple[Ensemble, dict[str, float]]:

@@ -19,10 +19,7 @@ _THREE = "BHD IQD JOD KWD LYD OMR TND"
 _FOUR = "CLF UYW"
 
 EXPONENTS: dict[str, int] = (
-    dict.fromkeys(_TWO.split(), 2)
-    | dict.fromkeys(_NONE.split(), 0)
-    | dict.fromkeys(_THREE.split(), 3)
-    | dict.fromkeys(_FOUR.split(), 4)
+    dict.fromkeys(_TWO.split(), 2) | dict.fromkeys(_NONE.split(), 0) | dict.fromkeys(_THREE.split(), 3) | dict.fromkeys(_FOUR.split(), 4)
 )
 
 

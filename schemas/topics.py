@@ -7,6 +7,7 @@ from typing import NamedTuple
 from schemas.account import AccountEvent, AccountState, ProfileValue, RememberedEvent
 from schemas.dead_letter import DeadLetter
 from schemas.decision import Decision
+from schemas.governance import Control
 from schemas.hold import Clearing, HoldEvent
 from schemas.label import Label
 from schemas.ledger import LedgerTransfer
@@ -45,6 +46,7 @@ HOLDS = Topic("holds", HoldEvent, "account_id", 4, FOREVER, False, ("hold",), ("
 LEDGER = Topic("ledger", LedgerTransfer, "account_id", 4, FOREVER, False, ("ledger",), ("bank",))
 SAR_CANDIDATES = Topic("sar_candidates", SarCandidate, "account_id", 4, 1826 * DAY_MS, False, ("sar",), ("SAR desk",))
 DEAD_LETTERS = Topic("dead_letters", DeadLetter, "dead_letter_id", 4, 365 * DAY_MS, False, ("every app",), ("operators",))
+CONTROL = Topic("control", Control, "kind", 1, FOREVER, True, ("risk team", "every app that decides"), ("every app that decides",))
 
 TOPICS: tuple[Topic, ...] = (
     TRANSACTIONS,
@@ -59,6 +61,7 @@ TOPICS: tuple[Topic, ...] = (
     LEDGER,
     SAR_CANDIDATES,
     DEAD_LETTERS,
+    CONTROL,
 )
 """Every topic. Those keyed by account share one partition count, so an account's records meet in one partition number.
 

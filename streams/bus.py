@@ -204,7 +204,7 @@ def read_topic(
     `start`: first offset to read by partition (default: the oldest). `partitions`: which (default: all).
     LogUnavailable if the brokers do not answer.
     """
-    consumer = _reader(settings)
+    consumer = reader(settings)
     try:
         ends = _ends(consumer, topic, partitions)
         first = {p: max(low, (start or {}).get(p, low)) for p, (low, _) in ends.items()}
@@ -223,7 +223,7 @@ def read_tail(settings: Settings, topic: Topic, partitions: Collection[int], cou
 
 def end_offsets(settings: Settings, topic: Topic, partitions: Collection[int] | None = None) -> dict[int, tuple[int, int]]:
     """Oldest offset and next offset of each partition; empty for a topic that is not there. LogUnavailable without an answer."""
-    consumer = _reader(settings)
+    consumer = reader(settings)
     try:
         return _ends(consumer, topic, partitions)
     except KafkaException as error:
@@ -234,7 +234,7 @@ def end_offsets(settings: Settings, topic: Topic, partitions: Collection[int] | 
 
 def committed_offsets(settings: Settings, group: str, topic: Topic) -> dict[int, int]:
     """By partition the offset that a consumer group has committed; partitions without one are left out. LogUnavailable without an answer."""
-    consumer = _reader(settings, group)
+    consumer = reader(settings, group)
     try:
         there = consumer.list_topics(topic.name, timeout=QUERY_S).topics[topic.name].partitions
         places = consumer.committed([TopicPartition(topic.name, p) for p in there], timeout=QUERY_S)
@@ -245,7 +245,8 @@ def committed_offsets(settings: Settings, group: str, topic: Topic) -> dict[int,
         consumer.close()
 
 
-def _reader(settings: Settings, group: str = GROUP) -> Any:
+def reader(settings: Settings, group: str = GROUP) -> Any:
+    """A consumer that commits nothing, to be assigned by hand."""
     return Consumer(
         librdkafka(settings)
         | {

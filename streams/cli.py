@@ -33,9 +33,9 @@ COMMANDS: dict[str, Command] = {
     "train": Command("streams.train:train", "train the ensemble on a backfill or on what was served"),
     "evaluate": Command("streams.evaluate:evaluate", "how good members and ensemble are, on folds that roll through a history"),
     "register": Command("streams.lab:register", "check a trained artefact and put it into the registry"),
-    "promote": Command("streams.lab:promote", "make a registered model the one that decides"),
-    "models": Command("streams.lab:models", "the registered models"),
-    "policy": Command("streams.policy:command", "rules and thresholds without a deploy: show, check, test on the archive, promote"),
+    "promote": Command("streams.lab:promote", "make an approved model the one that decides", live=True),
+    "models": Command("streams.lab:models", "every model: list, validate, approve, promote, roll back, retire", live=True),
+    "policy": Command("streams.policy:command", "rules and thresholds without a deploy: show, check, test on the archive, register, promote", live=True),
     "label": Command("streams.label:command", "tell what turned out to be true of a payment, or of a file of them", live=True),
     "rebuild": Command("streams.rebuild:rebuild", "put back into Redis what the log says", live=True),
     "cluster": Command("streams.cluster:command", "find communities of accounts and make them known to serving", live=True),
@@ -82,8 +82,6 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-
-
 
 
 if __name__ == "__main__":

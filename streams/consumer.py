@@ -162,4 +162,3 @@ def _credentials(settings: Settings) -> Any:
             username=settings.kafka_username, password=settings.kafka_password, mechanism=settings.kafka_sasl_mechanism, ssl_context=secure
         )
     return secure and faust.SSLCredentials(secure)
-

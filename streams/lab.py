@@ -6,18 +6,39 @@ import argparse
 import json
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from features.catalogue import CATALOGUE
+from models.document import document
 from models.policy import Policy
-from models.registry import Registry, save
+from models.registry import Listed, Registry, save
 from schemas.errors import ArtefactError
+from schemas.governance import Act, Kind
 from streams.backfill import Given, backfilled
 from streams.folder import keys_of, with_kept_secrets
+from streams.governance import (
+    ACTS,
+    CHECKER,
+    STARTER,
+    TELLING,
+    TRAINER,
+    add_moves,
+    add_signature,
+    brought_up,
+    done,
+    failing,
+    found,
+    gate_line,
+    moved,
+    now_ms,
+    print_moves,
+    served_here,
+    standing,
+)
 from streams.mapping import TokenKey, mapping_in
 from streams.registry import registry_of
 from streams.settings import Settings
@@ -34,41 +55,88 @@ Say = Callable[[str], None]
 
 
 def register(argv: list[str], settings: Settings) -> int:
-    """`holdfast register DIR`: checks a trained artefact, signs it and puts it into the registry; prints its id."""
+    """`holdfast register DIR --as PERSON`: checks a trained artefact, signs it and enters it into the registry as a draft; prints its id."""
     parser = argparse.ArgumentParser(prog="holdfast register", description=(register.__doc__ or "").splitlines()[0])
     parser.add_argument("artefact", type=Path, help="what `holdfast train` wrote")
-    print(registry_of(settings).register(parser.parse_args(argv).artefact))
+    add_signature(parser, "trained")
+    args = parser.parse_args(argv)
+    registry = registry_of(settings)
+    model_id = registry.register(args.artefact)
+    if model_id not in registry.inventory().items:
+        done(registry.move(Kind.MODEL, model_id, Act.REGISTER, args.by, args.why, now_ms()))
+    print(model_id)
     public = keys_of(with_kept_secrets(settings)).public.hex()
     print(f"services check it with HOLDFAST_MODEL_PUBLIC_KEY={public}", file=sys.stderr, flush=True)
     return 0
 
 
 def promote(argv: list[str], settings: Settings) -> int:
-    """`holdfast promote MODEL_ID`: makes a registered model the one that decides; running apps take it over within seconds."""
-    parser = argparse.ArgumentParser(prog="holdfast promote", description=(promote.__doc__ or "").splitlines()[0])
-    parser.add_argument("model_id")
-    model_id = parser.parse_args(argv).model_id
-    registry = registry_of(settings)
-    if registry.load(model_id).catalogue_id != CATALOGUE.catalogue_id:
-        raise ArtefactError(f"{model_id} was trained on another catalogue than this release has ({CATALOGUE.catalogue_id}): train again")
-    registry.promote(model_id, _now_ms())
-    print(f"{model_id} decides")
-    return 0
+    """`holdfast promote ID --as PERSON --why TEXT`: `holdfast models promote`."""
+    return models(["promote", *argv], settings)
 
 
 def models(argv: list[str], settings: Settings) -> int:
-    """`holdfast models`: the registered models, oldest first; `*` marks the one that decides."""
+    """`holdfast models list|show|document|validate|approve|promote|rollback|retire|challenge|shadow`: every model, where it stands, and its moves."""
     parser = argparse.ArgumentParser(prog="holdfast models", description=(models.__doc__ or "").splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="end with one JSON object")
-    args = parser.parse_args(argv)
-    listed = registry_of(settings).models()
+    actions = parser.add_subparsers(dest="action", required=True)
+    actions.add_parser("list", help="all of them, oldest first; `*` marks the one that decides").add_argument("--json", action="store_true")
+    show = actions.add_parser("show", help="one, with its gates and all that was done with it")
+    show.add_argument("item_id", metavar="ID")
+    show.add_argument("--json", action="store_true")
+    paper = actions.add_parser("document", help="write the model document: one HTML file for supervisors, ready to print")
+    paper.add_argument("item_id", metavar="ID")
+    paper.add_argument("--out", type=Path, metavar="FILE", help="default: ID.html")
+    add_moves(actions, Kind.MODEL)
+    args = parser.parse_args(argv if argv[:1] and not argv[0].startswith("--json") else ["list", *argv])
+    registry = registry_of(settings)
+    if args.action == "list":
+        _list(registry, args.json)
+    elif args.action == "show":
+        _show(registry, args.item_id, args.json)
+    elif args.action == "document":
+        _write_document(registry, args.item_id, args.out)
+    else:
+        if ACTS[args.action][0] in TELLING and args.item_id:
+            served_here(registry.load(found(registry.inventory(), Kind.MODEL, args.item_id)))
+        moved(args, Kind.MODEL, registry, settings)
+    return 0
+
+
+def _list(registry: Registry, as_json: bool) -> None:
+    listed, at_ms = registry.models(), now_ms()
     for model in listed:
         figures, about = model.card["figures"], model.card["trained"]
         said = ", ".join(f"{name} {figures[name]:.3f}" for name in ("auc", "average_precision") if figures.get(name) is not None)
-        print(f"{'*' if model.champion else ' '} {model.model_id}  {about['rows']} rows, {about['frauds']} frauds; held out: {said}")
-    if args.json:
-        print(json.dumps({"models": [{"model_id": m.model_id, "champion": m.champion, "figures": m.card["figures"]} for m in listed]}))
-    return 0
+        state = standing(model.item, at_ms)
+        print(f"{'*' if model.champion else ' '} {model.model_id}  {state}; {about['rows']} rows, {about['frauds']} frauds; held out: {said}")
+    if as_json:
+        print(json.dumps({"models": [_listed(model, at_ms) for model in listed]}))
+
+
+def _listed(model: Listed, at_ms: int) -> dict[str, Any]:
+    """One model of the list, for programs."""
+    item = model.item
+    stands = (
+        {"state": item.state, "tier": item.tier, "expires_at_ms": item.expires_at_ms, "expired": item.expired(at_ms)} if item else {"state": None}
+    )
+    return {"model_id": model.model_id, "champion": model.champion, "figures": model.card["figures"], **stands}
+
+
+def _show(registry: Registry, asked: str, as_json: bool) -> None:
+    inventory = registry.inventory()
+    model_id = found(inventory, Kind.MODEL, asked)
+    print(gate_line(registry, inventory, model_id))
+    print_moves(inventory, [item for item in inventory.of(Kind.MODEL) if item.item_id == model_id], as_json)
+
+
+def _write_document(registry: Registry, asked: str, out: Path | None) -> None:
+    inventory = registry.inventory()
+    model_id = found(inventory, Kind.MODEL, asked)
+    failed = failing(registry, inventory, model_id)
+    text = document(model_id, registry.card(model_id), inventory.items.get(model_id), inventory.moves_of(model_id), failed, CATALOGUE)
+    file = out or Path(f"{model_id}.html")
+    file.write_text(text, encoding="utf-8")
+    print(file)
 
 
 # All steps in one, for a system that has no model yet.
@@ -87,8 +155,9 @@ def ensure_champion(settings: Settings, say: Say) -> str:
     place = settings.data_dir / "first_model"
     made = first_model(place, settings, registry.policy(), say)
     model_id = registry.register(place / "artefact")
-    registry.promote(model_id, _now_ms())
+    brought_up(registry, Kind.MODEL, model_id, "the first model of an empty system, trained on simulated history", now_ms())
     quality = made.artefact.figures
+    say(f"no person has seen it: entered by {TRAINER}, validated by {CHECKER}, approved and promoted by {STARTER}")
     say(f"{model_id} decides (held out: AUC {quality['auc'] or 0:.3f}, average precision {quality['average_precision'] or 0:.3f})")
     return model_id
 
@@ -113,12 +182,8 @@ def first_model(place: Path, settings: Settings, policy: Policy, say: Say) -> Tr
     key = TokenKey(settings.token_key.encode(), settings.token_key_id)
     source, mapping = place / "history", mapping_in(place / "history" / "mapping.toml")
     given = Given((source / "transactions.parquet",), mapping, key, accounts=source / "accounts.parquet")
-    backfilled(CATALOGUE, given, place / "features", now_ms=_now_ms(), say=say)
+    backfilled(CATALOGUE, given, place / "features", now_ms=now_ms(), say=say)
     say("training five members")
     made = trained(training_set(place / "features"), recipe_in(), policy, seed=1, threads=len(os.sched_getaffinity(0)))
     save(made.artefact, place / "artefact")
     return made
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -48,6 +48,8 @@ TABLE: tuple[Row, ...] = (
     Row("holdfast_precision", "gauge", {"outcome": "review block"}, "share of fraud among what was reviewed or blocked, as labels say"),
     Row("holdfast_calibration_ratio", "gauge", {}, "frauds that labels told of, over those that the scores promised; 1 is right"),
     Row("holdfast_alarm", "gauge", {"kind": "psi ks missing miscalibration", "of": "feature, family, score"}, "1 while it stands, 0 once cleared"),
+    Row("holdfast_breach", "gauge", {"kind": "model policy"}, "1 while the decisions of the last minute lie outside the band that was approved"),
+    Row("holdfast_taken_out_total", "counter", {"kind": "model policy"}, "times that the breaker went back to the last good one"),
 )
 
 _KINDS: dict[str, Callable[..., Any]] = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}
@@ -71,6 +73,8 @@ RETRIES = _BY_NAME["holdfast_retries_total"]
 BATCHES = _BY_NAME["holdfast_batch_seconds"]
 LAG = _BY_NAME["holdfast_lag_records"]
 ASSIGNED = _BY_NAME["holdfast_assigned_partitions"]
+BREACH = _BY_NAME["holdfast_breach"]
+TAKEN_OUT = _BY_NAME["holdfast_taken_out_total"]
 STALLED = _BY_NAME["holdfast_stalled_seconds"]
 DRIFT_PSI = _BY_NAME["holdfast_drift_psi"]
 DRIFT_KS = _BY_NAME["holdfast_drift_ks"]
@@ -117,6 +121,12 @@ def observe(stop: str, seconds: float, count: int = 1) -> None:
     tally = _STOP[stop]
     tally.counts[bisect_left(SECONDS, seconds)] += count
     tally.total += seconds * count
+
+
+def outcomes() -> dict[str, int]:
+    """How many decisions this process has given, by outcome."""
+    (family,) = DECISIONS.collect()
+    return {sample.labels["outcome"]: int(sample.value) for sample in family.samples if sample.name.endswith("_total")}
 
 
 def decided(outcome: str, degradations: Iterable[str], seconds: float) -> None:

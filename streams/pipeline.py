@@ -80,11 +80,12 @@ class Decided(NamedTuple):
 class Walk:
     """One transaction on its way: what each stop found. An error, or a first answer from before, ends it early."""
 
-    __slots__ = ("ask", "book", "content", "decision", "declined", "digest", "error", "first", "hold", "past", "seen", "txn", "verdict")
+    __slots__ = ("ask", "book", "content", "decision", "declined", "digest", "error", "first", "hold", "judges", "past", "seen", "txn", "verdict")
     past: Past
     book: Any
     seen: Look
     verdict: Verdict
+    judges: tuple[Ensemble, Policy]  # those that judged it: others may be promoted while it waits for its account
 
     def __init__(self, ask: Ask) -> None:
         self.ask, self.txn = ask, ask.txn
@@ -234,9 +235,10 @@ def weigh(walks: Sequence[Walk], world: World) -> None:
         return
     vectors = np.array([walk.seen.values for walk in walks])
     missing = [walk.degradations for walk in walks]
-    verdicts = judge_all(world.ensemble, world.policy, world.catalogue.reason_of, [walk.txn for walk in walks], vectors, missing)
+    judges = world.ensemble, world.policy
+    verdicts = judge_all(*judges, world.catalogue.reason_of, [walk.txn for walk in walks], vectors, missing)
     for walk, verdict in zip(walks, verdicts, strict=True):
-        walk.verdict = verdict
+        walk.verdict, walk.judges = verdict, judges
 
 
 async def settle(walks: Sequence[Walk], world: World) -> None:
@@ -261,7 +263,7 @@ async def settle(walks: Sequence[Walk], world: World) -> None:
 def placing(walk: Walk, world: World) -> Callable[[Book], Step | Refusal]:
     """The move that places a walk's hold."""
     txn, now_ms = walk.txn, walk.ask.now_ms
-    hold_id, expires_at_ms = identity.hold_id(txn.transaction_id), now_ms + hold_lifetime_ms(world.policy, txn)
+    hold_id, expires_at_ms = identity.hold_id(txn.transaction_id), now_ms + hold_lifetime_ms(walk.judges[1], txn)
     own = (hold_id, txn.transaction_id, txn.own_amount_minor, txn.own_currency, now_ms, world.hold_lease_ms, expires_at_ms, world.unknown_account)
     return lambda before: place(before, *own)
 
@@ -319,8 +321,8 @@ def decided(walk: Walk, world: World) -> Decision:
         held_minor=hold.amount_minor if hold else 0,
         hold_currency=hold.currency if hold else None,
         hold_expires_at_ms=hold.expires_at_ms if hold else None,
-        model_id=world.ensemble.model_id,
-        policy_id=world.policy.policy_id,
+        model_id=walk.judges[0].model_id,
+        policy_id=walk.judges[1].policy_id,
         catalogue_id=world.catalogue.catalogue_id,
         vector=seen.values.tobytes(),
         positions=seen.positions,

@@ -1,4 +1,4 @@
-"""`holdfast policy`: rules and thresholds without a deploy. Shows the one that judges, checks a file, tests it on the archive, promotes it."""
+"""`holdfast policy`: rules and thresholds without a deploy. Shows the one that judges, checks a changed file, leads it through governance."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from models.backtest import backtest, read_by
 from models.policy import Policy, policy_from_toml
 from models.registry import Registry
 from schemas.errors import SettingsError
+from schemas.governance import Act, Kind
 from streams import backtest as replay
-from streams.folder import keys_of, with_kept_secrets
-from streams.run import clock_ms
+from streams.governance import ACTS, TELLING, add_moves, add_signature, done, found, moved, now_ms, print_moves
+from streams.registry import registry_of
 from streams.settings import Settings
 
 
@@ -39,12 +40,19 @@ def _since(policy: Policy) -> str:
     return datetime.fromtimestamp(policy.effective_from_ms / 1000, UTC).isoformat()
 
 
-def promoted(registry: Registry, text: str, now_ms: int) -> None:
-    """Makes this text the policy that judges. SettingsError where it is not in force yet: it would judge at once all the same."""
-    policy = policy_from_toml(text)
-    if policy.effective_from_ms > now_ms:
+def entered(registry: Registry, text: str, by: str, why: str) -> str:
+    """Puts this text into the registry as a draft, and returns its id; twice is once."""
+    policy_id = registry.put_policy(text)
+    if policy_id not in registry.inventory().items:
+        done(registry.move(Kind.POLICY, policy_id, Act.REGISTER, by, why, now_ms()))
+    return policy_id
+
+
+def in_force(policy: Policy, at_ms: int) -> None:
+    """SettingsError where it is not in force yet: promoted, it would judge at once all the same. Or where a rule reads what nobody serves."""
+    policy.bound(CATALOGUE.names)
+    if policy.effective_from_ms > at_ms:
         raise SettingsError(f"policy.effective_from: {_since(policy)} is yet to come; promote the policy when it is in force")
-    registry.promote_policy(registry.put_policy(text), now_ms)
 
 
 def read(path: Path) -> str:
@@ -58,25 +66,32 @@ def read(path: Path) -> str:
 
 
 def command(argv: list[str], settings: Settings) -> int:
-    """`holdfast policy show | check FILE | test FILE | promote FILE`."""
+    """`holdfast policy show | check FILE | test FILE | register FILE | list | validate|approve|promote|rollback|retire ID`."""
     parser = argparse.ArgumentParser(prog="holdfast policy", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True)
     actions.add_parser("show", help="the policy that judges")
-    for name, text in (("check", "whether a file is a policy for this catalogue"), ("promote", "make it the one that judges, within seconds")):
-        actions.add_parser(name, help=text).add_argument("file", type=Path)
+    actions.add_parser("list", help="every registered policy and its moves").add_argument("--json", action="store_true")
+    actions.add_parser("check", help="whether a file is a policy for this catalogue").add_argument("file", type=Path)
     _add_test(actions.add_parser("test", help="replay a file over the archive: what it would have caught and hurt; nothing is saved"))
+    register = actions.add_parser("register", help="put a file into the registry, as a draft; prints its id")
+    register.add_argument("file", type=Path)
+    add_signature(register)
+    add_moves(actions, Kind.POLICY)
     args = parser.parse_args(argv)
-    settings = with_kept_secrets(settings)
-    registry = Registry(settings.registry_dir, keys_of(settings))
-    if args.action == "show":
-        print("\n".join(lines(registry.policy())))
-        return 0
-    text = read(args.file)
-    if args.action == "test":
-        return tested(policy_from_toml(text), registry.policy(), args, settings)
-    if args.action == "promote":
-        promoted(registry, text, clock_ms())
-    print("\n".join(lines(policy_from_toml(text))))
+    registry = registry_of(settings)
+    if args.action in ACTS:
+        if ACTS[args.action][0] in TELLING and args.item_id:
+            in_force(registry.load_policy(found(registry.inventory(), Kind.POLICY, args.item_id)), now_ms())
+        moved(args, Kind.POLICY, registry, settings)
+    elif args.action == "test":
+        return tested(policy_from_toml(read(args.file)), registry.policy(), args, settings)
+    elif args.action == "register":
+        print(entered(registry, read(args.file), args.by, args.why))
+    elif args.action == "list":
+        inventory = registry.inventory()
+        print_moves(inventory, inventory.of(Kind.POLICY), args.json)
+    else:
+        print("\n".join(lines(registry.policy() if args.action == "show" else policy_from_toml(read(args.file)))))
     return 0
 
 

@@ -31,9 +31,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     # Kafka
     kafka_bootstrap: Annotated[str, doc("brokers, `host:port,host:port`")] = "127.0.0.1:9092"
-    broker_kind: Annotated[
-        Literal["kafka", "embedded"], doc("`embedded` is librdkafka's mock cluster: in memory, topics appear on first use")
-    ] = "kafka"
+    broker_kind: Annotated[Literal["kafka", "embedded"], doc("`embedded` is librdkafka's mock cluster: in memory, topics appear on first use")] = (
+        "kafka"
+    )
     kafka_protocol: Annotated[Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"], doc("how brokers are spoken to")] = "PLAINTEXT"
     kafka_sasl_mechanism: Annotated[Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"], doc("with a SASL protocol")] = "SCRAM-SHA-512"
     kafka_username: Annotated[str, doc("with a SASL protocol")] = ""
@@ -75,9 +75,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Secret, Hex64, doc("private Ed25519 key, 64 hex digits, with which models and policies are signed when registered; services need none")
     ] = ""
     model_public_key: Annotated[str, Hex64, doc("its public key, by which they are checked when loaded; empty: that of the private one")] = ""
-    unknown_account: Annotated[
-        Literal["decline", "hold"], doc("an account that nobody described: `decline`, or `hold` without a funds check")
-    ] = "decline"
+    unknown_account: Annotated[Literal["decline", "hold"], doc("an account that nobody described: `decline`, or `hold` without a funds check")] = (
+        "decline"
+    )
     request_deadline_ms: Annotated[Milliseconds, doc("an authorization not answered by then gets a `503`: its result is indefinite")] = 1_500
     hold_lease_ms: Annotated[Milliseconds, doc("a provisional hold that the log does not confirm lapses after this")] = 30_000
     answer_ttl_s: Annotated[int, Meta(ge=60, le=31_536_000), doc("how long the first answer of a transaction is kept in Redis")] = 691_200

@@ -161,9 +161,7 @@ class Stack:
         metrics_port = self.port(f"{app} metrics")
         ports = {"metrics": metrics_port} | ({"http": self.settings.http_port} if app == "authorize" else {})
         settings = self.settings.changed(metrics_port=metrics_port)
-        self._add(
-            app, command, lambda pid: is_ready(settings, app, pid), settings=settings, before=lambda: forget_ready(settings, app), ports=ports
-        )
+        self._add(app, command, lambda pid: is_ready(settings, app, pid), settings=settings, before=lambda: forget_ready(settings, app), ports=ports)
 
     def _add(self, name: str, command: Sequence[str], ready: Callable[[int], bool], *, settings: Settings | None = None, **rest: object) -> None:
         log = self.settings.data_dir / "logs" / f"{name}.log"
@@ -232,4 +230,3 @@ def _choose_http_port(stack: Stack) -> None:
         stack.settings = settings.changed(http_port=stack.port("http"))
     elif not folder.is_free(settings.http_port, settings.http_host):
         raise SettingsError(f"{PREFIX}HTTP_PORT: port {settings.http_port} of {settings.http_host} is taken; give another one, or 0 for any")
-

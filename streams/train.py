@@ -131,9 +131,7 @@ def train(argv: list[str], settings: Settings) -> int:
 def add_data(parser: argparse.ArgumentParser) -> None:
     """The options by which `train` and `evaluate` say what they read and how they work."""
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="what `holdfast backfill` or the archive app wrote")
-    parser.add_argument(
-        "--recipe", type=Path, metavar="FILE", help="members as rows (TOML), or `default` or `few_labels` of the house"
-    )
+    parser.add_argument("--recipe", type=Path, metavar="FILE", help="members as rows (TOML), or `default` or `few_labels` of the house")
     parser.add_argument("--until", metavar="ISO8601", help="as of this moment: nothing later is seen (default: the history's last)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="default: one for each core, %(default)s")

@@ -19,7 +19,7 @@ from features.memory import DictMemory
 from features.tally import LABELLED, Update, label_row, payment_rows
 from models.hold import UnknownAccount
 from schemas.decision import Decision
-from schemas.errors import InvalidRecord
+from schemas.errors import ArtefactError, InvalidRecord
 from schemas.topics import DECISIONS, LABELS
 from streams import backfill as backfill_job
 from streams import lab, train
@@ -84,10 +84,18 @@ def test_simulate_backfill_train_register_promote(features: Path, tmp_path: Path
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert figures["held_out"]["auc"] > 0.8
     assert "honest" in figures["held_out_by_kind"]
-    assert lab.register([str(tmp_path / "artefact")], settings) == 0
+    assert lab.register([str(tmp_path / "artefact"), "--as", "ana"], settings) == 0
     model_id = capsys.readouterr().out.strip()
-    assert lab.promote([model_id], settings) == 0
+    with pytest.raises(ArtefactError, match="is draft: promote is not what follows"):
+        lab.promote([model_id, "--as", "ana", "--why", "it is mine"], settings)
+    with pytest.raises(ArtefactError, match="ana is its author"):
+        lab.models(["validate", model_id, "--as", "ana", "--why", "it is mine"], settings)
+    assert lab.models(["validate", model_id, "--as", "ben", "--why", "figures read"], settings) == 0
+    assert lab.models(["approve", "newest", "--as", "cleo", "--why", "all gates passed", "--tier", "low"], settings) == 0
+    assert lab.promote([model_id, "--as", "cleo", "--why", "first"], settings) == 0
     capsys.readouterr()
+    assert lab.models(["show", "newest"], settings) == 0
+    assert "gates: all passed" in capsys.readouterr().out
     assert lab.models([], settings) == 0
     assert capsys.readouterr().out.startswith(f"* {model_id}")
     assert lab.ensure_champion(settings, lambda text: pytest.fail("there is a champion already")) == model_id

@@ -16,8 +16,6 @@ from tests.conftest import MODEL_KEY
 def stack(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Iterator[Stack]:
     """All apps, with a trained model; accounts that nobody described are held without a funds check."""
     data = tmp_path_factory.mktemp("whole")
-    settings = Settings(
-        data_dir=data, registry_dir=trained, http_port=0, unknown_account="hold", request_deadline_ms=5_000, model_key=MODEL_KEY
-    )
+    settings = Settings(data_dir=data, registry_dir=trained, http_port=0, unknown_account="hold", request_deadline_ms=5_000, model_key=MODEL_KEY)
     with running(settings, broker_name="real") as stack:
         yield stack

@@ -37,10 +37,17 @@ class Desk:
 
     def account(self, balance: str, *more: str) -> Book:
         said = dict(word.split("=") for word in more)
-        return state_known(self.book, AccountState(
-            account_id="A", currency=said.get("currency", "EUR"), balance_minor=int(balance), credit_limit_minor=int(said.get("limit", 0)),
-            status=AccountStatus(said.get("status", "open")), as_of_ms=int(said.get("as_of", self.now_ms - 1)),
-        ))
+        return state_known(
+            self.book,
+            AccountState(
+                account_id="A",
+                currency=said.get("currency", "EUR"),
+                balance_minor=int(balance),
+                credit_limit_minor=int(said.get("limit", 0)),
+                status=AccountStatus(said.get("status", "open")),
+                as_of_ms=int(said.get("as_of", self.now_ms - 1)),
+            ),
+        )
 
     def hold(self, name: str, amount: str, currency: str = "EUR", unknown: str = "decline") -> Step | Refusal:
         return place(self.book, name, f"T{name}", int(amount), currency, self.now_ms, LEASE_MS, self.now_ms + LIFE_MS, UnknownAccount(unknown))

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from models.artefact import ARRAYS, BYTES_MAX, CARD, SIGNATURE, Keys, public_of
-from models.registry import Registry, default_policy_text, failed_gates, save
+from models.gates import failed_gates
+from models.registry import Registry, default_policy_text, save
 from models.train import Artefact
 from schemas.errors import ArtefactError, SettingsError
+from schemas.governance import Act, Kind, Move
+from streams.governance import brought_up
 from tests.models.conftest import a_history
 
 KEYS, OTHER = (Keys(public_of(private), private) for private in (b"k" * 32, b"o" * 32))
@@ -44,19 +47,55 @@ def test_registered_twice_or_from_its_folder_is_the_same_model(tmp_path: Path, a
     assert len(registry.models()) == 1
 
 
-def test_nothing_is_the_champion_until_it_is_promoted_and_history_is_kept(tmp_path: Path, artefact: Artefact) -> None:
+def test_nothing_is_the_champion_until_it_went_through_every_state(tmp_path: Path, artefact: Artefact) -> None:
     registry = Registry(tmp_path, KEYS)
     model_id = registry.register(artefact)
     assert registry.champion_id() is None
     with pytest.raises(ArtefactError, match="no model was promoted"):
         registry.champion()
-    registry.promote(model_id, 1)
-    registry.promote(model_id, 2)
+    brought_up(registry, Kind.MODEL, model_id, "a test", 1)
     assert registry.champion().model_id == model_id
     assert [listed.champion for listed in registry.models()] == [True]
-    assert [p["at_ms"] for p in json.loads((tmp_path / "champion.json").read_bytes())["promoted"]] == [1, 2]
     with pytest.raises(ArtefactError, match="missing"):
-        registry.promote("mdl_0", 3)
+        registry.move(Kind.MODEL, "mdl_0", Act.PROMOTE, "a", "b", 3)
+
+
+def moves_made(tmp_path: Path, artefact: Artefact) -> tuple[Registry, list[Path]]:
+    """A registry whose history has four lines."""
+    registry = Registry(tmp_path, KEYS)
+    brought_up(registry, Kind.MODEL, registry.register(artefact), "a test", 1)
+    return registry, sorted((tmp_path / "moves").glob("*.json"))
+
+
+def test_a_line_of_the_history_that_is_changed_taken_out_or_moved_is_seen(tmp_path: Path, artefact: Artefact) -> None:
+    registry, lines = moves_made(tmp_path, artefact)
+    assert len(lines) == len(registry.inventory().moves) == 4
+    kept = [line.read_bytes() for line in lines]
+    lines[1].write_bytes(kept[1].replace(b"system:checker", b"system:trainer"))
+    assert refused(registry.inventory) == "unsigned"
+    lines[1].write_bytes(kept[2])
+    assert refused(registry.inventory) == "altered"
+    lines[1].write_bytes(b"{}")
+    assert refused(registry.inventory) == "malformed"
+    lines[1].write_bytes(kept[1])
+    assert len(registry.inventory().moves) == 4
+    assert refused(Registry(tmp_path, OTHER).inventory) == "unsigned"
+
+
+def test_who_has_no_private_key_makes_no_move(tmp_path: Path, artefact: Artefact) -> None:
+    model_id = Registry(tmp_path, KEYS).register(artefact)
+    checking = Registry(tmp_path, Keys(KEYS.public))
+    assert refused(lambda: checking.move(Kind.MODEL, model_id, Act.REGISTER, "ana", "trained", 1)) == "no_private_key"
+    assert checking.inventory().moves == ()
+
+
+def test_two_who_move_at_once_write_two_lines(tmp_path: Path) -> None:
+    registry = Registry(tmp_path, KEYS)
+    ids = [registry.put_policy(default_policy_text().replace("block_above = 0.80", f"block_above = 0.8{i}")) for i in range(1, 9)]
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda policy_id: registry.move(Kind.POLICY, policy_id, Act.REGISTER, "ana", "a rule", 1), ids))
+    assert sorted(move.number for move in made if isinstance(move, Move)) == list(range(1, 9))
+    assert {move.item_id for move in registry.inventory().moves} == set(ids)
 
 
 @pytest.mark.parametrize("file", [ARRAYS, CARD, SIGNATURE])
@@ -99,17 +138,19 @@ def test_a_file_too_large_is_refused_before_it_is_read(tmp_path: Path, artefact:
         ({"parity_max": float("nan")}, "parity_max"),
         ({"parity_rows": 99_999.0}, "parity_rows"),
         ({"top_reason_agrees": 0.89}, "top_reason_agrees"),
+        ({"calibration_error": 0.03}, "calibration_error"),
+        ({"score_psi": 0.3}, "score_psi"),
     ],
 )
 def test_a_model_that_fails_a_gate_is_not_promoted(checks: dict[str, float], failed: str, artefact: Artefact) -> None:
-    assert failed_gates({"checks": artefact.checks}) == ()
-    assert failed_gates({"checks": {**artefact.checks, **checks}}) == (failed,)
+    assert failed_gates(artefact.checks, False) == ()
+    assert failed_gates({**artefact.checks, **checks}, False) == (failed,)
 
 
 def test_a_model_whose_checks_were_never_made_is_not_promoted(tmp_path: Path, artefact: Artefact) -> None:
     registry = Registry(tmp_path, KEYS)
     model_id = registry.register(dataclasses.replace(artefact, checks={}))
-    assert refused(lambda: registry.promote(model_id, 1)) == "gate_failed"
+    assert refused(lambda: brought_up(registry, Kind.MODEL, model_id, "a test", 1)) == "gate_failed"
     assert registry.champion_id() is None
 
 
@@ -128,7 +169,7 @@ def test_the_default_policy_judges_until_another_is_promoted(tmp_path: Path) -> 
     other = default_policy_text().replace("block_above = 0.80", "block_above = 0.85")
     policy_id = registry.put_policy(other)
     assert registry.policy().policy_id == first.policy_id
-    registry.promote_policy(policy_id, 5)
+    brought_up(registry, Kind.POLICY, policy_id, "a test", 5)
     assert (registry.policy().policy_id, registry.policy().block_above) == (policy_id, 850)
     (tmp_path / "policies" / f"{policy_id}.toml").write_text(default_policy_text())
     with pytest.raises(ArtefactError):

@@ -121,11 +121,7 @@ def test_movements_are_kept_as_long_as_any_pattern_looks() -> None:
     assert window_ms(POLICY) == 5 * DAY_MS
 
 
-@given(
-    st.lists(
-        st.tuples(st.sampled_from(list(Kind)), st.integers(0, 12_000), st.integers(0, 30), st.sampled_from(list(Outcome))), max_size=25
-    )
-)
+@given(st.lists(st.tuples(st.sampled_from(list(Kind)), st.integers(0, 12_000), st.integers(0, 30), st.sampled_from(list(Outcome))), max_size=25))
 def test_every_candidate_rests_on_real_movements_and_no_movement_counts_twice(rows: list[tuple[Kind, int, int, Outcome]]) -> None:
     decisions = [a_decision(f"M{i}", kind, amount * 100, hour * HOUR_MS, outcome) for i, (kind, amount, hour, outcome) in enumerate(rows)]
     found = [c for each in told(*decisions) for c in each]

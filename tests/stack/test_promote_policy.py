@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from models.registry import default_policy_text
-from schemas.errors import SettingsError
+from schemas.errors import ArtefactError, SettingsError
 from streams.policy import command
 from streams.settings import Settings
+
+
+def led(file: Path, settings: Settings) -> None:
+    """Enters a policy, validates and approves it: three persons."""
+    assert command(["register", str(file), "--as", "ana", "--why", "fewer blocks"], settings) == 0
+    assert command(["validate", "newest", "--as", "ben", "--why", "replayed"], settings) == 0
+    assert command(["approve", "newest", "--as", "cleo", "--why", "agreed"], settings) == 0
 
 
 def test_a_policy_that_is_not_yet_in_force_is_not_promoted(settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "policy.toml"
     file.write_text(default_policy_text().replace("2026-01-01T00:00:00Z", "2099-01-01T00:00:00Z").replace('"default"', '"later"'))
     assert command(["check", str(file)], settings) == 0
+    led(file, settings)
     with pytest.raises(SettingsError, match=r"effective_from: 2099-01-01T00:00:00\+00:00 is yet to come"):
-        command(["promote", str(file)], settings)
+        command(["promote", "newest", "--as", "cleo", "--why", "now"], settings)
     capsys.readouterr()
     assert command(["show"], settings) == 0
     assert "  default, effective" in capsys.readouterr().out
@@ -28,10 +37,28 @@ def test_a_policy_in_force_is_promoted_and_names_the_currencies_that_it_has_no_r
 ) -> None:
     file = tmp_path / "policy.toml"
     file.write_text(default_policy_text().replace('"default"', '"now"').replace("ZAR = 0.055\n", ""))
-    assert command(["promote", str(file)], settings) == 0
+    led(file, settings)
+    assert command(["promote", "newest", "--as", "cleo", "--why", "now"], settings) == 0
     capsys.readouterr()
     assert command(["show"], settings) == 0
     said = capsys.readouterr().out
     assert "  now, effective" in said
     assert "no SAR pattern is looked for in currencies without usd_per_unit: CLF" in said
     assert "YER ZAR ZWG" in said
+
+
+def test_a_rollback_brings_the_policy_before_back_and_the_other_needs_a_new_approval(
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "policy.toml"
+    for name in ("first", "second"):
+        file.write_text(default_policy_text().replace('"default"', f'"{name}"'))
+        led(file, settings)
+        assert command(["promote", "newest", "--as", "cleo", "--why", "now"], settings) == 0
+    assert command(["rollback", "--as", "dora", "--why", "it blocks too many", "--json"], settings) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (said["state"], said["moves"][-1]["act"], said["moves"][-1]["by"]) == ("champion", "roll_back", "dora")
+    assert command(["show"], settings) == 0
+    assert "  first, effective" in capsys.readouterr().out
+    with pytest.raises(ArtefactError, match="is validated: promote is not what follows"):
+        command(["promote", "newest", "--as", "cleo", "--why", "again"], settings)

@@ -70,9 +70,7 @@ def test_only_an_approved_credit_is_entered_from_its_decision() -> None:
 def a_deposit(number: int, account: str) -> Decision:
     """A cash deposit of 9,000 dollars: three of them within a week are a pattern."""
     at_ms = NOON + number * HOUR_MS
-    txn = a_transaction(
-        f"{account}.{number}", kind=TransactionKind.CASH_IN, amount_minor=900_000, currency="USD", account_id=account, at_ms=at_ms
-    )
+    txn = a_transaction(f"{account}.{number}", kind=TransactionKind.CASH_IN, amount_minor=900_000, currency="USD", account_id=account, at_ms=at_ms)
     return a_decision(txn.transaction_id, at_ms, outcome=Outcome.APPROVE, reasons=(), account_id=account, transaction=txn)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Awaitable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from schemas.decision import Decision, Outcome
 from schemas.errors import Conflict, LogUnavailable
 from schemas.identity import decision_id, hold_id
 from schemas.transaction import TransactionKind
-from tests.world import NOON, a_transaction, a_world
+from tests.world import NOON, a_policy, a_transaction, a_world
 
 T = TypeVar("T")
 
@@ -185,3 +186,19 @@ def test_every_outcome_but_approval_has_one_to_four_reasons() -> None:
         run(world.decide(a_transaction(f"t{i}", at_ms=NOON + i * 500, amount_minor=400)))
     for decision in world.decisions:
         assert (1 <= len(decision.reasons) <= 4) is (decision.outcome is not Outcome.APPROVE)
+
+
+def test_a_model_promoted_while_a_payment_waits_for_its_account_is_not_the_one_that_judged_it() -> None:
+    world = a_world()
+    world.know()
+    before, asked = world.world.ensemble.model_id, world.books.change_all
+
+    async def promoted_meanwhile(changes: Any) -> Any:
+        world.world.ensemble = dataclasses.replace(world.world.ensemble, model_id="mdl_other")
+        world.world.policy = dataclasses.replace(world.world.policy, policy_id="pol_other")
+        return await asked(changes)
+
+    world.books.change_all = promoted_meanwhile  # type: ignore[method-assign]  # the same books; a promotion comes between
+    run(world.decide(a_transaction()))
+    (decision,) = world.decisions
+    assert (decision.model_id, decision.policy_id) == (before, a_policy().policy_id)

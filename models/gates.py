@@ -1,0 +1,78 @@
+"""What a model must pass before it may be approved or decide: limits on figures that training and validation measured. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from models.compiled import EQUAL_ON, EQUAL_WITHIN
+from models.decision import TOP_REASON_AGREES_MIN
+from models.figures import Ranked, Trial, calibration_error, reliability
+from models.history import Flags, Floats
+
+CALIBRATION_ERROR_MAX = 0.02
+"""A score of 500 means one in two: so far may said and true be apart, weighed by rows (expected calibration error, ten bins)."""
+PSI_MAX = 0.25
+"""Population stability index of the score, from earlier to later rows: above a quarter the field speaks of a shift (Siddiqi, 2006)."""
+WORSE_THAN_CHAMPION_MAX = 0.02
+"""So much average precision may be lost against the champion, at the lower end of the interval."""
+FLOOR = 1e-4
+RESAMPLES = 200
+GATES: Mapping[str, Callable[[float], bool]] = {
+    "parity_max": lambda apart: apart <= EQUAL_WITHIN,
+    "parity_rows": lambda rows: rows >= EQUAL_ON,
+    "top_reason_agrees": lambda share: share >= TOP_REASON_AGREES_MIN,
+    "calibration_error": lambda error: error <= CALIBRATION_ERROR_MAX,
+    "score_psi": lambda psi: psi <= PSI_MAX,
+}
+"""By figure what it must be; a check that was never made fails."""
+BESIDE_CHAMPION: Mapping[str, Callable[[float], bool]] = {
+    "against_champion_low": lambda low: low >= -WORSE_THAN_CHAMPION_MAX,
+}
+"""Likewise, where another model decides now: measured by whoever validates, on rows that he chooses."""
+
+
+def failed_gates(figures: Mapping[str, float], beside_champion: bool) -> tuple[str, ...]:
+    """The names of the gates that a model with these figures does not pass."""
+    asked = {**GATES, **(BESIDE_CHAMPION if beside_champion else {})}
+    return tuple(name for name, passes in asked.items() if name not in figures or not passes(figures[name]))
+
+
+def held_out_checks(earlier: Floats, later: Floats, truth: Flags) -> dict[str, float]:
+    """The checks that scores (0 to 1) allow: of rows that were learned from, and of later ones with the truth about them.
+
+    Where there are no later rows they are not made.
+    """
+    if not len(later) or not len(earlier):
+        return {}
+    return {"calibration_error": calibration_error(reliability(later, truth)), "score_psi": psi(earlier, later)}
+
+
+def psi(before: Floats, now: Floats, bins: int = 10) -> float:
+    """Population stability index of `now` against `before`, in ranges with equally many of `before`; ties make them fewer."""
+    edges = np.unique(np.quantile(before, np.linspace(0, 1, bins + 1)[1:-1]))
+    shares = [np.bincount(np.searchsorted(edges, values, "right"), minlength=len(edges) + 1) / len(values) for values in (before, now)]
+    was, is_now = (np.maximum(share, FLOOR) for share in shares)
+    return float(((is_now - was) * np.log(is_now / was)).sum())
+
+
+def against(candidate: Floats, champion: Floats, truth: Flags, days: np.ndarray[tuple[int], np.dtype[np.int64]], seed: int) -> dict[str, float]:
+    """How much average precision the candidate has more than the champion on the same rows: the difference and its 95 % interval.
+
+    By a bootstrap over days, the same days for both. Nothing where there is no fraud, or nothing else.
+    """
+    if not truth.any() or truth.all():
+        return {}
+    numbers = np.unique(days, return_inverse=True)[1].astype(np.int64)
+    count, nothing = int(numbers.max()) + 1, np.zeros(len(truth), np.int64)
+    tested = Trial(truth, numbers, nothing, nothing, count)
+    ours, theirs = Ranked.of(tested, candidate), Ranked.of(tested, champion)
+
+    def more(weights: Floats) -> float:
+        return ours.figures(weights)["average_precision"] - theirs.figures(weights)["average_precision"]
+
+    rng = np.random.default_rng(seed)
+    drawn = [more(np.bincount(rng.integers(0, count, count), minlength=count).astype(np.float64)) for _ in range(RESAMPLES)]
+    low, high = np.nanpercentile(drawn, (2.5, 97.5))
+    return {"against_champion": more(np.ones(count)), "against_champion_low": float(low), "against_champion_high": float(high)}

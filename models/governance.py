@@ -1,0 +1,262 @@
+"""The legal moves of models and policies, from draft to retired: a table, a fold over the history, named refusals. Pure.
+
+After SR 26-2 (2026): an inventory, materiality tiers, validation by somebody else than the author, re-validation when it is due.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from schemas.decision import Outcome
+from schemas.governance import Act, Band, Cause, Control, Kind, Move, State, Tier
+from schemas.identity import derived_id
+from schemas.record import Word
+
+DAY_MS = 86_400_000
+VALID_DAYS: Mapping[Tier, int] = {Tier.LOW: 730, Tier.MEDIUM: 365, Tier.HIGH: 180}
+"""The longest time after which it must be validated anew, by materiality."""
+USUAL_BANDS = (Band(Outcome.REVIEW, 0.0, 0.5), Band(Outcome.BLOCK, 0.0, 0.5))
+"""What is approved where the approver says nothing narrower: that half of all payments are stopped is never meant."""
+STANDING_BY = frozenset({State.APPROVED, State.CHALLENGER, State.SHADOW})
+LEGAL: Mapping[Act, Mapping[State, State]] = {
+    Act.VALIDATE: {State.DRAFT: State.VALIDATED} | {state: state for state in State if state not in (State.DRAFT, State.RETIRED)},
+    Act.APPROVE: {State.VALIDATED: State.APPROVED},
+    Act.CHALLENGE: dict.fromkeys(STANDING_BY, State.CHALLENGER),
+    Act.SHADOW: dict.fromkeys(STANDING_BY, State.SHADOW),
+    Act.PROMOTE: dict.fromkeys(STANDING_BY, State.CHAMPION),
+    Act.ROLL_BACK: dict.fromkeys(STANDING_BY, State.CHAMPION),
+    Act.RETIRE: {state: State.RETIRED for state in State if state not in (State.CHAMPION, State.RETIRED)},
+}
+"""From which state an act leads to which. Registering is the beginning: it leads to draft from nothing. Validating again renews the date."""
+DETHRONED: Mapping[Act, State] = {Act.PROMOTE: State.APPROVED, Act.ROLL_BACK: State.VALIDATED}
+"""What becomes of the champion: one that was rolled back must be approved anew before it may decide again."""
+
+
+class Refusal(Word):
+    """Facts for which a move is refused; the order of the lines is the precedence."""
+
+    NO_REASON = "no_reason"
+    NOBODY = "nobody"
+    UNKNOWN = "unknown"
+    ALREADY_REGISTERED = "already_registered"
+    RETIRED = "retired"
+    DECIDES = "decides"
+    NOT_VALIDATED = "not_validated"
+    NOT_APPROVED = "not_approved"
+    NOT_TO_VALIDATE = "not_to_validate"
+    OWN_WORK = "own_work"
+    OWN_VALIDATION = "own_validation"
+    EXPIRED = "expired"
+    GATE_FAILED = "gate_failed"
+    NEVER_DECIDED = "never_decided"
+
+
+class Refused(NamedTuple):
+    """Why a move may not be made: the fact, and for a person what of it."""
+
+    refusal: Refusal
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One model or policy, as the moves so far have it."""
+
+    item_id: str
+    kind: Kind
+    state: State
+    author: str
+    validated_by: str = ""
+    approved_by: str = ""
+    tier: Tier | None = None
+    expires_at_ms: int | None = None
+    bands: tuple[Band, ...] = ()
+    figures: Mapping[str, float] = field(default_factory=dict)
+    decided_since: tuple[int, ...] = ()
+    """The numbers of the moves that made it champion."""
+
+    def expired(self, now_ms: int) -> bool:
+        """Whether it must be validated anew before it may be approved or promoted."""
+        return self.expires_at_ms is not None and now_ms >= self.expires_at_ms
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """Every model and policy by id, in order of registration, and the moves that led there."""
+
+    items: Mapping[str, Item] = field(default_factory=dict)
+    moves: tuple[Move, ...] = ()
+
+    def of(self, kind: Kind) -> tuple[Item, ...]:
+        """The items of a kind."""
+        return tuple(item for item in self.items.values() if item.kind is kind)
+
+    def champion(self, kind: Kind) -> Item | None:
+        """The one that decides."""
+        return next((item for item in self.of(kind) if item.state is State.CHAMPION), None)
+
+    def moves_of(self, item_id: str) -> tuple[Move, ...]:
+        """What was done with one."""
+        return tuple(move for move in self.moves if move.item_id == item_id)
+
+    def last_good(self, kind: Kind) -> Item | None:
+        """The one that decided before the champion, stands by and could decide again."""
+        before = [item for item in self.of(kind) if item.decided_since and item.state in STANDING_BY]
+        return max(before, key=lambda item: item.decided_since[-1], default=None)
+
+
+def refused(inventory: Inventory, move: Move, failed: tuple[str, ...] = ()) -> Refused | None:
+    """Why this move may not follow; None if it may. `failed` names the gates that its model or policy does not pass."""
+    wrong = _worded(move) or _known(inventory, move)
+    if wrong or move.act is Act.REGISTER:
+        return wrong
+    item = inventory.items[move.item_id]
+    return _misplaced(item, move) or _same_eyes(item, move) or _unfit(item, move, failed)
+
+
+def _worded(move: Move) -> Refused | None:
+    if not move.why.strip():
+        return Refused(Refusal.NO_REASON, "say why")
+    return None if move.by.strip() else Refused(Refusal.NOBODY, "say who")
+
+
+def _known(inventory: Inventory, move: Move) -> Refused | None:
+    there = inventory.items.get(move.item_id)
+    if move.act is Act.REGISTER:
+        return Refused(Refusal.ALREADY_REGISTERED, f"{move.item_id} is registered") if there else None
+    return None if there and there.kind is move.kind else Refused(Refusal.UNKNOWN, f"no {move.kind} {move.item_id} is registered")
+
+
+_PLACES: Mapping[State, Refusal] = {
+    State.RETIRED: Refusal.RETIRED,
+    State.CHAMPION: Refusal.DECIDES,
+    State.DRAFT: Refusal.NOT_VALIDATED,
+    State.VALIDATED: Refusal.NOT_APPROVED,
+}
+
+
+def _misplaced(item: Item, move: Move) -> Refused | None:
+    """The state that does not allow the act."""
+    if item.state in LEGAL[move.act]:
+        return None
+    return Refused(_PLACES.get(item.state, Refusal.NOT_TO_VALIDATE), f"{item.item_id} is {item.state}: {move.act} is not what follows")
+
+
+def _same_eyes(item: Item, move: Move) -> Refused | None:
+    """Author, validator and approver are three persons."""
+    if move.act in (Act.VALIDATE, Act.APPROVE) and move.by == item.author:
+        return Refused(Refusal.OWN_WORK, f"{move.by} is its author: another person must {move.act} it")
+    if move.act is Act.APPROVE and move.by == item.validated_by:
+        return Refused(Refusal.OWN_VALIDATION, f"{move.by} validated it: another person must approve it")
+    return None
+
+
+def _unfit(item: Item, move: Move, failed: tuple[str, ...]) -> Refused | None:
+    """What keeps a model or policy from deciding, however it stands. Rolling back is for bad days: it asks only that it has decided before."""
+    if move.act is Act.ROLL_BACK:
+        return None if item.decided_since else Refused(Refusal.NEVER_DECIDED, f"{item.item_id} has never decided: promote it")
+    if move.act not in (Act.APPROVE, Act.PROMOTE):
+        return None
+    if item.expired(move.at_ms):
+        return Refused(Refusal.EXPIRED, f"the validation of {item.item_id} has expired: it must be validated anew")
+    return Refused(Refusal.GATE_FAILED, f"{item.item_id} does not pass: {', '.join(failed)}") if failed else None
+
+
+def after(inventory: Inventory, move: Move) -> Inventory:
+    """The inventory after a move that is not refused."""
+    items = dict(inventory.items)
+    if move.act in DETHRONED:
+        was = inventory.champion(move.kind)
+        if was is not None:
+            items[was.item_id] = replace(was, state=DETHRONED[move.act])
+    items[move.item_id] = _MOVED[move.act](items.get(move.item_id), move)
+    return Inventory(items, (*inventory.moves, move))
+
+
+def _begun(_: Item | None, move: Move) -> Item:
+    return Item(move.item_id, move.kind, State.DRAFT, move.by)
+
+
+def _validated(item: Item | None, move: Move) -> Item:
+    assert item is not None
+    return replace(_led(item, move), validated_by=move.by, expires_at_ms=move.expires_at_ms, figures=move.figures)
+
+
+def _approved(item: Item | None, move: Move) -> Item:
+    """A tier's own limit shortens the time that the validator gave."""
+    assert item is not None
+    assert move.tier is not None
+    latest = move.at_ms + VALID_DAYS[move.tier] * DAY_MS
+    ends = latest if item.expires_at_ms is None else min(latest, item.expires_at_ms)
+    return replace(_led(item, move), approved_by=move.by, tier=move.tier, expires_at_ms=ends, bands=move.bands or USUAL_BANDS)
+
+
+def _enthroned(item: Item | None, move: Move) -> Item:
+    assert item is not None
+    return replace(_led(item, move), decided_since=(*item.decided_since, move.number))
+
+
+def _led(item: Item | None, move: Move) -> Item:
+    assert item is not None
+    return replace(item, state=LEGAL[move.act][item.state])
+
+
+_MOVED: Mapping[Act, Callable[[Item | None, Move], Item]] = {
+    Act.REGISTER: _begun,
+    Act.VALIDATE: _validated,
+    Act.APPROVE: _approved,
+    Act.CHALLENGE: _led,
+    Act.SHADOW: _led,
+    Act.PROMOTE: _enthroned,
+    Act.ROLL_BACK: _enthroned,
+    Act.RETIRE: _led,
+}
+
+
+def replayed(moves: Iterable[Move]) -> Inventory | Refused:
+    """The inventory that a history leads to; the first move that could not follow, refused. Gates are not asked again: they were asked then."""
+    inventory = Inventory()
+    for move in moves:
+        wrong = refused(inventory, move)
+        if wrong:
+            return wrong
+        inventory = after(inventory, move)
+    return inventory
+
+
+# Who decides: the history, and what the control topic says beyond it.
+
+
+def control_of(move: Move, previous_id: str | None) -> Control:
+    """The event that tells of a champion's move."""
+    cause = Cause.ROLLED_BACK if move.act is Act.ROLL_BACK else Cause.PROMOTED
+    return _control(move.kind, move.item_id, previous_id, cause, move.by, move.why, move.at_ms, move.number)
+
+
+def breaker_event(champion: Item, back_to: Item, why: str, by: str, now_ms: int) -> Control:
+    """The event with which the breaker takes a champion out: it undoes the move that made it champion."""
+    return _control(champion.kind, back_to.item_id, champion.item_id, Cause.BREAKER, by, why, now_ms, champion.decided_since[-1])
+
+
+def _control(kind: Kind, item_id: str, previous_id: str | None, cause: Cause, by: str, why: str, at_ms: int, number: int) -> Control:
+    """The same cause of the same line is the same event, whichever process tells it."""
+    control_id = derived_id("ctl", kind, cause, str(number), item_id)
+    return Control(
+        control_id=control_id, kind=kind, item_id=item_id, previous_id=previous_id, cause=cause, by=by, why=why, at_ms=at_ms, number=number
+    )
+
+
+def deciding(inventory: Inventory, kind: Kind, told: Control | None) -> str | None:
+    """The id of the one that decides: the history's champion, or what the control topic said of that same line or a later one.
+
+    Only what the signed history made champion once is followed: the topic can point back, never to what nobody approved.
+    """
+    champion = inventory.champion(kind)
+    since = champion.decided_since[-1] if champion else 0
+    if told is not None and told.number >= since:
+        item = inventory.items.get(told.item_id)
+        if item is not None and item.kind is kind and item.decided_since and item.state is not State.RETIRED:
+            return item.item_id
+    return champion.item_id if champion else None

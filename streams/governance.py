@@ -1,0 +1,241 @@
+"""The moves of models and policies from the command line: who, what, why; and the first ones of a system, made under names of its own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from features.catalogue import CATALOGUE
+from models.ensemble import Ensemble
+from models.gates import against, failed_gates
+from models.governance import DAY_MS, Inventory, Item, Refused, control_of
+from models.registry import Registry
+from models.train import HELD_OUT_FROM
+from schemas.errors import ArtefactError, SettingsError, Unavailable
+from schemas.governance import Act, Band, Kind, Move, Tier
+from streams.control import told_once
+from streams.settings import Settings
+from streams.training_set import training_set
+
+TRAINER, CHECKER, STARTER = "system:trainer", "system:checker", "system:starter"
+"""The names under which a system without a model makes one, validates it by its gates, and approves and promotes it."""
+NEWEST = "newest"
+VALID_DAYS = 365
+ACTS: dict[str, tuple[Act, str]] = {
+    "validate": (Act.VALIDATE, "say that it does what it is for; by another person than its author"),
+    "approve": (Act.APPROVE, "allow it to decide; by a third person, and only if it passes every gate"),
+    "challenge": (Act.CHALLENGE, "let it stand by as a challenger"),
+    "shadow": (Act.SHADOW, "let it stand by as a shadow"),
+    "promote": (Act.PROMOTE, "make it the one that decides, within seconds"),
+    "rollback": (Act.ROLL_BACK, "back to the one that decided before (or to ID)"),
+    "retire": (Act.RETIRE, "take it out for good"),
+}
+"""By command the act, and what it means."""
+TELLING = frozenset({Act.PROMOTE, Act.ROLL_BACK})
+
+
+def now_ms() -> int:
+    """The clock of these commands."""
+    return time.time_ns() // 1_000_000
+
+
+def done(outcome: Move | Refused) -> Move:
+    """The move; ArtefactError where it was refused."""
+    if isinstance(outcome, Refused):
+        raise ArtefactError(outcome.text, str(outcome.refusal))
+    return outcome
+
+
+def brought_up(registry: Registry, kind: Kind, item_id: str, why: str, at_ms: int) -> None:
+    """Leads a first model or policy through every state to champion, by three names of the system's own. The gates are the same for it."""
+    ends = at_ms + VALID_DAYS * DAY_MS
+    if item_id not in registry.inventory().items:
+        done(registry.move(kind, item_id, Act.REGISTER, TRAINER, why, at_ms))
+    done(registry.move(kind, item_id, Act.VALIDATE, CHECKER, why, at_ms, expires_at_ms=ends))
+    done(registry.move(kind, item_id, Act.APPROVE, STARTER, why, at_ms, tier=Tier.LOW))
+    done(registry.move(kind, item_id, Act.PROMOTE, STARTER, why, at_ms))
+
+
+# Commands.
+
+
+def add_moves(actions: Any, kind: Kind) -> None:
+    """The parsers of a kind's moves."""
+    for name, (act, text) in ACTS.items():
+        parser = actions.add_parser(name, help=text)
+        optional = {"nargs": "?"} if act is Act.ROLL_BACK else {}
+        parser.add_argument("item_id", metavar="ID", help=f"the {kind}'s id, or `{NEWEST}`", **optional)
+        add_signature(parser)
+        if act is Act.VALIDATE:
+            parser.add_argument(
+                "--valid-days", type=float, default=VALID_DAYS, metavar="N", help="after so many it must be validated anew (%(default)s)"
+            )
+        if act is Act.VALIDATE and kind is Kind.MODEL:
+            parser.add_argument("--data", type=Path, metavar="DIR", help="compare it with the champion on these rows, later than its training")
+        if act is Act.APPROVE:
+            parser.add_argument("--tier", choices=list(Tier), default=Tier.HIGH, help="materiality (default %(default)s)")
+            help_text = "approved share of decisions, like review=0:0.1; outside it the breaker acts (default: review and block up to a half)"
+            parser.add_argument("--band", action="append", type=band_of, default=[], metavar="OUTCOME=LOW:HIGH", help=help_text)
+
+
+def add_signature(parser: argparse.ArgumentParser, why: str | None = None) -> None:
+    """Who and why. The name is what is said: that only the right people sign is what the private key is for."""
+    parser.add_argument("--as", dest="by", required=True, metavar="PERSON", help="who does this")
+    parser.add_argument("--why", required=why is None, default=why, metavar="TEXT", help="why, for the history")
+    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+
+
+def band_of(text: str) -> Band:
+    """The band that `review=0:0.1` says."""
+    outcome, _, bounds = text.partition("=")
+    low, _, high = bounds.partition(":")
+    try:
+        return Band(outcome, float(low), float(high))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not like review=0:0.1") from None
+
+
+def moved(args: argparse.Namespace, kind: Kind, registry: Registry, settings: Settings) -> Move:
+    """Makes the move that the command asks for, says it, and tells the log where another one decides now."""
+    act, _ = ACTS[args.action]
+    inventory = registry.inventory()
+    item = found(inventory, kind, args.item_id)
+    before = inventory.champion(kind)
+    move = done(registry.move(kind, item, act, args.by, args.why, now_ms(), **_terms(args, act, kind, item, registry)))
+    print(f"{item}: {act} by {move.by}; now {registry.inventory().items[item].state}")
+    if act in TELLING:
+        _told(settings, move, before)
+    if args.json:
+        print(json.dumps(described(registry.inventory(), item, now_ms())))
+    return move
+
+
+def found(inventory: Inventory, kind: Kind, asked: str | None) -> str:
+    """The id that is meant: None is the one before the champion, `newest` the last that was registered."""
+    if asked is None:
+        last = inventory.last_good(kind)
+        if last is None:
+            raise ArtefactError(f"no {kind} decided before the present one", "never_decided")
+        return last.item_id
+    if asked != NEWEST:
+        return asked
+    items = inventory.of(kind)
+    if not items:
+        raise ArtefactError(f"no {kind} is registered", "unknown")
+    return items[-1].item_id
+
+
+def _terms(args: argparse.Namespace, act: Act, kind: Kind, item_id: str, registry: Registry) -> dict[str, Any]:
+    """What a move says besides who, what and why."""
+    if act is Act.APPROVE:
+        return {"tier": Tier(args.tier), "bands": tuple(args.band)}
+    if act is not Act.VALIDATE:
+        return {}
+    if not args.valid_days > 0:
+        raise SettingsError("--valid-days: a validation holds for some time")
+    figures = compared(registry, item_id, args.data) if kind is Kind.MODEL and args.data else {}
+    return {"expires_at_ms": now_ms() + int(args.valid_days * DAY_MS), "figures": figures}
+
+
+def compared(registry: Registry, item_id: str, data: Path) -> dict[str, float]:
+    """The candidate against the champion, on rows that the candidate has not learned from: the last fifth of its time, and what came later.
+
+    Nothing without a champion. The champion may have learned from some of them, which is to its favour.
+    """
+    champion = registry.champion_id()
+    if champion is None or champion == item_id:
+        return {}
+    ours, theirs = registry.load(item_id), registry.load(champion)
+    trained = registry.card(item_id)["trained"]
+    examples = training_set(data, None, None)
+    within = np.flatnonzero((examples.at_ms >= trained["from_at_ms"]) & (examples.at_ms <= trained["until_at_ms"]))
+    first = within[int(len(within) * HELD_OUT_FROM)] if len(within) else 0
+    unseen = (np.arange(len(examples.at_ms)) >= first) & (examples.at_ms >= trained["from_at_ms"])
+    for model in (ours, theirs):
+        if model.names != examples.names:
+            raise ArtefactError(f"{data}: has other columns than {model.model_id} reads")
+    rows = examples.vectors[unseen]
+    days = (examples.at_ms[unseen] // DAY_MS).astype(np.int64)
+    figures = against(ours.scores(rows), theirs.scores(rows), examples.frauds[unseen], days, seed=1)
+    said = ", ".join(f"{name} {value:+.4f}" for name, value in figures.items()) or "no fraud among them: nothing can be said"
+    print(f"average precision on {len(rows)} rows: {said}")
+    return figures
+
+
+def _told(settings: Settings, move: Move, before: Item | None) -> None:
+    """Tells running processes. Where the log does not answer they find it in the registry's folder."""
+    try:
+        told_once(settings, control_of(move, before.item_id if before else None))
+    except Unavailable as error:
+        print(f"the log did not take it ({error}); processes that read this registry's folder take it over within seconds", file=sys.stderr)
+
+
+# Lists.
+
+
+def described(inventory: Inventory, item_id: str, at_ms: int) -> dict[str, Any]:
+    """One item for programs."""
+    item = inventory.items[item_id]
+    plain: dict[str, Any] = msgspec.to_builtins(item)
+    return plain | {"expired": item.expired(at_ms), "moves": msgspec.to_builtins(inventory.moves_of(item_id))}
+
+
+def item_lines(inventory: Inventory, item: Item, at_ms: int) -> list[str]:
+    """One item for people, with everything that was done with it."""
+    ends = f", valid until {_day(item.expires_at_ms)}" if item.expires_at_ms else ""
+    said = f"{item.item_id}  {standing(item, at_ms)}, author {item.author}{f', tier {item.tier}' if item.tier else ''}{ends}"
+    lines = [said, *(f"  band: {band.outcome} {band.low:.0%} to {band.high:.0%}" for band in item.bands)]
+    lines += [f"  {name}: {value:.4g}" for name, value in item.figures.items()]
+    return lines + [f"  {_moment(move.at_ms)}  {move.act} by {move.by}: {move.why}" for move in inventory.moves_of(item.item_id)]
+
+
+def standing(item: Item | None, at_ms: int) -> str:
+    """The state in words; one whose validation has expired says so."""
+    if item is None:
+        return "not entered"
+    return f"{item.state}, EXPIRED: validate anew" if item.expired(at_ms) else str(item.state)
+
+
+def failing(registry: Registry, inventory: Inventory, item_id: str) -> tuple[str, ...]:
+    """The gates that stand against a model now."""
+    item, champion = inventory.items.get(item_id), inventory.champion(Kind.MODEL)
+    figures = {**registry.card(item_id).get("checks", {}), **(item.figures if item else {})}
+    return failed_gates(figures, champion is not None and champion.item_id != item_id)
+
+
+def gate_line(registry: Registry, inventory: Inventory, item_id: str) -> str:
+    """The same for people."""
+    said = ", ".join(failing(registry, inventory, item_id))
+    return f"  gates: {'not passed: ' + said if said else 'all passed'}"
+
+
+def served_here(ensemble: Ensemble) -> None:
+    """ArtefactError for a model that reads other columns than this release serves."""
+    if ensemble.catalogue_id != CATALOGUE.catalogue_id:
+        raise ArtefactError(f"{ensemble.model_id} was trained on another catalogue than this release has ({CATALOGUE.catalogue_id}): train again")
+
+
+def print_moves(inventory: Inventory, items: Sequence[Item], as_json: bool) -> None:
+    """Items with all that was done with them."""
+    at_ms = now_ms()
+    for item in items:
+        print("\n".join(item_lines(inventory, item, at_ms)))
+    if as_json:
+        print(json.dumps([described(inventory, item.item_id, at_ms) for item in items]))
+
+
+def _day(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).date().isoformat()
+
+
+def _moment(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(sep=" ", timespec="seconds")

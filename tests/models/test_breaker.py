@@ -1,0 +1,86 @@
+"""Proves that the breaker takes out what has surely left its band, soon when all are blocked and never for noise; and goes back only once."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.breaker import LEAST, WINDOW_MS, Window, breach, culprit, interval
+from models.governance import USUAL_BANDS, Inventory
+from schemas.governance import Act, Band
+from tests.models.test_governance import BOTH, UP, a_move, after, story
+
+
+@pytest.mark.parametrize(
+    ("bands", "counts", "left"),
+    [
+        (USUAL_BANDS, {"block": LEAST}, "block"),
+        (USUAL_BANDS, {"block": LEAST - 1}, None),
+        (USUAL_BANDS, {"review": 30, "approve": 2}, "review"),
+        (USUAL_BANDS, {"decline": 500}, None),
+        (USUAL_BANDS, {"approve": 500}, None),
+        (USUAL_BANDS, {"block": 110, "approve": 90}, None),
+        (USUAL_BANDS, {"block": 1100, "approve": 900}, "block"),
+        ((Band("review", 0.01, 0.1),), {"approve": 100}, None),
+        ((Band("review", 0.01, 0.1),), {"approve": 5000}, "review"),
+        ((Band("decline", 0, 0.05),), {"decline": 30, "approve": 70}, "decline"),
+        ((), {"block": 1000}, None),
+    ],
+)
+def test_a_band_is_left_when_chance_cannot_explain_it(bands: tuple[Band, ...], counts: Mapping[str, int], left: str | None) -> None:
+    found = breach(bands, counts)
+    assert (found.band.outcome if found else None) == left
+
+
+@given(st.integers(1, 10_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_an_interval_holds_what_was_seen(seen: tuple[int, int]) -> None:
+    low, high = interval(*seen)
+    assert -1e-9 <= low <= seen[0] / seen[1] + 1e-9
+    assert seen[0] / seen[1] - 1e-9 <= high <= 1 + 1e-9
+
+
+def test_noise_at_the_edge_of_a_band_hardly_ever_trips_it() -> None:
+    chance = random.Random(1)
+    draws = [sum(chance.random() < 0.1 for _ in range(300)) for _ in range(2_000)]
+    assert sum(breach((Band("block", 0, 0.1),), {"block": hits, "approve": 300 - hits}) is not None for hits in draws) <= 6
+
+
+def test_a_window_forgets_what_is_a_minute_old() -> None:
+    window = Window()
+    window.add(0, {"block": 5})
+    assert window.add(WINDOW_MS - 1, {"block": 1})["block"] == 6
+    assert window.add(WINDOW_MS, {"approve": 1}) == {"block": 1, "approve": 1}
+
+
+def test_the_champion_goes_back_to_the_one_before_and_that_one_stays() -> None:
+    inventory, _ = story(BOTH)
+    found = culprit(inventory, ("m2", "pol_of_the_house"), {"block": 100})
+    assert found is not None
+    assert found.back_to is not None
+    assert (found.item.item_id, found.back_to.item_id) == ("m2", "m1")
+    again = culprit(inventory, ("m1",), {"block": 100})
+    assert again is not None
+    assert again.back_to is None, "it was gone back to already"
+
+
+def test_the_first_of_all_has_nothing_to_go_back_to_and_only_alarms() -> None:
+    inventory, _ = story(UP + "cleo promote m1")
+    found = culprit(inventory, ("m1",), {"block": 100})
+    assert found is not None
+    assert found.back_to is None
+    assert culprit(inventory, ("m1",), {"approve": 100}) is None
+
+
+def test_of_model_and_policy_the_one_that_was_changed_last_is_taken_out() -> None:
+    inventory, _ = story(BOTH)
+    for item_id in ("p1", "p2"):
+        for by, act in (("ana", Act.REGISTER), ("ben", Act.VALIDATE), ("cleo", Act.APPROVE), ("cleo", Act.PROMOTE)):
+            inventory = after(inventory, a_move(inventory, act, by, item_id, kind="policy"))
+    found = culprit(inventory, ("m2", "p2"), {"review": 100})
+    assert found is not None
+    assert found.item.item_id == "p2"
+    assert culprit(Inventory(), ("m2", "p2"), {"review": 100}) is None
