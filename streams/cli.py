@@ -35,7 +35,7 @@ COMMANDS: dict[str, Command] = {
     "register": Command("streams.lab:register", "check a trained artefact and put it into the registry"),
     "promote": Command("streams.lab:promote", "make an approved model the one that decides", live=True),
     "models": Command("streams.lab:models", "every model: list, validate, approve, promote, roll back, retire", live=True),
-    "policy": Command("streams.policy:command", "rules and thresholds without a deploy: show, check, test on the archive, register, promote", live=True),
+    "policy": Command("streams.policy:command", "rules and thresholds without a deploy: show, check, test, register, promote", live=True),
     "label": Command("streams.label:command", "tell what turned out to be true of a payment, or of a file of them", live=True),
     "rebuild": Command("streams.rebuild:rebuild", "put back into Redis what the log says", live=True),
     "cluster": Command("streams.cluster:command", "find communities of accounts and make them known to serving", live=True),
