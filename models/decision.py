@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from features.row import Feature, Fold
 from models.ensemble import Ensemble, Scored
@@ -32,6 +34,17 @@ class Verdict(msgspec.Struct, frozen=True):
     degradations: tuple[str, ...]
     debits: bool  # the transaction takes money from the account
     holds: bool  # its amount is to be held now
+
+
+class Missing(NamedTuple):
+    """What was missing of many decisions: pairs of a row and a kind of what was missing, in no order."""
+
+    rows: npt.NDArray[np.int64]
+    kinds: npt.NDArray[np.int64]
+    names: tuple[str, ...]  # of the kinds
+
+
+NOTHING_MISSING = Missing(np.empty(0, np.int64), np.empty(0, np.int64), ())
 
 
 def judge(
@@ -92,6 +105,19 @@ def _judged(
         debits,
         debits and outcome in (Outcome.APPROVE, Outcome.REVIEW) and txn.own_amount_minor > 0,
     )
+
+
+def severities(policy: Policy, vectors: Floats, scores: Floats, missing: Missing = NOTHING_MISSING) -> npt.NDArray[np.int64]:
+    """int64[rows]: the severity of the outcome that `judge_all` gives, from what a decision records of it.
+
+    `scores` are as shown (0 to 1000, NaN is none) and `missing` names all that a decision records as missing; `policy` is bound to the columns
+    of `vectors`, which need be those alone that its rules read.
+    """
+    banded = np.where(scores > policy.block_above, SEVERITY[Outcome.BLOCK], np.where(scores > policy.review_above, SEVERITY[Outcome.REVIEW], 0))
+    most = np.maximum(banded, policy.severest_all(vectors))
+    without = np.array([SEVERITY[policy.outcome_without(name)] for name in missing.names], dtype=np.int64)
+    np.maximum.at(most, missing.rows, without[missing.kinds])
+    return most
 
 
 def refused(verdict: Verdict, refusal: Refusal) -> Verdict:

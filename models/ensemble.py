@@ -126,5 +126,6 @@ class Artefact:
     recipe_id: str
     figures: Mapping[str, float | None]  # measured on the held-out rows; None: could not be measured
     checks: Mapping[str, float] = field(default_factory=dict)  # by name what the gates of a promotion look at: `models/registry.py`
+    snapshot: Mapping[str, object] = field(default_factory=dict)  # by column where the training rows lay: `models/drift.py`
     data_sha256: str = ""  # of the vectors and labels that it was trained and measured on
     plots: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)  # by name the points of the model document's plots

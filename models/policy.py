@@ -137,6 +137,15 @@ class Policy:
         _fired_all(self.plan.columns, self.plan.comparisons, self.plan.values, self.plan.rules, vectors, hits)
         return [self._by_severity(numbers[:count]) if count else () for count, *numbers in hits.tolist()]
 
+    def severest_all(self, vectors: Floats) -> npt.NDArray[np.int64]:
+        """int64[rows]: the severity of the most severe rule that fires for each row of a matrix, 0 where none does."""
+        assert self.plan is not None, "a policy judges only once it is bound to a catalogue"
+        severity = np.array([SEVERITY[rule.outcome] for rule in self.rules], dtype=np.int64)
+        most = np.zeros(len(vectors), dtype=np.int64)
+        if self.rules:
+            _severest_all(self.plan.columns, self.plan.comparisons, self.plan.values, self.plan.rules, severity, np.ascontiguousarray(vectors), most)
+        return most
+
     def _by_severity(self, numbers: list[int]) -> tuple[Rule, ...]:
         return tuple(sorted((self.rules[number] for number in numbers), key=lambda rule: -SEVERITY[rule.outcome]))
 
@@ -177,6 +186,15 @@ def _fired_all(columns, comparisons, values, rules, vectors, hits):  # type: ign
     """For every row of a matrix: how many rules fire, then their numbers."""
     for row in range(vectors.shape[0]):
         hits[row, 0] = _fired(columns, comparisons, values, rules, vectors[row], hits[row, 1:])
+
+
+@numba.njit(cache=True)
+def _severest_all(columns, comparisons, values, rules, severity, vectors, most):  # type: ignore[no-untyped-def]  # compiled: numba infers the types
+    """For every row of a matrix the most severe outcome of the rules that fire, as a severity."""
+    hits = np.empty(rules.size, np.int32)
+    for row in range(vectors.shape[0]):
+        for i in range(_fired(columns, comparisons, values, rules, vectors[row], hits)):
+            most[row] = max(most[row], severity[hits[i]])
 
 
 def hold_lifetime_ms(policy: Policy, txn: Transaction) -> int:

@@ -22,6 +22,7 @@ from features.catalogue import CATALOGUE
 from models.calibrate import calibration, fitted_weights
 from models.compiled import EQUAL_ON, EQUAL_WITHIN, Curve, Grown, apart, compiled, joined, mixed, plain
 from models.decision import top_reason_agrees
+from models.drift import snapshot_of
 from models.ensemble import Artefact, Ensemble, Member
 from models.figures import Ranked, Trial, reliability
 from models.gates import held_out_checks
@@ -211,6 +212,7 @@ def train(examples: Examples, recipe: Recipe, policy: Policy, seed: int, threads
         },
         data_sha256=hashlib.sha256(np.ascontiguousarray(examples.vectors).tobytes() + examples.frauds.tobytes()).hexdigest(),
         plots=plots(scores, truth),
+        snapshot=snapshot_of(examples.names, seen.vectors, np.rint(scores * 1000)).plain(),
     )
 
 

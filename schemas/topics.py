@@ -38,8 +38,10 @@ ACCOUNT_EVENTS = Topic("account_events", AccountEvent, "account_id", 4, 90 * DAY
 REMEMBERED_EVENTS = Topic("remembered_events", RememberedEvent, "account_id", 4, FOREVER, False, ("score",), ("rebuild", "check"))
 PROFILES = Topic("profiles", ProfileValue, "value_id", 4, FOREVER, True, ("cluster",), ("rebuild", "check"))
 CLEARINGS = Topic("clearings", Clearing, "account_id", 4, 90 * DAY_MS, False, ("authorize", "network"), ("hold",))
-LABELS = Topic("labels", Label, "account_id", 4, FOREVER, False, ("bank", "replay"), ("tally", "archive"))
-DECISIONS = Topic("decisions", Decision, "account_id", 4, FOREVER, False, ("authorize", "score"), ("hold", "ledger", "sar", "tally", "archive"))
+LABELS = Topic("labels", Label, "account_id", 4, FOREVER, False, ("bank", "replay", "label"), ("tally", "archive", "watch", "feedback"))
+DECISIONS = Topic(
+    "decisions", Decision, "account_id", 4, FOREVER, False, ("authorize", "score"), ("hold", "ledger", "sar", "tally", "archive", "watch", "feedback")
+)
 HOLDS = Topic("holds", HoldEvent, "account_id", 4, FOREVER, False, ("hold",), ("ledger",))
 LEDGER = Topic("ledger", LedgerTransfer, "account_id", 4, FOREVER, False, ("ledger",), ("bank",))
 SAR_CANDIDATES = Topic("sar_candidates", SarCandidate, "account_id", 4, 1826 * DAY_MS, False, ("sar",), ("SAR desk",))

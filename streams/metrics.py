@@ -49,6 +49,13 @@ TABLE: tuple[Row, ...] = (
     Row("holdfast_iso8583_cut_total", "counter", {"why": "frame unreadable slow unread silent"}, "ISO 8583 connections cut, by why"),
     Row("holdfast_iso8583_lines", "gauge", {}, "open ISO 8583 connections"),
     Row("holdfast_stalled_seconds", "gauge", {}, "time since the watchdog last saw progress while there was lag, seconds"),
+    Row("holdfast_drift_psi", "gauge", {"feature": "names of the catalogue, and `score`"}, "population stability index against training, by feature"),
+    Row("holdfast_drift_ks", "gauge", {"feature": "names of the catalogue, and `score`"}, "Kolmogorov-Smirnov distance from training, by feature"),
+    Row("holdfast_missing_family_share", "gauge", {"family": "families of the catalogue"}, "share of decisions without any value of a family"),
+    Row("holdfast_label_delay_seconds", "gauge", {"quantile": "0.5 0.9"}, "time from a payment to its label, seconds"),
+    Row("holdfast_precision", "gauge", {"outcome": "review block"}, "share of fraud among what was reviewed or blocked, as labels say"),
+    Row("holdfast_calibration_ratio", "gauge", {}, "frauds that labels told of, over those that the scores promised; 1 is right"),
+    Row("holdfast_alarm", "gauge", {"kind": "psi ks missing miscalibration", "of": "feature, family, score"}, "1 while it stands, 0 once cleared"),
     Row("holdfast_breach", "gauge", {"kind": "model policy"}, "1 while the decisions of the last minute lie outside the band that was approved"),
     Row("holdfast_taken_out_total", "counter", {"kind": "model policy"}, "times that the breaker went back to the last good one"),
 )
@@ -80,6 +87,13 @@ LINES = _BY_NAME["holdfast_iso8583_lines"]
 BREACH = _BY_NAME["holdfast_breach"]
 TAKEN_OUT = _BY_NAME["holdfast_taken_out_total"]
 STALLED = _BY_NAME["holdfast_stalled_seconds"]
+DRIFT_PSI = _BY_NAME["holdfast_drift_psi"]
+DRIFT_KS = _BY_NAME["holdfast_drift_ks"]
+MISSING_FAMILY = _BY_NAME["holdfast_missing_family_share"]
+LABEL_DELAY = _BY_NAME["holdfast_label_delay_seconds"]
+PRECISION = _BY_NAME["holdfast_precision"]
+CALIBRATION = _BY_NAME["holdfast_calibration_ratio"]
+ALARM = _BY_NAME["holdfast_alarm"]
 
 
 class Tally:

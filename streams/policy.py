@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import json
+import re
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 from features.catalogue import CATALOGUE
+from models.backtest import backtest, read_by
 from models.policy import Policy, policy_from_toml
 from models.registry import Registry
 from schemas.errors import SettingsError
 from schemas.governance import Act, Kind
+from streams import backtest as replay
 from streams.governance import ACTS, TELLING, add_moves, add_signature, done, found, moved, now_ms, print_moves
 from streams.registry import registry_of
 from streams.settings import Settings
@@ -61,12 +66,13 @@ def read(path: Path) -> str:
 
 
 def command(argv: list[str], settings: Settings) -> int:
-    """`holdfast policy show | check FILE | register FILE | list | validate|approve|promote|rollback|retire ID`."""
+    """`holdfast policy show | check FILE | test FILE | register FILE | list | validate|approve|promote|rollback|retire ID`."""
     parser = argparse.ArgumentParser(prog="holdfast policy", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True)
     actions.add_parser("show", help="the policy that judges")
     actions.add_parser("list", help="every registered policy and its moves").add_argument("--json", action="store_true")
     actions.add_parser("check", help="whether a file is a policy for this catalogue").add_argument("file", type=Path)
+    _add_test(actions.add_parser("test", help="replay a file over the archive: what it would have caught and hurt; nothing is saved"))
     register = actions.add_parser("register", help="put a file into the registry, as a draft; prints its id")
     register.add_argument("file", type=Path)
     add_signature(register)
@@ -77,6 +83,8 @@ def command(argv: list[str], settings: Settings) -> int:
         if ACTS[args.action][0] in TELLING and args.item_id:
             in_force(registry.load_policy(found(registry.inventory(), Kind.POLICY, args.item_id)), now_ms())
         moved(args, Kind.POLICY, registry, settings)
+    elif args.action == "test":
+        return tested(policy_from_toml(read(args.file)), registry.policy(), args, settings)
     elif args.action == "register":
         print(entered(registry, read(args.file), args.by, args.why))
     elif args.action == "list":
@@ -85,3 +93,41 @@ def command(argv: list[str], settings: Settings) -> int:
     else:
         print("\n".join(lines(registry.policy() if args.action == "show" else policy_from_toml(read(args.file)))))
     return 0
+
+
+# The test of a candidate, before anyone saves it.
+
+
+def _add_test(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--since", type=_days, metavar="30d", help="payments of so many days (d) or hours (h) back from the last (default: all)")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="the archive (default: that of the settings)")
+    parser.add_argument("--alerts-per-day-max", type=float, metavar="N", help="exit status 1 if the candidate gives more")
+    parser.add_argument("--honest-blocked-max", type=int, metavar="N", help="exit status 1 if the candidate blocks more honest payments")
+    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+
+
+def _days(text: str) -> float:
+    """Days, of a text like 30d or 12h."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([dh])", text)
+    if not found or not float(found[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no time like 30d or 12h")
+    return float(found[1]) / (24 if found[2] == "h" else 1)
+
+
+def tested(candidate: Policy, live: Policy, args: argparse.Namespace, settings: Settings) -> int:
+    """Says what the candidate would have done; 1 if it breaks a bound that was given."""
+    began = time.perf_counter()
+    payments = replay.payments_in(args.data or settings.archive_dir, read_by(candidate, live), args.since)
+    found = backtest(candidate, live, payments)
+    seconds = time.perf_counter() - began
+    print("\n".join(replay.lines(found)))
+    bounds = [
+        (args.alerts_per_day_max, found.candidate.alerts_per_day, "alerts a day"),
+        (args.honest_blocked_max, found.candidate.honest_blocked, "honest blocked"),
+    ]
+    broken = [f"{name}: {value:,.1f}, at most {most:,g} are allowed" for most, value, name in bounds if most is not None and value > most]
+    print("\n".join([f"replayed in {seconds:.2f} s", *broken]))
+    if args.json:
+        print(json.dumps(replay.figures_of(found) | {"seconds": seconds, "within_bounds": not broken}))
+    return 1 if broken else 0

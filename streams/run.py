@@ -308,6 +308,20 @@ def run_archive(settings: Settings) -> int:
     return run(settings)
 
 
+def run_watch(settings: Settings) -> int:
+    """The app that watches drift, calibration and labels."""
+    from streams.watch import run
+
+    return run(settings)
+
+
+def run_feedback(settings: Settings) -> int:
+    """The app that holds labels against decisions."""
+    from streams.feedback import run
+
+    return run(settings)
+
+
 APPS: dict[str, Callable[[Settings], int]] = {
     "authorize": run_authorize,
     "score": run_score,
@@ -316,6 +330,8 @@ APPS: dict[str, Callable[[Settings], int]] = {
     "sar": run_sar,
     "tally": run_tally,
     "archive": run_archive,
+    "watch": run_watch,
+    "feedback": run_feedback,
 }
 
 

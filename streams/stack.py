@@ -17,7 +17,7 @@ from streams.parts import Keeper, Part, Running, Say, Seen
 from streams.ready import forget_ready, is_ready
 from streams.settings import PREFIX, Settings
 
-APPS = ("authorize", "score", "hold", "ledger", "sar", "tally", "archive")
+APPS = ("authorize", "score", "hold", "ledger", "sar", "tally", "archive", "watch", "feedback")
 """Every app; each name is also its consumer group and the argument of `holdfast run`."""
 
 REDIS = "redis"

@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 import models
+from models import decision
 from models import train as training
 from models.ensemble import Artefact
 from models.history import Examples, Floats
@@ -73,13 +75,9 @@ def severities(artefact: Artefact, policy: Policy, names: tuple[str, ...], vecto
     Where the columns are not those that the rules read (a backfill of some features), the score alone.
     """
     scores = np.rint(artefact.ensemble.scores(vectors) * 1000)
-    banded = np.where(scores > policy.block_above, SEVERITY[Outcome.BLOCK], np.where(scores > policy.review_above, SEVERITY[Outcome.REVIEW], 0))
     read = {condition.feature for rule in policy.rules for condition in rule.conditions}
-    if not read <= set(names):
-        return banded
-    bound = policy.bound(names)
-    ruled = [max((SEVERITY[rule.outcome] for rule in bound.fired(vector)), default=0) for vector in np.ascontiguousarray(vectors)]
-    return np.maximum(banded, np.array(ruled, dtype=np.int64))
+    judging = policy if read <= set(names) else replace(policy, rules=())
+    return decision.severities(judging.bound(names), vectors, scores)
 
 
 def _caught(severity: npt.NDArray[np.int64]) -> Caught:

@@ -83,12 +83,13 @@ def _archived(folder: Path, catalogue: Catalogue) -> History:
     beside = beside.take(pa.array(rows))
     amounts = pc.coalesce(beside["txn_billing_amount_minor"], beside["txn_amount_minor"])
     cards = _cards(beside["txn_card_token"], beside["account_id"])
-    verdicts = _archived_verdicts(folder / LABELS.name, beside["transaction_id"])
+    verdicts = archived_verdicts(folder, beside["transaction_id"])
     return History(catalogue.catalogue_id, catalogue.names, vectors, _ints(beside["at_ms"]), cards, _ints(amounts), verdicts)
 
 
-def _archived_verdicts(folder: Path, transaction_ids: pa.ChunkedArray) -> Verdicts:
-    """The labels of these transactions; of others there are none."""
+def archived_verdicts(archive: Path, transaction_ids: pa.ChunkedArray) -> Verdicts:
+    """The labels of these transactions in an archive, by their row; of others there are none."""
+    folder = archive / LABELS.name
     columns = ["transaction_id", "fraud", "fraud_kind", "learned_at_ms"]
     if not folder.is_dir():
         return Verdicts(np.empty(0, np.int64), np.empty(0, np.bool_), np.empty(0, object), np.empty(0, np.int64))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ from streams.settings import Settings
 from tests.world import a_world
 
 KEY = TokenKey(b"a test's key", "k1")
-NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "quality.ipynb"
 
 
 def good_rows(history: Path) -> list[Row]:
@@ -144,19 +142,3 @@ def archived(history: Path, folder: Path, count: int) -> None:
         if row.label is not None and row.label.fraud:
             archive.add(row.label, (LABELS.name, 0), offset)
     archive.write_all()
-
-
-def test_the_notebook_runs(history: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    archived(history, tmp_path / "archive", 2500)
-    monkeypatch.setenv("HOLDFAST_ARCHIVE_DIR", str(tmp_path / "archive"))
-    monkeypatch.setenv("HOLDFAST_DATA_DIR", str(tmp_path / "data"))
-    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
-    assert (notebook["nbformat"], len({cell["id"] for cell in notebook["cells"]})) == (4, len(notebook["cells"]))
-    names: dict[str, Any] = {}
-    for cell in notebook["cells"]:
-        if cell["cell_type"] == "code":
-            exec("".join(cell["source"]), names)
-    assert names["decisions"].num_rows == 2500
-    assert names["labels"].num_rows > 20
-    assert names["registry"].models()[0].model_id == names["model_id"]
-    assert names["now_ms"] <= time.time_ns() // 1_000_000

@@ -1,0 +1,70 @@
+"""The notebooks run from top to bottom on a small archive, and every plot has a title and says its units."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import pytest
+
+from tests.data.test_lab import archived
+
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+CELL_LINES_MAX = 22
+
+
+@pytest.fixture(scope="module")
+def archive(history: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("archive")
+    archived(history, folder, 4_000)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _no_window() -> Iterator[None]:
+    """Plots go nowhere, and are closed again."""
+    mpl.use("Agg")
+    yield
+    plt.close("all")
+
+
+def cells(path: Path) -> list[dict[str, Any]]:
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    assert (notebook["nbformat"], len({cell["id"] for cell in notebook["cells"]})) == (4, len(notebook["cells"]))
+    return list(notebook["cells"])
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_from_top_to_bottom_and_its_plots_say_what_they_show(
+    path: Path, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOLDFAST_ARCHIVE_DIR", str(archive))
+    monkeypatch.setenv("HOLDFAST_DATA_DIR", str(tmp_path / "data"))
+    names: dict[str, Any] = {}
+    for cell in cells(path):
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+    said = capsys.readouterr().out
+    assert len(said.splitlines()) >= 4, "conclusions are in words"
+    assert "nan" not in said
+    axes = [ax for number in plt.get_fignums() for ax in plt.figure(number).axes]
+    assert len(axes) >= 2
+    assert [ax for ax in axes if not (ax.get_title() and ax.get_xlabel())] == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_short_cells_without_outputs_and_calls_nothing_private(path: Path) -> None:
+    for cell in cells(path):
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == []
+            assert len(source.splitlines()) <= CELL_LINES_MAX
+            assert "._" not in source
+
+
+def test_there_are_the_four() -> None:
+    assert [path.stem for path in NOTEBOOKS] == ["1_explore", "2_train", "3_promote", "4_drift_and_policy"]

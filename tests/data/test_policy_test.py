@@ -1,0 +1,64 @@
+"""`holdfast policy test`: a candidate on the archive of decisions that a world made, before anyone saves it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from models.backtest import backtest, read_by
+from models.policy import policy_from_toml
+from models.registry import default_policy_text
+from schemas.errors import SettingsError
+from streams.backtest import money, payments_in
+from streams.policy import command
+from streams.settings import Settings
+from tests.data.test_lab import archived
+
+ROWS = 800
+
+
+@pytest.fixture(scope="module")
+def archive(history: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("archive")
+    archived(history, folder, ROWS)
+    return folder
+
+
+def test_the_policy_that_judged_gives_what_was_told(archive: Path) -> None:
+    live = policy_from_toml(default_policy_text())
+    payments = payments_in(archive, read_by(live))
+    found = backtest(live, live, payments)
+    assert (found.payments, found.as_told) == (ROWS, 1.0)
+    assert found.overlap.only_candidate == found.overlap.only_live == 0
+    assert found.frauds > 0
+
+
+def test_a_stricter_candidate_is_told_of_and_nothing_is_saved(archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, settings = tmp_path / "p.toml", Settings(data_dir=tmp_path / "data", archive_dir=archive)
+    file.write_text(default_policy_text().replace("review_above = 0.50", "review_above = 0.01"))
+    assert command(["test", str(file), "--since", "1d", "--json"], settings) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    live, candidate = figures["live"], figures["candidate"]
+    assert candidate["alerts_per_day"] >= live["alerts_per_day"]
+    assert candidate["fraud_missed"] <= live["fraud_missed"]
+    assert isinstance(candidate["money_minor"]["EUR"]["honest_reviewed"], int)
+    assert figures["payments"] < ROWS
+    assert not (tmp_path / "data" / "registry" / "policies").exists()
+    assert command(["test", str(file), "--alerts-per-day-max", "0.01"], settings) == 1
+    assert "at most 0.01 are allowed" in capsys.readouterr().out
+
+
+def test_labels_that_were_learned_later_are_not_seen(archive: Path) -> None:
+    all_known = payments_in(archive, ())
+    assert payments_in(archive, (), until_ms=int(all_known.at_ms.max())).frauds.sum() < all_known.frauds.sum()
+
+
+def test_an_archive_without_payments_is_said(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="holds no archive of decisions"):
+        payments_in(tmp_path, ())
+
+
+def test_money_is_written_with_its_currencys_digits() -> None:
+    assert [money(123456, "EUR"), money(123456, "JPY"), money(1005, "KWD")] == ["1,234.56 EUR", "123,456 JPY", "1.005 KWD"]

@@ -1,0 +1,133 @@
+"""The watch and feedback apps: what a window keeps, that it can be had again from the log, and which labels become dead letters."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from features.catalogue import CATALOGUE
+from models.drift import ROWS_MIN, snapshot_of
+from schemas.decision import Outcome
+from schemas.errors import LogUnavailable, SettingsError
+from schemas.label import Label, LabelSource
+from schemas.topics import DECISIONS, LABELS
+from streams import feedback, label, metrics, watch
+from streams.feedback import FeedbackWorld, Known
+from streams.follow import Refused, Source
+from streams.settings import Settings
+from streams.watch import WatchWorld, Window, alarms_kept, looked, told
+from tests.streams.test_archive import NOON, a_decision
+
+HOUR_MS = 3_600_000
+
+
+def at(offset: int, topic: str = DECISIONS.name) -> Source:
+    return Source(topic, 1, offset, NOON, b"a1", b"", ())
+
+
+def a_label(transaction_id: str, label_id: str = "l1", **changes: object) -> Label:
+    plain = Label(
+        label_id=label_id, transaction_id=transaction_id, account_id="a1", fraud=True, learned_at_ms=NOON + HOUR_MS, source=LabelSource.CHARGEBACK
+    )
+    return msgspec.structs.replace(plain, **changes)
+
+
+def served(world: WatchWorld, count: int, shift: float, model_id: str = "mdl_now") -> None:
+    """So many decisions whose vectors lie so far from training."""
+    rng = np.random.default_rng(count)
+    for number in range(count):
+        vector = (rng.normal(size=len(CATALOGUE.names)) + shift).tobytes()
+        decision = a_decision(f"t{shift}-{number}", catalogue_id=CATALOGUE.catalogue_id, vector=vector, model_id=model_id, score=number % 100)
+        watch.on_decision(world, decision, at(number))
+
+
+def trained_on() -> Any:
+    rng = np.random.default_rng(0)
+    return snapshot_of(CATALOGUE.names, rng.normal(size=(5_000, len(CATALOGUE.names))), np.arange(5_000) % 100.0)
+
+
+def test_drift_raises_an_alarm_once_which_outlives_the_process_and_clears(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    world = WatchWorld(settings, model_id="mdl_now", snapshot=trained_on())
+    served(world, ROWS_MIN, 0.0)
+    assert looked(world) == frozenset()
+    world.windows = {}
+    served(world, ROWS_MIN, 2.0)
+    asyncio.run(watch.look(world, frozenset()))
+    name = CATALOGUE.names[0]
+    assert f"psi:{name}" in world.alarms
+    assert "psi:score" not in world.alarms
+    assert alarms_kept(settings) == world.alarms
+    assert metrics.ALARM.labels("psi", name)._value.get() == 1
+    again = WatchWorld(settings, world.windows, "mdl_now", world.snapshot, alarms_kept(settings))
+    assert looked(again) == again.alarms, "a restart fires nothing again"
+    again.windows = {}
+    served(again, ROWS_MIN, 0.0)
+    asyncio.run(watch.look(again, frozenset()))
+    assert again.alarms == frozenset()
+    assert metrics.ALARM.labels("psi", name)._value.get() == 0
+
+
+def test_scores_of_another_model_are_not_set_beside_this_ones_training(tmp_path: Path) -> None:
+    world = WatchWorld(Settings(data_dir=tmp_path), model_id="mdl_now", snapshot=trained_on())
+    served(world, 10, 0.0, "mdl_before")
+    assert len(watch.scores_of(world.windows, "mdl_now")) == 0
+    assert len(watch.vectors_of(world.windows)) == 10
+
+
+def test_labels_and_decisions_meet_in_whatever_order_they_come() -> None:
+    window = Window()
+    watch.label_seen(window, a_label("t1"))
+    watch.label_seen(window, a_label("t1", fraud=False, learned_at_ms=NOON))
+    for _ in range(2):
+        watch.decision_seen(window, a_decision("t1", outcome=Outcome.BLOCK, score=900))
+    seen = told({1: window})
+    assert (seen.blocked.tolist(), seen.frauds.tolist(), seen.learned_at_ms.tolist()) == ([True], [True], [NOON + HOUR_MS])
+
+
+def followed(world: FeedbackWorld, said: Label) -> str | None:
+    result = asyncio.run(feedback.on_label(world, said, at(0, LABELS.name)))
+    return result.code if isinstance(result, Refused) else None
+
+
+def test_a_label_that_cannot_be_right_becomes_a_dead_letter() -> None:
+    world = FeedbackWorld(Settings(), lambda _: 8)
+    feedback.on_decision(world, a_decision("t1"), at(7))
+    assert followed(world, a_label("t1")) is None
+    assert followed(world, a_label("t1")) is None, "delivered again"
+    assert followed(world, a_label("t1", "l2")) == "repeated"
+    assert followed(world, a_label("t1", "l3", learned_at_ms=1)) == "learned_too_early"
+    assert followed(world, a_label("t2")) == "unknown_transaction"
+
+
+def test_a_label_that_is_ahead_of_its_decision_waits_for_it() -> None:
+    world = FeedbackWorld(Settings(), lambda _: 8)
+    with pytest.raises(LogUnavailable):
+        followed(world, a_label("t1"))
+    feedback.on_decision(world, a_decision("t1"), at(7))
+    assert followed(world, a_label("t1")) is None
+
+
+def test_a_payment_older_than_what_is_kept_is_believed_to_exist() -> None:
+    world = FeedbackWorld(Settings(), lambda _: 8, {1: Known(since_ms=NOON, next=8)})
+    assert followed(world, a_label("t9")) is None
+    assert followed(world, a_label("t9", transacted_at_ms=NOON - 1)) is None
+
+
+def test_a_file_of_labels_is_told_whole_or_not_at_all(tmp_path: Path) -> None:
+    file = tmp_path / "labels.csv"
+    header = "transaction_id,account_id,fraud,fraud_kind,learned_at,source"
+    file.write_text(f"{header}\nt1,a1,true,takeover,2026-01-01T13:00:00Z,chargeback\nt2,a2,0,,2026-01-01T14:00:00Z,analyst\n")
+    first, second = label.labels_in(file, NOON + 10 * HOUR_MS)
+    assert (first.fraud, first.fraud_kind, first.learned_at_ms, second.fraud) == (True, "takeover", NOON + HOUR_MS, False)
+    assert label.labels_in(file, NOON + 99 * HOUR_MS)[0].label_id == first.label_id, "told twice it is the same label"
+    with pytest.raises(SettingsError, match=r"row 2: learned_at"):
+        label.labels_in(file, NOON + HOUR_MS)
+    file.write_text(f"{header},colour\n")
+    with pytest.raises(SettingsError, match="unknown column 'colour'"):
+        label.labels_in(file, NOON)
