@@ -15,8 +15,12 @@ _ENDED = {
 }
 
 
+WHOLE = -1
+"""The amount of a capture that takes all that is held, whatever that is."""
+
+
 class Asked(msgspec.Struct, frozen=True, array_like=True):
-    """A capture (of `amount_minor`, in the hold's currency) or a reversal of the whole (0), as a door understood it."""
+    """A capture (of `amount_minor`, or WHOLE; an empty currency is the hold's) or a reversal of the whole (0), as a door understood it."""
 
     kind: ClearingKind
     clearing_id: str
@@ -47,11 +51,12 @@ def clearings(book: Book, asked: Asked, now_ms: int) -> tuple[Clearing, ...] | R
     holds = [first, *_increments(book, asked, now_ms)]
     if asked.kind is ClearingKind.REVERSAL:
         return tuple(_clearing(asked, hold, 0) for hold in holds)
-    if any(hold.currency != asked.currency for hold in holds):
+    if asked.currency and any(hold.currency != asked.currency for hold in holds):
         return Refusal.HOLD_CURRENCY_MISMATCH
-    if asked.amount_minor > sum(hold.amount_minor for hold in holds):
+    held = sum(hold.amount_minor for hold in holds)
+    left, made = held if asked.amount_minor == WHOLE else asked.amount_minor, []
+    if left > held:
         return Refusal.EXCEEDS_HOLD
-    left, made = asked.amount_minor, []
     for hold in holds:
         taken = min(left, hold.amount_minor)
         left -= taken

@@ -1,73 +1,34 @@
-"""The HTTP door: `POST /v1/authorizations`, the decisions by id or transaction, health and readiness."""
+"""The HTTP door: authorizations and what follows from them, the decisions by id or transaction, balances, health and readiness."""
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import time
-from typing import Annotated
 from urllib.parse import parse_qs
 
 import msgspec
 import numpy as np
 
-from models.answer import bank_view, host_view
-from schemas import avro, identity
+from models.answer import FIELD_39, bank_view, host_view
+from models.hold import Book
+from schemas import avro
 from schemas.decision import Decision
-from schemas.errors import Conflict, InvalidRecord, Unavailable
-from schemas.record import doc
+from schemas.errors import Conflict, InvalidRecord, MemoryUnavailable, Unavailable
+from schemas.hold import ClearingKind
+from schemas.record import Id, Record
 from schemas.transaction import Transaction, sound
-from streams import journal, metrics
-from streams.authorize.protocol import BODY_BYTES_MAX, Reply, Request
+from streams import answers, journal, metrics
+from streams.authorize.life import clear, increment
+from streams.authorize.problem import INDEFINITE, Problem
+from streams.authorize.protocol import Reply, Request
+from streams.authorize.requests import Balance, authorization_in, cleared, clearing_in, transaction_of
 from streams.authorize.under_way import UnderWay
 from streams.pipeline import World
 
-INDEFINITE = "the result is indefinite: ask again with the same transaction_id"
-Pan = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{12,19}$")]
-Raw = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
-
-
-class AuthorizationRequest(Transaction, frozen=True, kw_only=True):
-    """A Transaction as a host may send it: with raw identifiers instead of tokens. They become tokens here and go no further."""
-
-    card_number: Annotated[Pan | None, doc("the card number; becomes card_token, card_bin and card_last4")] = None
-    device_id: Annotated[Raw | None, doc("the device fingerprint; becomes device_token")] = None
-    email: Annotated[Raw | None, doc("the e-mail address; becomes email_token")] = None
-    phone: Annotated[Raw | None, doc("the phone number; becomes phone_token")] = None
-    address: Annotated[Raw | None, doc("the billing address; becomes address_token")] = None
-
-
-RAW_FIELDS = {"card_number": "crd", "device_id": "dev", "email": "eml", "phone": "phn", "address": "adr"}
-TOKEN_FIELDS = {"crd": "card_token", "dev": "device_token", "eml": "email_token", "phn": "phone_token", "adr": "address_token"}
-_NAMES = Transaction.__struct_fields__
-_REQUESTS = msgspec.json.Decoder(AuthorizationRequest)
-
-
-def transaction_of(request: AuthorizationRequest, key: bytes, key_id: str) -> Transaction:
-    """The Transaction with keyed tokens in place of raw identifiers; InvalidRecord if both were sent."""
-    values = dict(zip(_NAMES, msgspec.structs.astuple(request), strict=False))  # the raw fields come last
-    for field, kind in RAW_FIELDS.items():
-        raw = getattr(request, field)
-        if raw is None:
-            continue
-        if values[TOKEN_FIELDS[kind]] is not None:
-            raise InvalidRecord(field, f"came together with {TOKEN_FIELDS[kind]}: send one of them")
-        values[TOKEN_FIELDS[kind]] = identity.keyed_token(key, key_id, kind, raw)
-    if request.card_number is not None:
-        values["card_bin"] = values["card_bin"] or request.card_number[:6]
-        values["card_last4"] = values["card_last4"] or request.card_number[-4:]
-    return Transaction(**values)
-
-
-def problem(status: int, code: str, detail: str, field: str | None = None) -> Reply:
-    """An error as JSON: its stable code, the field if one is to blame, and words for a person."""
-    return status, msgspec.json.encode({"error": code, "field": field, "detail": detail})
-
-
-def refused(status: int, code: str, detail: str, field: str | None, transaction_id: str | None) -> Reply:
-    """A `problem` that is counted and said in the log."""
-    metrics.REFUSED.labels(code=code).inc()
-    journal.logger().info("refused", status=status, code=code, field=field, transaction_id=transaction_id)
-    return problem(status, code, detail, field)
+AUTHORIZATIONS, DECISIONS, ACCOUNTS = "/v1/authorizations", "/v1/decisions", "/v1/accounts"
+BALANCE = "balance"
+STEPS = {"capture": ClearingKind.CAPTURE, "reversal": ClearingKind.REVERSAL}
 
 
 class HttpDoor:
@@ -77,66 +38,118 @@ class HttpDoor:
         self._world = world
         self._key, self._key_id = key, key_id
         self._explain_key = explain_key
+        self._deadline_s = deadline_ms / 1000
         self._under_way = UnderWay(world, deadline_ms)
 
     async def reply(self, request: Request) -> Reply:
         """The answer to any request."""
-        method, path = request.method, request.path
-        if path == "/v1/authorizations":
-            return await self._authorize(request) if method == "POST" else problem(405, "method_not_allowed", "use POST")
-        if method != "GET":
-            return problem(405, "method_not_allowed", "use GET")
-        if path == "/health":
-            return 200, b'{"status":"alive"}'
-        if path == "/ready":
-            return await self._ready()
-        if path == "/v1/decisions" or path.startswith("/v1/decisions/"):
-            return await self._decision(request, path[len("/v1/decisions/") :])
-        return problem(404, "not_found", "no such path")
-
-    async def _ready(self) -> Reply:
+        made: Reply | Problem
         try:
-            whole = await self._world.answers.whole()
-        except Unavailable as error:
-            return problem(503, error.code, str(error))
-        return (200, b'{"status":"ready"}') if whole else problem(503, "memory_unavailable", "Redis is being rebuilt from the log")
-
-    async def _authorize(self, request: Request) -> Reply:
-        started = time.perf_counter()
-        transaction_id = None
-        try:
-            asked = avro.checked(lambda: _REQUESTS.decode(_body(request)))
-            transaction_id = asked.transaction_id
-            now_ms = self._world.clock_ms()
-            txn = sound(transaction_of(asked, self._key, self._key_id), now_ms, self._world.future_ms_max)
-            deciding = self._under_way.once(txn, now_ms)
-            if not await self._under_way.in_time(deciding):
-                return refused(503, "deadline", f"not decided in time; {INDEFINITE}", None, transaction_id)
-            made = deciding.result()
+            made = await (self._authorize(request) if request.path == AUTHORIZATIONS else self._other(request))
         except InvalidRecord as error:
-            return refused(422, error.code, error.reason, error.field, transaction_id)
+            made = Problem(error.code, error.reason, error.field)
         except Conflict as error:
-            return refused(409, error.code, str(error), "transaction_id", transaction_id)
+            made = Problem(error.code, str(error), "transaction_id" if request.path == AUTHORIZATIONS else None, error.transaction_id)
         except Unavailable as error:
-            return refused(503, error.code, f"{error}; {INDEFINITE}", None, transaction_id)
+            made = Problem(error.code, f"{error}; {INDEFINITE}")
+        except TimeoutError:
+            made = Problem("deadline")
+        return self._refused(request, made) if isinstance(made, Problem) else made
+
+    def _refused(self, request: Request, problem: Problem) -> Reply:
+        """The problem's answer, counted and said in the log."""
+        code = problem.code
+        metrics.REFUSED.labels(code=code).inc()
+        status, body = problem.reply(request.request_id)
+        about = {"field": problem.param, "transaction_id": problem.about, "request_id": request.request_id}
+        journal.logger().info("refused", status=status, code=code, **about)
+        return status, body
+
+    async def _authorize(self, request: Request) -> Reply | Problem:
+        if request.method != "POST":
+            return Problem("method_not_allowed", "use POST")
+        now_ms = self._world.clock_ms()
+        return await self._decided(self._transaction(request, now_ms), now_ms)
+
+    def _transaction(self, request: Request, now_ms: int) -> Transaction:
+        return sound(transaction_of(authorization_in(request), self._key, self._key_id), now_ms, self._world.future_ms_max)
+
+    async def _decided(self, txn: Transaction, now_ms: int) -> Reply | Problem:
+        started = time.perf_counter()
+        deciding = self._under_way.once(txn, now_ms)
+        if not await self._under_way.in_time(deciding):
+            return Problem("deadline", about=txn.transaction_id)
+        made = deciding.result()
         decision = made.decision or avro.decode(Decision, made.message)
         metrics.decided(decision.outcome, decision.degradations, time.perf_counter() - started)
         journal.decided(decision)
         return 200, host_view(decision)
 
-    async def _decision(self, request: Request, decision_id: str) -> Reply:
+    async def _other(self, request: Request) -> Reply | Problem:
+        """The answer to what is none of the first."""
+        path = request.path
+        if path.startswith(AUTHORIZATIONS + "/"):
+            transaction_id, _, step = path[len(AUTHORIZATIONS) + 1 :].rpartition("/")
+            if transaction_id and (step in STEPS or step == "increment"):
+                return await self._step(request, transaction_id, step)
+            return Problem("not_found")
+        if request.method != "GET":
+            return Problem("method_not_allowed", "use GET")
+        if path == "/health":
+            return 200, b'{"status":"alive"}'
+        if path == "/ready":
+            return await self._ready()
+        if path == DECISIONS or path.startswith(DECISIONS + "/"):
+            return await self._decision(request, path[len(DECISIONS) + 1 :])
+        account_id, _, asked = path.removeprefix(ACCOUNTS + "/").rpartition("/")
+        if path.startswith(ACCOUNTS + "/") and account_id and asked == BALANCE:
+            return await self._balance(account_id)
+        return Problem("not_found")
+
+    async def _step(self, request: Request, transaction_id: str, step: str) -> Reply | Problem:
+        """Captures, reverses or raises an authorization; waits first for its decision if that is under way here."""
+        if request.method != "POST":
+            return Problem("method_not_allowed", "use POST")
+        avro.checked(lambda: msgspec.convert({"transaction_id": transaction_id}, _Named))
+        running = self._under_way.of(transaction_id)
+        async with asyncio.timeout(self._deadline_s):
+            if running is not None:
+                await asyncio.wait([running])
+            now_ms = self._world.clock_ms()
+            if step in STEPS:
+                return await self._clear(request, STEPS[step], transaction_id, now_ms)
+            raised = await increment(self._transaction(request, now_ms), transaction_id, self._world)
+        if not isinstance(raised, Transaction):
+            return Problem(raised, about=transaction_id)
+        return await self._decided(raised, now_ms)
+
+    async def _clear(self, request: Request, kind: ClearingKind, transaction_id: str, now_ms: int) -> Reply | Problem:
+        asked = clearing_in(request, kind, transaction_id, now_ms)
+        if asked.at_ms > now_ms + self._world.future_ms_max:
+            raise InvalidRecord("at_ms", "is in the future", code="time_in_future")
         try:
-            if decision_id:
-                kept = await self._world.answers.of_decision(decision_id)
-            else:
-                ids = parse_qs(request.query).get("transaction_id")
-                if not ids:
-                    return problem(422, "missing_field", "name one: /v1/decisions?transaction_id=...", "transaction_id")
-                kept = await self._world.answers.of_transaction(ids[0])
-        except Unavailable as error:
-            return problem(503, error.code, str(error))
+            made = await clear(asked, self._world, now_ms)
+        except Conflict as error:
+            return Problem(error.code, f"clearing_id {asked.clearing_id!r} was already used with other contents", "clearing_id", transaction_id)
+        if not isinstance(made, tuple):
+            return Problem(made, about=transaction_id)
+        return 200, cleared(made, FIELD_39["captured" if kind is ClearingKind.CAPTURE else "reversed"].v1987)
+
+    async def _ready(self) -> Reply:
+        if not await self._world.answers.whole():
+            raise MemoryUnavailable(answers.FORGOT)
+        return 200, b'{"status":"ready"}'
+
+    async def _decision(self, request: Request, decision_id: str) -> Reply | Problem:
+        if decision_id:
+            kept = await self._world.answers.of_decision(decision_id)
+        else:
+            ids = parse_qs(request.query).get("transaction_id")
+            if not ids:
+                return Problem("missing_field", "name one: /v1/decisions?transaction_id=...", "transaction_id")
+            kept = await self._world.answers.of_transaction(ids[0])
         if kept is None or not kept.told:
-            return problem(404, "not_found", "no such decision, or it is older than answers are kept")
+            return Problem("not_found", "no such decision, or it is older than answers are kept")
         decision = avro.decode(Decision, kept.message)
         if self._is_the_banks(request):
             known = decision.catalogue_id == self._world.catalogue.catalogue_id
@@ -145,14 +158,28 @@ class HttpDoor:
             return 200, bank_view(decision, names, values)
         return 200, host_view(decision)
 
+    async def _balance(self, account_id: str) -> Reply | Problem:
+        """A balance inquiry; nothing is concluded from what Redis forgot."""
+        await self._ready()
+        (content,) = answers.sound([*await self._world.books.read(account_id)])
+        book = Book.from_bytes(content)
+        if not book.known:
+            return Problem("unknown_account")
+        balance = Balance(
+            account_id=account_id,
+            currency=book.currency,
+            balance_minor=book.balance_minor,
+            available_minor=book.available_minor(self._world.clock_ms()),
+            response_code=FIELD_39["approve"].v1987,
+        )
+        return 200, msgspec.json.encode(balance)
+
     def _is_the_banks(self, request: Request) -> bool:
         sent = dict(request.headers).get(b"authorization", b"")
         return bool(self._explain_key) and hmac.compare_digest(sent, b"Bearer " + self._explain_key.encode())
 
 
-def _body(request: Request) -> bytes:
-    if any(name == b"content-encoding" for name, _ in request.headers):
-        raise InvalidRecord("content-encoding", "compressed bodies are not read")
-    if len(request.body) > BODY_BYTES_MAX:
-        raise InvalidRecord("body", f"is longer than {BODY_BYTES_MAX} bytes")
-    return request.body
+class _Named(Record, frozen=True):
+    """The authorization that a path names."""
+
+    transaction_id: Id

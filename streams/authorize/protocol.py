@@ -7,6 +7,8 @@ third of an authorization. httptools (the parser of Node.js) reads the bytes.
 from __future__ import annotations
 
 import asyncio
+import itertools
+import secrets
 from collections import deque
 from collections.abc import Awaitable
 from http import HTTPStatus
@@ -16,6 +18,7 @@ from urllib.parse import unquote
 import httptools
 
 from streams import journal
+from streams.authorize.problem import Problem
 
 BODY_BYTES_MAX = 65_536
 HEAD_BYTES_MAX = 16_384
@@ -28,10 +31,17 @@ HEADS = {
     + (b"retry-after: 1\r\n" if status is HTTPStatus.SERVICE_UNAVAILABLE else b"")
     for status in HTTPStatus
 }
-"""The head of an answer by its status, all but its length."""
+"""The head of an answer by its status, all but what is its own."""
+ENDS = b"request-id: %b\r\ncontent-length: %d\r\n\r\n"
 
 Reply = tuple[int, bytes]
 """Status and JSON body."""
+_COUNT, _PROCESS = itertools.count(1), secrets.token_hex(4)
+
+
+def request_id() -> str:
+    """What names a request: this process by chance, and a count."""
+    return f"req_{_PROCESS}{next(_COUNT):08x}"
 
 
 class Request(NamedTuple):
@@ -42,6 +52,7 @@ class Request(NamedTuple):
     query: str
     headers: tuple[tuple[bytes, bytes], ...]
     body: bytes
+    request_id: str = "req_0"
 
 
 class Door(Protocol):
@@ -65,7 +76,7 @@ class HttpProtocol(asyncio.Protocol):
         self._answering: asyncio.Task[None] | None = None
         self._last = False
         """No request is taken any more after those that wait."""
-        self._refusal: Reply | None = None
+        self._refusal: Problem | None = None
         """What is said after the last answer."""
         self._heard_at = self._loop.time()
         self._alarm: asyncio.TimerHandle | None = None
@@ -98,7 +109,7 @@ class HttpProtocol(asyncio.Protocol):
         except httptools.HttpParserUpgrade:
             self._end_after_answers()  # nothing is upgraded here: what was asked is answered, what follows is of no known kind
         except httptools.HttpParserError:
-            self._refuse(400, b'{"error":"bad_request","field":null,"detail":"this is not HTTP/1.1 as this door speaks it"}')
+            self._refuse(Problem("bad_request"))
 
     def eof_received(self) -> bool:
         """The host sends nothing more; what it asked is answered first."""
@@ -158,7 +169,8 @@ class HttpProtocol(asyncio.Protocol):
         keep_alive = bool(self._parser.should_keep_alive())
         method = self._parser.get_method().decode("latin-1")
         text = unquote(text) if "%" in text else text
-        self._waiting.append(Request(method, text, query.decode("latin-1"), tuple(self._headers), b"".join(self._parts)))
+        body = b"".join(self._parts)
+        self._waiting.append(Request(method, text, query.decode("latin-1"), tuple(self._headers), body, request_id()))
         self._last = not keep_alive
         if self._answering is None:
             self._answering = self._loop.create_task(self._answer_all())
@@ -176,10 +188,10 @@ class HttpProtocol(asyncio.Protocol):
             try:
                 status, body = await self._door.reply(request)
             except Exception as error:  # noqa: BLE001 a bug must not leave the host without an answer
-                journal.logger().error("a request could not be answered", path=request.path, exc_info=error)
-                status, body = 500, b'{"error":"internal","field":null,"detail":"a bug on this side; it was noted"}'
+                journal.logger().error("a request could not be answered", path=request.path, request_id=request.request_id, exc_info=error)
+                status, body = Problem("internal").reply(request.request_id)
             more = bool(self._waiting) or self._refusal is not None or not self._last
-            self._write(status, body, more, request.method != "HEAD")
+            self._write(status, body, request.request_id, more, request.method != "HEAD")
             self._state.total_requests += 1
         self._answering = None
         if self._last:
@@ -187,20 +199,20 @@ class HttpProtocol(asyncio.Protocol):
         elif not self._transport.is_closing():
             self._transport.resume_reading()
 
-    def _write(self, status: int, body: bytes, keep_alive: bool, whole: bool = True) -> None:
+    def _write(self, status: int, body: bytes, name: str, keep_alive: bool, whole: bool = True) -> None:
         if not self._transport.is_closing():
-            ends = b"content-length: %d\r\n\r\n" if keep_alive else b"connection: close\r\ncontent-length: %d\r\n\r\n"
-            self._transport.write(HEADS[status] + ends % len(body) + (body if whole else b""))
+            ends = ENDS if keep_alive else b"connection: close\r\n" + ENDS
+            self._transport.write(HEADS[status] + ends % (name.encode(), len(body)) + (body if whole else b""))
 
     def _count_head(self, size: int) -> None:
         self._head_bytes += size
         if self._head_bytes > HEAD_BYTES_MAX:
-            self._refuse(431, b'{"error":"head_too_large","field":"headers","detail":"target and headers are too long"}')
+            self._refuse(Problem("head_too_large", param="headers"))
 
-    def _refuse(self, status: int, body: bytes) -> None:
+    def _refuse(self, problem: Problem) -> None:
         """Answers what cannot be read, after what came before it, and ends: where the next request would begin is not known."""
         if not self._last:
-            self._refusal = status, body
+            self._refusal = problem
         self._end_after_answers()
 
     def _end_after_answers(self) -> None:
@@ -211,7 +223,8 @@ class HttpProtocol(asyncio.Protocol):
 
     def _end(self) -> None:
         if self._refusal is not None:
-            self._write(*self._refusal, keep_alive=False)
+            name = request_id()
+            self._write(*self._refusal.reply(name), name, keep_alive=False)
         self._transport.close()
 
     def _look(self) -> None:
@@ -219,7 +232,7 @@ class HttpProtocol(asyncio.Protocol):
         silent_s, patience_s = self._loop.time() - self._heard_at, REQUEST_S if self._in_request else IDLE_S
         if self._answering is None and silent_s >= patience_s:
             if self._in_request:
-                self._refuse(408, b'{"error":"request_timeout","field":null,"detail":"the request was not whole in time"}')
+                self._refuse(Problem("request_timeout"))
             self._end_after_answers()
             return
         self._alarm = self._loop.call_later(min(REQUEST_S, max(patience_s - silent_s, 0.1)), self._look)

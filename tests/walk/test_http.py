@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 
+from models.answer import FIELD_39
+from models.hold import Refusal
 from schemas.identity import keyed_token
-from schemas.topics import DECISIONS
+from schemas.topics import CLEARINGS, DECISIONS
 from schemas.transaction import TransactionKind
 from streams.authorize.http import HttpDoor
-from streams.authorize.protocol import Request
+from streams.authorize.life import NotCleared
+from streams.authorize.problem import ERRORS
+from streams.authorize.protocol import HEADS, Request
 from tests.world import NOON, TestWorld, a_world
 
 KEY = b"k" * 32
@@ -52,6 +56,10 @@ class Host:
     async def authorize(self, **changes: Any) -> tuple[int, Any, bytes]:
         """Sends an authorization."""
         return await self.ask("POST", "/v1/authorizations", json.dumps(a_request(**changes)).encode())
+
+    async def step(self, step: str, original_id: str = "t1", /, **sent: Any) -> tuple[int, Any, bytes]:
+        """Captures, reverses or raises an authorization."""
+        return await self.ask("POST", f"/v1/authorizations/{original_id}/{step}", json.dumps(sent).encode())
 
 
 def at_the_door(play: Callable[[Host], Awaitable[None]], deadline_ms: int = 1_000) -> None:
@@ -106,7 +114,7 @@ def test_the_same_id_with_other_contents_is_a_409() -> None:
         both = await asyncio.gather(host.authorize(), host.authorize(amount_minor=2))
         assert sorted(status for status, _, _ in both) == [200, 409]
         status, error, _ = await host.authorize(amount_minor=3)
-        assert (status, error["error"], error["field"]) == (409, "transaction_conflict", "transaction_id")
+        assert (status, error["error"]["code"], error["error"]["param"]) == (409, "transaction_conflict", "transaction_id")
 
     at_the_door(play)
 
@@ -128,7 +136,7 @@ def test_the_same_id_with_other_contents_is_a_409() -> None:
 def test_a_wrong_field_is_a_422_that_names_it(changes: dict[str, Any], field: str, code: str) -> None:
     async def play(host: Host) -> None:
         status, error, _ = await host.authorize(**changes)
-        assert (status, error["field"], error["error"]) == (422, field, code)
+        assert (status, error["error"]["param"], error["error"]["code"]) == (422, field, code)
         assert host.world.decisions == []
 
     at_the_door(play)
@@ -138,7 +146,7 @@ def test_a_wrong_field_is_a_422_that_names_it(changes: dict[str, Any], field: st
 def test_a_body_that_is_no_request_is_a_422(body: bytes, field: str) -> None:
     async def play(host: Host) -> None:
         status, error, _ = await host.ask("POST", "/v1/authorizations", body)
-        assert (status, error["field"]) == (422, field)
+        assert (status, error["error"]["param"]) == (422, field)
 
     at_the_door(play)
 
@@ -146,7 +154,7 @@ def test_a_body_that_is_no_request_is_a_422(body: bytes, field: str) -> None:
 def test_a_compressed_body_is_not_read() -> None:
     async def play(host: Host) -> None:
         status, error, _ = await host.ask("POST", "/v1/authorizations", b"{}", {"Content-Encoding": "gzip"})
-        assert (status, error["field"]) == (422, "content-encoding")
+        assert (status, error["error"]["param"]) == (422, "content-encoding")
 
     at_the_door(play)
 
@@ -155,7 +163,7 @@ def test_a_log_that_does_not_answer_is_a_503_and_a_later_repeat_is_safe() -> Non
     async def play(host: Host) -> None:
         host.world.bus.down = True
         status, error, _ = await host.authorize()
-        assert (status, error["error"]) == (503, "log_unavailable")
+        assert (status, error["error"]["code"]) == (503, "log_unavailable")
         assert (await host.ask("GET", "/v1/decisions?transaction_id=t1"))[0] == 404, "what the log does not have was not decided"
         host.world.bus.down = False
         assert (await host.authorize())[0] == 200
@@ -173,7 +181,7 @@ def test_what_takes_too_long_is_a_503_and_goes_on() -> None:
 
         host.world.world.bus.tell = slow  # type: ignore[method-assign, assignment]
         status, error, _ = await host.authorize()
-        assert (status, error["error"]) == (503, "deadline")
+        assert (status, error["error"]["code"]) == (503, "deadline")
         await asyncio.sleep(0.15)
         assert (await host.authorize())[0] == 200
         assert len(host.world.decisions) == 1
@@ -188,7 +196,7 @@ def test_decisions_are_found_by_id_and_by_transaction() -> None:
         assert (await host.ask("GET", "/v1/decisions?transaction_id=t1"))[2] == content
         assert (await host.ask("GET", "/v1/decisions/dec_0"))[0] == 404
         assert (await host.ask("GET", "/v1/decisions?transaction_id=t9"))[0] == 404
-        assert (await host.ask("GET", "/v1/decisions"))[1]["field"] == "transaction_id"
+        assert (await host.ask("GET", "/v1/decisions"))[1]["error"]["param"] == "transaction_id"
 
     at_the_door(play)
 
@@ -213,5 +221,137 @@ def test_only_the_banks_own_people_see_score_and_features() -> None:
 def test_other_paths(method: str, path: str, status: int) -> None:
     async def play(host: Host) -> None:
         assert (await host.ask(method, path))[0] == status
+
+    at_the_door(play)
+
+
+CLEARING = {"clearing_id": "c1"}
+
+
+def test_every_error_has_the_one_body_and_names_the_request() -> None:
+    async def play(host: Host) -> None:
+        _, error, _ = await host.authorize(amount_minor=-1)
+        assert error["error"].keys() == {"type", "code", "message", "param", "request_id", "response_code", "doc"}
+        fault = error["error"]
+        assert (fault["type"], fault["request_id"], fault["response_code"], fault["doc"]) == ("invalid_request", "req_0", "30", "/docs#invalid_field")
+
+    at_the_door(play)
+
+
+def test_whatever_a_host_can_be_told_is_a_row_of_the_table() -> None:
+    moves = {"not_confirmed", "not_yet_expired", "not_resolved"}  # of the books, never of a host
+    decided = {"account_frozen", "account_closed", "currency_mismatch", "insufficient_funds"}  # a decline, with status 200
+    assert {str(refusal) for refusal in (*Refusal, *NotCleared)} - moves - decided <= ERRORS.keys()
+    assert {row.answer for row in ERRORS.values()} <= FIELD_39.keys()
+    assert {row.status for row in ERRORS.values()} <= HEADS.keys()
+
+
+@pytest.mark.parametrize(("sent", "taken"), [({}, 1_000), ({"amount_minor": 700, "currency": "EUR"}, 700)])
+def test_a_capture_takes_the_whole_or_a_part_and_its_repeat_gets_the_same_bytes(sent: dict[str, Any], taken: int) -> None:
+    async def play(host: Host) -> None:
+        await host.authorize()
+        status, answer, first = await host.step("capture", **CLEARING, **sent)
+        assert (status, answer["kind"], answer["amount_minor"], answer["currency"], answer["response_code"]) == (200, "capture", taken, "EUR", "00")
+        host.world.now_ms += 60_000
+        assert (await host.step("capture", **CLEARING, **sent))[2] == first
+        status, error, _ = await host.step("capture", clearing_id="c1", amount_minor=1, currency="EUR")
+        assert (status, error["error"]["code"], error["error"]["param"]) == (409, "transaction_conflict", "clearing_id")
+        status, error, _ = await host.step("capture", clearing_id="c2")
+        assert (status, error["error"]["code"], error["error"]["type"], error["error"]["response_code"]) == (409, "already_posted", "refused", "21")
+        (clearing,) = host.world.bus.records(CLEARINGS)
+        assert (clearing.kind, clearing.amount_minor) == ("capture", taken)  # type: ignore[attr-defined]
+
+    at_the_door(play)
+
+
+def test_a_reversal_gives_all_of_it_back_once_also_where_it_overtook_the_decision() -> None:
+    async def play(host: Host) -> None:
+        (_, decided, _), (status, answer, _) = await asyncio.gather(host.authorize(), host.step("reversal", **CLEARING))
+        assert decided["outcome"] == "approve"
+        assert (status, answer["kind"], answer["amount_minor"], answer["response_code"]) == (200, "reversal", 0, "00")
+        assert (await host.step("capture", clearing_id="c2"))[1]["error"]["code"] == "already_voided"
+
+    at_the_door(play)
+
+
+def test_an_increment_raises_the_hold_and_is_captured_with_it() -> None:
+    async def play(host: Host) -> None:
+        await host.authorize()
+        status, answer, first = await host.step("increment", **a_request(transaction_id="i1", amount_minor=500))
+        assert (status, answer["outcome"], answer["held_minor"]) == (200, "approve", 500)
+        assert (await host.step("increment", **a_request(transaction_id="i1", amount_minor=500)))[2] == first
+        assert (await host.step("increment", **a_request(transaction_id="i2", account_id="a2")))[1]["error"]["code"] == "wrong_account"
+        status, answer, _ = await host.step("capture", **CLEARING)
+        assert (status, answer["amount_minor"]) == (200, 1_500)
+        assert (await host.step("increment", **a_request(transaction_id="i3")))[1]["error"]["code"] == "already_posted"
+
+    at_the_door(play)
+
+
+@pytest.mark.parametrize(
+    ("step", "sent", "status", "code"),
+    [
+        ("capture", {"amount_minor": 1_001, "currency": "EUR"}, 422, "exceeds_hold"),
+        ("capture", {"amount_minor": 1, "currency": "USD"}, 422, "hold_currency_mismatch"),
+        ("capture", {"amount_minor": 1}, 422, "invalid_field"),
+        ("capture", {"account_id": "a2"}, 404, "wrong_account"),
+        ("capture", {"at_ms": NOON + 86_400_000}, 422, "time_in_future"),
+        ("reversal", {"amount_minor": 1}, 422, "unknown_field"),
+        ("reversal", {"clearing_id": ""}, 422, "invalid_field"),
+        ("refund", {}, 404, "not_found"),
+    ],
+)
+def test_a_step_that_cannot_be_is_refused_by_name(step: str, sent: dict[str, Any], status: int, code: str) -> None:
+    async def play(host: Host) -> None:
+        await host.authorize()
+        answered, error, _ = await host.step(step, **(CLEARING | sent))
+        assert (answered, error["error"]["code"]) == (status, code)
+        assert host.world.bus.records(CLEARINGS) == []
+
+    at_the_door(play)
+
+
+def test_what_nobody_knows_holds_nothing_or_has_expired_is_not_captured() -> None:
+    async def play(host: Host) -> None:
+        assert (await host.step("capture", **CLEARING))[1]["error"]["code"] == "unknown_hold"
+        await host.authorize(amount_minor=99_999)
+        assert (await host.step("capture", **CLEARING))[1]["error"]["code"] == "nothing_held"
+        await host.authorize(transaction_id="t2")
+        host.world.now_ms += 40 * 86_400_000
+        assert (await host.step("capture", "t2", **CLEARING))[1]["error"]["code"] == "already_expired"
+        assert (await host.ask("GET", "/v1/authorizations/t2/capture"))[0] == 405
+
+    at_the_door(play)
+
+
+def test_a_capture_that_the_log_did_not_acknowledge_is_indefinite_and_its_repeat_is_safe() -> None:
+    async def play(host: Host) -> None:
+        await host.authorize()
+        host.world.bus.down = True
+        status, error, _ = await host.step("capture", **CLEARING)
+        assert (status, error["error"]["code"], error["error"]["type"]) == (503, "log_unavailable", "unavailable")
+        host.world.bus.down = False
+        assert (await host.step("capture", **CLEARING))[0] == 200
+        assert len(host.world.bus.told[CLEARINGS.name]) == 1
+
+    at_the_door(play)
+
+
+def test_a_refund_and_a_verification_for_nothing_are_decided_and_hold_nothing() -> None:
+    async def play(host: Host) -> None:
+        for number, changes in enumerate(({"kind": "refund"}, {"amount_minor": 0})):
+            status, answer, _ = await host.authorize(transaction_id=f"t{number}", **changes)
+            assert (status, answer["outcome"], answer["response_code"], answer["hold_id"]) == (200, "approve", "00", None)
+
+    at_the_door(play)
+
+
+def test_a_balance_inquiry_says_what_is_available() -> None:
+    async def play(host: Host) -> None:
+        await host.authorize()
+        status, balance, _ = await host.ask("GET", "/v1/accounts/a1/balance")
+        assert (status, balance["balance_minor"], balance["available_minor"], balance["currency"]) == (200, 10_000, 9_000, "EUR")
+        status, error, _ = await host.ask("GET", "/v1/accounts/a9/balance")
+        assert (status, error["error"]["code"], error["error"]["response_code"]) == (404, "unknown_account", "14")
 
     at_the_door(play)

@@ -149,7 +149,7 @@ def test_what_cannot_be_read_is_refused_and_the_connection_ends(content: bytes, 
     async def play(host: Host) -> None:
         answered, headers, body = await host.ask(content)
         assert (answered, headers["connection"]) == (status, "close")
-        assert json.loads(body)["error"]
+        assert json.loads(body)["error"]["request_id"] == headers["request-id"]
         assert await host.cut()
 
     on_a_connection(play)

@@ -1,0 +1,110 @@
+"""Every error of the HTTP door as one row, and the one body that all of them have (as Stripe's)."""
+
+from __future__ import annotations
+
+from typing import Annotated, NamedTuple
+
+import msgspec
+
+from models.answer import FIELD_39
+from schemas.record import Record, Word, doc
+
+
+class ErrorType(Word):
+    """Who has to do something about it."""
+
+    INVALID_REQUEST = "invalid_request"
+    AUTHENTICATION = "authentication"
+    REFUSED = "refused"
+    RATE_LIMIT = "rate_limit"
+    UNAVAILABLE = "unavailable"
+    INTERNAL = "internal"
+
+
+class Row(NamedTuple):
+    """An error: its status, its type, the row of FIELD_39 that says the same to an ISO 8583 host, and what it means."""
+
+    status: int
+    type: ErrorType
+    answer: str
+    meaning: str
+
+
+_I, _A, _R, _U = ErrorType.INVALID_REQUEST, ErrorType.AUTHENTICATION, ErrorType.REFUSED, ErrorType.UNAVAILABLE
+INDEFINITE = "the result is indefinite: ask again with the same id"
+ERRORS: dict[str, Row] = {
+    # The request cannot be read
+    "bad_request": Row(400, _I, "format_error", "these bytes are not HTTP/1.1 as this door speaks it"),
+    "request_timeout": Row(408, _I, "format_error", "the request was not whole in time"),
+    "head_too_large": Row(431, _I, "format_error", "target and headers are too long"),
+    "not_found": Row(404, _I, "unknown_message", "no such path, or no such thing: decisions are kept for a time"),
+    "method_not_allowed": Row(405, _I, "unknown_message", "the path takes another method"),
+    "unreadable_json": Row(422, _I, "format_error", "the body is no JSON"),
+    "missing_field": Row(422, _I, "format_error", "`param` is needed"),
+    "unknown_field": Row(422, _I, "format_error", "nobody knows `param`; nothing is ignored"),
+    "invalid_field": Row(422, _I, "format_error", "`param` has a value that it cannot have"),
+    "unknown_currency": Row(422, _I, "format_error", "no currency of ISO 4217"),
+    "card_number": Row(422, _I, "format_error", "a card number came where its token belongs"),
+    "time_in_future": Row(422, _I, "format_error", "`at_ms` is too far ahead of our clock"),
+    # The id came before
+    "transaction_conflict": Row(409, _I, "transaction_conflict", "the same id came before with other contents: the first stands"),
+    # What the books refuse
+    "unknown_account": Row(404, _R, "unknown_account", "nobody has described this account"),
+    "unknown_hold": Row(404, _R, "unknown_hold", "nobody knows this authorization"),
+    "wrong_account": Row(404, _R, "wrong_account", "the authorization is another account's"),
+    "nothing_held": Row(409, _R, "nothing_held", "the authorization was not approved, or was for nothing: it holds no money"),
+    "already_posted": Row(409, _R, "already_posted", "the hold was captured before"),
+    "already_voided": Row(409, _R, "already_voided", "the hold was reversed before"),
+    "already_expired": Row(409, _R, "already_expired", "the hold has expired"),
+    "hold_currency_mismatch": Row(422, _R, "hold_currency_mismatch", "the hold is in another currency"),
+    "exceeds_hold": Row(422, _R, "exceeds_hold", "more than is held"),
+    # Not now
+    "memory_unavailable": Row(503, _U, "memory_unavailable", f"Redis does not answer, or is being rebuilt; {INDEFINITE}"),
+    "log_unavailable": Row(503, _U, "log_unavailable", f"Kafka has not acknowledged; {INDEFINITE}"),
+    "unavailable": Row(503, _U, "memory_unavailable", f"a part does not answer; {INDEFINITE}"),
+    "deadline": Row(503, _U, "deadline", f"not done in time; {INDEFINITE}"),
+    "internal": Row(500, ErrorType.INTERNAL, "error", "a bug on this side; it was noted"),
+}
+"""Errors by their stable codes: the one table, for the door, its description and its client."""
+
+
+class Fault(Record, frozen=True, kw_only=True):
+    """What went wrong."""
+
+    type: Annotated[ErrorType, doc("who has to do something about it")]
+    code: Annotated[str, doc("its stable name: what a program looks at")]
+    message: Annotated[str, doc("words for a person; they may change")]
+    param: Annotated[str | None, doc("the field or parameter that is to blame, if one is")]
+    request_id: Annotated[str, doc("names this request in our log; also the header `request-id`")]
+    response_code: Annotated[str, doc("ISO 8583:1987 field 39 of the same refusal")]
+    doc: Annotated[str, doc("where this error is described")]
+
+
+class ErrorBody(Record, frozen=True, kw_only=True):
+    """The body of every answer that is none of 200."""
+
+    error: Annotated[Fault, doc("what went wrong")]
+
+
+class Problem(NamedTuple):
+    """An error before it is put into words for the wire."""
+
+    code: str
+    message: str = ""
+    param: str | None = None
+    about: str | None = None
+    """The transaction that it is about, for our log."""
+
+    def reply(self, request_id: str) -> tuple[int, bytes]:
+        """Status and body. The code must be a row of ERRORS."""
+        row = ERRORS[self.code]
+        fault = Fault(
+            type=row.type,
+            code=self.code,
+            message=self.message or row.meaning,
+            param=self.param,
+            request_id=request_id,
+            response_code=FIELD_39[row.answer].v1987,
+            doc=f"/docs#{self.code}",
+        )
+        return row.status, msgspec.json.encode(ErrorBody(error=fault))

@@ -1,0 +1,131 @@
+"""What hosts send over HTTP, and what they get besides the answer to an authorization: records, checked as they are read."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from models.clearing import WHOLE, Asked
+from schemas import avro, identity
+from schemas.errors import InvalidRecord
+from schemas.hold import Clearing, ClearingKind
+from schemas.record import Currency, EpochMs, Id, MinorUnits, Record, SignedMinorUnits, doc
+from schemas.transaction import Transaction
+from streams.authorize.protocol import BODY_BYTES_MAX, Request
+
+Pan = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{12,19}$")]
+Raw = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
+
+
+class AuthorizationRequest(Transaction, frozen=True, kw_only=True):
+    """A Transaction as a host may send it: with raw identifiers instead of tokens. They become tokens here and go no further."""
+
+    card_number: Annotated[Pan | None, doc("the card number; becomes card_token, card_bin and card_last4")] = None
+    device_id: Annotated[Raw | None, doc("the device fingerprint; becomes device_token")] = None
+    email: Annotated[Raw | None, doc("the e-mail address; becomes email_token")] = None
+    phone: Annotated[Raw | None, doc("the phone number; becomes phone_token")] = None
+    address: Annotated[Raw | None, doc("the billing address; becomes address_token")] = None
+
+
+class ReversalRequest(Record, frozen=True, kw_only=True):
+    """Gives back all that an authorization and its increments hold."""
+
+    clearing_id: Annotated[Id, doc("the sender's id: the idempotency key")]
+    account_id: Annotated[Id | None, doc("the account, checked if given; needed where the decision is older than answers are kept")] = None
+    at_ms: Annotated[EpochMs | None, doc("event time, milliseconds since 1970-01-01 UTC; null: now")] = None
+
+
+class CaptureRequest(ReversalRequest, frozen=True, kw_only=True):
+    """Takes what an authorization and its increments hold, or a part of it; the rest is returned."""
+
+    amount_minor: Annotated[MinorUnits | None, doc("amount to take, minor units; null: the whole")] = None
+    currency: Annotated[Currency | None, doc("currency of `amount_minor`, ISO 4217; needed with it")] = None
+
+
+class ClearingAnswer(Record, frozen=True, kw_only=True):
+    """What a capture or a reversal became; a repeat gets the same bytes."""
+
+    clearing_id: Annotated[str, doc("the sender's id")]
+    transaction_id: Annotated[str, doc("the authorization")]
+    kind: Annotated[ClearingKind, doc("capture or reversal")]
+    amount_minor: Annotated[int, doc("amount taken, minor units; 0 for a reversal")]
+    currency: Annotated[str, doc("the hold's currency, ISO 4217")]
+    response_code: Annotated[str, doc("ISO 8583:1987 field 39")]
+    at_ms: Annotated[int, doc("event time, milliseconds since 1970-01-01 UTC")]
+
+
+class Balance(Record, frozen=True, kw_only=True):
+    """What an account has."""
+
+    account_id: Annotated[str, doc("the account")]
+    currency: Annotated[str, doc("its currency, ISO 4217")]
+    balance_minor: Annotated[SignedMinorUnits, doc("the balance, minor units")]
+    available_minor: Annotated[SignedMinorUnits, doc("balance and credit limit less live holds, minor units")]
+    response_code: Annotated[str, doc("ISO 8583:1987 field 39")]
+
+
+RAW_FIELDS = {"card_number": "crd", "device_id": "dev", "email": "eml", "phone": "phn", "address": "adr"}
+TOKEN_FIELDS = {"crd": "card_token", "dev": "device_token", "eml": "email_token", "phn": "phone_token", "adr": "address_token"}
+_NAMES = Transaction.__struct_fields__
+_AUTHORIZATIONS = msgspec.json.Decoder(AuthorizationRequest)
+_CLEARINGS: dict[ClearingKind, msgspec.json.Decoder[CaptureRequest] | msgspec.json.Decoder[ReversalRequest]] = {
+    ClearingKind.CAPTURE: msgspec.json.Decoder(CaptureRequest),
+    ClearingKind.REVERSAL: msgspec.json.Decoder(ReversalRequest),
+}
+
+
+def transaction_of(request: AuthorizationRequest, key: bytes, key_id: str) -> Transaction:
+    """The Transaction with keyed tokens in place of raw identifiers; InvalidRecord if both were sent."""
+    values = dict(zip(_NAMES, msgspec.structs.astuple(request), strict=False))  # the raw fields come last
+    for field, kind in RAW_FIELDS.items():
+        raw = getattr(request, field)
+        if raw is None:
+            continue
+        if values[TOKEN_FIELDS[kind]] is not None:
+            raise InvalidRecord(field, f"came together with {TOKEN_FIELDS[kind]}: send one of them")
+        values[TOKEN_FIELDS[kind]] = identity.keyed_token(key, key_id, kind, raw)
+    if request.card_number is not None:
+        values["card_bin"] = values["card_bin"] or request.card_number[:6]
+        values["card_last4"] = values["card_last4"] or request.card_number[-4:]
+    return Transaction(**values)
+
+
+def authorization_in(request: Request) -> AuthorizationRequest:
+    """What the body asks for; InvalidRecord names the field that is wrong."""
+    return avro.checked(lambda: _AUTHORIZATIONS.decode(_body(request)))
+
+
+def clearing_in(request: Request, kind: ClearingKind, transaction_id: str, now_ms: int) -> Asked:
+    """The capture or reversal that the body asks for. Without an amount a capture is WHOLE; a reversal always is."""
+    sent = avro.checked(lambda: _CLEARINGS[kind].decode(_body(request)))
+    amount_minor, currency = 0, None
+    if isinstance(sent, CaptureRequest):
+        amount_minor, currency = WHOLE if sent.amount_minor is None else sent.amount_minor, sent.currency
+        if (sent.amount_minor is None) != (currency is None):
+            raise InvalidRecord("currency", "amount_minor and currency come together")
+    at_ms = now_ms if sent.at_ms is None else sent.at_ms
+    return Asked(kind, sent.clearing_id, transaction_id, sent.account_id or "", amount_minor, currency or "", at_ms)
+
+
+def cleared(made: tuple[Clearing, ...], code: str) -> bytes:
+    """The answer's JSON to the clearings that a capture or reversal became: of the hold first, then of its increments."""
+    first = made[0]
+    answer = ClearingAnswer(
+        clearing_id=first.clearing_id,
+        transaction_id=first.transaction_id,
+        kind=first.kind,
+        amount_minor=sum(clearing.amount_minor for clearing in made),
+        currency=first.currency,
+        response_code=code,
+        at_ms=first.at_ms,
+    )
+    return msgspec.json.encode(answer)
+
+
+def _body(request: Request) -> bytes:
+    if any(name == b"content-encoding" for name, _ in request.headers):
+        raise InvalidRecord("content-encoding", "compressed bodies are not read")
+    if len(request.body) > BODY_BYTES_MAX:
+        raise InvalidRecord("body", f"is longer than {BODY_BYTES_MAX} bytes")
+    return request.body
