@@ -19,7 +19,7 @@ from schemas.topics import DECISIONS, LABELS
 from streams.bus import Bus, end_offsets
 from streams.follow import Follower, Outputs, Refused, Source, run_follower
 from streams.lane import Place
-from streams.recent import KEPT_MAX, capped, followed_so_far
+from streams.recent import capped, followed_so_far
 from streams.settings import Settings
 
 WHOLE = -1
@@ -94,7 +94,7 @@ async def assigned(world: FeedbackWorld, places: frozenset[Place]) -> None:
 def _from_the_log(settings: Settings, places: frozenset[Place]) -> dict[int, Known]:
     known = {partition: Known() for _, partition in places}
     for partition, offset, decision in followed_so_far(settings, APP.name, DECISIONS, places):
-        if not known[partition].next and offset > KEPT_MAX:
+        if not known[partition].next and offset > 0:
             known[partition].since_ms = decision.decided_at_ms
         decision_seen(known[partition], decision, offset)
     for partition, _, label in followed_so_far(settings, APP.name, LABELS, places):

@@ -7,7 +7,7 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.catalogue import CATALOGUE
@@ -91,6 +91,7 @@ CONDITIONS = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(list(Com
 Drawn = list[tuple[list[tuple[str, Comparison, float]], str]]
 
 
+@settings(deadline=None)  # the first call compiles
 @given(
     st.lists(st.tuples(CONDITIONS, st.sampled_from(["review", "block"])), min_size=1, max_size=5),
     st.lists(st.one_of(SMALL, st.just(math.nan)), min_size=3, max_size=3),
