@@ -33,11 +33,13 @@ from models.train import train
 from schemas.account import AccountEvent, AccountEventKind, RememberedEvent
 from schemas.avro import decode, encode
 from schemas.decision import Decision
+from schemas.governance import Kind
 from schemas.label import Label
 from schemas.topics import ACCOUNT_EVENTS, DECISIONS, LABELS, REMEMBERED_EVENTS
 from schemas.transaction import Transaction
 from streams.bus import end_offsets, read_topic
 from streams.folder import keys_of
+from streams.governance import brought_up
 from streams.load import QUIET_MS, connected_to, ends_now
 from streams.loaded import filled, not_kept
 from streams.parity import Topics, features_compared
@@ -71,7 +73,7 @@ def promoted(stack: Stack) -> None:
     policy = policy_from_toml(default_policy_text()).bound(NEXT.names)
     made = train(examples_of(rows, rows[:, 0] > 0.9, np.arange(2_000), NEXT), quick(), policy, seed=1)
     registry = Registry(Path(f"{stack.settings.registry_dir}{BESIDE}"), keys_of(Settings(model_key=MODEL_KEY)))
-    registry.promote(registry.register(made), 1)
+    brought_up(registry, Kind.MODEL, registry.register(made), "the release needs one", 1)
 
 
 def payment(name: str, who: int, number: int) -> Transaction:
