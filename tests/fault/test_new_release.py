@@ -69,9 +69,9 @@ def next_app(name: str) -> tuple[str, ...]:
 def promoted(stack: Stack) -> None:
     """A small model that the next release may decide with."""
     chance = np.random.default_rng(2)
-    rows = chance.random((2_000, len(NEXT.names)))
+    rows = chance.random((8_000, len(NEXT.names)))
     policy = policy_from_toml(default_policy_text()).bound(NEXT.names)
-    made = train(examples_of(rows, rows[:, 0] > 0.9, np.arange(2_000), NEXT), quick(), policy, seed=1)
+    made = train(examples_of(rows, rows[:, 0] > 0.9, np.arange(8_000), NEXT), quick(), policy, seed=1)
     registry = Registry(Path(f"{stack.settings.registry_dir}{BESIDE}"), keys_of(Settings(model_key=MODEL_KEY)))
     brought_up(registry, Kind.MODEL, registry.register(made), "the release needs one", 1)
 
