@@ -95,6 +95,8 @@ class Answers:
             return None
         txn = transaction_id.encode()
         owner, answer = sound(await self._wire.send((b"GET", b"txn:" + txn), (b"GET", b"ans:" + txn)))
+        if owner is None:  # it was there a moment ago
+            raise MemoryUnavailable(FORGOT)
         if owner != digest:
             raise Conflict(transaction_id)
         return Kept(answer[1:], answer[:1] == TOLD) if isinstance(answer, bytes) and len(answer) > 1 else None
