@@ -69,9 +69,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     iso8583_dialect: Annotated[
         str, doc("a dialect of `streams/authorize/dialects` by name, or the TOML file of a bank's own (its `extends` names the one it changes)")
     ] = "1987-ascii"
-    iso8583_header: Annotated[
-        Literal["binary2", "binary4", "text4"], doc("how a message's length stands before it: 2 or 4 bytes, or 4 digits")
-    ] = "binary2"
+    iso8583_header: Annotated[Literal["binary2", "binary4", "text4"], doc("how a message's length stands before it: 2 or 4 bytes, or 4 digits")] = (
+        "binary2"
+    )
     metrics_host: Annotated[str, doc("address on which each app serves Prometheus metrics")] = "127.0.0.1"
     metrics_port: Annotated[Port, doc("port of this app's metrics; 0: none. `holdfast up` gives each app its own")] = 0
 
@@ -86,7 +86,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     unknown_account: Annotated[Literal["decline", "hold"], doc("an account that nobody described: `decline`, or `hold` without a funds check")] = (
         "decline"
     )
-    request_deadline_ms: Annotated[Milliseconds, doc("an authorization not answered by then gets a `503`: its result is indefinite")] = 1_500
+    request_deadline_ms: Annotated[
+        Milliseconds, doc("how long an authorization may take where its request does not say (`Holdfast-Deadline-Ms`); then the stand-in answers")
+    ] = 1_000
+    stand_in_policy: Annotated[
+        str, Meta(min_length=1), doc("what may be approved while Kafka or Redis does not answer: `default`, a TOML file, or `off`: nobody stands in")
+    ] = "default"
     hold_lease_ms: Annotated[Milliseconds, doc("a provisional hold that the log does not confirm lapses after this")] = 30_000
     answer_ttl_s: Annotated[int, Meta(ge=60, le=31_536_000), doc("how long the first answer of a transaction is kept in Redis")] = 691_200
     future_ms_max: Annotated[int, Meta(ge=0, le=86_400_000), doc("a transaction dated further ahead of our clock is refused")] = 300_000

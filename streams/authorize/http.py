@@ -12,6 +12,7 @@ import numpy as np
 
 from models.answer import FIELD_39, bank_view, host_view
 from models.hold import Book
+from models.stand_in import is_stand_in
 from schemas import avro
 from schemas.decision import Decision
 from schemas.errors import Conflict, InvalidRecord, MemoryUnavailable, Unavailable
@@ -24,10 +25,11 @@ from streams.authorize.problem import INDEFINITE, Problem
 from streams.authorize.protocol import Reply, Request
 from streams.authorize.requests import Balance, authorization_in, cleared, clearing_in, transaction_of
 from streams.authorize.under_way import UnderWay
-from streams.pipeline import World
+from streams.pipeline import Course, World
 
 AUTHORIZATIONS, DECISIONS, ACCOUNTS = "/v1/authorizations", "/v1/decisions", "/v1/accounts"
 BALANCE = "balance"
+DEADLINE_MS_MAX = 60_000
 STEPS = {"capture": ClearingKind.CAPTURE, "reversal": ClearingKind.REVERSAL}
 
 
@@ -69,21 +71,24 @@ class HttpDoor:
         if request.method != "POST":
             return Problem("method_not_allowed", "use POST")
         now_ms = self._world.clock_ms()
-        return await self._decided(self._transaction(request, now_ms), now_ms)
+        return await self._decided(self._transaction(request, now_ms), now_ms, request)
 
     def _transaction(self, request: Request, now_ms: int) -> Transaction:
         return sound(transaction_of(authorization_in(request), self._key, self._key_id), now_ms, self._world.future_ms_max)
 
-    async def _decided(self, txn: Transaction, now_ms: int) -> Reply | Problem:
+    async def _decided(self, txn: Transaction, now_ms: int, request: Request) -> Reply | Problem:
         started = time.perf_counter()
-        deciding = self._under_way.once(txn, now_ms)
-        if not await self._under_way.in_time(deciding):
+        wait_s, timed = _wishes(request, self._deadline_s)
+        try:
+            made, course = await self._under_way.answered(txn, now_ms, wait_s)
+        except TimeoutError:
             return Problem("deadline", about=txn.transaction_id)
-        made = deciding.result()
         decision = made.decision or avro.decode(Decision, made.message)
-        metrics.decided(decision.outcome, decision.degradations, time.perf_counter() - started)
+        if not is_stand_in(decision.degradations):
+            metrics.decided(decision.outcome, decision.degradations, time.perf_counter() - started)
         journal.decided(decision)
-        return 200, host_view(decision)
+        body = host_view(decision)
+        return (200, body, _timing(course, time.perf_counter() - started)) if timed else (200, body)
 
     async def _other(self, request: Request) -> Reply | Problem:
         """The answer to what is none of the first."""
@@ -121,7 +126,7 @@ class HttpDoor:
             raised = await increment(self._transaction(request, now_ms), transaction_id, self._world)
         if not isinstance(raised, Transaction):
             return Problem(raised, about=transaction_id)
-        return await self._decided(raised, now_ms)
+        return await self._decided(raised, now_ms, request)
 
     async def _clear(self, request: Request, kind: ClearingKind, transaction_id: str, now_ms: int) -> Reply | Problem:
         asked = clearing_in(request, kind, transaction_id, now_ms)
@@ -177,6 +182,25 @@ class HttpDoor:
     def _is_the_banks(self, request: Request) -> bool:
         sent = dict(request.headers).get(b"authorization", b"")
         return bool(self._explain_key) and hmac.compare_digest(sent, b"Bearer " + self._explain_key.encode())
+
+
+def _wishes(request: Request, wait_s: float) -> tuple[float, bool]:
+    """How long the host waits, and whether it wants to know where the time goes."""
+    timed = False
+    for name, value in request.headers:
+        if name == b"holdfast-deadline-ms":
+            if not value.isdigit() or not 1 <= int(value) <= DEADLINE_MS_MAX:
+                raise InvalidRecord("holdfast-deadline-ms", f"is a number from 1 to {DEADLINE_MS_MAX}")
+            wait_s = int(value) / 1000
+        elif name == b"holdfast-timing":
+            timed = value == b"1"
+    return wait_s, timed
+
+
+def _timing(course: Course, total_s: float) -> bytes:
+    """The header that says how long each stop took, milliseconds."""
+    stops = [*course.stops, ("total", total_s)]
+    return b"server-timing: " + ", ".join([f"{stop};dur={seconds * 1000:.3f}" for stop, seconds in stops]).encode() + b"\r\n"
 
 
 class _Named(Record, frozen=True):

@@ -34,8 +34,8 @@ HEADS = {
 """The head of an answer by its status, all but what is its own."""
 ENDS = b"request-id: %b\r\ncontent-length: %d\r\n\r\n"
 
-Reply = tuple[int, bytes]
-"""Status and JSON body."""
+Reply = tuple[int, bytes] | tuple[int, bytes, bytes]
+"""Status, JSON body, and header lines of its own, if there are any."""
 _COUNT, _PROCESS = itertools.count(1), secrets.token_hex(4)
 
 
@@ -185,13 +185,15 @@ class HttpProtocol(asyncio.Protocol):
         """Answers what waits, in order."""
         while self._waiting:
             request = self._waiting.popleft()
+            own = b""
             try:
-                status, body = await self._door.reply(request)
+                status, body, *more_head = await self._door.reply(request)
+                own = more_head[0] if more_head else b""
             except Exception as error:  # noqa: BLE001 a bug must not leave the host without an answer
                 journal.logger().error("a request could not be answered", path=request.path, request_id=request.request_id, exc_info=error)
                 status, body = Problem("internal").reply(request.request_id)
             more = bool(self._waiting) or self._refusal is not None or not self._last
-            self._write(status, body, request.request_id, more, request.method != "HEAD")
+            self._write(status, body, request.request_id, more, request.method != "HEAD", own)
             self._state.total_requests += 1
         self._answering = None
         if self._last:
@@ -199,9 +201,9 @@ class HttpProtocol(asyncio.Protocol):
         elif not self._transport.is_closing():
             self._transport.resume_reading()
 
-    def _write(self, status: int, body: bytes, name: str, keep_alive: bool, whole: bool = True) -> None:
+    def _write(self, status: int, body: bytes, name: str, keep_alive: bool, whole: bool = True, own: bytes = b"") -> None:
         if not self._transport.is_closing():
-            ends = ENDS if keep_alive else b"connection: close\r\n" + ENDS
+            ends = own + (ENDS if keep_alive else b"connection: close\r\n" + ENDS)
             self._transport.write(HEADS[status] + ends % (name.encode(), len(body)) + (body if whole else b""))
 
     def _count_head(self, size: int) -> None:
