@@ -200,7 +200,7 @@ def limited(verdict: Verdict, why: Refusal | None, gone: str) -> Verdict:
 
 
 def alone(policy: StandInPolicy, expiry: Policy, txn: Transaction, at_ms: int, why: Refusal | None, gone: str) -> Decision:
-    """The stand-in's decision where nothing of the past is known: it has no vector and no score; `said` gives it those later."""
+    """The stand-in's decision where nothing of the past is known: it has no vector and no score; `said_before` goes with those."""
     holds = why is None and txn.own_amount_minor > 0
     return Decision(
         decision_id=identity.decision_id(txn.transaction_id),
@@ -231,7 +231,7 @@ def alone(policy: StandInPolicy, expiry: Policy, txn: Transaction, at_ms: int, w
     )
 
 
-def said(verdict: Verdict, decision: Decision) -> Verdict:
+def said_before(verdict: Verdict, decision: Decision) -> Verdict:
     """What the stand-in said, with the score that the model gives it afterwards. The account is not asked: the host has its answer."""
     degradations = tuple(dict.fromkeys((*decision.degradations, *verdict.degradations)))
     return Verdict(decision.outcome, decision.reasons, verdict.score, verdict.risk, verdict.contributions, degradations, debits=False, holds=False)

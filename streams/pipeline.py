@@ -17,7 +17,7 @@ from models.decision import Verdict, judge_all, refused, unjudged
 from models.ensemble import Ensemble
 from models.hold import Book, OpenHold, Refusal, Step, UnknownAccount, place, standing
 from models.policy import Policy, hold_lifetime_ms
-from models.stand_in import hold_of, said
+from models.stand_in import hold_of, said_before
 from schemas import avro, identity
 from schemas.decision import Decision, Outcome
 from schemas.errors import HoldfastError, LogUnavailable, MemoryUnavailable, Unavailable
@@ -65,6 +65,8 @@ class World:
     close: Callable[[], Awaitable[None]] | None = None
     together: Together = field(default_factory=lambda: Together())
     stand_in: StandIn | None = None
+    telling: int = 0
+    """How many wait for the log alone."""
 
 
 class Course:
@@ -240,7 +242,7 @@ def limit(walks: Sequence[Walk], world: World) -> None:
     away = not world.bus.well
     for walk in walks:
         if walk.ask.said is not None:
-            walk.verdict, walk.hold = said(walk.verdict, walk.ask.said), hold_of(walk.ask.said)
+            walk.verdict, walk.hold = said_before(walk.verdict, walk.ask.said), hold_of(walk.ask.said)
         elif away:
             walk.verdict, walk.counted = stand_in.limited(walk.txn, walk.verdict, walk.ask.now_ms)
 
@@ -363,8 +365,12 @@ async def tell(walks: Sequence[Walk], world: World) -> None:
         kept_back = [walk for walk in untold if walk.ask.said is None]
         await keep_back(kept_back, world.stand_in)
         walks, untold = ([walk for walk in some if walk.ask.said is not None] for some in (walks, untold))
-    sent = [told(walk, world) for walk in untold]
-    for walk, failed in zip(untold, await asyncio.gather(*sent, return_exceptions=True), strict=True):
+    world.telling += len(untold)
+    try:
+        answers = await asyncio.gather(*[told(walk, world) for walk in untold], return_exceptions=True)
+    finally:
+        world.telling -= len(untold)
+    for walk, failed in zip(untold, answers, strict=True):
         if isinstance(failed, HoldfastError):
             walk.error = failed
         elif failed is not None:

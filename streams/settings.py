@@ -97,6 +97,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     future_ms_max: Annotated[int, Meta(ge=0, le=86_400_000), doc("a transaction dated further ahead of our clock is refused")] = 300_000
 
     # Running
+    drain_ms: Annotated[
+        int,
+        Meta(ge=0, le=600_000),
+        doc("so long `authorize` goes on after SIGTERM, not ready, before it stops: more than a load balancer takes to see it"),
+    ] = 1_000
     watchdog_s: Annotated[int, Meta(ge=1, le=3_600), doc("an app with lag and no progress for this long ends, and is started again")] = 30
     log_level: Annotated[Literal["debug", "info", "warning", "error"], doc("least level of log lines that are written")] = "info"
 

@@ -30,6 +30,9 @@ from streams.pipeline import Course, World
 AUTHORIZATIONS, DECISIONS, ACCOUNTS = "/v1/authorizations", "/v1/decisions", "/v1/accounts"
 BALANCE = "balance"
 DEADLINE_MS_MAX = 60_000
+SHEDDABLE = AUTHORIZATIONS.encode()
+_, OVERLOADED = Problem("overloaded").reply("")
+"""One body for all of them: to make one for each would cost what is short."""
 STEPS = {"capture": ClearingKind.CAPTURE, "reversal": ClearingKind.REVERSAL}
 
 
@@ -42,6 +45,14 @@ class HttpDoor:
         self._explain_key = explain_key
         self._deadline_s = deadline_ms / 1000
         self._under_way = UnderWay(world, deadline_ms)
+        self.is_draining = False
+
+    def shed(self, url: bytes) -> bytes | None:
+        """See `protocol.Door.shed`: only new authorizations are refused."""
+        if url != SHEDDABLE or not self._under_way.is_full():
+            return None
+        metrics.SHED.inc()
+        return OVERLOADED
 
     async def reply(self, request: Request) -> Reply:
         """The answer to any request."""
@@ -140,7 +151,12 @@ class HttpDoor:
             return Problem(made, about=transaction_id)
         return 200, cleared(made, FIELD_39["captured" if kind is ClearingKind.CAPTURE else "reversed"].v1987)
 
-    async def _ready(self) -> Reply:
+    async def _ready(self) -> Reply | Problem:
+        if self.is_draining:
+            return Problem("draining")
+        return await self._whole()
+
+    async def _whole(self) -> Reply:
         if not await self._world.answers.whole():
             raise MemoryUnavailable(answers.FORGOT)
         return 200, b'{"status":"ready"}'
@@ -165,7 +181,7 @@ class HttpDoor:
 
     async def _balance(self, account_id: str) -> Reply | Problem:
         """A balance inquiry; nothing is concluded from what Redis forgot."""
-        await self._ready()
+        await self._whole()
         (content,) = answers.sound([*await self._world.books.read(account_id)])
         book = Book.from_bytes(content)
         if not book.known:

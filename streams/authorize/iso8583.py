@@ -138,6 +138,9 @@ class Desk:
         return self.codec.encode(Message(request.prefix, answered, fields))
 
     async def _authorize(self, fields: Fields, now_ms: int) -> Answer:
+        if self._under_way.is_full():
+            metrics.SHED.inc()
+            return Answer("overloaded", {})
         started = time.perf_counter()
         elements = self._elements
         original = elements.original(fields)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -25,6 +26,23 @@ from streams.ready import forget_ready, tell_ready
 from streams.settings import Settings
 
 NAME = "authorize"
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which at the first signal goes on for `drain_s` after `drain`, so that a load balancer sees in time that it is not ready."""
+
+    drain: Callable[[], None] | None = None
+    drain_s = 0.0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """See `uvicorn.Server.handle_exit`: called as the handler of signals. A second signal ends it at once."""
+        drain, self.drain = self.drain, None
+        if drain is None or not self.started:
+            super().handle_exit(sig, frame)
+            return
+        loop = asyncio.get_running_loop()
+        loop.call_soon_threadsafe(drain)
+        loop.call_soon_threadsafe(loop.call_later, self.drain_s, super().handle_exit, sig, frame)
 
 
 def serve(settings: Settings, make_world: Callable[[Settings, Bus], Awaitable[World]]) -> int:
@@ -45,7 +63,7 @@ async def _serve(settings: Settings, make_world: Callable[[Settings, Bus], Await
     bus = KafkaBus(settings)
     world = await make_world(settings, bus)
     door: Any = HttpDoor(world, settings.token_key.encode(), settings.token_key_id, settings.request_deadline_ms, settings.explain_key)
-    server = uvicorn.Server(
+    server = Server(
         uvicorn.Config(
             door,
             host=settings.http_host,
@@ -63,6 +81,13 @@ async def _serve(settings: Settings, make_world: Callable[[Settings, Bus], Await
             backlog=2048,
         )
     )
+
+    def drain() -> None:
+        door.is_draining = True
+        forget_ready(settings, NAME)
+        journal.logger().info("draining", ms=settings.drain_ms)
+
+    server.drain, server.drain_s = drain, settings.drain_ms / 1000
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them once more after its own clean end, for whom was there before
         signal.signal(number, lambda *_: None)
     gateway = await _gateway(settings, world)

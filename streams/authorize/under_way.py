@@ -15,14 +15,8 @@ LATE = "deadline"
 SHED_SHARE = 0.3
 """Of the time that a host gives: who would wait longer for those before it is refused at once."""
 WINDOW_S = 0.1
-FEW = 64
-"""So many under way are never too many."""
-
-
-class Overloaded(Unavailable):
-    """Those under way would take too long: nothing was begun, and nothing is known of this one."""
-
-    code = "overloaded"
+FEW = 32
+"""So many under way are never too many, and how fast a service is cannot be seen from fewer."""
 
 
 class UnderWay:
@@ -33,6 +27,27 @@ class UnderWay:
         self._origin = origin
         self.deadline_s = deadline_ms / 1000
         self._deciding: dict[str, tuple[Transaction, asyncio.Future[Decided], Course]] = {}
+        self._ended_count = self._ended_before = 0
+        self._window_at_s = self._per_s = 0.0
+
+    def is_full(self) -> bool:
+        """Whether one more would wait too long behind those under way, by how fast they ended lately (Little's law).
+
+        What only waits for the log is not counted: it takes nobody's time, and where the log is late the stand-in answers.
+        """
+        ahead = len(self._deciding) - self._world.telling
+        if ahead <= FEW:
+            self._window_at_s = 0.0
+            return False
+        now_s = asyncio.get_running_loop().time()
+        if not self._window_at_s:
+            self._window_at_s, self._ended_before, self._per_s = now_s, self._ended_count, 0.0
+        elapsed_s = now_s - self._window_at_s
+        if elapsed_s >= WINDOW_S:
+            per_s = (self._ended_count - self._ended_before) / elapsed_s
+            self._per_s = (self._per_s + per_s) / 2 if self._per_s else per_s
+            self._window_at_s, self._ended_before = now_s, self._ended_count
+        return 0 < self._per_s * self.deadline_s * SHED_SHARE < ahead
 
     async def answered(self, txn: Transaction, now_ms: int, wait_s: float) -> tuple[Decided, Course]:
         """The decision, within `wait_s`: that of every door, or the stand-in's where that is late or cannot be had.
@@ -91,6 +106,7 @@ class UnderWay:
 
     def _ended(self, transaction_id: str, deciding: asyncio.Future[Decided]) -> None:
         del self._deciding[transaction_id]
+        self._ended_count += 1
         if not deciding.cancelled():
             deciding.exception()  # looked at here, because a deadline may have left nobody else to look
 

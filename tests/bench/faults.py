@@ -105,14 +105,18 @@ class Host:
 
     async def ask(self, txn: Transaction) -> tuple[int, bytes]:
         """The answer of the first door that gives one."""
-        body = msgspec.json.encode(txn)
-        head = f"POST /v1/authorizations HTTP/1.1\r\nhost: x\r\nholdfast-deadline-ms: {self._deadline_ms}\r\ncontent-length: {len(body)}\r\n\r\n"
         for port in self._ports:
             try:
-                return await self._on(port, head.encode() + body)
+                return await self._on(port, self.request(txn))
             except (OSError, EOFError, ValueError):
                 continue
         return 0, b""
+
+    def request(self, txn: Transaction) -> bytes:
+        """The bytes of a request."""
+        body = msgspec.json.encode(txn)
+        head = f"POST /v1/authorizations HTTP/1.1\r\nhost: x\r\nholdfast-deadline-ms: {self._deadline_ms}\r\ncontent-length: {len(body)}\r\n\r\n"
+        return head.encode() + body
 
     async def _on(self, port: int, request: bytes) -> tuple[int, bytes]:
         idle: list[Any] = self._idle[port]

@@ -18,6 +18,12 @@ POST = b"POST /echo?x=1 HTTP/1.1\r\nhost: h\r\n"
 class Echo:
     """Answers with what it was asked, after a while if the path says so."""
 
+    is_draining = False
+
+    def shed(self, url: bytes) -> bytes | None:
+        """Refuses one path, as a door does that has too much to do."""
+        return b'{"error":"full"}' if url == b"/full" else None
+
     def __init__(self) -> None:
         self.asked: list[Request] = []
 

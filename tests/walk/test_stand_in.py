@@ -41,7 +41,7 @@ def at_the_door(folder: Path, play: Callable[[Host], Awaitable[None]]) -> None:
         world = a_world()
         world.know(balance_minor=100_000)
         world.world.stand_in = opened(folder)
-        host = Host(world, 200)
+        host = Host(world, 1_500)
         status, answer, _ = await host.authorize(transaction_id="known")
         assert (status, answer["outcome"], answer["stand_in"]) == (200, "approve", False)
         await play(host)
