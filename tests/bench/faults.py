@@ -121,15 +121,25 @@ class Host:
     async def _on(self, port: int, request: bytes) -> tuple[int, bytes]:
         idle: list[Any] = self._idle[port]
         reader, writer = idle.pop() if idle else await asyncio.open_connection("127.0.0.1", port)
-        writer.write(request)
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = int(head.lower().partition(b"content-length:")[2].split(b"\r", 1)[0])
-        body = await reader.readexactly(length)
+        try:
+            writer.write(request)
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = int(head.lower().partition(b"content-length:")[2].split(b"\r", 1)[0])
+            body = await reader.readexactly(length)
+        except (OSError, EOFError):
+            writer.close()
+            raise
         if b"connection: close" in head.lower():
             writer.close()
         else:
             idle.append((reader, writer))
         return int(head[9:12]), body
+
+    def close(self) -> None:
+        """Ends the connections."""
+        for idle in self._idle.values():
+            for _, writer in idle:
+                writer.close()
 
 
 async def under_load(host: Host, txns: Sequence[Transaction], rate: float) -> list[Heard]:
@@ -233,6 +243,7 @@ def broken(stack: Stack, name: str, seconds: float, rate: float, deadline_ms: in
         found = judged(name, [one for one in heard if one.status or not killed], deadline_ms / 1000)
         for one in [one for one in heard if one.status == 200][:: max(1, len(heard) // 200)]:
             found.changed_repeats += await first_again(host, one) != one.body
+        host.close()
         return found
 
     found = asyncio.run(play())

@@ -88,6 +88,8 @@ def test_a_rolling_restart_under_load_shows_no_error(stack: Stack) -> None:
         stopped.set()
         await load
         looking.cancel()
+        balancer.close()
+        await asyncio.sleep(0.01)
         return balancer
 
     balancer = asyncio.run(play())
