@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 import threading
@@ -120,8 +122,9 @@ def overloaded(port: int, bodies: Bodies, rate: float, seconds: float) -> dict[s
 
 def iso_frames(count: int) -> bytes:
     """Purchases as frames of the default dialect, one after the other."""
-    codec, header = Codec(dialect_of("1987-ascii")), HEADERS["binary2"]
-    made = (fields_of(f11=f"{i % 1_000_000:06}", f37=f"{i:012}", f102=f"acc{i % 5_000}", f42=f"MERCHANT{i % 900:07}") for i in range(count))
+    codec, header, now = Codec(dialect_of("1987-ascii")), HEADERS["binary2"], time.gmtime()
+    sent = {"f7": time.strftime("%m%d%H%M%S", now), "f12": time.strftime("%H%M%S", now), "f13": time.strftime("%m%d", now)}
+    made = (fields_of(**sent, f11=f"{i % 1_000_000:06}", f37=f"{i:012}", f102=f"acc{i % 5_000}", f42=f"MERCHANT{i % 900:07}") for i in range(count))
     return b"".join([header.framed(codec.encode(Message(b"", "0100", fields))) for fields in made])
 
 
@@ -162,8 +165,25 @@ def doors(stack: Stack, args: argparse.Namespace) -> dict[str, Any]:
     found["cpu_us"] = (sum(psutil.Process(pid).cpu_times()[:2]) - before) / (found["closed"]["per_s"] * seconds) * 1e6
     found["iso8583"] = iso_closed(iso, int(15_000 * seconds), seconds)
     capacity = found["closed"]["per_s"]
+    found["typical"] = typical(stack.settings.redis_url, bodies.more(int(300 * seconds)), min(seconds, 20))
     found["overload"] = [{"times": step} | overloaded(port, bodies, capacity * step, min(seconds, args.step_seconds)) for step in STEPS]
     return found
+
+
+def typical(redis_url: str, bodies: list[bytes], seconds: float) -> dict[str, float]:
+    """A typical stack (`tests.bench.typical`) in the same closed loop, on one core and the same Redis."""
+    port = _free_port()
+    process = subprocess.Popen([sys.executable, "-m", "tests.bench.typical", str(port), redis_url], cwd=ROOT)
+    try:
+        for _ in range(1_200):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.1)
+        pinned(process.pid, {sorted(os.sched_getaffinity(0))[0]})
+        return load(port, bodies, "--connections", "32", "--seconds", str(seconds))
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def drawn(found: dict[str, Any], path: Path) -> None:
@@ -198,6 +218,7 @@ def goals(found: dict[str, Any]) -> list[Goal]:
         Goal("p99 over null handler and bare produce", one["p99_ms"] / floor["p99_ms"], most=2),
         Goal("not answered 200", one["failed"], most=0),
         Goal("capacity of one core, /s", capacity, least=8_000),
+        Goal("capacity over that of a typical stack", capacity / found["typical"]["per_s"], least=250),
         Goal("ISO 8583 over HTTP", found["iso8583"]["per_s"] / capacity, least=0.8),
         Goal("goodput at 3 times capacity, over capacity", most["good_per_s"] / capacity, least=0.8),
         Goal("p99 of those answered at 3 times capacity, ms", most["good_p99_ms"], most=DEADLINE_MS),
@@ -252,8 +273,6 @@ def authorize(argv: list[str], settings: Settings) -> int:
 
 
 def _free_port() -> int:
-    import socket
-
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return int(taken.getsockname()[1])

@@ -12,6 +12,8 @@ from typing import Any
 
 import uvloop
 
+from streams.authorize.codec import Codec
+from streams.authorize.dialect import dialect_of
 from tests.bench.load import quantiles_ms
 
 
@@ -21,8 +23,7 @@ class Line(asyncio.Protocol):
     def __init__(self, frames: Iterator[bytes], end: float) -> None:
         self.frames, self.end = frames, end
         self.took: list[float] = []
-        self.codes: list[bytes] = []
-        self.buffer = b""
+        self.buffer = self.last = b""
         self.done = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -43,7 +44,7 @@ class Line(asyncio.Protocol):
         if len(self.buffer) < 2 or len(self.buffer) < 2 + int.from_bytes(self.buffer[:2]):
             return
         self.took.append(time.perf_counter() - self.sent)
-        self.buffer = b""
+        self.buffer, self.last = b"", self.buffer
         self.next()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -56,6 +57,9 @@ async def closed_loop(port: int, frames: list[bytes], connections: int, seconds:
     loop, began, pending = asyncio.get_running_loop(), time.perf_counter(), iter(frames)
     lines = [(await loop.create_connection(lambda: Line(pending, began + seconds), "127.0.0.1", port))[1] for _ in range(connections)]
     await asyncio.gather(*[line.done for line in lines])
+    codec = Codec(dialect_of("1987-ascii"))
+    codes = {codec.decode(line.last[2:]).fields[39] for line in lines if line.last}
+    assert codes <= {"00", "01", "05", "59"}, f"these are no decisions: {codes}"
     took = [each for line in lines for each in line.took]
     return {"per_s": len(took) / (time.perf_counter() - began), **quantiles_ms(took)}
 
