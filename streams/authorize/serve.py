@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 from collections.abc import Awaitable, Callable
 from types import FrameType
 from typing import Any
@@ -26,6 +27,7 @@ from streams.ready import forget_ready, tell_ready
 from streams.settings import Settings
 
 NAME = "authorize"
+BACKLOG, ACCEPTS = 2048, 16
 
 
 class Server(uvicorn.Server):
@@ -78,7 +80,7 @@ async def _serve(settings: Settings, make_world: Callable[[Settings, Bus], Await
             server_header=False,
             date_header=False,
             timeout_graceful_shutdown=5,
-            backlog=2048,
+            backlog=BACKLOG,
         )
     )
 
@@ -93,7 +95,7 @@ async def _serve(settings: Settings, make_world: Callable[[Settings, Bus], Await
     gateway = await _gateway(settings, world)
     saying = asyncio.create_task(_say_ready(server, settings))
     try:
-        await server.serve()
+        await server.serve(_listening(settings))
     finally:
         saying.cancel()
         forget_ready(settings, NAME)
@@ -102,6 +104,13 @@ async def _serve(settings: Settings, make_world: Callable[[Settings, Bus], Await
         if world.close is not None:
             await world.close()
     return 0
+
+
+def _listening(settings: Settings) -> list[socket.socket]:
+    """The port, several times: the loop takes one connection from each of these in a tick, and under load its ticks are long."""
+    family = socket.AF_INET6 if ":" in settings.http_host else socket.AF_INET
+    first = socket.create_server((settings.http_host, settings.http_port), family=family, backlog=BACKLOG)
+    return [first, *[first.dup() for _ in range(ACCEPTS - 1)]]
 
 
 async def _gateway(settings: Settings, world: World) -> Gateway:

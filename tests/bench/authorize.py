@@ -40,7 +40,7 @@ from tests.iso8583.host import fields_of
 DEADLINE_MS = 1_000
 STEPS = (0.5, 0.8, 1.0, 1.5, 2.0, 3.0)
 """The curve's rates, as multiples of the capacity measured before."""
-CONNECTIONS = 64
+CONNECTIONS, MANY = 64, 1_000
 CURVE = ROOT / "tests" / "bench" / "overload.svg"
 
 
@@ -102,16 +102,22 @@ def produced(settings: Settings, rate: float, seconds: float) -> dict[str, float
     return uvloop.run(main())
 
 
-def opened(port: int, bodies: list[bytes], rate: float, seconds: float, path: str = "/v1/authorizations") -> dict[str, float]:
+def opened(
+    port: int, bodies: list[bytes], rate: float, seconds: float, path: str = "/v1/authorizations", connections: int = CONNECTIONS
+) -> dict[str, float]:
     """An open loop at this rate."""
-    return load(port, bodies, "--path", path, "--connections", str(CONNECTIONS), "--seconds", str(seconds), "--rate", str(rate))
+    return load(port, bodies, "--path", path, "--connections", str(connections), "--seconds", str(seconds), "--rate", str(rate))
 
 
 def overloaded(port: int, bodies: Bodies, rate: float, seconds: float) -> dict[str, float]:
     """An open loop by two generators together: one cannot ask fast enough."""
     each, halves = bodies.more(int(rate * seconds * 1.1) + 100), list[dict[str, float]]()
     middle = len(each) // 2
-    threads = [threading.Thread(target=lambda lot=lot: halves.append(opened(port, lot, rate / 2, seconds))) for lot in (each[:middle], each[middle:])]
+
+    def generate(lot: list[bytes]) -> None:
+        halves.append(opened(port, lot, rate / 2, seconds, connections=MANY))
+
+    threads = [threading.Thread(target=generate, args=(lot,)) for lot in (each[:middle], each[middle:])]
     for thread in threads:
         thread.start()
     for thread in threads:

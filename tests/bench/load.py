@@ -97,9 +97,12 @@ async def open_loop(port: int, requests: list[bytes], connections: int, rate: fl
     chance = random.Random(7)
     under_way: set[asyncio.Task[None]] = set()
 
+    async def another() -> Connection:
+        return (await loop.create_connection(Connection, "127.0.0.1", port))[1]
+
     async def ask(request: bytes, scheduled: float) -> None:
         nonlocal failed
-        connection = idle.pop() if idle else (await loop.create_connection(Connection, "127.0.0.1", port))[1]
+        connection = idle.pop() if idle else await another()
         ok = await connection.ask(request)
         seconds = time.perf_counter() - scheduled
         failed += not ok
