@@ -10,6 +10,7 @@ import msgspec
 
 from models.artefact import Keys, public_of
 from models.governance import deciding
+from models.opinion import Judges, Panel
 from models.registry import Registry, default_policy_text
 from schemas.avro import decode
 from schemas.governance import Cause, Control, Kind
@@ -39,7 +40,7 @@ def watched(world: TestWorld, registry: Registry, outcome: str, seconds: int = 1
         for _ in range(seconds * 4):
             await asyncio.sleep(0.01)
             for _ in range(10):
-                metrics.decided(outcome, (), 0.001)
+                world.world.given.update((judge, outcome) for judge in world.deciding)
         task.cancel()
 
     asyncio.run(run())
@@ -48,7 +49,8 @@ def watched(world: TestWorld, registry: Registry, outcome: str, seconds: int = 1
 
 def judged_by(world: TestWorld, policy_id: str) -> TestWorld:
     """The world with this policy deciding."""
-    world.world.policy = dataclasses.replace(world.world.policy, policy_id=policy_id)
+    model, policy = world.world.panel.champions
+    world.world.panel = Panel(Judges(model, dataclasses.replace(policy, policy_id=policy_id)))
     return world
 
 
