@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from typing import NamedTuple
 
 from models.breaker import Culprit, Window, culprit
 from models.governance import Inventory, breaker_event
@@ -15,20 +16,32 @@ from streams.control import same, tell
 from streams.pipeline import World
 
 EVERY_S = 1.0
+HEARD_WITHIN = 5
+"""So many looks after the log took the event it has been heard, or this process hears nothing."""
+
+
+class Told(NamedTuple):
+    """An event of ours that the log has, and what it is about."""
+
+    found: Culprit
+    event: Control
 
 
 async def watch_rates(world: World, registry: Registry, every_s: float = EVERY_S) -> None:
     """Takes out a model or policy whose decisions leave its band, by an event as people roll back; every process hears it.
 
-    A process counts its own decisions, so it needs nobody to tell it. The alarm is raised once for a breach, by the process that was first, and
-    clears with it; the event is told until the log has it.
+    A process counts its own decisions, so it needs nobody to tell it. The event is told until the log has it. Of several processes that tell the
+    same, the one whose event lies first in the log raises the alarm; it clears with the breach.
     """
     alarmed: Kind | None = None
-    told: Control | None = None
-    seen: object = None
+    told: Told | None = None
+    waited, seen = HEARD_WITHIN, object()
     window, inventory, before = Window(), Inventory(), Counter[tuple[str, str]]()
     while True:
         await asyncio.sleep(every_s)
+        if told and waited < HEARD_WITHIN:
+            waited, first = _heard(told.event, world, waited)
+            alarmed = alarm(told.found) if first else alarmed
         now = registry.moves_at(), world.panel.ids
         counts, before = world.given - before, world.given.copy()
         if now != seen:
@@ -39,23 +52,31 @@ async def watch_rates(world: World, registry: Registry, every_s: float = EVERY_S
             metrics.BREACH.labels(alarmed).set(0)
             alarmed = None
         event = breaker_event(found.item, found.back_to, found.breach.text, world.clock_ms()) if found and found.gives_way else None
-        if found is None or (event and same(event, world.told.get(event.place))):
+        if found is None or (event and (same(event, world.told.get(event.place)) or (told and same(event, told.event)))):
             continue
-        if alarmed is None:
-            alarmed = found.item.kind
-            alarm(found)
-        if event and not same(event, told) and await acknowledged(event, world):
-            told = event
+        if event and await acknowledged(event, world):
+            told, waited = Told(found, event), HEARD_WITHIN if alarmed else 0
+        elif alarmed is None:
+            alarmed = alarm(found)
 
 
-def alarm(found: Culprit) -> None:
-    """Says it."""
+def _heard(event: Control, world: World, waited: int) -> tuple[int, bool]:
+    """For how many looks our event was waited for on the topic, and whether the alarm is ours: it lies first there, or is not to be heard at all."""
+    heard = world.told.get(event.place)
+    if not same(event, heard):
+        return waited + 1, waited + 1 == HEARD_WITHIN
+    return HEARD_WITHIN, heard == event
+
+
+def alarm(found: Culprit) -> Kind:
+    """Says it, and returns of what kind."""
     item, back = found.item, found.back_to
     metrics.BREACH.labels(item.kind).set(1)
     if found.gives_way:
         metrics.TAKEN_OUT.labels(item.kind).inc()
     instead = back.item_id if back else None
     journal.logger().critical("left its approved band", kind=item.kind, item_id=item.item_id, reason=found.breach.text, back_to=instead)
+    return item.kind
 
 
 async def acknowledged(event: Control, world: World) -> bool:
