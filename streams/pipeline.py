@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Container, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -14,9 +15,9 @@ from features.catalogue import Catalogue
 from features.engine import Look, Past, look_all
 from features.memory import Aside, Memory
 from models.decision import Verdict, judge_all, refused
-from models.ensemble import Ensemble
 from models.hold import Book, OpenHold, Refusal, Step, UnknownAccount, place, standing
-from models.policy import Policy, hold_lifetime_ms
+from models.opinion import Judged, Judges, Panel
+from models.policy import hold_lifetime_ms
 from schemas import avro, identity
 from schemas.decision import Decision, Outcome
 from schemas.errors import HoldfastError, MemoryUnavailable
@@ -25,6 +26,8 @@ from schemas.transaction import Transaction
 from streams.answers import Answers, DictAnswers, Kept, Made, on_whole
 from streams.books import Books, Change, DictBooks
 from streams.bus import Bus
+from streams.control import Told
+from streams.opinion import Waiting
 
 
 class Origin(NamedTuple):
@@ -43,11 +46,10 @@ at least where there are enough, and none too large for the first of it to wait 
 
 @dataclass(slots=True)
 class World:
-    """Everything a decision needs, wired once in `streams/cli.py`. Ensemble and policy are replaced when others are promoted."""
+    """Everything a decision needs, wired once in `streams/cli.py`. The panel is replaced when others are promoted, or stand by."""
 
     catalogue: Catalogue
-    ensemble: Ensemble
-    policy: Policy
+    panel: Panel
     memory: Memory
     books: Books | DictBooks
     answers: Answers | DictAnswers
@@ -59,6 +61,11 @@ class World:
     observe: Callable[[str, float, int], None]
     close: Callable[[], Awaitable[None]] | None = None
     together: Together = field(default_factory=lambda: Together())
+    given: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """How often who (a model's or policy's id) gave which outcome in this process: what the breaker looks at."""
+    opinions: Waiting = field(default_factory=Waiting)
+    told: Told = field(default_factory=dict)
+    """What the control topic says."""
 
 
 class Ask(NamedTuple):
@@ -80,12 +87,29 @@ class Decided(NamedTuple):
 class Walk:
     """One transaction on its way: what each stop found. An error, or a first answer from before, ends it early."""
 
-    __slots__ = ("ask", "book", "content", "decision", "declined", "digest", "error", "first", "hold", "judges", "past", "seen", "txn", "verdict")
+    __slots__ = (
+        "ask",
+        "book",
+        "content",
+        "decision",
+        "declined",
+        "digest",
+        "error",
+        "first",
+        "hold",
+        "judges",
+        "panel",
+        "past",
+        "seen",
+        "txn",
+        "verdict",
+    )
     past: Past
     book: Any
     seen: Look
     verdict: Verdict
-    judges: tuple[Ensemble, Policy]  # those that judged it: others may be promoted while it waits for its account
+    panel: Panel  # as it was when it was judged: others may be promoted while it waits for its account
+    judges: Judges  # those of the panel that judged it
 
     def __init__(self, ask: Ask) -> None:
         self.ask, self.txn = ask, ask.txn
@@ -192,6 +216,7 @@ async def decide_all(asks: Sequence[Ask], world: World) -> list[Decided | Holdfa
     stops.passed("keep")
     await tell([walk for walk in walks if walk.first is not None and not walk.first.told], world)
     stops.passed("tell")
+    note([walk for walk in new if walk.decision is not None], world)
     return [walk.end() for walk in walks]
 
 
@@ -230,15 +255,17 @@ def look(walks: Sequence[Walk], world: World) -> None:
 
 
 def weigh(walks: Sequence[Walk], world: World) -> None:
-    """Two compiled calls, the members' and the rules': the verdicts."""
-    if not walks:
-        return
-    vectors = np.array([walk.seen.values for walk in walks])
-    missing = [walk.degradations for walk in walks]
-    judges = world.ensemble, world.policy
-    verdicts = judge_all(*judges, world.catalogue.reason_of, [walk.txn for walk in walks], vectors, missing)
-    for walk, verdict in zip(walks, verdicts, strict=True):
-        walk.verdict, walk.judges = verdict, judges
+    """Two compiled calls, the members' and the rules', for each pair of judges: the verdicts."""
+    panel, parts = world.panel, dict[Judges, list[Walk]]()
+    splits = panel.splits
+    for walk in walks:
+        walk.panel, walk.judges = panel, panel.judges_of(walk.txn) if splits else panel.champions
+        parts.setdefault(walk.judges, []).append(walk)
+    for judges, own in parts.items():
+        vectors, missing = np.array([walk.seen.values for walk in own]), [walk.degradations for walk in own]
+        verdicts = judge_all(*judges, world.catalogue.reason_of, [walk.txn for walk in own], vectors, missing)
+        for walk, verdict in zip(own, verdicts, strict=True):
+            walk.verdict = verdict
 
 
 async def settle(walks: Sequence[Walk], world: World) -> None:
@@ -263,7 +290,7 @@ async def settle(walks: Sequence[Walk], world: World) -> None:
 def placing(walk: Walk, world: World) -> Callable[[Book], Step | Refusal]:
     """The move that places a walk's hold."""
     txn, now_ms = walk.txn, walk.ask.now_ms
-    hold_id, expires_at_ms = identity.hold_id(txn.transaction_id), now_ms + hold_lifetime_ms(walk.judges[1], txn)
+    hold_id, expires_at_ms = identity.hold_id(txn.transaction_id), now_ms + hold_lifetime_ms(walk.judges.policy, txn)
     own = (hold_id, txn.transaction_id, txn.own_amount_minor, txn.own_currency, now_ms, world.hold_lease_ms, expires_at_ms, world.unknown_account)
     return lambda before: place(before, *own)
 
@@ -303,6 +330,22 @@ async def tell(walks: Sequence[Walk], world: World) -> None:
     world.answers.told_all([walk.txn.transaction_id for walk in walks if walk.error is None])
 
 
+def note(walks: Sequence[Walk], world: World) -> None:
+    """Counts what was decided here and now, and leaves what the log has to those who did not decide it."""
+    for walk in walks:
+        world.given[walk.judges.model.model_id, walk.verdict.outcome] += 1
+        world.given[walk.judges.policy.policy_id, walk.verdict.outcome] += 1
+        if walk.error is None and (walk.panel.models or walk.panel.policies):
+            world.opinions.offer(walk.panel, judged(walk))
+
+
+def judged(walk: Walk) -> Judged:
+    """The part of it that a second opinion needs."""
+    txn, now_ms = walk.txn, walk.ask.now_ms
+    decision_id = identity.decision_id(txn.transaction_id)
+    return Judged(decision_id, txn.transaction_id, txn.account_id, now_ms, walk.seen.values, walk.degradations, walk.judges)
+
+
 def decided(walk: Walk, world: World) -> Decision:
     """The record of it all."""
     txn, verdict, seen, hold, origin = walk.txn, walk.verdict, walk.seen, walk.hold, walk.ask.origin
@@ -321,8 +364,8 @@ def decided(walk: Walk, world: World) -> Decision:
         held_minor=hold.amount_minor if hold else 0,
         hold_currency=hold.currency if hold else None,
         hold_expires_at_ms=hold.expires_at_ms if hold else None,
-        model_id=walk.judges[0].model_id,
-        policy_id=walk.judges[1].policy_id,
+        model_id=walk.judges.model.model_id,
+        policy_id=walk.judges.policy.policy_id,
         catalogue_id=world.catalogue.catalogue_id,
         vector=seen.values.tobytes(),
         positions=seen.positions,
