@@ -130,6 +130,7 @@ class Traffic:
         self._payments, self._events = who.payments, deque(who.events)
         self._board, self._line, self._rate = board, line, rate
         self._url = f"http://{settings.http_host}:{settings.http_port}/v1/authorizations"
+        self._headers = {"content-type": "application/json", "authorization": f"Bearer {settings.api_key}"}
         self._room = asyncio.Semaphore(IN_FLIGHT_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
         self._turn: dict[str, asyncio.Task[None]] = {}
@@ -188,7 +189,7 @@ class Traffic:
 
     async def _status(self, client: aiohttp.ClientSession, body: bytes) -> int:
         try:
-            async with client.post(self._url, data=body, headers={"content-type": "application/json"}) as answer:
+            async with client.post(self._url, data=body, headers=self._headers) as answer:
                 await answer.read()
                 return answer.status
         except (aiohttp.ClientError, TimeoutError):
@@ -388,6 +389,7 @@ def demo(argv: list[str], settings: Settings) -> int:
     with contextlib.ExitStack() as ending:
         with steps.step("starting broker, Redis and six apps"):
             stack = ending.enter_context(running(settings, broker_name="embedded", say=steps.say))
+            steps.say(f"http://{settings.http_host}:{stack.settings.http_port} takes the API key {stack.settings.api_key} while this runs")
         line = ending.enter_context(contextlib.closing(Line(stack.settings)))
         with steps.step(f"{len(who.accounts)} accounts with their balances"):
             tell_accounts(line, who.accounts)

@@ -28,7 +28,7 @@ REQUEST_S, IDLE_S = 10.0, 75.0
 """A request that is not whole by then, and a connection that asks nothing for so long, are cut."""
 HEADS = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n".encode()
-    + (b"retry-after: 1\r\n" if status is HTTPStatus.SERVICE_UNAVAILABLE else b"")
+    + {503: b"retry-after: 1\r\n", 401: b"www-authenticate: Bearer\r\n"}.get(status.value, b"")
     for status in HTTPStatus
 }
 """The head of an answer by its status, all but what is its own."""
@@ -36,6 +36,17 @@ ENDS = b"request-id: %b\r\ncontent-length: %d\r\n\r\n"
 
 Reply = tuple[int, bytes]
 """Status and JSON body."""
+
+
+class Special(NamedTuple):
+    """An answer with more in its head."""
+
+    status: int
+    body: bytes
+    head: bytes
+    """Whole lines."""
+
+
 _COUNT, _PROCESS = itertools.count(1), secrets.token_hex(4)
 
 
@@ -58,8 +69,8 @@ class Request(NamedTuple):
 class Door(Protocol):
     """What answers."""
 
-    def reply(self, request: Request) -> Awaitable[Reply]:
-        """Status and JSON body for one request."""
+    def reply(self, request: Request) -> Awaitable[Reply | Special]:
+        """The answer to one request."""
         ...
 
 
@@ -186,12 +197,12 @@ class HttpProtocol(asyncio.Protocol):
         while self._waiting:
             request = self._waiting.popleft()
             try:
-                status, body = await self._door.reply(request)
+                made = await self._door.reply(request)
             except Exception as error:  # noqa: BLE001 a bug must not leave the host without an answer
                 journal.logger().error("a request could not be answered", path=request.path, request_id=request.request_id, exc_info=error)
-                status, body = Problem("internal").reply(request.request_id)
+                made = Problem("internal").reply(request.request_id)
             more = bool(self._waiting) or self._refusal is not None or not self._last
-            self._write(status, body, request.request_id, more, request.method != "HEAD")
+            self._write(made, request.request_id, more, request.method != "HEAD")
             self._state.total_requests += 1
         self._answering = None
         if self._last:
@@ -199,10 +210,12 @@ class HttpProtocol(asyncio.Protocol):
         elif not self._transport.is_closing():
             self._transport.resume_reading()
 
-    def _write(self, status: int, body: bytes, name: str, keep_alive: bool, whole: bool = True) -> None:
+    def _write(self, made: Reply | Special, name: str, keep_alive: bool, whole: bool = True) -> None:
         if not self._transport.is_closing():
             ends = ENDS if keep_alive else b"connection: close\r\n" + ENDS
-            self._transport.write(HEADS[status] + ends % (name.encode(), len(body)) + (body if whole else b""))
+            body = made[1]
+            head = HEADS[made[0]] + made.head if isinstance(made, Special) else HEADS[made[0]]
+            self._transport.write(head + ends % (name.encode(), len(body)) + (body if whole else b""))
 
     def _count_head(self, size: int) -> None:
         self._head_bytes += size
@@ -224,7 +237,7 @@ class HttpProtocol(asyncio.Protocol):
     def _end(self) -> None:
         if self._refusal is not None:
             name = request_id()
-            self._write(*self._refusal.reply(name), name, keep_alive=False)
+            self._write(self._refusal.reply(name), name, keep_alive=False)
         self._transport.close()
 
     def _look(self) -> None:
