@@ -67,6 +67,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     http_port: Annotated[Port, doc("port on which `authorize` listens")] = 8080
     open_paths: Annotated[str, doc("paths of HTTP that are answered without a key, with commas between them")] = "/health,/ready"
     api_key: Annotated[Secret, doc("key with which commands on this machine ask over HTTP; where no key was ever made, `authorize` takes it")] = ""
+    tls_certificate_file: Annotated[str, doc("PEM file of the certificate chain with which both doors speak TLS 1.3; empty: no TLS")] = ""
+    tls_key_file: Annotated[str, doc("PEM file of its private key; empty: it is in the same file")] = ""
+    http_client_ca_file: Annotated[str, doc("PEM file of the authority that signs the certificates of HTTP's clients; empty: none is asked for")] = ""
+    iso8583_client_ca_file: Annotated[str, doc("the same for ISO 8583")] = ""
+    jwt_keys: Annotated[
+        str,
+        Meta(pattern=r"^($|https://.+|http://(127\.0\.0\.1|localhost)[:/].*|[^:]+$)"),
+        doc("JWKS by which JWTs are checked: its file, or its `https` URL; empty: none are taken"),
+    ] = ""
+    jwt_issuer: Annotated[str, doc("what a JWT's `iss` is")] = ""
+    jwt_audience: Annotated[str, doc("what a JWT's `aud` has")] = ""
+    jwt_per_s: Annotated[int, Meta(ge=0, le=1_000_000), doc("requests a second of one `sub`, at each process; 0: no limit")] = 0
     iso8583_host: Annotated[str, doc("address on which `authorize` listens for ISO 8583")] = "127.0.0.1"
     iso8583_peers: Annotated[str, doc("networks from which ISO 8583 is taken, with commas between them; others are cut before they are heard")] = (
         "127.0.0.0/8,::1"

@@ -18,12 +18,13 @@ from schemas.hold import ClearingKind
 from schemas.record import Id, Record
 from schemas.transaction import Transaction, sound
 from streams import answers, journal, metrics
-from streams.authorize.keys import Grant, Key, Keyring, Scope
+from streams.authorize.keys import Grant, Key, Keyring, Scope, bearer
 from streams.authorize.life import clear, increment
 from streams.authorize.problem import INDEFINITE, Problem
 from streams.authorize.protocol import Reply, Request, Special
 from streams.authorize.requests import Balance, authorization_in, cleared, clearing_in, transaction_of
 from streams.authorize.routes import is_known, scope_of
+from streams.authorize.tokens import Tokens
 from streams.authorize.under_way import UnderWay
 from streams.pipeline import World
 
@@ -40,10 +41,19 @@ NOBODY = Key(Grant(name="nobody", sha256="0" * 64, scopes=()))
 class HttpDoor:
     """The answers, over one World."""
 
-    def __init__(self, world: World, key: bytes, key_id: str, deadline_ms: int, keys: Keyring, open_paths: frozenset[str] = OPEN_PATHS) -> None:
+    def __init__(
+        self,
+        world: World,
+        key: bytes,
+        key_id: str,
+        deadline_ms: int,
+        keys: Keyring,
+        open_paths: frozenset[str] = OPEN_PATHS,
+        tokens: Tokens | None = None,
+    ) -> None:
         self._world = world
         self._key, self._key_id = key, key_id
-        self._keys, self._open_paths = keys, open_paths
+        self._keys, self._tokens, self._open_paths = keys, tokens, open_paths
         self._deadline_s = deadline_ms / 1000
         self._under_way = UnderWay(world, deadline_ms)
 
@@ -53,6 +63,8 @@ class HttpDoor:
         try:
             now_ms = self._world.clock_ms()
             key = self._keys.of(request.headers, now_ms)
+            if key is None and self._tokens is not None:
+                key = await self._of_token(request, self._tokens, now_ms)
             if key is None:
                 made = await self._other(request, NOBODY) if request.path in self._open_paths else Problem("unauthenticated")
             else:
@@ -68,6 +80,10 @@ class HttpDoor:
         except TimeoutError:
             made = Problem("deadline")
         return self._refused(request, made) if isinstance(made, Problem) else made
+
+    async def _of_token(self, request: Request, tokens: Tokens, now_ms: int) -> Key | None:
+        sent = bearer(request.headers)
+        return None if sent is None or sent.count(b".") != 2 else await tokens.of(sent, now_ms)
 
     def _barred(self, request: Request, key: Key) -> Problem | None:
         """Why this key may not ask that, or not now; None if it may."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import ssl
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal, NamedTuple, cast
@@ -380,8 +381,8 @@ class Line(asyncio.Protocol):
 class Gateway:
     """Listens, and ends with every answer given."""
 
-    def __init__(self, desk: Desk, header: HeaderName, peers: Peers = ()) -> None:
-        self._desk, self._header, self._peers = desk, HEADERS[header], peers
+    def __init__(self, desk: Desk, header: HeaderName, peers: Peers = (), tls: ssl.SSLContext | None = None) -> None:
+        self._desk, self._header, self._peers, self._tls = desk, HEADERS[header], peers, tls
         self._lines: set[Line] = set()
         self._server: asyncio.Server | None = None
         self._looking: asyncio.Task[None] | None = None
@@ -389,7 +390,9 @@ class Gateway:
     async def listen(self, host: str, port: int) -> int:
         """Starts to listen; the port."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: Line(self._desk, self._header, self._lines, self._peers), host, port, backlog=256)
+        self._server = await loop.create_server(
+            lambda: Line(self._desk, self._header, self._lines, self._peers), host, port, backlog=256, ssl=self._tls
+        )
         self._looking = asyncio.create_task(self._look())
         return int(self._server.sockets[0].getsockname()[1])
 

@@ -20,7 +20,9 @@ from streams.authorize.elements import Secrets
 from streams.authorize.http import HttpDoor
 from streams.authorize.iso8583 import Desk, Gateway, peers_of
 from streams.authorize.keys import KeyFile, Keyring
-from streams.authorize.protocol import HttpProtocol
+from streams.authorize.protocol import Door, HttpProtocol
+from streams.authorize.tls import listening
+from streams.authorize.tokens import tokens_of
 from streams.bus import Bus, KafkaBus
 from streams.pipeline import World
 from streams.ready import forget_ready, tell_ready
@@ -49,25 +51,9 @@ async def _serve(settings: Settings, make_world: Callable[[Settings, Bus], Await
     world = await make_world(settings, bus)
     file = KeyFile(settings.keys_dir)
     keys, paths = Keyring(again=file.changed), frozenset(filter(None, settings.open_paths.split(",")))
-    door: Any = HttpDoor(world, settings.token_key.encode(), settings.token_key_id, settings.request_deadline_ms, keys, paths)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            door,
-            host=settings.http_host,
-            port=settings.http_port,
-            http=HttpProtocol,
-            interface="asgi3",  # it is none; this keeps uvicorn from asking
-            ws="none",
-            lifespan="off",
-            proxy_headers=False,  # nothing here asks who the peer was
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            date_header=False,
-            timeout_graceful_shutdown=5,
-            backlog=2048,
-        )
-    )
+    secrets = Secrets(settings.token_key.encode(), settings.token_key_id)
+    door = HttpDoor(world, *secrets, settings.request_deadline_ms, keys, paths, tokens_of(settings))
+    server = http_server(door, settings)
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them once more after its own clean end, for whom was there before
         signal.signal(number, lambda *_: None)
     gateway = await _gateway(settings, world)
@@ -87,11 +73,35 @@ async def _serve(settings: Settings, make_world: Callable[[Settings, Bus], Await
     return 0
 
 
+def http_server(door: Door, settings: Settings) -> uvicorn.Server:
+    """uvicorn around the door, on the address and with the TLS of the settings."""
+    app: Any = door
+    config = uvicorn.Config(
+        app,
+        host=settings.http_host,
+        port=settings.http_port,
+        http=HttpProtocol,
+        interface="asgi3",  # it is none; this keeps uvicorn from asking
+        ws="none",
+        lifespan="off",
+        proxy_headers=False,  # nothing here asks who the peer was
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        timeout_graceful_shutdown=5,
+        backlog=2048,
+    )
+    config.load()
+    config.ssl = listening(settings, settings.http_client_ca_file)
+    return uvicorn.Server(config)
+
+
 async def _gateway(settings: Settings, world: World) -> Gateway:
     """The ISO 8583 door beside HTTP, over the same World; it listens if it has a port."""
     secrets = Secrets(settings.token_key.encode(), settings.token_key_id)
     desk = Desk(world, dialect_of(settings.iso8583_dialect), secrets, settings.request_deadline_ms)
-    gateway = Gateway(desk, settings.iso8583_header, peers_of(settings.iso8583_peers))
+    gateway = Gateway(desk, settings.iso8583_header, peers_of(settings.iso8583_peers), listening(settings, settings.iso8583_client_ca_file))
     if settings.iso8583_port:
         await gateway.listen(settings.iso8583_host, settings.iso8583_port)
         journal.logger().info("listening", door="iso8583", host=settings.iso8583_host, port=settings.iso8583_port)
