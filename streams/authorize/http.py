@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import time
 from urllib.parse import parse_qs
 
@@ -19,33 +18,59 @@ from schemas.hold import ClearingKind
 from schemas.record import Id, Record
 from schemas.transaction import Transaction, sound
 from streams import answers, journal, metrics
+from streams.authorize.keys import Grant, Key, Keyring, Scope, bearer
 from streams.authorize.life import clear, increment
 from streams.authorize.problem import INDEFINITE, Problem
-from streams.authorize.protocol import Reply, Request
+from streams.authorize.protocol import Reply, Request, Special
 from streams.authorize.requests import Balance, authorization_in, cleared, clearing_in, transaction_of
+from streams.authorize.routes import is_known, scope_of
+from streams.authorize.tokens import Tokens
 from streams.authorize.under_way import UnderWay
 from streams.pipeline import World
 
 AUTHORIZATIONS, DECISIONS, ACCOUNTS = "/v1/authorizations", "/v1/decisions", "/v1/accounts"
 BALANCE = "balance"
+OPEN_PATHS = frozenset(("/health", "/ready"))
 STEPS = {"capture": ClearingKind.CAPTURE, "reversal": ClearingKind.REVERSAL}
+
+
+NOBODY = Key(Grant(name="nobody", sha256="0" * 64, scopes=()))
+"""Who asks what is open."""
 
 
 class HttpDoor:
     """The answers, over one World."""
 
-    def __init__(self, world: World, key: bytes, key_id: str, deadline_ms: int, explain_key: str) -> None:
+    def __init__(
+        self,
+        world: World,
+        key: bytes,
+        key_id: str,
+        deadline_ms: int,
+        keys: Keyring,
+        open_paths: frozenset[str] = OPEN_PATHS,
+        tokens: Tokens | None = None,
+    ) -> None:
         self._world = world
         self._key, self._key_id = key, key_id
-        self._explain_key = explain_key
+        self._keys, self._tokens, self._open_paths = keys, tokens, open_paths
         self._deadline_s = deadline_ms / 1000
         self._under_way = UnderWay(world, deadline_ms)
 
-    async def reply(self, request: Request) -> Reply:
+    async def reply(self, request: Request) -> Reply | Special:
         """The answer to any request."""
-        made: Reply | Problem
+        made: Reply | Special | Problem
         try:
-            made = await (self._authorize(request) if request.path == AUTHORIZATIONS else self._other(request))
+            now_ms = self._world.clock_ms()
+            key = self._keys.of(request.headers, now_ms)
+            if key is None and self._tokens is not None:
+                key = await self._of_token(request, self._tokens, now_ms)
+            if key is None:
+                made = await self._other(request, NOBODY) if request.path in self._open_paths else Problem("unauthenticated")
+            else:
+                made = self._barred(request, key) or await (
+                    self._authorize(request, key, now_ms) if request.path == AUTHORIZATIONS else self._other(request, key)
+                )
         except InvalidRecord as error:
             made = Problem(error.code, error.reason, error.field)
         except Conflict as error:
@@ -56,23 +81,40 @@ class HttpDoor:
             made = Problem("deadline")
         return self._refused(request, made) if isinstance(made, Problem) else made
 
-    def _refused(self, request: Request, problem: Problem) -> Reply:
+    async def _of_token(self, request: Request, tokens: Tokens, now_ms: int) -> Key | None:
+        sent = bearer(request.headers)
+        return None if sent is None or sent.count(b".") != 2 else await tokens.of(sent, now_ms)
+
+    def _barred(self, request: Request, key: Key) -> Problem | None:
+        """Why this key may not ask that, or not now; None if it may."""
+        if not key.takes(time.monotonic()):
+            return Problem("rate_limited", retry_after_s=key.wait_s)
+        scope = scope_of(request.method, request.path)
+        if scope is None:  # not found, or not by this method
+            return None if is_known(request.path) or Scope.ADMIN in key.scopes else Problem("not_found")
+        return None if scope in key.scopes else Problem("scope_missing", f"needs the scope {scope}")
+
+    def _refused(self, request: Request, problem: Problem) -> Reply | Special:
         """The problem's answer, counted and said in the log."""
         code = problem.code
         metrics.REFUSED.labels(code=code).inc()
         status, body = problem.reply(request.request_id)
         about = {"field": problem.param, "transaction_id": problem.about, "request_id": request.request_id}
         journal.logger().info("refused", status=status, code=code, **about)
-        return status, body
+        return (status, body) if problem.retry_after_s is None else Special(status, body, b"retry-after: %d\r\n" % problem.retry_after_s)
 
-    async def _authorize(self, request: Request) -> Reply | Problem:
+    async def _authorize(self, request: Request, key: Key, now_ms: int) -> Reply | Problem:
         if request.method != "POST":
             return Problem("method_not_allowed", "use POST")
-        now_ms = self._world.clock_ms()
-        return await self._decided(self._transaction(request, now_ms), now_ms)
+        txn = self._transaction(request, key, now_ms)
+        return await self._decided(txn, now_ms) if isinstance(txn, Transaction) else txn
 
-    def _transaction(self, request: Request, now_ms: int) -> Transaction:
-        return sound(transaction_of(authorization_in(request), self._key, self._key_id), now_ms, self._world.future_ms_max)
+    def _transaction(self, request: Request, key: Key, now_ms: int) -> Transaction | Problem:
+        """The transaction that the body describes, if its card is one of the key's."""
+        sent = authorization_in(request)
+        if not key.covers(sent.card_number or sent.card_bin):
+            return Problem("card_not_covered", param="card_number" if sent.card_number else "card_bin", about=sent.transaction_id)
+        return sound(transaction_of(sent, self._key, self._key_id), now_ms, self._world.future_ms_max)
 
     async def _decided(self, txn: Transaction, now_ms: int) -> Reply | Problem:
         started = time.perf_counter()
@@ -85,13 +127,13 @@ class HttpDoor:
         journal.decided(decision)
         return 200, host_view(decision)
 
-    async def _other(self, request: Request) -> Reply | Problem:
+    async def _other(self, request: Request, key: Key) -> Reply | Problem:
         """The answer to what is none of the first."""
         path = request.path
         if path.startswith(AUTHORIZATIONS + "/"):
             transaction_id, _, step = path[len(AUTHORIZATIONS) + 1 :].rpartition("/")
             if transaction_id and (step in STEPS or step == "increment"):
-                return await self._step(request, transaction_id, step)
+                return await self._step(request, transaction_id, step, key)
             return Problem("not_found")
         if request.method != "GET":
             return Problem("method_not_allowed", "use GET")
@@ -100,13 +142,13 @@ class HttpDoor:
         if path == "/ready":
             return await self._ready()
         if path == DECISIONS or path.startswith(DECISIONS + "/"):
-            return await self._decision(request, path[len(DECISIONS) + 1 :])
+            return await self._decision(request, path[len(DECISIONS) + 1 :], key)
         account_id, _, asked = path.removeprefix(ACCOUNTS + "/").rpartition("/")
         if path.startswith(ACCOUNTS + "/") and account_id and asked == BALANCE:
-            return await self._balance(account_id)
+            return await self._balance(account_id) if key.covers(None) else Problem("card_not_covered", "a key of some cards asks for no account")
         return Problem("not_found")
 
-    async def _step(self, request: Request, transaction_id: str, step: str) -> Reply | Problem:
+    async def _step(self, request: Request, transaction_id: str, step: str, key: Key) -> Reply | Problem:
         """Captures, reverses or raises an authorization; waits first for its decision if that is under way here."""
         if request.method != "POST":
             return Problem("method_not_allowed", "use POST")
@@ -116,12 +158,22 @@ class HttpDoor:
             if running is not None:
                 await asyncio.wait([running])
             now_ms = self._world.clock_ms()
+            if not key.covers(None) and not await self._covers(key, transaction_id):
+                return Problem("card_not_covered", about=transaction_id)
             if step in STEPS:
                 return await self._clear(request, STEPS[step], transaction_id, now_ms)
-            raised = await increment(self._transaction(request, now_ms), transaction_id, self._world)
+            txn = self._transaction(request, key, now_ms)
+            if not isinstance(txn, Transaction):
+                return txn
+            raised = await increment(txn, transaction_id, self._world)
         if not isinstance(raised, Transaction):
             return Problem(raised, about=transaction_id)
         return await self._decided(raised, now_ms)
+
+    async def _covers(self, key: Key, transaction_id: str) -> bool:
+        """Whether the card of an authorization is one of the key's: asked for keys of some cards alone, which it costs a round trip."""
+        kept = await self._world.answers.of_transaction(transaction_id)
+        return kept is not None and key.covers(avro.decode(Decision, kept.message).transaction.card_bin)
 
     async def _clear(self, request: Request, kind: ClearingKind, transaction_id: str, now_ms: int) -> Reply | Problem:
         asked = clearing_in(request, kind, transaction_id, now_ms)
@@ -140,7 +192,7 @@ class HttpDoor:
             raise MemoryUnavailable(answers.FORGOT)
         return 200, b'{"status":"ready"}'
 
-    async def _decision(self, request: Request, decision_id: str) -> Reply | Problem:
+    async def _decision(self, request: Request, decision_id: str, key: Key) -> Reply | Problem:
         if decision_id:
             kept = await self._world.answers.of_decision(decision_id)
         else:
@@ -151,7 +203,9 @@ class HttpDoor:
         if kept is None or not kept.told:
             return Problem("not_found", "no such decision, or it is older than answers are kept")
         decision = avro.decode(Decision, kept.message)
-        if self._is_the_banks(request):
+        if not key.covers(decision.transaction.card_bin):
+            return Problem("card_not_covered", about=decision.transaction_id)
+        if Scope.EXPLAIN in key.scopes:
             known = decision.catalogue_id == self._world.catalogue.catalogue_id
             values = tuple(np.frombuffer(decision.vector, dtype="<f8").tolist())
             names = self._world.catalogue.names if known else tuple(f"feature_{i}" for i in range(len(values)))
@@ -173,10 +227,6 @@ class HttpDoor:
             response_code=FIELD_39["approve"].v1987,
         )
         return 200, msgspec.json.encode(balance)
-
-    def _is_the_banks(self, request: Request) -> bool:
-        sent = dict(request.headers).get(b"authorization", b"")
-        return bool(self._explain_key) and hmac.compare_digest(sent, b"Bearer " + self._explain_key.encode())
 
 
 class _Named(Record, frozen=True):

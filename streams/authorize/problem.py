@@ -46,6 +46,11 @@ ERRORS: dict[str, Row] = {
     "unknown_currency": Row(422, _I, "format_error", "no currency of ISO 4217"),
     "card_number": Row(422, _I, "format_error", "a card number came where its token belongs"),
     "time_in_future": Row(422, _I, "format_error", "`at_ms` is too far ahead of our clock"),
+    # Who may
+    "unauthenticated": Row(401, _A, "not_permitted", "no valid key: `Authorization: Bearer` and a key of `holdfast keys create`"),
+    "scope_missing": Row(403, _A, "not_permitted", "the key may not do this"),
+    "card_not_covered": Row(403, _A, "not_permitted", "the card is none of the key's"),
+    "rate_limited": Row(429, ErrorType.RATE_LIMIT, "not_permitted", "more than the key's rate: again after `Retry-After` seconds"),
     # The id came before
     "transaction_conflict": Row(409, _I, "transaction_conflict", "the same id came before with other contents: the first stands"),
     # What the books refuse
@@ -93,6 +98,7 @@ class Problem(NamedTuple):
     param: str | None = None
     about: str | None = None
     """The transaction that it is about, for our log."""
+    retry_after_s: int | None = None
 
     def reply(self, request_id: str) -> tuple[int, bytes]:
         """Status and body. The code must be a row of ERRORS."""

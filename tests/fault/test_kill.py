@@ -32,6 +32,7 @@ from streams.parity import check_features
 from streams.rebuild import Tallied
 from streams.stack import APPS, Stack
 from streams.tally import gather_decision
+from tests.bench.load import asking
 from tests.bench.walk import transactions
 
 pytestmark = pytest.mark.integration
@@ -49,7 +50,7 @@ def asked(stack: Stack, txn: Transaction, deadline_s: float) -> bytes:
     while time.monotonic() < end:
         try:
             with closing(http.client.HTTPConnection("127.0.0.1", stack.settings.http_port, timeout=10)) as connection:
-                connection.request("POST", "/v1/authorizations", body, {"content-type": "application/json"})
+                connection.request("POST", "/v1/authorizations", body, asking(stack.settings.api_key))
                 response = connection.getresponse()
                 content = response.read()
             if response.status == 200:

@@ -14,10 +14,12 @@ from models.hold import Refusal
 from schemas.identity import keyed_token
 from schemas.topics import CLEARINGS, DECISIONS
 from schemas.transaction import TransactionKind
-from streams.authorize.http import HttpDoor
+from streams.authorize.http import OPEN_PATHS, HttpDoor
+from streams.authorize.keys import Grant, Keyring, Scope, hash_of
 from streams.authorize.life import NotCleared
 from streams.authorize.problem import ERRORS
-from streams.authorize.protocol import HEADS, Request
+from streams.authorize.protocol import HEADS, Request, Special
+from streams.authorize.routes import ROUTES
 from tests.world import NOON, TestWorld, a_world
 
 KEY = b"k" * 32
@@ -42,16 +44,23 @@ class Host:
     """A card authorization host and the door it knocks at."""
 
     def __init__(self, world: TestWorld, deadline_ms: int = 1_000) -> None:
-        self.world = world
+        self.world, self.key = world, "host"
         world.world.clock_ms = lambda: world.now_ms
-        self.door = HttpDoor(world.world, KEY, "k1", deadline_ms, "secret")
+        self.grants = {"host": Grant(name="host", sha256=hash_of("host"), scopes=(Scope.AUTHORIZE, Scope.CAPTURE, Scope.READ))}
+        self.door = HttpDoor(world.world, KEY, "k1", deadline_ms, Keyring(again=lambda: self.grants.values()))
 
     async def ask(self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> tuple[int, Any, bytes]:
         """(status, decoded body, body)."""
         path, _, query = path.partition("?")
-        sent = tuple((k.lower().encode(), v.encode()) for k, v in (headers or {}).items())
-        status, content = await self.door.reply(Request(method, path, query, sent, body))
+        headers = {"Authorization": f"Bearer {self.key}"} | (headers or {})
+        sent = tuple((k.lower().encode(), v.encode()) for k, v in headers.items())
+        status, content, *_ = await self.door.reply(Request(method, path, query, sent, body))
         return status, json.loads(content), content
+
+    def carry(self, name: str, *scopes: Scope, **limits: Any) -> None:
+        """From now on asks with a key of these scopes and limits."""
+        self.key = name
+        self.grants[name] = Grant(name=name, sha256=hash_of(name), scopes=scopes, **limits)
 
     async def authorize(self, **changes: Any) -> tuple[int, Any, bytes]:
         """Sends an authorization."""
@@ -205,8 +214,10 @@ def test_only_the_banks_own_people_see_score_and_features() -> None:
     async def play(host: Host) -> None:
         _, answer, _ = await host.authorize()
         path = f"/v1/decisions/{answer['decision_id']}"
-        assert "score" not in (await host.ask("GET", path, headers={"Authorization": "Bearer wrong"}))[1]
-        whole = (await host.ask("GET", path, headers={"Authorization": "Bearer secret"}))[1]
+        host.carry("host", Scope.AUTHORIZE, Scope.READ)
+        assert "score" not in (await host.ask("GET", path))[1]
+        host.carry("bank", Scope.READ, Scope.EXPLAIN)
+        whole = (await host.ask("GET", path))[1]
         assert whole["features"]["velocity.card_count_10m"] == 0
         assert whole["transaction"]["kind"] == TransactionKind.ECOMMERCE
         assert "vector" not in whole
@@ -221,6 +232,88 @@ def test_only_the_banks_own_people_see_score_and_features() -> None:
 def test_other_paths(method: str, path: str, status: int) -> None:
     async def play(host: Host) -> None:
         assert (await host.ask(method, path))[0] == status
+
+    at_the_door(play)
+
+
+ASKS = [
+    ("POST", "/v1/authorizations", Scope.AUTHORIZE),
+    ("POST", "/v1/authorizations/t1/increment", Scope.AUTHORIZE),
+    ("POST", "/v1/authorizations/t1/capture", Scope.CAPTURE),
+    ("POST", "/v1/authorizations/t1/reversal", Scope.CAPTURE),
+    ("GET", "/v1/decisions?transaction_id=t1", Scope.READ),
+    ("GET", "/v1/decisions/dec_1", Scope.READ),
+    ("GET", "/v1/accounts/a1/balance", Scope.READ),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "scope"), ASKS)
+def test_nothing_is_open_and_each_ask_needs_its_scope(method: str, path: str, scope: Scope) -> None:
+    async def play(host: Host) -> None:
+        host.key = "guessed"
+        assert (await host.ask(method, path))[1]["error"]["code"] == "unauthenticated"
+        host.carry("another", *({*Scope} - {scope, Scope.ADMIN}))
+        status, error, _ = await host.ask(method, path)
+        assert (status, error["error"]["code"], error["error"]["type"]) == (403, "scope_missing", "authentication")
+        host.carry("this", scope)
+        assert (await host.ask(method, path))[0] in (200, 404, 422)
+
+    at_the_door(play)
+
+
+def test_every_row_of_the_routes_is_asked_above_or_open() -> None:
+    asked = {(method, path.partition("?")[0].replace("t1", "{transaction_id}")) for method, path, _ in ASKS}
+    asked = {(m, p.replace("dec_1", "{decision_id}").replace("a1", "{account_id}")) for m, p in asked}
+    assert {(route.method, route.path) for route in ROUTES if route.path not in OPEN_PATHS} == asked
+
+
+def test_who_has_no_key_learns_of_no_path_but_the_open_ones() -> None:
+    async def play(host: Host) -> None:
+        host.key = ""
+        for path in ("/", "/v1/nothing", "/v1/authorizations/t1/refund", "/metrics", "/health/", "//health"):
+            assert (await host.ask("GET", path))[0] == 401, path
+        assert (await host.ask("GET", "/health"))[0] == 200
+        host.carry("host", Scope.READ)
+        assert (await host.ask("GET", "/v1/nothing"))[0] == 404
+        assert (await host.ask("GET", "/v1/authorizations"))[0] == 405
+
+    at_the_door(play)
+
+
+def test_a_key_of_some_cards_sees_and_moves_no_other_card() -> None:
+    async def play(host: Host) -> None:
+        decision_id = (await host.authorize())[1]["decision_id"]
+        host.carry("others", Scope.AUTHORIZE, Scope.CAPTURE, Scope.READ, bins=("5",))
+        asked = [
+            await host.authorize(transaction_id="t2"),
+            await host.authorize(transaction_id="t2", card_bin="511111"),
+            await host.authorize(transaction_id="t2", card_number=...),
+            await host.step("capture", **CLEARING),
+            await host.step("increment", **a_request(transaction_id="i1", card_number="5111111111111111")),
+            await host.ask("GET", f"/v1/decisions/{decision_id}"),
+            await host.ask("GET", "/v1/accounts/a1/balance"),
+        ]
+        assert [error["error"]["code"] for _, error, _ in asked] == ["card_not_covered"] * len(asked)
+        assert len(host.world.decisions) == 1
+        host.carry("own", Scope.AUTHORIZE, Scope.CAPTURE, Scope.READ, bins=("5", "41111111"))
+        assert (await host.authorize(transaction_id="t2"))[0] == 200
+        host.carry("its", Scope.CAPTURE, bins=("4111",))
+        assert (await host.step("capture", **CLEARING))[0] == 200
+
+    at_the_door(play)
+
+
+def test_past_its_rate_a_key_is_told_when_to_ask_again_and_others_go_on() -> None:
+    async def play(host: Host) -> None:
+        host.carry("slow", Scope.READ, per_s=0.1, burst=2)
+        asks = [await host.ask("GET", "/v1/accounts/a1/balance") for _ in range(3)]
+        assert [status for status, _, _ in asks] == [200, 200, 429]
+        assert (asks[2][1]["error"]["type"], asks[2][1]["error"]["code"]) == ("rate_limit", "rate_limited")
+        refused = await host.door.reply(Request("GET", "/v1/accounts/a1/balance", "", ((b"authorization", b"Bearer slow"),), b""))
+        assert isinstance(refused, Special)
+        assert refused.head in (b"retry-after: 10\r\n", b"retry-after: 9\r\n")
+        host.key = "host"
+        assert (await host.ask("GET", "/v1/accounts/a1/balance"))[0] == 200
 
     at_the_door(play)
 
