@@ -69,9 +69,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     iso8583_dialect: Annotated[
         str, doc("a dialect of `streams/authorize/dialects` by name, or the TOML file of a bank's own (its `extends` names the one it changes)")
     ] = "1987-ascii"
-    iso8583_header: Annotated[
-        Literal["binary2", "binary4", "text4"], doc("how a message's length stands before it: 2 or 4 bytes, or 4 digits")
-    ] = "binary2"
+    iso8583_header: Annotated[Literal["binary2", "binary4", "text4"], doc("how a message's length stands before it: 2 or 4 bytes, or 4 digits")] = (
+        "binary2"
+    )
     metrics_host: Annotated[str, doc("address on which each app serves Prometheus metrics")] = "127.0.0.1"
     metrics_port: Annotated[Port, doc("port of this app's metrics; 0: none. `holdfast up` gives each app its own")] = 0
 
