@@ -38,9 +38,11 @@ FIELD_39: dict[str, Field39] = {
     "already_posted": Field39("21", "902"),
     "already_voided": Field39("21", "902"),
     "already_expired": Field39("21", "902"),
+    "late_capture": Field39("21", "902"),
+    "clearing_conflict": Field39("94", "913"),
+    "too_many_parts": Field39("65", "123"),
     "hold_currency_mismatch": Field39("12", "902"),
     "exceeds_hold": Field39("13", "110"),
-    "partial_reversal": Field39("40", "902"),
     # What became of a message
     "network": Field39("00", "800"),
     "format_error": Field39("30", "904"),

@@ -17,7 +17,7 @@ from features.memory import Aside, Memory
 from models.decision import Verdict, judge_all, refused
 from models.hold import Book, OpenHold, Refusal, Step, UnknownAccount, place, standing
 from models.opinion import Judged, Judges, Panel
-from models.policy import hold_lifetime_ms
+from models.policy import hold_terms
 from schemas import avro, identity
 from schemas.decision import Decision, Outcome
 from schemas.errors import HoldfastError, MemoryUnavailable
@@ -290,9 +290,10 @@ async def settle(walks: Sequence[Walk], world: World) -> None:
 def placing(walk: Walk, world: World) -> Callable[[Book], Step | Refusal]:
     """The move that places a walk's hold."""
     txn, now_ms = walk.txn, walk.ask.now_ms
-    hold_id, expires_at_ms = identity.hold_id(txn.transaction_id), now_ms + hold_lifetime_ms(walk.judges.policy, txn)
-    own = (hold_id, txn.transaction_id, txn.own_amount_minor, txn.own_currency, now_ms, world.hold_lease_ms, expires_at_ms, world.unknown_account)
-    return lambda before: place(before, *own)
+    hold_id, amount_minor, terms = identity.hold_id(txn.transaction_id), txn.own_amount_minor, hold_terms(walk.judges.policy, txn)
+    own = (hold_id, txn.transaction_id, amount_minor, txn.own_currency, now_ms, world.hold_lease_ms, now_ms + terms.lifetime_ms)
+    tolerance_minor = amount_minor * terms.tolerance_percent // 100
+    return lambda before: place(before, *own, world.unknown_account, tolerance_minor)
 
 
 async def remember_decline(walk: Walk, world: World) -> None:
@@ -371,6 +372,7 @@ def decided(walk: Walk, world: World) -> Decision:
         positions=seen.positions,
         tally_positions=seen.tally_positions,
         profile_positions=seen.profile_positions,
+        hold_tolerance_minor=hold.tolerance_minor if hold else 0,
         declined_positions=walk.declined,
         degradations=verdict.degradations,
         source_topic=origin.topic,

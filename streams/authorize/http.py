@@ -185,7 +185,7 @@ class HttpDoor:
             return Problem(error.code, f"clearing_id {asked.clearing_id!r} was already used with other contents", "clearing_id", transaction_id)
         if not isinstance(made, tuple):
             return Problem(made, about=transaction_id)
-        return 200, cleared(made, FIELD_39["captured" if kind is ClearingKind.CAPTURE else "reversed"].v1987)
+        return 200, cleared(made, asked, FIELD_39["captured" if kind is ClearingKind.CAPTURE else "reversed"].v1987)
 
     async def _ready(self) -> Reply:
         if not await self._world.answers.whole():

@@ -186,8 +186,6 @@ class Desk:
         return await self._cleared(ClearingKind.CAPTURE, fields, now_ms)
 
     async def _reverse(self, fields: Fields, now_ms: int) -> Answer:
-        if self._elements.is_partial(fields):
-            return self.refused("partial_reversal", "partial_reversal")
         return await self._cleared(ClearingKind.REVERSAL, fields, now_ms)
 
     async def _cleared(self, kind: ClearingKind, fields: Fields, now_ms: int) -> Answer:

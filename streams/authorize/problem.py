@@ -61,8 +61,11 @@ ERRORS: dict[str, Row] = {
     "already_posted": Row(409, _R, "already_posted", "the hold was captured before"),
     "already_voided": Row(409, _R, "already_voided", "the hold was reversed before"),
     "already_expired": Row(409, _R, "already_expired", "the hold has expired"),
+    "late_capture": Row(409, _R, "late_capture", "the capture came after the hold had expired: its money was free, and may be spent"),
+    "clearing_conflict": Row(409, _R, "transaction_conflict", "the same clearing id came before with other contents: the first stands"),
+    "too_many_parts": Row(409, _R, "too_many_parts", "as many parts as a hold can have were captured or reversed: the next one must be the last"),
     "hold_currency_mismatch": Row(422, _R, "hold_currency_mismatch", "the hold is in another currency"),
-    "exceeds_hold": Row(422, _R, "exceeds_hold", "more than is held"),
+    "exceeds_hold": Row(422, _R, "exceeds_hold", "more than is left of the hold and its tolerance"),
     # Not now
     "memory_unavailable": Row(503, _U, "memory_unavailable", f"Redis does not answer, or is being rebuilt; {INDEFINITE}"),
     "log_unavailable": Row(503, _U, "log_unavailable", f"Kafka has not acknowledged; {INDEFINITE}"),
