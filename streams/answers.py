@@ -171,6 +171,10 @@ class Answers:
         (answer,) = sound(await self._wire.send((b"GET", b"ans:" + transaction_id.encode())))
         return Kept(answer[1:], answer[:1] == TOLD) if isinstance(answer, bytes) and len(answer) > 1 else None
 
+    async def forget(self, transaction_id: str) -> None:
+        """Forgets an answer that nobody was told."""
+        sound(await self._wire.send((b"DEL", b"ans:" + transaction_id.encode())))
+
     async def of_decision(self, decision_id: str) -> Kept | None:
         """The answer that a decision's id names, if there is one."""
         (txn,) = sound(await self._wire.send((b"GET", b"dec:" + decision_id.encode())))
@@ -237,6 +241,10 @@ class DictAnswers:
     async def of_transaction(self, transaction_id: str) -> Kept | None:
         """See `Answers.of_transaction`."""
         return self.kept.get(transaction_id)
+
+    async def forget(self, transaction_id: str) -> None:
+        """See `Answers.forget`."""
+        self.kept.pop(transaction_id, None)
 
     async def of_decision(self, decision_id: str) -> Kept | None:
         """See `Answers.of_decision`."""
