@@ -19,7 +19,7 @@ import msgspec
 from models.artefact import ARRAYS, BYTES_MAX, CARD, SIGNATURE, Keys, opened, packed, unpacked
 from models.ensemble import Artefact, Ensemble
 from models.gates import failed_gates
-from models.governance import Inventory, Item, Refused, after, refused
+from models.governance import Inventory, Item, Refused, after, refused, to_decide
 from models.policy import Policy, policy_from_toml
 from schemas.errors import ArtefactError
 from schemas.governance import Act, Kind, Move
@@ -29,7 +29,6 @@ DEFAULT_POLICY = Path(__file__).parent / "policies" / "default.toml"
 MOVE_BYTES_MAX = 1 << 20
 MOVES_MAX = 1 << 16
 """A history longer than this is not read: nobody makes so many moves."""
-GATED = frozenset({Act.APPROVE, Act.PROMOTE})
 
 
 class Listed(NamedTuple):
@@ -131,7 +130,7 @@ class Registry:
             self.load_policy(move.item_id)
             return ()
         card = self.card(move.item_id)
-        if move.act not in GATED or move.item_id not in inventory.items:
+        if not to_decide(move) or move.item_id not in inventory.items:
             return ()
         others = inventory.champion(Kind.MODEL) not in (None, inventory.items[move.item_id])
         return failed_gates({**card.get("checks", {}), **inventory.items[move.item_id].figures}, others)

@@ -60,6 +60,13 @@ TABLE: tuple[Row, ...] = (
     Row("holdfast_calibration_ratio", "gauge", {}, "frauds that labels told of, over those that the scores promised; 1 is right"),
     Row("holdfast_alarm", "gauge", {"kind": "psi ks missing miscalibration", "of": "feature, family, score"}, "1 while it stands, 0 once cleared"),
     Row("holdfast_breach", "gauge", {"kind": "model policy"}, "1 while the decisions of the last minute lie outside the band that was approved"),
+    Row("holdfast_second_opinions_total", "counter", {}, "decisions on which challengers and shadows gave their opinion too"),
+    Row(
+        "holdfast_second_opinions_dropped_total",
+        "counter",
+        {"why": "full log failed"},
+        "decisions without second opinions: no room under load, not acknowledged, or a challenger or shadow failed",
+    ),
     Row("holdfast_taken_out_total", "counter", {"kind": "model policy"}, "times that the breaker went back to the last good one"),
 )
 
@@ -92,6 +99,8 @@ CUT = _BY_NAME["holdfast_iso8583_cut_total"]
 LINES = _BY_NAME["holdfast_iso8583_lines"]
 BREACH = _BY_NAME["holdfast_breach"]
 TAKEN_OUT = _BY_NAME["holdfast_taken_out_total"]
+OPINIONS = _BY_NAME["holdfast_second_opinions_total"]
+OPINIONS_DROPPED = _BY_NAME["holdfast_second_opinions_dropped_total"]
 STALLED = _BY_NAME["holdfast_stalled_seconds"]
 DRIFT_PSI = _BY_NAME["holdfast_drift_psi"]
 DRIFT_KS = _BY_NAME["holdfast_drift_ks"]

@@ -11,7 +11,7 @@ import msgspec
 
 from models import stand_in as rows
 from models.answer import host_view
-from models.clearing import Asked
+from models.clearing import WHOLE, Asked
 from models.decision import Verdict
 from models.policy import DAY_MS
 from models.registry import default_stand_in_text
@@ -176,7 +176,7 @@ class StandIn:
         if sent is not None and self._may(sent):
             return await self.repeated(self._given(sent, course.sent or b""))
         why = self._refusal(txn, now_ms) or (None if sent is None else rows.Refusal.NOT_COVERED)
-        decision = rows.alone(self._policy, world.policy, txn, now_ms, why, gone)
+        decision = rows.alone(self._policy, world.panel.judges_of(txn).policy, txn, now_ms, why, gone)
         if why is None:
             self._approved.add(approval_of(txn, now_ms))
         return await self.repeated(self._given(decision, avro.encode(decision)))
@@ -256,7 +256,7 @@ class StandIn:
             world.answers.told(name)
         if other.hold_id is not None and decision.hold_id is None:
             now_ms = world.clock_ms()
-            asked = Asked(ClearingKind.REVERSAL, derived_id("clr", name, STAND_IN), name, account_id, 0, "", now_ms)
+            asked = Asked(ClearingKind.REVERSAL, derived_id("clr", name, STAND_IN), name, account_id, WHOLE, "", now_ms)
             made = await clear(asked, world, now_ms)
             if made in ("not_confirmed", "unknown_hold"):
                 raise Unavailable(f"the hold of {name} cannot be reversed yet: {made}")

@@ -33,13 +33,15 @@ from streams.authorize.iso8583 import HEADERS
 from streams.bus import KafkaBus
 from streams.settings import Settings
 from streams.stack import ROOT, Stack, running
-from tests.bench.load import quantiles_ms
+from tests.bench.load import asking, quantiles_ms
 from tests.bench.walk import load, pinned, score, scratch, transactions
 from tests.iso8583.host import fields_of
 
 DEADLINE_MS = 1_000
 STEPS = (0.5, 0.8, 1.0, 1.5, 2.0, 3.0)
 """The curve's rates, as multiples of the capacity measured before."""
+AUTHORIZATIONS = "/v1/authorizations"
+Figures = dict[str, float]
 CONNECTIONS, MANY = 64, 1_000
 CURVE = ROOT / "tests" / "bench" / "overload.svg"
 
@@ -102,20 +104,23 @@ def produced(settings: Settings, rate: float, seconds: float) -> dict[str, float
     return uvloop.run(main())
 
 
-def opened(
-    port: int, bodies: list[bytes], rate: float, seconds: float, path: str = "/v1/authorizations", connections: int = CONNECTIONS
-) -> dict[str, float]:
+def opened(door: Settings, bodies: list[bytes], rate: float, seconds: float, path: str = AUTHORIZATIONS, connections: int = CONNECTIONS) -> Figures:
     """An open loop at this rate."""
-    return load(port, bodies, "--path", path, "--connections", str(connections), "--seconds", str(seconds), "--rate", str(rate))
+    return offered(door, bodies, "--path", path, "--connections", str(connections), "--seconds", str(seconds), "--rate", str(rate))
 
 
-def overloaded(port: int, bodies: Bodies, rate: float, seconds: float) -> dict[str, float]:
+def offered(door: Settings, bodies: list[bytes], *options: str) -> Figures:
+    """What a load on the service of these settings measured."""
+    return load(door.http_port, bodies, *options, api_key=door.api_key)
+
+
+def overloaded(door: Settings, bodies: Bodies, rate: float, seconds: float) -> Figures:
     """An open loop by two generators together: one cannot ask fast enough."""
     each, halves = bodies.more(int(rate * seconds * 1.1) + 100), list[dict[str, float]]()
     middle = len(each) // 2
 
     def generate(lot: list[bytes]) -> None:
-        halves.append(opened(port, lot, rate / 2, seconds, connections=MANY))
+        halves.append(opened(door, lot, rate / 2, seconds, connections=MANY))
 
     threads = [threading.Thread(target=generate, args=(lot,)) for lot in (each[:middle], each[middle:])]
     for thread in threads:
@@ -144,11 +149,11 @@ def iso_closed(port: int, count: int, seconds: float) -> dict[str, float]:
     return figures
 
 
-def stops(port: int, bodies: list[bytes]) -> dict[str, float]:
+def stops(door: Settings, bodies: list[bytes]) -> dict[str, float]:
     """Where the time of single requests goes, as their answers say: mean milliseconds of each stop."""
     sums: dict[str, float] = {}
     for body in bodies:
-        request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/authorizations", body, {"Holdfast-Timing": "1"})
+        request = urllib.request.Request(f"http://127.0.0.1:{door.http_port}{AUTHORIZATIONS}", body, asking(door.api_key) | {"Holdfast-Timing": "1"})
         with urllib.request.urlopen(request) as answer:
             for part in answer.headers["server-timing"].split(", "):
                 stop, _, took = part.partition(";dur=")
@@ -158,21 +163,21 @@ def stops(port: int, bodies: list[bytes]) -> dict[str, float]:
 
 def doors(stack: Stack, args: argparse.Namespace) -> dict[str, Any]:
     """All that is measured of one service on one core."""
-    port, iso, pid = stack.settings.http_port, stack.settings.iso8583_port, stack.part("authorize").pid
+    door, pid = stack.settings, stack.part("authorize").pid
     pinned(pid, {sorted(os.sched_getaffinity(0))[0]})
     bodies, seconds = Bodies("b"), args.seconds
-    load(port, bodies.more(int(3_000 * seconds)), "--seconds", str(min(3.0, seconds)))  # warm
-    found: dict[str, Any] = {"rate_per_s": args.rate, "stops_ms": stops(port, bodies.more(50))}
-    found["null"] = opened(port, [], args.rate, seconds, "/health")
+    offered(door, bodies.more(int(3_000 * seconds)), "--seconds", str(min(3.0, seconds)))  # warm
+    found: dict[str, Any] = {"rate_per_s": args.rate, "stops_ms": stops(door, bodies.more(50))}
+    found["null"] = opened(door, [], args.rate, seconds, "/health")
     found["produce"] = produced(stack.settings, args.rate, seconds)
-    found["authorize"] = opened(port, bodies.more(int(args.rate * seconds * 1.2)), args.rate, seconds)
+    found["authorize"] = opened(door, bodies.more(int(args.rate * seconds * 1.2)), args.rate, seconds)
     before = sum(psutil.Process(pid).cpu_times()[:2])
-    found["closed"] = load(port, bodies.more(int(15_000 * seconds)), "--connections", str(CONNECTIONS), "--seconds", str(seconds))
+    found["closed"] = offered(door, bodies.more(int(15_000 * seconds)), "--connections", str(CONNECTIONS), "--seconds", str(seconds))
     found["cpu_us"] = (sum(psutil.Process(pid).cpu_times()[:2]) - before) / (found["closed"]["per_s"] * seconds) * 1e6
-    found["iso8583"] = iso_closed(iso, int(15_000 * seconds), seconds)
+    found["iso8583"] = iso_closed(door.iso8583_port, int(15_000 * seconds), seconds)
     capacity = found["closed"]["per_s"]
     found["typical"] = typical(stack.settings.redis_url, bodies.more(int(300 * seconds)), min(seconds, 20))
-    found["overload"] = [{"times": step} | overloaded(port, bodies, capacity * step, min(seconds, args.step_seconds)) for step in STEPS]
+    found["overload"] = [{"times": step} | overloaded(door, bodies, capacity * step, min(seconds, args.step_seconds)) for step in STEPS]
     return found
 
 
@@ -186,7 +191,7 @@ def typical(redis_url: str, bodies: list[bytes], seconds: float) -> dict[str, fl
                 break
             time.sleep(0.1)
         pinned(process.pid, {sorted(os.sched_getaffinity(0))[0]})
-        return load(port, bodies, "--connections", "32", "--seconds", str(seconds))
+        return load(port, bodies, "--connections", "32", "--seconds", str(seconds), api_key="")
     finally:
         process.terminate()
         process.wait()

@@ -26,6 +26,7 @@ from schemas.transaction import EntryMode, Transaction, TransactionKind
 from streams.check import agreed
 from streams.settings import Settings
 from streams.stack import Stack, running
+from tests.bench.load import asking
 from tests.bench.walk import scratch
 
 MERCHANTS = 40
@@ -100,8 +101,10 @@ def payments(count: int, prefix: str, name: str, cards: int) -> list[Transaction
 class Host:
     """A host with some connections to the doors, which asks another door where one does not take its call."""
 
-    def __init__(self, ports: Sequence[int], deadline_ms: int) -> None:
-        self._ports, self._deadline_ms, self._idle = list(ports), deadline_ms, defaultdict(list)
+    def __init__(self, ports: Sequence[int], deadline_ms: int, api_key: str) -> None:
+        self._ports, self._idle = list(ports), defaultdict[int, list[Any]](list)
+        headers = asking(api_key) | {"host": "x", "holdfast-deadline-ms": str(deadline_ms)}
+        self._head = "POST /v1/authorizations HTTP/1.1\r\n" + "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
 
     async def ask(self, txn: Transaction) -> tuple[int, bytes]:
         """The answer of the first door that gives one."""
@@ -115,11 +118,10 @@ class Host:
     def request(self, txn: Transaction) -> bytes:
         """The bytes of a request."""
         body = msgspec.json.encode(txn)
-        head = f"POST /v1/authorizations HTTP/1.1\r\nhost: x\r\nholdfast-deadline-ms: {self._deadline_ms}\r\ncontent-length: {len(body)}\r\n\r\n"
-        return head.encode() + body
+        return f"{self._head}content-length: {len(body)}\r\n\r\n".encode() + body
 
     async def _on(self, port: int, request: bytes) -> tuple[int, bytes]:
-        idle: list[Any] = self._idle[port]
+        idle = self._idle[port] = [each for each in self._idle[port] if not each[0].at_eof()]  # what the door has ended is not used again
         reader, writer = idle.pop() if idle else await asyncio.open_connection("127.0.0.1", port)
         try:
             writer.write(request)
@@ -232,7 +234,7 @@ def broken(stack: Stack, name: str, seconds: float, rate: float, deadline_ms: in
     """One fault, for so many seconds of a load that begins before and ends after it; then repeats of a part, and the check."""
 
     async def play() -> Found:
-        host = Host([stack.settings.http_port], deadline_ms)
+        host = Host([stack.settings.http_port], deadline_ms, stack.settings.api_key)
         txns = payments(int(rate * (seconds + 2)), tag, tag, cards := max(100, int(rate * seconds / 2)))
         await under_load(host, payments(cards, f"{tag}w", tag, cards), max(rate, 60))  # cards and merchants become known
         breaking = asyncio.get_running_loop().run_in_executor(None, lambda: (time.sleep(1), FAULTS[name](stack, seconds)))
