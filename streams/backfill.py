@@ -13,7 +13,6 @@ import hashlib
 import hmac
 import inspect
 import io
-import itertools
 import json
 import os
 import shutil
@@ -36,15 +35,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from features.backfill import STATE_FORM, Backfill
 from features.catalogue import CATALOGUE, Catalogue
-from features.columns import TransactionColumns, columns_from_arrow, columns_of, joined, merged
+from features.columns import TransactionColumns, columns_from_arrow, joined, merged
 from features.fact import PROFILES
 from features.profile import account_knowledge
-from schemas.account import AccountEvent, AccountState
+from schemas.account import AccountState
 from schemas.errors import InvalidRecord, SettingsError
-from streams.columnar import ATTRIBUTE, Cells, ColumnReader, Rows, cells_in, parted
+from streams.columnar import ATTRIBUTE, Cells, ColumnReader, Rows, cells_in, events_by_column, parted
 from streams.folder import with_kept_secrets
 from streams.load import loaded
-from streams.mapping import Mapping, TokenKey, accounts_in, events_in, mapping_in, rows_count
+from streams.mapping import Mapping, TokenKey, accounts_in, mapping_in, rows_count
 from streams.settings import Settings
 
 FEATURES_FILE = "features.parquet"
@@ -133,17 +132,13 @@ class _Events:
     """Account events in order of time, those of one millisecond as the file has them."""
 
     def __init__(self, given: Given, now_ms: int, taken: int, say: Say) -> None:
-        kept, parts = np.zeros(0, np.int64), []
-        rows = events_in(given.events, given.mapping, given.key, now_ms=now_ms) if given.events else iter(())
-        while some := list(itertools.islice(rows, LOT_ROWS)):
-            for row in (row for row in some if isinstance(row.content, InvalidRecord)):
-                say(f"{given.events}: row {row.number}: {row.content}")
-            events = [row.content for row in some if isinstance(row.content, AccountEvent)]
-            kept = np.concatenate((kept, np.array([event.at_ms for event in events], np.int64)))
-            parts.append(columns_of(events))
+        parts = list(events_by_column(given.events, given.mapping, given.key, now_ms=now_ms)) if given.events else []
+        for number, fault in (each for part in parts for each in part.bad):
+            say(f"{given.events}: row {number}: {fault}")
+        kept = np.concatenate([np.zeros(0, np.int64), *(part.at_ms for part in parts)])
         order = np.argsort(kept, kind="stable")
         self.taken, self._at_ms = taken, kept[order]
-        self._columns = [joined(parts).taken(order)] if parts else []
+        self._columns = [joined([part.columns for part in parts]).taken(order)] if parts else []
 
     def before(self, at_ms: Integers) -> tuple[TransactionColumns, Integers] | None:
         """The events that come before these payments and were not taken, and before which of them each comes: the first not earlier than it."""

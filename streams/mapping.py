@@ -705,12 +705,23 @@ def events_in(path: Path, mapping: Mapping, key: TokenKey, *, now_ms: int, futur
 
     SettingsError if the mapping has no [account_events], or the file has not the columns that it names, or cannot be read.
     """
+    reader, cells = event_reader(path, mapping, key, now_ms + future_ms_max), _cells_in(path, mapping.csv, *_of_events(mapping))[1]
+    return (EventRow(number, row if isinstance(row, InvalidRecord) else reader.event(number, row)) for number, row in enumerate(cells, 1))
+
+
+def event_reader(path: Path, mapping: Mapping, key: TokenKey, at_ms_max: int) -> EventReader:
+    """What reads the file's account events. SettingsError as `events_in`."""
+    columns = columns_in(path, mapping.csv, *_of_events(mapping))
+    assert mapping.account_events is not None, "that was refused"
+    return EventReader(mapping, mapping.account_events, columns, key, at_ms_max)
+
+
+def _of_events(mapping: Mapping) -> tuple[tuple[str, ...], Callable[[Sequence[str]], list[str]]]:
+    """The columns that account events have, and what is wrong with a file's."""
     rule = mapping.account_events
     if rule is None:
         raise SettingsError(f"the mapping has no [{_EVENTS}], which a file of account events needs")
-    columns, cells = _cells_in(path, mapping.csv, rule.columns, lambda names: _missing(rule.columns, names))
-    reader = EventReader(mapping, rule, columns, key, now_ms + future_ms_max)
-    return (EventRow(number, row if isinstance(row, InvalidRecord) else reader.event(number, row)) for number, row in enumerate(cells, 1))
+    return rule.columns, lambda names: _missing(rule.columns, names)
 
 
 def _missing(wanted: Sequence[str], names: Sequence[str]) -> list[str]:
@@ -721,11 +732,12 @@ class EventReader:
     """The rule of account events made ready for a file's columns and one key: turns a row of cells into an AccountEvent."""
 
     def __init__(self, mapping: Mapping, rule: AccountEventsRule, columns: Sequence[str], key: TokenKey, at_ms_max: int) -> None:
-        self._rule, self._time, self._at_ms_max = rule, rule.time_rule(mapping.time), at_ms_max
-        self._at = {name: columns.index(name) for name in rule.columns}
+        self.rule, self.time, self.at_ms_max = rule, rule.time_rule(mapping.time), at_ms_max
+        self.width = len(columns)
+        self.at = {name: columns.index(name) for name in rule.columns}
         raw = {field for field in rule.fields if field in mapping.tokens or (field in _EVENT_TOKENS and field not in mapping.fields)}
-        self._fields = [(field, self._at[column], TOKEN_KINDS.get(field) if field in raw else None) for field, column in rule.fields.items()]
-        self._token = functools.lru_cache(maxsize=200_000)(lambda kind, value: keyed_token(key.key, key.key_id, kind, value))
+        self.fields = [(field, self.at[column], TOKEN_KINDS.get(field) if field in raw else None) for field, column in rule.fields.items()]
+        self.token = functools.lru_cache(maxsize=200_000)(lambda kind, value: keyed_token(key.key, key.key_id, kind, value))
 
     def event(self, number: int, cells: Cells) -> AccountEvent | InvalidRecord:
         """The event of the row with this number, or what is wrong with it."""
@@ -735,24 +747,30 @@ class EventReader:
             return fault
 
     def _event(self, number: int, cells: Cells) -> AccountEvent:
-        values: dict[str, Any] = {"kind": self._kind(cells[self._at[self._rule.kind]])}
-        for field, at, token in self._fields:
-            text = as_text(cells[at])
-            if text is not None:
-                values[field] = self._token(token, text) if token else text.upper() if field in _UPPER else text
-        if self._rule.row_id_prefix is not None:
-            values["event_id"] = f"{self._rule.row_id_prefix}{number}"
-        values["at_ms"] = moment_ms(cells[self._at[self._rule.time]], self._time)
-        if values["at_ms"] > self._at_ms_max:
+        values: dict[str, Any] = {"kind": self.kind(cells[self.at[self.rule.kind]])}
+        for field, at, token in self.fields:
+            if (text := self.field(field, token, cells[at])) is not None:
+                values[field] = text
+        if self.rule.row_id_prefix is not None:
+            values["event_id"] = f"{self.rule.row_id_prefix}{number}"
+        values["at_ms"] = moment_ms(cells[self.at[self.rule.time]], self.time)
+        if values["at_ms"] > self.at_ms_max:
             raise InvalidRecord("at_ms", "is in the future", code="time_in_future")
         return checked(lambda: msgspec.convert(values, AccountEvent))
 
-    def _kind(self, cell: Any) -> str:
+    def field(self, field: str, token: str | None, cell: Any) -> str | None:
+        """A cell as the field's text, or as its token of that kind; None if it is empty."""
+        text = as_text(cell)
+        if text is None:
+            return None
+        return self.token(token, text) if token else text.upper() if field in _UPPER else text
+
+    def kind(self, cell: Any) -> str:
         """The kind by the rule's words; a word that it does not name must be a kind itself."""
         text = as_text(cell)
         if text is None:
             raise InvalidRecord("kind", "is empty", code="missing_field")
-        return self._rule.kinds.get(text, text)
+        return self.rule.kinds.get(text, text)
 
 
 def accounts_in(path: Path, mapping: Mapping, key: TokenKey, as_of_ms: int) -> Iterator[AccountState]:
