@@ -14,6 +14,7 @@ from typing import Literal
 from schemas.errors import SettingsError
 from streams import broker, folder, kafka, memory_server
 from streams.authorize.keys import with_local
+from streams.clerk import entering
 from streams.parts import Keeper, Part, Running, Say, Seen
 from streams.ready import forget_ready, is_ready
 from streams.settings import BENEATH_DATA, PREFIX, Settings
@@ -219,6 +220,8 @@ def running(
         stack.start_redis()
         stack.start_broker(brokers)
         stack.start_apps(apps, app_command)
+        if apps and stack.settings.model_key:
+            ending.enter_context(entering(stack.settings, say))
         stack.remember()
         if ready_s is not None:
             stack.wait_ready((REDIS, *apps), ready_s)

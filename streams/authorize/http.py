@@ -10,6 +10,7 @@ import numpy as np
 
 from models.answer import FIELD_39, bank_view, host_view
 from models.hold import Book
+from models.stand_in import is_stand_in
 from schemas import avro
 from schemas.decision import Decision
 from schemas.errors import Conflict, InvalidRecord, MemoryUnavailable, Unavailable
@@ -26,11 +27,15 @@ from streams.authorize.requests import Balance, authorization_in, cleared, clear
 from streams.authorize.routes import is_known, scope_of
 from streams.authorize.tokens import Tokens
 from streams.authorize.under_way import UnderWay
-from streams.pipeline import World
+from streams.pipeline import Course, World
 
 AUTHORIZATIONS, DECISIONS, ACCOUNTS = "/v1/authorizations", "/v1/decisions", "/v1/accounts"
 BALANCE = "balance"
 OPEN_PATHS = frozenset(("/health", "/ready"))
+DEADLINE_MS_MAX = 60_000
+SHEDDABLE = AUTHORIZATIONS.encode()
+_, OVERLOADED = Problem("overloaded").reply("")
+"""One body for all of them: to make one for each would cost what is short."""
 STEPS = {"capture": ClearingKind.CAPTURE, "reversal": ClearingKind.REVERSAL}
 
 
@@ -58,6 +63,14 @@ class HttpDoor:
         self._live = live
         self._deadline_s = deadline_ms / 1000
         self._under_way = UnderWay(world, deadline_ms)
+        self.is_draining = False
+
+    def shed(self, url: bytes) -> bytes | None:
+        """See `protocol.Door.shed`: only new authorizations are refused."""
+        if url != SHEDDABLE or not self._under_way.is_full():
+            return None
+        metrics.SHED.inc()
+        return OVERLOADED
 
     async def reply(self, request: Request) -> Reply | Special | Stream:
         """The answer to any request."""
@@ -105,11 +118,11 @@ class HttpDoor:
         journal.logger().info("refused", status=status, code=code, **about)
         return (status, body) if problem.retry_after_s is None else Special(status, body, b"retry-after: %d\r\n" % problem.retry_after_s)
 
-    async def _authorize(self, request: Request, key: Key, now_ms: int) -> Reply | Problem:
+    async def _authorize(self, request: Request, key: Key, now_ms: int) -> Reply | Special | Problem:
         if request.method != "POST":
             return Problem("method_not_allowed", "use POST")
         txn = self._transaction(request, key, now_ms)
-        return await self._decided(txn, now_ms) if isinstance(txn, Transaction) else txn
+        return await self._decided(txn, now_ms, request) if isinstance(txn, Transaction) else txn
 
     def _transaction(self, request: Request, key: Key, now_ms: int) -> Transaction | Problem:
         """The transaction that the body describes, if its card is one of the key's."""
@@ -118,18 +131,21 @@ class HttpDoor:
             return Problem("card_not_covered", param="card_number" if sent.card_number else "card_bin", about=sent.transaction_id)
         return sound(transaction_of(sent, self._key, self._key_id), now_ms, self._world.future_ms_max)
 
-    async def _decided(self, txn: Transaction, now_ms: int) -> Reply | Problem:
+    async def _decided(self, txn: Transaction, now_ms: int, request: Request) -> Reply | Special | Problem:
         started = time.perf_counter()
-        deciding = self._under_way.once(txn, now_ms)
-        if not await self._under_way.in_time(deciding):
+        wait_s, timed = _wishes(request, self._deadline_s)
+        try:
+            made, course = await self._under_way.answered(txn, now_ms, wait_s)
+        except TimeoutError:
             return Problem("deadline", about=txn.transaction_id)
-        made = deciding.result()
         decision = made.decision or avro.decode(Decision, made.message)
-        metrics.decided(decision.outcome, decision.degradations, time.perf_counter() - started)
+        if not is_stand_in(decision.degradations):
+            metrics.decided(decision.outcome, decision.degradations, time.perf_counter() - started)
         journal.decided(decision)
-        return 200, host_view(decision)
+        body = host_view(decision)
+        return Special(200, body, _timing(course, time.perf_counter() - started)) if timed else (200, body)
 
-    async def _other(self, request: Request, key: Key) -> Reply | Stream | Problem:
+    async def _other(self, request: Request, key: Key) -> Reply | Special | Stream | Problem:
         """The answer to what is none of the first."""
         path = request.path
         if path.startswith(AUTHORIZATIONS + "/"):
@@ -154,7 +170,7 @@ class HttpDoor:
             return await self._balance(account_id) if key.covers(None) else Problem("card_not_covered", "a key of some cards asks for no account")
         return Problem("not_found")
 
-    async def _step(self, request: Request, transaction_id: str, step: str, key: Key) -> Reply | Problem:
+    async def _step(self, request: Request, transaction_id: str, step: str, key: Key) -> Reply | Special | Problem:
         """Captures, reverses or raises an authorization; waits first for its decision if that is under way here."""
         if request.method != "POST":
             return Problem("method_not_allowed", "use POST")
@@ -174,7 +190,7 @@ class HttpDoor:
             raised = await increment(txn, transaction_id, self._world)
         if not isinstance(raised, Transaction):
             return Problem(raised, about=transaction_id)
-        return await self._decided(raised, now_ms)
+        return await self._decided(raised, now_ms, request)
 
     async def _covers(self, key: Key, transaction_id: str) -> bool:
         """Whether the card of an authorization is one of the key's: asked for keys of some cards alone, which it costs a round trip."""
@@ -191,9 +207,14 @@ class HttpDoor:
             return Problem(error.code, f"clearing_id {asked.clearing_id!r} was already used with other contents", "clearing_id", transaction_id)
         if not isinstance(made, tuple):
             return Problem(made, about=transaction_id)
-        return 200, cleared(made, FIELD_39["captured" if kind is ClearingKind.CAPTURE else "reversed"].v1987)
+        return 200, cleared(made, asked, FIELD_39["captured" if kind is ClearingKind.CAPTURE else "reversed"].v1987)
 
-    async def _ready(self) -> Reply:
+    async def _ready(self) -> Reply | Problem:
+        if self.is_draining:
+            return Problem("draining")
+        return await self._whole()
+
+    async def _whole(self) -> Reply:
         if not await self._world.answers.whole():
             raise MemoryUnavailable(answers.FORGOT)
         return 200, b'{"status":"ready"}'
@@ -239,7 +260,7 @@ class HttpDoor:
 
     async def _balance(self, account_id: str) -> Reply | Problem:
         """A balance inquiry; nothing is concluded from what Redis forgot."""
-        await self._ready()
+        await self._whole()
         (content,) = answers.sound([*await self._world.books.read(account_id)])
         book = Book.from_bytes(content)
         if not book.known:
@@ -252,6 +273,25 @@ class HttpDoor:
             response_code=FIELD_39["approve"].v1987,
         )
         return 200, msgspec.json.encode(balance)
+
+
+def _wishes(request: Request, wait_s: float) -> tuple[float, bool]:
+    """How long the host waits, and whether it wants to know where the time goes."""
+    timed = False
+    for name, value in request.headers:
+        if name == b"holdfast-deadline-ms":
+            if not value.isdigit() or not 1 <= int(value) <= DEADLINE_MS_MAX:
+                raise InvalidRecord("holdfast-deadline-ms", f"is a number from 1 to {DEADLINE_MS_MAX}")
+            wait_s = int(value) / 1000
+        elif name == b"holdfast-timing":
+            timed = value == b"1"
+    return wait_s, timed
+
+
+def _timing(course: Course, total_s: float) -> bytes:
+    """The header that says how long each stop took, milliseconds."""
+    stops = [*course.stops, ("total", total_s)]
+    return b"server-timing: " + ", ".join([f"{stop};dur={seconds * 1000:.3f}" for stop, seconds in stops]).encode() + b"\r\n"
 
 
 class _Named(Record, frozen=True):

@@ -78,7 +78,13 @@ class Request(NamedTuple):
 
 
 class Door(Protocol):
-    """What answers."""
+    """What answers. `is_draining`: it will stop soon, so that connections end with the answer that they wait for."""
+
+    is_draining: bool
+
+    def shed(self, url: bytes) -> bytes | None:
+        """The body of a `503` for what cannot be answered in time, said before anything of it is read; None: it can."""
+        ...
 
     def reply(self, request: Request) -> Awaitable[Reply | Special | Stream]:
         """The answer to one request."""
@@ -197,6 +203,12 @@ class HttpProtocol(asyncio.Protocol):
         self._in_request, self._heard_at = False, self._loop.time()
         if self._last:
             return
+        if self._answering is None and not self._door.is_draining and (shed := self._door.shed(self._url)) is not None:
+            self._write((503, shed), request_id(), keep_alive=True)
+            self._last = not self._parser.should_keep_alive()
+            if self._last:
+                self._end()
+            return
         path, query = self._url, b""
         if b"?" in path:
             path, _, query = path.partition(b"?")
@@ -231,6 +243,7 @@ class HttpProtocol(asyncio.Protocol):
             if isinstance(made, Stream):
                 await self._pour(made, request)
                 return
+            self._last = self._last or (self._door.is_draining and not self._waiting)
             more = bool(self._waiting) or self._refusal is not None or not self._last
             self._write(made, request.request_id, more, request.method != "HEAD")
             self._state.total_requests += 1

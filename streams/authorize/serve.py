@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import signal
 from collections.abc import Awaitable, Callable
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -33,6 +34,23 @@ NAME = "authorize"
 REFRESH_S, NOTED_EVERY = 2.0, 30
 
 
+class Server(uvicorn.Server):
+    """uvicorn, which at the first signal goes on for `drain_s` after `drain`, so that a load balancer sees in time that it is not ready."""
+
+    drain: Callable[[], None] | None = None
+    drain_s = 0.0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """See `uvicorn.Server.handle_exit`: called as the handler of signals. A second signal ends it at once."""
+        drain, self.drain = self.drain, None
+        if drain is None or not self.started:
+            super().handle_exit(sig, frame)
+            return
+        loop = asyncio.get_running_loop()
+        loop.call_soon_threadsafe(drain)
+        loop.call_soon_threadsafe(loop.call_later, self.drain_s, super().handle_exit, sig, frame)
+
+
 def serve(settings: Settings, make_world: Callable[[Settings, Bus], Awaitable[World]]) -> int:
     """Runs until SIGTERM or SIGINT; 0 after a clean stop."""
     journal.start(settings, NAME)
@@ -55,6 +73,13 @@ async def _serve(settings: Settings, make_world: Callable[[Settings, Bus], Await
     secrets = Secrets(settings.token_key.encode(), settings.token_key_id)
     door = HttpDoor(world, *secrets, settings.request_deadline_ms, keys, paths, tokens_of(settings), Live(settings))
     server = http_server(door, settings)
+
+    def drain() -> None:
+        door.is_draining = True
+        forget_ready(settings, NAME)
+        journal.logger().info("draining", ms=settings.drain_ms)
+
+    server.drain, server.drain_s = drain, settings.drain_ms / 1000
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them once more after its own clean end, for whom was there before
         signal.signal(number, lambda *_: None)
     gateway = await _gateway(settings, world)
@@ -74,7 +99,7 @@ async def _serve(settings: Settings, make_world: Callable[[Settings, Bus], Await
     return 0
 
 
-def http_server(door: Door, settings: Settings) -> uvicorn.Server:
+def http_server(door: Door, settings: Settings) -> Server:
     """uvicorn around the door, on the address and with the TLS of the settings."""
     app: Any = door
     config = uvicorn.Config(
@@ -95,7 +120,7 @@ def http_server(door: Door, settings: Settings) -> uvicorn.Server:
     )
     config.load()
     config.ssl = listening(settings, settings.http_client_ca_file)
-    return uvicorn.Server(config)
+    return Server(config)
 
 
 async def _gateway(settings: Settings, world: World) -> Gateway:

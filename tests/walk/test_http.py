@@ -411,6 +411,40 @@ def test_a_capture_takes_the_whole_or_a_part_and_its_repeat_gets_the_same_bytes(
     at_the_door(play)
 
 
+def test_an_authorization_is_captured_in_parts_and_reversed_in_part_and_each_repeat_gets_the_same_bytes() -> None:
+    async def play(host: Host) -> None:
+        await host.authorize()
+        sent = [
+            ("capture", {"clearing_id": "c1", "amount_minor": 400, "currency": "EUR", "final": False}),
+            ("reversal", {"clearing_id": "c2", "amount_minor": 100, "currency": "EUR"}),
+            ("capture", {"clearing_id": "c3", "amount_minor": 300, "currency": "EUR", "final": False}),
+        ]
+        answers = [await host.step(step, **body) for step, body in sent]
+        assert [(status, answer["amount_minor"]) for status, answer, _ in answers] == [(200, 400), (200, 100), (200, 300)]
+        for (step, body), (_, _, first) in zip(sent, answers, strict=True):
+            assert (await host.step(step, **body))[2] == first
+        status, error, _ = await host.step("capture", clearing_id="c1", amount_minor=399, currency="EUR", final=False)
+        assert (status, error["error"]["code"]) == (409, "transaction_conflict")
+        assert (await host.step("capture", clearing_id="c4", amount_minor=201, currency="EUR"))[1]["error"]["code"] == "exceeds_hold"
+        assert (await host.step("increment", **a_request(transaction_id="i1", amount_minor=500)))[0] == 200, "it is still open"
+        assert (await host.step("capture", clearing_id="c4"))[1]["amount_minor"] == 700
+        assert (await host.step("capture", clearing_id="c5"))[1]["error"]["code"] == "already_posted"
+        taken = [c.amount_minor for c in host.world.bus.records(CLEARINGS) if c.kind == "capture"]  # type: ignore[attr-defined]
+        assert sum(taken) == 1_400
+
+    at_the_door(play)
+
+
+def test_captures_that_come_together_never_take_more_than_is_held() -> None:
+    async def play(host: Host) -> None:
+        await host.authorize()
+        body = {"amount_minor": 300, "currency": "EUR", "final": False}
+        answers = await asyncio.gather(*(host.step("capture", clearing_id=f"c{n}", **body) for n in range(5)))
+        assert sorted(status for status, _, _ in answers) == [200, 200, 200, 422, 422]
+
+    at_the_door(play)
+
+
 def test_a_reversal_gives_all_of_it_back_once_also_where_it_overtook_the_decision() -> None:
     async def play(host: Host) -> None:
         (_, decided, _), (status, answer, _) = await asyncio.gather(host.authorize(), host.step("reversal", **CLEARING))
@@ -443,7 +477,10 @@ def test_an_increment_raises_the_hold_and_is_captured_with_it() -> None:
         ("capture", {"amount_minor": 1}, 422, "invalid_field"),
         ("capture", {"account_id": "a2"}, 404, "wrong_account"),
         ("capture", {"at_ms": NOON + 86_400_000}, 422, "time_in_future"),
-        ("reversal", {"amount_minor": 1}, 422, "unknown_field"),
+        ("reversal", {"amount_minor": 1}, 422, "invalid_field"),
+        ("reversal", {"amount_minor": 0, "currency": "EUR"}, 422, "invalid_field"),
+        ("reversal", {"amount_minor": 1_001, "currency": "EUR"}, 422, "exceeds_hold"),
+        ("reversal", {"final": False}, 422, "unknown_field"),
         ("reversal", {"clearing_id": ""}, 422, "invalid_field"),
         ("refund", {}, 404, "not_found"),
     ],
@@ -465,7 +502,8 @@ def test_what_nobody_knows_holds_nothing_or_has_expired_is_not_captured() -> Non
         assert (await host.step("capture", **CLEARING))[1]["error"]["code"] == "nothing_held"
         await host.authorize(transaction_id="t2")
         host.world.now_ms += 40 * 86_400_000
-        assert (await host.step("capture", "t2", **CLEARING))[1]["error"]["code"] == "already_expired"
+        assert (await host.step("capture", "t2", **CLEARING))[1]["error"]["code"] == "late_capture"
+        assert (await host.step("reversal", "t2", **CLEARING))[1]["error"]["code"] == "already_expired"
         assert (await host.ask("GET", "/v1/authorizations/t2/capture"))[0] == 405
 
     at_the_door(play)
