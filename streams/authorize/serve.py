@@ -22,6 +22,7 @@ from streams.authorize.elements import Secrets
 from streams.authorize.http import HttpDoor
 from streams.authorize.iso8583 import Desk, Gateway, peers_of
 from streams.authorize.keys import KeyFile, Keyring
+from streams.authorize.live import Live
 from streams.authorize.protocol import Door, HttpProtocol
 from streams.authorize.tls import listening
 from streams.authorize.tokens import tokens_of
@@ -72,7 +73,7 @@ async def _serve(settings: Settings, make_world: Callable[[Settings, Bus], Await
     file = KeyFile(settings.keys_dir)
     keys, paths = Keyring(again=file.changed), frozenset(filter(None, settings.open_paths.split(",")))
     secrets = Secrets(settings.token_key.encode(), settings.token_key_id)
-    door = HttpDoor(world, *secrets, settings.request_deadline_ms, keys, paths, tokens_of(settings))
+    door = HttpDoor(world, *secrets, settings.request_deadline_ms, keys, paths, tokens_of(settings), Live(settings))
     server = http_server(door, settings)
 
     def drain() -> None:
