@@ -152,8 +152,8 @@ def ensure_champion(settings: Settings, say: Say) -> str:
     Its history is simulated: it gets a system going and finds what the simulator does. A bank trains its own.
     """
     registry = registry_of(settings)
-    champion = registry.champion_id()
-    if champion is not None and _decides_here(registry, champion, say):
+    champion = who_decides(registry, say)
+    if champion is not None:
         return champion
     say("no model decides yet: training a first one on simulated history (simulate, backfill, train, register, promote)")
     place = settings.data_dir / "first_model"
@@ -166,15 +166,18 @@ def ensure_champion(settings: Settings, say: Say) -> str:
     return model_id
 
 
-def _decides_here(registry: Registry, champion: str, say: Say) -> bool:
-    """Whether the champion can decide with this release; one that cannot, because it is of another format or catalogue, is said."""
+def who_decides(registry: Registry, say: Say) -> str | None:
+    """The champion where it can decide with this release; one that cannot, because it is of another format or catalogue, is said."""
+    champion = registry.champion_id()
+    if champion is None:
+        return None
     try:
-        return registry.load(champion).catalogue_id == CATALOGUE.catalogue_id
+        return champion if registry.load(champion).catalogue_id == CATALOGUE.catalogue_id else None
     except ArtefactError as error:
         if error.code not in ("missing", "malformed"):
             raise
         say(f"{champion} cannot decide with this release: {error}")
-        return False
+        return None
 
 
 def first_model(place: Path, settings: Settings, policy: Policy, say: Say) -> Trained:
