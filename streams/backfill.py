@@ -15,6 +15,7 @@ import inspect
 import io
 import itertools
 import json
+import math
 import os
 import shutil
 import sys
@@ -39,14 +40,16 @@ from features.fact import PROFILES
 from features.profile import account_knowledge
 from schemas.account import AccountEvent, AccountState
 from schemas.errors import InvalidRecord, SettingsError
+from schemas.identity import hash32
 from schemas.transaction import Transaction
 from streams.folder import with_kept_secrets
 from streams.load import loaded
-from streams.mapping import Mapping, Row, TokenKey, accounts_in, events_in, mapping_in, rows_count, rows_in
+from streams.mapping import Mapping, Row, TokenKey, accounts_in, events_in, for_file, mapping_in, rows_count, rows_in
 from streams.settings import Settings
 
 FEATURES_FILE = "features.parquet"
 LOT_ROWS = 65_536
+HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 BAD_ROWS_SAID = 20
 STATE = "state"
 STATE_SHARE = 20
@@ -68,7 +71,9 @@ _BESIDE = [
 ]
 """What stands beside the features. `fraud` is null where the file says nothing; `learned_at_ms` is when the label became known."""
 ATTRIBUTE = "attribute."
-"""Columns of this prefix, after the features: what [attributes] of the mapping name, as numbers; NaN where the text is none. For training."""
+"""Columns of this prefix, after the features: what [attributes] of the mapping name, as numbers (`as_number`), NaN where there is none."""
+CLOCK = ("clock.hour", "clock.weekday")
+"""Columns that stand with attributes, for training: the time of day (UTC, 0 to 24) and the day of the week (0 is Monday)."""
 
 
 class Backfilled(NamedTuple):
@@ -239,22 +244,36 @@ def _beside_one(row: Row) -> tuple[Any, ...]:
 
 
 def _attributes(rows: Sequence[Row], names: Sequence[str]) -> Floats:
-    """float64[rows, names]: the attributes of these names as numbers."""
+    """float64[rows, clock and names]: the time of day, the day of the week, and the attributes of these names as numbers; nothing without names."""
+    if not names:
+        return np.empty((len(rows), 0))
     values = np.full((len(rows), len(names)), np.nan)
     place = {name: number for number, name in enumerate(names)}
     for row, into in zip(rows, values, strict=True):
         assert not isinstance(row.content, InvalidRecord)
         for attribute in row.content.attributes:
-            with contextlib.suppress(ValueError):
-                into[place[attribute.name]] = float(attribute.value)
-    return values
+            into[place[attribute.name]] = as_number(attribute.value)
+    at_ms = np.array([row.content.at_ms for row in rows if isinstance(row.content, Transaction)], np.int64)
+    return np.column_stack([at_ms % DAY_MS / HOUR_MS, (at_ms // DAY_MS + 3) % 7, values])  # 1970 began on a Thursday
+
+
+def as_number(text: str) -> float:
+    """The number that a text is, or one below all that are amounts or counts that stands for it: the same text is the same number everywhere.
+
+    Trees split such numbers like any other, several times where a column has many texts.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.inf
+    return -1e10 - hash32(text) if math.isinf(number) else number
 
 
 def _schema(catalogue: Catalogue, mapping: Mapping) -> pa.Schema:
     delay_ms = mapping.label.delay_ms if mapping.label else 0
     about = {"catalogue_id": catalogue.catalogue_id, "label_delay_ms": str(delay_ms)}
-    attributes = [f"{ATTRIBUTE}{name}" for name in mapping.attributes]
-    return pa.schema([*_BESIDE, *((name, pa.float64()) for name in (*catalogue.names, *attributes))], metadata=about)
+    foreign = [*CLOCK, *(f"{ATTRIBUTE}{name}" for name in mapping.attributes)] if mapping.attributes else []
+    return pa.schema([*_BESIDE, *((name, pa.float64()) for name in (*catalogue.names, *foreign))], metadata=about)
 
 
 # The work.
@@ -328,6 +347,7 @@ def backfilled(
     """
     out.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
+    given = replace(given, mapping=for_file(given.mapping, given.files[0]))
     under_way, place = Backfill(catalogue, threads=threads), _Place(out, given.fingerprint(catalogue, lot_rows))
     done = place.begun(under_way, say)
     if done.lots:

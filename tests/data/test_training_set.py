@@ -78,16 +78,25 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_attributes_that_are_numbers_are_columns_for_training(foreign: Path) -> None:
+def test_attributes_are_columns_for_training_and_a_text_is_always_the_same_number(foreign: Path) -> None:
     history, delay_ms = given_in(foreign)
     given = pq.read_table(foreign / "payments.parquet")
-    assert history.names == (*CATALOGUE.names, "attribute.v1", "attribute.v2")
+    assert history.names == (*CATALOGUE.names, "clock.hour", "clock.weekday", "attribute.v1", "attribute.v2")
+    assert history.vectors[:, -4].tolist() == [second % 86_400 / 3600 for second in given["second"].to_pylist()]
+    assert history.vectors[[0, -1], -3].tolist() == [2, 6], "2025-01-01 was a Wednesday"
     assert history.vectors[:, -2].tolist() == [float(text) for text in given["V1"].to_pylist()]
-    numbers = [float(text) if text == "4.5" else np.nan for text in given["V2"].to_pylist()]
+    numbers = [{"": np.nan, "4.5": 4.5, "red": backfill_job.as_number("red")}[text] for text in given["V2"].to_pylist()]
     np.testing.assert_array_equal(history.vectors[:, -1], numbers)
     assert delay_ms == DAY_MS
     assert len(set(history.cards.tolist())) == 800
     assert history.amounts_minor.tolist() == [round(float(text) * 100) for text in given["sum"].to_pylist()]
+
+
+def test_a_text_is_a_number_below_all_others_and_no_number_is_infinite() -> None:
+    as_number = backfill_job.as_number
+    assert (as_number("1e3"), as_number("-7")) == (1000.0, -7.0)
+    assert as_number("gmail.com") != as_number("yahoo.com")
+    assert all(-2e10 < as_number(text) < -1e10 for text in ("gmail.com", "inf", "-Infinity", "M0"))
 
 
 def test_fraud_that_nobody_had_noticed_is_honest_in_training(foreign: Path) -> None:
@@ -133,8 +142,8 @@ def test_without_spans_the_longest_training_that_fits_is_taken(foreign: Path) ->
     said: list[str] = []
     recipe = train.recipe_in(foreign / "recipe.toml")
     found = evaluate.evaluation(foreign, recipe, count=1, resamples=2, say=said.append)
-    assert said[0] == "1 folds of 3/1/3 days (training, gap, test)"
-    again = evaluate.evaluation(foreign, recipe, spans=Spans(3, 1, 3), count=1, resamples=2)
+    assert said[0] == "1 folds of 7/1/3 days (training, gap, test)"
+    again = evaluate.evaluation(foreign, recipe, spans=Spans(7, 1, 3), count=1, resamples=2)
     assert found.folds == again.folds
 
 
