@@ -18,6 +18,7 @@ from models.figures import USUAL, Costs, Estimate, Operation, calibration_error
 from models.recipe import Recipe
 from schemas.errors import ArtefactError, SettingsError
 from streams.settings import Settings
+from streams.tracking import Run, tracked, tracking_uri
 from streams.train import add_data, recipe_in, until_ms
 from streams.training_set import given_in
 
@@ -96,6 +97,20 @@ def figures_of(found: Evaluation) -> dict[str, Any]:
     }
 
 
+def run_of(found: Evaluation, recipe: Recipe) -> Run:
+    """An evaluation as it is tracked: `tracked(run_of(found, recipe), settings)`."""
+    metrics = {
+        f"{model}.{name}{end}": value if value == value else None
+        for model, figures in found.table.items()
+        for name, figure in figures.items()
+        for end, value in zip(("", ".low", ".high"), figure, strict=True)
+    }
+    folds = {f"fold_{number}": tried.fold._asdict() for number, tried in enumerate(found.folds, 1)}
+    rows = {"train_rows": sum(tried.train_rows for tried in found.folds), "test_rows": sum(tried.test_rows for tried in found.folds)}
+    texts = {"table.txt": "\n".join(table_lines(found)), "evaluation.json": json.dumps(figures_of(found))}
+    return Run(f"evaluate {recipe.name}", {"recipe_id": recipe.recipe_id, **rows, **folds}, metrics, texts)
+
+
 def _told(figure: Estimate) -> dict[str, float | None]:
     return {name: value if value == value else None for name, value in figure._asdict().items()}
 
@@ -114,10 +129,10 @@ def evaluate(argv: list[str], settings: Settings) -> int:
     parser.add_argument("--resamples", type=int, default=200, metavar="N", help="draws of the bootstrap (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     args = parser.parse_args(argv)
-    operation = Operation(args.alert_above, args.cards, args.costs)
+    operation, recipe = Operation(args.alert_above, args.cards, args.costs), recipe_in(args.recipe)
     found = evaluation(
         args.data,
-        recipe_in(args.recipe),
+        recipe,
         spans=args.spans,
         count=args.folds,
         until=until_ms(args),
@@ -128,6 +143,8 @@ def evaluate(argv: list[str], settings: Settings) -> int:
         say=_say,
     )
     print("\n".join(table_lines(found)))
+    if args.track:
+        print(f"run {tracked(run_of(found, recipe), settings)} at {tracking_uri(settings)}")
     if args.json:
         print(json.dumps(figures_of(found)))
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,12 @@ import pytest
 
 from features.catalogue import CATALOGUE
 from models.evaluate import Spans
+from models.policy import policy_from_toml
+from models.registry import default_policy_text
 from schemas.errors import ArtefactError, SettingsError
 from streams import backfill as backfill_job
 from streams import evaluate, train
+from streams.governance import served_here
 from streams.settings import Settings
 from streams.training_set import DAY_MS, given_in, training_set
 
@@ -168,3 +172,11 @@ def test_what_cannot_be_trained_on_is_named(tmp_path: Path) -> None:
         train.recipe_in(tmp_path / "nowhere.toml")
     with pytest.raises(SettingsError, match="three numbers"):
         evaluate.evaluate(["--data", str(tmp_path), "--spans", "7/7"], Settings())
+
+
+def test_a_model_that_reads_a_files_own_columns_is_not_promoted(foreign: Path) -> None:
+    history = given_in(foreign).history  # by a catalogue with another memory; as if by the one that serves
+    examples = replace(history.training_set(history.last_ms, DAY_MS), catalogue_id=CATALOGUE.catalogue_id)
+    made = train.trained(examples, train.recipe_in(foreign / "recipe.toml"), policy_from_toml(default_policy_text()), seed=1)
+    with pytest.raises(ArtefactError, match=r"reads 'clock\.hour', which no request carries"):
+        served_here(made.artefact.ensemble)
