@@ -40,10 +40,10 @@ from features.fact import PROFILES
 from features.profile import account_knowledge
 from schemas.account import AccountState
 from schemas.errors import InvalidRecord, SettingsError
-from streams.columnar import ATTRIBUTE, Cells, ColumnReader, Rows, cells_in, events_by_column, parted
+from streams.columnar import ATTRIBUTE, CLOCK, Cells, ColumnReader, Rows, cells_in, events_by_column, parted
 from streams.folder import with_kept_secrets
 from streams.load import loaded
-from streams.mapping import Mapping, TokenKey, accounts_in, mapping_in, rows_count
+from streams.mapping import Mapping, TokenKey, accounts_in, for_file, mapping_in, rows_count
 from streams.settings import Settings
 
 FEATURES_FILE = "features.parquet"
@@ -258,8 +258,12 @@ def _beside(table: pa.Table) -> list[pa.Array]:
 def _schema(catalogue: Catalogue, mapping: Mapping) -> pa.Schema:
     delay_ms = mapping.label.delay_ms if mapping.label else 0
     about = {"catalogue_id": catalogue.catalogue_id, "label_delay_ms": str(delay_ms)}
-    attributes = [f"{ATTRIBUTE}{name}" for name in mapping.attributes]  # after the features: for training
-    return pa.schema([*_BESIDE, *((name, pa.float64()) for name in (*catalogue.names, *attributes))], metadata=about)
+    return pa.schema([*_BESIDE, *((name, pa.float64()) for name in (*catalogue.names, *_foreign(mapping)))], metadata=about)
+
+
+def _foreign(mapping: Mapping) -> list[str]:
+    """The columns that stand after the features: those of [attributes], and the clock's beside them."""
+    return [*CLOCK, *(f"{ATTRIBUTE}{name}" for name in mapping.attributes)] if mapping.attributes else []
 
 
 # The work.
@@ -333,6 +337,7 @@ def backfilled(
     """
     out.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
+    given = replace(given, mapping=for_file(given.mapping, given.files[0]))
     under_way, place = Backfill(catalogue, threads=threads), _Place(out, given.fingerprint(catalogue, lot_rows))
     done = place.begun(under_way, say)
     if done.lots:
@@ -373,7 +378,7 @@ class _Writer:
     """Writes the parts, each whole or not at all. With more threads than one, one part is written while the next is made."""
 
     def __init__(self, catalogue: Catalogue, mapping: Mapping, threads: int) -> None:
-        self._schema, self._attributes = _schema(catalogue, mapping), [f"{ATTRIBUTE}{name}" for name in mapping.attributes]
+        self._schema, self._foreign = _schema(catalogue, mapping), _foreign(mapping)
         self._rooms = [np.empty((0, len(catalogue.rows)))] * min(threads, 2)
         self._writing: deque[Future[None]] = deque()
         self._pool = ThreadPoolExecutor(1)
@@ -404,7 +409,7 @@ class _Writer:
 
     def _write(self, path: Path, table: pa.Table, vectors: Floats) -> None:
         features = [pa.array(np.ascontiguousarray(column)) for column in vectors.T]
-        attributes = [table[name].combine_chunks() for name in self._attributes]
+        attributes = [table[name].combine_chunks() for name in self._foreign]
         unfinished = path.with_name(f".{path.name}")
         whole = pa.Table.from_arrays([*_beside(table), *features, *attributes], schema=self._schema)
         pq.write_table(whole, unfinished, compression="zstd")

@@ -6,9 +6,9 @@ every row, and this one says it for whole files.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
+import math
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,10 +23,10 @@ import pyarrow.parquet as pq
 from features.columns import TransactionColumns, columns_of, event_columns_from_arrow, joined
 from schemas.account import AccountEvent
 from schemas.errors import InvalidRecord
+from schemas.identity import hash32
 from schemas.money import EXPONENTS
 from schemas.transaction import TOKENS, Attribute, BehaviouralSession, Fingerprint, Transaction, is_card_number, is_ip_address
 from streams.mapping import (
-    COUNTED,
     FLAGS,
     FLOATS,
     LEARNED_MS,
@@ -46,6 +46,7 @@ from streams.mapping import (
     column_faults,
     columns_in,
     counted_from_ms,
+    counted_ms,
     csv_cells,
     event_reader,
     field_of,
@@ -58,7 +59,10 @@ from streams.mapping import (
 
 Array = np.ndarray[Any, np.dtype[Any]]
 ATTRIBUTE = "attribute."
-"""Columns of this prefix are what [attributes] of the mapping name, as numbers; NaN where the text is none."""
+"""Columns of this prefix are what [attributes] of the mapping name, as numbers (`as_number`); NaN where there is none."""
+CLOCK = ("clock.hour", "clock.weekday")
+"""Columns that stand with attributes, for training: the time of day (UTC, 0 to 24) and the day of the week (0 is Monday)."""
+_HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
 PIECE_ROWS = 65_536
 _KINDS: dict[str, Any] = typing.get_type_hints(Transaction, include_extras=True) | {
     f"{name}.{field}": kind for name, record in NESTED.items() for field, kind in typing.get_type_hints(record, include_extras=True).items()
@@ -222,8 +226,10 @@ def _value_of(row: Row, name: str) -> Any:
         return row.declined
     if name in ("fraud", "fraud_kind", "learned_at_ms"):
         return None if row.label is None else getattr(row.label, name)
+    if name in CLOCK:
+        return dict(zip(CLOCK, (each.item() for each in clock_of(np.array(txn.at_ms))), strict=True))[name]
     if name.startswith(ATTRIBUTE):
-        return next((_as_number(each.value) for each in txn.attributes if each.name == name.removeprefix(ATTRIBUTE)), float("nan"))
+        return next((as_number(each.value) for each in txn.attributes if each.name == name.removeprefix(ATTRIBUTE)), float("nan"))
     for part, record in (("session", BehaviouralSession), ("fingerprint", Fingerprint)):
         if name in record.__struct_fields__:
             return getattr(getattr(txn, part), name, None)
@@ -231,10 +237,23 @@ def _value_of(row: Row, name: str) -> Any:
     return str(value) if isinstance(value, str) else value
 
 
-def _as_number(text: str | None) -> float:
-    with contextlib.suppress(ValueError):
-        return float("nan") if text is None else float(text)
-    return float("nan")
+def clock_of(at_ms: Array) -> tuple[Array, Array]:
+    """What CLOCK names, of each time."""
+    return at_ms % _DAY_MS / _HOUR_MS, (at_ms // _DAY_MS + 3) % 7.0  # 1970 began on a Thursday
+
+
+def as_number(text: str | None) -> float:
+    """The number that a text is, or one below all that are amounts or counts that stands for it: the same text is the same number everywhere.
+
+    Trees split such numbers like any other, several times where a column has many texts. NaN: there is no text.
+    """
+    if text is None:
+        return math.nan
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.inf
+    return -1e10 - hash32(text) if math.isinf(number) else number
 
 
 class _Making:
@@ -347,11 +366,14 @@ class _Making:
             self.columns |= {name: pa.nulls(self._n, kind) for name, kind in nothing.items()}
         else:
             self._label(label)
+        if self._mapping.attributes:
+            for name, values in zip(CLOCK, clock_of(self.at_ms), strict=True):
+                self.columns[name] = pa.array(values)
         for name, column in self._mapping.attributes.items():
             found = _each(self._column(column), as_text)
             unfit = _unfit(found.values, _ATTRIBUTE["value"] | None) | _unfit([name], _ATTRIBUTE["name"])
             self.doubtful |= unfit[found.places] & found.given
-            numbers = np.array([_as_number(text) for text in found.values], np.float64)
+            numbers = np.array([as_number(text) for text in found.values], np.float64)
             self.columns[f"{ATTRIBUTE}{name}"] = pa.array(numbers[found.places])
 
     def _is_one_of(self, rule: Any) -> pa.Array:
@@ -402,8 +424,9 @@ def _plain_moments(column: pa.Array, rule: TimeRule) -> tuple[Array, Array]:
     if pa.types.is_timestamp(kind) and kind.unit in _MS_OF and "UTC" in (kind.tz, rule.zone if kind.tz is None else None):
         ticks, (unit_ms, ticks_a_ms) = _integers(column.view(pa.int64())), _MS_OF[kind.unit]
         return (ticks * unit_ms + ticks_a_ms // 2) // ticks_a_ms, _is_given(column) & (abs(ticks) < 2**53)
-    if pa.types.is_integer(kind) and not pa.types.is_uint64(kind) and rule.format in COUNTED:
-        start_ms, unit_ms = counted_from_ms(rule)
+    unit_ms = counted_ms(rule)
+    if pa.types.is_integer(kind) and not pa.types.is_uint64(kind) and unit_ms:
+        start_ms = counted_from_ms(rule)
         counted = _integers(column)
         most = 2**62 // unit_ms
         return start_ms + np.clip(counted, -most, most) * unit_ms, _is_given(column) & (abs(counted) < most)
