@@ -141,7 +141,7 @@ def iso_frames(count: int) -> bytes:
 
 def iso_closed(port: int, count: int, seconds: float) -> dict[str, float]:
     """The ISO 8583 door in a closed loop."""
-    command = [sys.executable, "-m", "tests.bench.load_iso", str(port), "--seconds", str(seconds)]
+    command = [sys.executable, "-m", "tests.bench.load_iso", str(port), "--connections", str(CONNECTIONS), "--seconds", str(seconds)]
     ran = subprocess.run(command, input=iso_frames(count), capture_output=True, cwd=ROOT, check=False)
     if ran.returncode:
         raise RuntimeError(ran.stderr.decode())

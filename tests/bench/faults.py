@@ -121,7 +121,9 @@ class Host:
         return f"{self._head}content-length: {len(body)}\r\n\r\n".encode() + body
 
     async def _on(self, port: int, request: bytes) -> tuple[int, bytes]:
-        idle = self._idle[port] = [each for each in self._idle[port] if not each[0].at_eof()]  # what the door has ended is not used again
+        idle = self._idle[port]
+        while idle and idle[-1][0].at_eof():  # what the door has ended is not used again
+            idle.pop()[1].close()
         reader, writer = idle.pop() if idle else await asyncio.open_connection("127.0.0.1", port)
         try:
             writer.write(request)
