@@ -48,6 +48,7 @@ from streams.settings import Settings
 
 FEATURES_FILE = "features.parquet"
 LOT_ROWS = 65_536
+TURNED_ROWS = 256
 BAD_ROWS_SAID = 20
 STATE = "state"
 STATE_SHARE = 20
@@ -408,12 +409,20 @@ class _Writer:
             self._writing.popleft().result()
 
     def _write(self, path: Path, table: pa.Table, vectors: Floats) -> None:
-        features = [pa.array(np.ascontiguousarray(column)) for column in vectors.T]
+        features = [pa.array(column) for column in _by_column(vectors)]
         attributes = [table[name].combine_chunks() for name in self._foreign]
         unfinished = path.with_name(f".{path.name}")
         whole = pa.Table.from_arrays([*_beside(table), *features, *attributes], schema=self._schema)
         pq.write_table(whole, unfinished, compression="zstd")
         unfinished.replace(path)
+
+
+def _by_column(matrix: Floats) -> Floats:
+    """The matrix turned, some rows at a time: by whole columns every number would be read from far memory."""
+    turned = np.empty(matrix.T.shape)
+    for begin in range(0, len(matrix), TURNED_ROWS):
+        turned[:, begin : begin + TURNED_ROWS] = matrix[begin : begin + TURNED_ROWS].T
+    return turned
 
 
 @contextlib.contextmanager

@@ -131,6 +131,7 @@ def test_the_bench_of_features_measures_and_its_status_says_whether_it_holds(tmp
     assert figures["online_over_bare"] < 6
     assert figures["kernel_us"] < 100
     assert figures["backfill_per_s"] > 3_000
+    assert figures["file_rows_per_s"] > 500
 
 
 @pytest.mark.alone
