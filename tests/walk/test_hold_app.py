@@ -38,7 +38,8 @@ class Scene:
         self.bus = ListBus()
         books, answers, memory = Books(wire), Answers(wire, 3600), RedisMemory(wire, CATALOGUE)
         self.world = World(
-            CATALOGUE, Panel(Judges(an_ensemble(), a_policy())), memory, books, answers, self.bus, UnknownAccount.DECLINE, 30_000, 300_000, self.clock,
+            CATALOGUE, Panel(Judges(an_ensemble(), a_policy())), memory, books, answers, self.bus,
+            UnknownAccount.DECLINE, 30_000, 300_000, self.clock,
             lambda stop, seconds, count: None,
         )  # fmt: skip
         self.holds = HoldWorld(wire, books, answers, memory, self.bus, self.clock, self.log_end, memory.close)
