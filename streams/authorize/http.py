@@ -230,7 +230,7 @@ class HttpDoor:
             known = decision.catalogue_id == self._world.catalogue.catalogue_id
             values = tuple(np.frombuffer(decision.vector, dtype="<f8").tolist())
             names = self._world.catalogue.names if known else tuple(f"feature_{i}" for i in range(len(values)))
-            return 200, bank_view(decision, names, values)
+            return 200, bank_view(decision, names, values, self._world.catalogue)
         return 200, host_view(decision)
 
     async def _balance(self, account_id: str) -> Reply | Problem:
