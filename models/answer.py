@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from features.catalogue import Catalogue
+from models.decision import sentence
 from models.stand_in import is_stand_in
 from schemas.decision import Decision, Outcome, Reason, ReasonSource
 from schemas.record import Record
@@ -126,9 +128,12 @@ def host_view(decision: Decision) -> bytes:
     return msgspec.json.encode(answer)
 
 
-def bank_view(decision: Decision, names: tuple[str, ...], values: tuple[float, ...]) -> bytes:
-    """The whole decision's JSON with its features by name, for the bank's own people."""
+def bank_view(decision: Decision, names: tuple[str, ...], values: tuple[float, ...], catalogue: Catalogue) -> bytes:
+    """The whole decision's JSON with its features by name, for the bank's own people; a reason of a feature that is known here as a sentence too."""
     plain: dict[str, Any] = msgspec.to_builtins(decision, builtin_types=(bytes,))
+    for reason, said in zip(decision.reasons, plain["reasons"], strict=True):
+        if reason.feature in catalogue.index:
+            said["sentence"] = sentence(reason, catalogue.rows[catalogue.index[reason.feature]])
     del plain["vector"]
     plain["features"] = {n: None if v != v else v for n, v in zip(names, values, strict=True)}
     return msgspec.json.encode(plain)

@@ -113,6 +113,7 @@ def packed(artefact: Artefact) -> dict[str, bytes]:
         "figures": artefact.figures,
         "checks": artefact.checks,
         "snapshot": artefact.snapshot,
+        "fairness": artefact.fairness,
         "plots": artefact.plots,
         "arrays": {name: len(said[name]) for name in TYPES},
         "sha256": hashlib.sha256(arrays).hexdigest(),

@@ -203,7 +203,9 @@ def _reasons(
     """Reasons, most severe first: of the rules, of the score if it asks for more than approval, of what was missing."""
     for rule in fired:
         feature = rule.conditions[0].feature
-        yield Reason(code=rule.reason, source=ReasonSource.RULE, feature=feature, value=_value(vector[ensemble.names.index(feature)]))
+        column = ensemble.names.index(feature)
+        usual = _value(ensemble.usual[column])
+        yield Reason(code=rule.reason, source=ReasonSource.RULE, feature=feature, value=_value(vector[column]), usual=usual)
     if banded is not Outcome.APPROVE:
         yield from _of_the_model(ensemble, reason_of, vector, scored)
     for missing in degradations:
@@ -227,7 +229,8 @@ def _of_the_model(ensemble: Ensemble, reason_of: Sequence[str], vector: Floats, 
         foremost.setdefault(code, column)
     for code in sorted(raised, key=lambda c: -raised[c]):
         column = foremost[code]
-        yield Reason(code=code, source=ReasonSource.MODEL, feature=ensemble.names[column], value=_value(vector[column]))
+        value, usual = _value(vector[column]), _value(ensemble.usual[column])
+        yield Reason(code=code, source=ReasonSource.MODEL, feature=ensemble.names[column], value=value, usual=usual)
 
 
 def top_reason_agrees(ensemble: Ensemble, reason_of: Sequence[str], vectors: Floats) -> float:
@@ -243,13 +246,13 @@ def top_reason_agrees(ensemble: Ensemble, reason_of: Sequence[str], vectors: Flo
     return agreed / len(vectors)
 
 
-def sentence(reason: Reason, row: Feature, usual: float) -> str:
-    """The reason in an analyst's words: "12 payments on the card within ten minutes; usual: 0.3". `row` is its feature's, NaN: nothing is usual."""
+def sentence(reason: Reason, row: Feature) -> str:
+    """The reason in an analyst's words: "12 payments on the card within ten minutes; usual: 0.3". `row` is its feature's."""
     what = row.why.partition(":")[0]
     value = "missing" if reason.value is None else _said(reason.value)
     counted = isinstance(row.shape.expression, Fold) and row.shape.expression.op in ("count", "distinct")
     said = f"{value} {what[0].lower()}{what[1:]}" if counted else f"{what}: {value}"
-    return said if np.isnan(usual) else f"{said}; usual: {_said(usual)}"
+    return said if reason.usual is None else f"{said}; usual: {_said(reason.usual)}"
 
 
 def _said(value: float) -> str:

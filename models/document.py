@@ -9,7 +9,8 @@ from html import escape
 from typing import Any
 
 from features.catalogue import Catalogue
-from models.gates import BESIDE_CHAMPION, CALIBRATION_ERROR_MAX, GATES, PSI_MAX, WORSE_THAN_CHAMPION_MAX
+from models.drift import PSI_MAX
+from models.gates import ACROSS_GROUPS, BESIDE_CHAMPION, CALIBRATION_ERROR_MAX, FAIRNESS_RATIO_MAX, GATES, WORSE_THAN_CHAMPION_MAX
 from models.governance import Item
 from schemas.governance import Move
 
@@ -27,10 +28,10 @@ PURPOSE = (
     "Says of each payment, while the customer waits, how likely it is fraud: a score from 0 to 1000. The policy's thresholds and rules turn it into "
     "approval, review or block, with at most four reasons. It decides about payments, not about people's credit, and not where it was not trained."
 )
+NOT_DECLARED = "Not measured: the recipe declares no groups ([[groups]]: a column, and its ranges or values)."
 FIXED_LIMITS = (
     "Labels are what was known at the end of training: fraud that nobody had noticed counts as honest.",
     "The held-out rows are the last fifth of the time; what changes afterwards shows in monitoring, not here.",
-    "Fairness across groups of customers is not measured: vectors carry no declared groups.",
 )
 
 
@@ -46,6 +47,7 @@ def document(model_id: str, card: Mapping[str, Any], item: Item | None, moves: S
         _section("Members", _members(card)),
         _section("Evaluation on rows that training has not seen", _table(("figure", "value"), _figures(card["figures"]))),
         _section("Gates", _gates({**card.get("checks", {}), **said}, failed)),
+        _section("Fairness across declared groups", _fairness(card)),
         _section("Plots", _reliability(card) + _scores(card)),
         _section("Limits", f"<ul>{''.join(f'<li>{escape(limit)}</li>' for limit in (*_own_limits(card), *FIXED_LIMITS))}</ul>"),
         _section("Approvals and all other moves", _moves(moves) + _bands(item)),
@@ -98,14 +100,36 @@ LIMITS: Mapping[str, str] = {
     "calibration_error": f"at most {CALIBRATION_ERROR_MAX}",
     "score_psi": f"at most {PSI_MAX}",
     "against_champion_low": f"at least {-WORSE_THAN_CHAMPION_MAX}",
+    "fairness_ratio_low": f"at most {FAIRNESS_RATIO_MAX}",
 }
 
 
 def _gates(figures: Mapping[str, float], failed: Sequence[str]) -> str:
-    names = [*GATES, *(name for name in BESIDE_CHAMPION if name in figures or name in failed)]
+    names = [*GATES, *(name for name in (*BESIDE_CHAMPION, *ACROSS_GROUPS) if name in figures or name in failed)]
     rows = [(n, f"{figures[n]:.4g}" if n in figures else "never measured", LIMITS.get(n, ""), "FAILED" if n in failed else "passed") for n in names]
     more = [(n, f"{v:.4g}", "", "") for n, v in figures.items() if n not in names]
     return _table(("check", "measured", "limit", ""), rows + more).replace("<td>FAILED</td>", "<td class=no>FAILED</td>")
+
+
+def _fairness(card: Mapping[str, Any]) -> str:
+    """How honest payments of each declared group were treated, or that nobody declared any."""
+    declared, found = card.get("checks", {}).get("fairness_declared", 0), card.get("fairness", {})
+    if not declared:
+        return f"<p class=no>{NOT_DECLARED}</p>"
+    said = f"<p>Alerts on honest payments, above the policy's review threshold; the gate allows {FAIRNESS_RATIO_MAX} at the lower end.</p>"
+    if len(found) < declared:
+        said += f"<p class=no>{declared - len(found):.0f} of {declared:.0f} declared columns were not in the data: never measured.</p>"
+    for name, each in found.items():
+        rows = [(row["group"], f"{row['honest']:,}", *_treated(row)) for row in each["groups"]]
+        head = (f"{name.replace('_', ' ')} ({each['column']})", "honest payments", "alerted", "times as often as the others", "interval of 95 %")
+        said += _table(head, rows)
+    return said
+
+
+def _treated(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    if row["ratio"] is None:
+        return "too few to say", "", ""
+    return f"{row['alerted']:.2%}", f"{row['ratio']:.2f}", f"{row['low']:.2f} to {row['high']:.2f}"
 
 
 def _own_limits(card: Mapping[str, Any]) -> list[str]:

@@ -81,6 +81,12 @@ def drift(column: Floats, edges: Sequence[float], shares: Sequence[float]) -> Dr
     return Drift(_psi(now, then), _ks(now[:-1], then[:-1]))
 
 
+def psi(before: Floats, now: Floats) -> float:
+    """The population stability index of `now` against `before`, in ranges with equally many of `before`; ties make them fewer."""
+    edges = _edges(before)
+    return _psi(shares_in(now, edges), shares_in(before, edges))
+
+
 def drifts(snapshot: Snapshot, names: Sequence[str], vectors: Floats, scores: Floats) -> dict[str, Drift]:
     """The drift of each feature and of the score. There is none of what the snapshot does not know, and of less than `ROWS_MIN` rows.
 
@@ -166,8 +172,10 @@ class Limit(NamedTuple):
     clears: float
 
 
+PSI_MAX = 0.25
+"""The field's own rule of thumb: above a quarter the population has shifted (Siddiqi, Credit Risk Scorecards, 2006)."""
 LIMITS: Mapping[str, Limit] = {
-    "psi": Limit(0.25, 0.20),  # the field's own rule of thumb: above 0.25 the population has shifted (Siddiqi, Credit Risk Scorecards, 2006)
+    "psi": Limit(PSI_MAX, 0.20),
     "ks": Limit(0.25, 0.20),
     "missing": Limit(0.50, 0.25),
     "miscalibration": Limit(2.0, 1.5),  # frauds known against promised, either way

@@ -8,16 +8,17 @@ import numpy as np
 
 from models.compiled import EQUAL_ON, EQUAL_WITHIN
 from models.decision import TOP_REASON_AGREES_MIN
+from models.drift import PSI_MAX, psi
 from models.figures import Ranked, Trial, calibration_error, reliability
 from models.history import Flags, Floats
 
 CALIBRATION_ERROR_MAX = 0.02
 """A score of 500 means one in two: so far may said and true be apart, weighed by rows (expected calibration error, ten bins)."""
-PSI_MAX = 0.25
-"""Population stability index of the score, from earlier to later rows: above a quarter the field speaks of a shift (Siddiqi, 2006)."""
 WORSE_THAN_CHAMPION_MAX = 0.02
 """So much average precision may be lost against the champion, at the lower end of the interval."""
-FLOOR = 1e-4
+FAIRNESS_RATIO_MAX = 1.25
+"""So many times as often as the others' a group's honest payments may be alerted, as far as chance does not explain it: four fifths, turned round
+(29 CFR 1607.4(D), made for hiring; no rule gives a figure for payments)."""
 RESAMPLES = 200
 GATES: Mapping[str, Callable[[float], bool]] = {
     "parity_max": lambda apart: apart <= EQUAL_WITHIN,
@@ -33,9 +34,16 @@ BESIDE_CHAMPION: Mapping[str, Callable[[float], bool]] = {
 """Likewise, where another model decides now: measured by whoever validates, on rows that he chooses."""
 
 
+ACROSS_GROUPS: Mapping[str, Callable[[float], bool]] = {
+    "fairness_ratio_low": lambda low: low <= FAIRNESS_RATIO_MAX,
+}
+"""Likewise, where the recipe declares groups."""
+
+
 def failed_gates(figures: Mapping[str, float], beside_champion: bool) -> tuple[str, ...]:
     """The names of the gates that a model with these figures does not pass."""
-    asked = {**GATES, **(BESIDE_CHAMPION if beside_champion else {})}
+    declared = figures.get("fairness_declared", 0) > 0
+    asked = {**GATES, **(BESIDE_CHAMPION if beside_champion else {}), **(ACROSS_GROUPS if declared else {})}
     return tuple(name for name, passes in asked.items() if name not in figures or not passes(figures[name]))
 
 
@@ -47,14 +55,6 @@ def held_out_checks(earlier: Floats, later: Floats, truth: Flags) -> dict[str, f
     if not len(later) or not len(earlier):
         return {}
     return {"calibration_error": calibration_error(reliability(later, truth)), "score_psi": psi(earlier, later)}
-
-
-def psi(before: Floats, now: Floats, bins: int = 10) -> float:
-    """Population stability index of `now` against `before`, in ranges with equally many of `before`; ties make them fewer."""
-    edges = np.unique(np.quantile(before, np.linspace(0, 1, bins + 1)[1:-1]))
-    shares = [np.bincount(np.searchsorted(edges, values, "right"), minlength=len(edges) + 1) / len(values) for values in (before, now)]
-    was, is_now = (np.maximum(share, FLOOR) for share in shares)
-    return float(((is_now - was) * np.log(is_now / was)).sum())
 
 
 def against(candidate: Floats, champion: Floats, truth: Flags, days: np.ndarray[tuple[int], np.dtype[np.int64]], seed: int) -> dict[str, float]:

@@ -24,6 +24,8 @@ from schemas.record import Word
 from schemas.transaction import Transaction, TransactionKind
 
 DAY_MS = 86_400_000
+UNREAD = frozenset({"members"})
+"""Tables that earlier releases asked for and nobody read (weights are the recipe's): a policy that was signed with one stays what it is."""
 SEVERITY = {outcome: place for place, outcome in enumerate(Outcome)}
 """How severe an outcome is; the most severe of several stands."""
 
@@ -116,7 +118,6 @@ class Policy:
     block_above: int
     medium_above: int
     high_above: int
-    weights: Mapping[str, float]  # by member, for training: a trained ensemble carries its own
     degraded: Mapping[str, Outcome]  # by what is missing, or `otherwise`: the outcome is at least this
     rules: tuple[Rule, ...]
     hold_default_ms: int
@@ -258,7 +259,7 @@ def policy_from_toml(text: str) -> Policy:
         rows = tomllib.loads(text, parse_float=Decimal)
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"policy: {error}") from error
-    table = _Table(rows, "policy")
+    table = _Table({key: row for key, row in rows.items() if key not in UNREAD}, "policy")
     score, risk, hold = table.table("score"), table.table("risk"), table.table("hold")
     policy = Policy(
         policy_id=f"pol_{hashlib.sha256(text.encode()).hexdigest()[:32]}",
@@ -268,7 +269,6 @@ def policy_from_toml(text: str) -> Policy:
         block_above=score.per_mille("block_above"),
         medium_above=risk.per_mille("medium_above"),
         high_above=risk.per_mille("high_above"),
-        weights=_weights(table.table("members")),
         degraded=_degraded(table.table("degraded")),
         rules=tuple(_rule(row) for row in table.rows_of("rules")),
         hold_default_ms=hold.days_ms("default_days"),
@@ -362,13 +362,6 @@ def _epoch_ms(at: datetime) -> int:
     if at.tzinfo is None:
         raise SettingsError("policy.effective_from: needs a UTC offset, for example 2026-01-01T00:00:00Z")
     return int((at - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds() * 1000)
-
-
-def _weights(table: _Table) -> dict[str, float]:
-    weights = {name: table.number(name, 0, 1) for name in table.given()}
-    if sum(weights.values()) != 1:
-        raise SettingsError(f"policy.members: the weights sum to {sum(weights.values())}, not to 1")
-    return {name: float(weight) for name, weight in weights.items()}
 
 
 def _degraded(table: _Table) -> dict[str, Outcome]:

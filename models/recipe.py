@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from models.fairness import Groups
 from schemas.errors import SettingsError
 
 EVERY = "*"
@@ -37,6 +38,7 @@ class _Text(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     parts: Annotated[int, msgspec.Meta(ge=2, le=20)]
     weights: Literal["given", "fitted"] = "given"
     members: tuple[MemberRow, ...]
+    groups: tuple[Groups, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,8 @@ class Recipe:
     """Cards are dealt into so many parts; what is said of a part for calibration comes from members that have not seen it."""
     fits_weights: bool
     """The members' weights are fitted in training; else those of the rows are taken."""
+    groups: tuple[Groups, ...] = ()
+    """Declared groups of people, across which fairness is measured."""
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -65,12 +69,11 @@ def recipe_from_toml(text: str) -> Recipe:
         rows = msgspec.convert(tomllib.loads(text), _Text)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise SettingsError(f"recipe: {error}") from None
-    names = [row.name for row in rows.members]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise SettingsError(f"recipe: there are two members {twice[0]!r}")
+    for what, names in (("members", [row.name for row in rows.members]), ("groups", [row.name for row in rows.groups])):
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise SettingsError(f"recipe: there are two {what} {twice[0]!r}")
     total = math.fsum(row.weight for row in rows.members)
     if not math.isclose(total, 1.0, abs_tol=1e-9):
         raise SettingsError(f"recipe: the weights sum to {total:g}, not to 1")
     recipe_id = f"rec_{hashlib.sha256(text.encode()).hexdigest()[:32]}"
-    return Recipe(recipe_id, rows.name, rows.members, rows.honest_per_fraud, rows.parts, rows.weights == "fitted")
+    return Recipe(recipe_id, rows.name, rows.members, rows.honest_per_fraud, rows.parts, rows.weights == "fitted", rows.groups)

@@ -19,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn, without types
 
 from features.catalogue import CATALOGUE
+from models import fairness
 from models.calibrate import calibration, fitted_weights
 from models.compiled import EQUAL_ON, EQUAL_WITHIN, Curve, Grown, apart, compiled, joined, mixed, plain
 from models.decision import top_reason_agrees
@@ -108,7 +109,7 @@ def fit(examples: Examples, recipe: Recipe, seed: int, threads: int = 1) -> Team
         raise ArtefactError("training needs honest payments, and frauds of several cards")
     drawn = _drawn(truth, recipe.honest_per_fraud, seed)
     vectors = examples.vectors[drawn]
-    columns = [_with_values(_read_by(row, examples.names), vectors) for row in recipe.members]
+    columns = [_with_values(_read_by(row, examples.names, recipe), vectors) for row in recipe.members]
     jobs = [(number, part) for number in range(len(recipe.members)) for part in (-1, *range(recipe.parts))]
 
     def done(job: tuple[int, int]) -> tuple[Any, Floats]:
@@ -153,12 +154,17 @@ def _taken(vectors: Floats, rows: npt.NDArray[np.intp], columns: Sequence[int]) 
     return taken
 
 
-def _read_by(row: MemberRow, names: Sequence[str]) -> tuple[int, ...]:
+def learned_from(names: Sequence[str], recipe: Recipe) -> tuple[str, ...]:
+    """The columns without those that are there to measure fairness with alone."""
+    measured_only = {groups.column for groups in recipe.groups if groups.column.startswith(fairness.MEASURED_ONLY)}
+    return tuple(name for name in names if name not in measured_only)
+
+
+def _read_by(row: MemberRow, names: Sequence[str], recipe: Recipe) -> tuple[int, ...]:
     """The columns of a member's families; of families that the data has not there are none."""
-    if EVERY in row.families:
-        return tuple(range(len(names)))
-    families = families_of(names)
-    return tuple(column for family in row.families for column in families.get(family, ()))
+    allowed, families = set(learned_from(names, recipe)), families_of(names)
+    wanted = range(len(names)) if EVERY in row.families else (column for family in row.families for column in families.get(family, ()))
+    return tuple(column for column in wanted if names[column] in allowed)
 
 
 def _with_values(columns: Sequence[int], vectors: Floats) -> tuple[int, ...]:
@@ -183,6 +189,7 @@ def train(examples: Examples, recipe: Recipe, policy: Policy, seed: int, threads
 
     Every member must equal scikit-learn's own answer on every row, or ArtefactError. The same examples, recipe and seed give the same artefact.
     """
+    whole, examples = examples, examples.read_by(learned_from(examples.names, recipe))
     first = int(len(examples.frauds) * HELD_OUT_FROM)
     seen = replace(
         examples,
@@ -195,6 +202,8 @@ def train(examples: Examples, recipe: Recipe, policy: Policy, seed: int, threads
     ensemble, parity = assembled(fit(seen, recipe, seed, threads), recipe, seen, seed)
     late, truth = examples.vectors[first:], examples.frauds[first:]
     scores = ensemble.scores(late)
+    late_rows, alerts = slice(first, None), np.rint(scores * 1000) > policy.review_above
+    treated = fairness.measured(recipe.groups, whole.names, whole.vectors[late_rows], alerts, truth, whole.cards[late_rows])
     blocked = late[np.rint(scores * 1000) > policy.block_above][:BLOCKS_ASKED]
     return Artefact(
         ensemble=ensemble,
@@ -211,7 +220,9 @@ def train(examples: Examples, recipe: Recipe, policy: Policy, seed: int, threads
             **parity,
             "top_reason_agrees": top_reason_agrees(ensemble, _reasons(examples.names), np.ascontiguousarray(blocked)),
             **held_out_checks(ensemble.scores(seen.vectors), scores, truth),
+            **fairness.checks(recipe.groups, treated),
         },
+        fairness=treated,
         data_sha256=hashlib.sha256(np.ascontiguousarray(examples.vectors).tobytes() + examples.frauds.tobytes()).hexdigest(),
         plots=plots(scores, truth),
         snapshot=snapshot_of(examples.names, seen.vectors, np.rint(scores * 1000)).plain(),

@@ -43,6 +43,7 @@ class Reason(Record, frozen=True, kw_only=True):
     source: Annotated[ReasonSource, doc("which part gave it")]
     feature: Annotated[str | None, doc("the feature that it rests on, if one")] = None
     value: Annotated[float | None, doc("that feature's value, in the feature's unit")] = None
+    usual: Annotated[float | None, doc("the feature's median among honest payments, as the model was trained; null: it had none")] = None
 
 
 Score = Annotated[int, Meta(ge=0, le=1000)]

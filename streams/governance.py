@@ -178,13 +178,13 @@ def compared(registry: Registry, item_id: str, data: Path) -> dict[str, float]:
     first = within[int(len(within) * HELD_OUT_FROM)] if len(within) else 0
     unseen = (np.arange(len(examples.at_ms)) >= first) & (examples.at_ms >= trained["from_at_ms"])
     for model in (ours, theirs):
-        if model.names != examples.names:
-            raise ArtefactError(f"{data}: has other columns than {model.model_id} reads")
-    rows = examples.vectors[unseen]
+        if not set(model.names) <= set(examples.names):
+            raise ArtefactError(f"{data}: has not all the columns that {model.model_id} reads")
     days = (examples.at_ms[unseen] // DAY_MS).astype(np.int64)
-    figures = against(ours.scores(rows), theirs.scores(rows), examples.frauds[unseen], days, seed=1)
+    own, other = (model.scores(examples.read_by(model.names).vectors[unseen]) for model in (ours, theirs))
+    figures = against(own, other, examples.frauds[unseen], days, seed=1)
     said = ", ".join(f"{name} {value:+.4f}" for name, value in figures.items()) or "no fraud among them: nothing can be said"
-    print(f"average precision on {len(rows)} rows: {said}")
+    print(f"average precision on {unseen.sum()} rows: {said}")
     return figures
 
 

@@ -66,7 +66,7 @@ class Bench:
     def _model(self, model_id: str) -> Ensemble:
         if model_id not in self._models:
             ensemble = self.registry.load(model_id)
-            if ensemble.catalogue_id != self._catalogue.catalogue_id:
+            if (ensemble.catalogue_id, ensemble.names) != (self._catalogue.catalogue_id, self._catalogue.names):
                 raise ArtefactError(f"model {model_id} was trained on catalogue {ensemble.catalogue_id}, not on {self._catalogue.catalogue_id}")
             self._models[model_id] = ensemble
         return self._models[model_id]

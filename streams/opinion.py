@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from time import perf_counter
 
 from models.opinion import Judged, Panel, second_opinions
@@ -58,9 +58,10 @@ async def give(waiting: Waiting, bus: Bus) -> None:
         await waiting.some.wait()
         began = perf_counter()
         if found := waiting.lot():
-            told = _told(_judged(*found), bus)
+            sent = [bus.tell(SECOND_OPINIONS, one.account_id, encode(one)) for one in _judged(*found)]
             await asyncio.sleep((perf_counter() - began) * (1 / SHARE - 1))
-            await told
+            for failed in await asyncio.gather(*sent, return_exceptions=True):
+                (metrics.OPINIONS_DROPPED.labels("log") if failed else metrics.OPINIONS).inc()
 
 
 def _judged(panel: Panel, taken: Sequence[Judged]) -> list[SecondOpinions]:
@@ -70,14 +71,3 @@ def _judged(panel: Panel, taken: Sequence[Judged]) -> list[SecondOpinions]:
         metrics.OPINIONS_DROPPED.labels("failed").inc(len(taken))
         journal.logger().error("a challenger or shadow failed", error=repr(error), panel=panel.ids)
         return []
-
-
-def _told(said: Sequence[SecondOpinions], bus: Bus) -> Awaitable[None]:
-    """Sends them at once; what is awaited counts what the log took."""
-    sent = [bus.tell(SECOND_OPINIONS, one.account_id, encode(one)) for one in said]
-
-    async def acknowledged() -> None:
-        for failed in await asyncio.gather(*sent, return_exceptions=True):
-            (metrics.OPINIONS_DROPPED.labels("log") if failed else metrics.OPINIONS).inc()
-
-    return acknowledged()

@@ -245,7 +245,7 @@ class HttpDoor:
         known = decision.catalogue_id == self._world.catalogue.catalogue_id
         values = tuple(np.frombuffer(decision.vector, dtype="<f8").tolist())
         names = self._world.catalogue.names if known else tuple(f"feature_{i}" for i in range(len(values)))
-        return bank_view(decision, names, values)
+        return bank_view(decision, names, values, self._world.catalogue)
 
     async def _stream(self, request: Request, key: Key) -> Stream | Problem:
         """What is decided from now on, or since the last event that the client had."""

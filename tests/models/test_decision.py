@@ -149,13 +149,24 @@ def test_a_forest_too_deep_is_explained_by_its_paths_and_how_often_that_is_right
         ("velocity.card_count_10m", 12.0, 0.3, "12 payments on the card within ten minutes; usual: 0.3"),
         ("velocity.card_merchants_1h", 7.0, 1.0, "7 different merchants within an hour; usual: 1"),
         ("velocity.card_amount_1h", 125_000.0, 0.0, "Spent with the card within an hour, minor units: 125,000; usual: 0"),
-        ("velocity.card_count_1m", 5.0, math.nan, "5 payments on the card within a minute"),
+        ("velocity.card_count_1m", 5.0, None, "5 payments on the card within a minute"),
         ("velocity.card_decline_ratio_24h", None, 0.0, "Share of the card's attempts of a day that were declined: missing; usual: 0"),
     ],
 )
-def test_a_reason_is_a_sentence_with_its_numbers(feature: str, value: float | None, usual: float, said: str) -> None:
+def test_a_reason_is_a_sentence_with_its_numbers(feature: str, value: float | None, usual: float | None, said: str) -> None:
     row = CATALOGUE.rows[CATALOGUE.index[feature]]
-    assert sentence(Reason(code=row.reason, source=ReasonSource.MODEL, feature=feature, value=value), row, usual) == said
+    assert sentence(Reason(code=row.reason, source=ReasonSource.MODEL, feature=feature, value=value, usual=usual), row) == said
+
+
+def test_every_reason_of_a_feature_carries_its_value_and_what_is_usual(ensemble: Ensemble) -> None:
+    vector = np.full(len(CATALOGUE.names), np.nan)
+    vector[CATALOGUE.index["velocity.card_count_10m"]] = 11
+    verdict = judge(ensemble, POLICY, CATALOGUE.reason_of, a_transaction(), vector)
+    told = [reason for reason in verdict.reasons if reason.feature]
+    assert told
+    for reason in told:
+        usual = ensemble.usual[CATALOGUE.index[str(reason.feature)]]
+        assert reason.usual == (None if np.isnan(usual) else usual)
 
 
 def test_a_debit_is_held_where_it_is_approved_or_reviewed_and_a_credit_never(ensemble: Ensemble) -> None:

@@ -44,7 +44,7 @@ def test_a_columns_drift_is_bounded_and_never_more_than_the_exact_distance(then:
     assert (round(same.psi, 5), round(same.ks, 5)) == (0, 0)
     other, there, then_there = drift(now, edges, shares), now[~np.isnan(now)], then[~np.isnan(then)]
     assert other.psi >= 0
-    if len(there) and len(then_there):
+    if len(there) and len(then_there) and len(there) + len(then_there) > 2:  # scipy divides by zero where each has one
         assert other.ks <= ks_2samp(there, then_there, method="asymp").statistic + 1e-5
 
 
