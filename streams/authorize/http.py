@@ -21,17 +21,17 @@ from streams import answers, journal, metrics
 from streams.authorize.keys import Grant, Key, Keyring, Scope, bearer
 from streams.authorize.life import clear, increment
 from streams.authorize.live import Live
+from streams.authorize.openapi import description, page
 from streams.authorize.problem import INDEFINITE, Problem
 from streams.authorize.protocol import Reply, Request, Special, Stream
 from streams.authorize.requests import Balance, authorization_in, cleared, clearing_in, decisions_in, transaction_of
-from streams.authorize.routes import is_known, scope_of
+from streams.authorize.routes import OPEN_PATHS, is_known, methods_of, scope_of
 from streams.authorize.tokens import Tokens
 from streams.authorize.under_way import UnderWay
 from streams.pipeline import Course, World
 
 AUTHORIZATIONS, DECISIONS, ACCOUNTS = "/v1/authorizations", "/v1/decisions", "/v1/accounts"
 BALANCE = "balance"
-OPEN_PATHS = frozenset(("/health", "/ready"))
 DEADLINE_MS_MAX = 60_000
 SHEDDABLE = AUTHORIZATIONS.encode()
 _, OVERLOADED = Problem("overloaded").reply("")
@@ -116,6 +116,8 @@ class HttpDoor:
         status, body = problem.reply(request.request_id)
         about = {"field": problem.param, "transaction_id": problem.about, "request_id": request.request_id}
         journal.logger().info("refused", status=status, code=code, **about)
+        if status == 405:
+            return Special(status, body, b"allow: %b\r\n" % ", ".join(methods_of(request.path)).encode())
         return (status, body) if problem.retry_after_s is None else Special(status, body, b"retry-after: %d\r\n" % problem.retry_after_s)
 
     async def _authorize(self, request: Request, key: Key, now_ms: int) -> Reply | Special | Problem:
@@ -159,6 +161,10 @@ class HttpDoor:
             return 200, b'{"status":"alive"}'
         if path == "/ready":
             return await self._ready()
+        if path == "/openapi.json":
+            return 200, description()
+        if path == "/docs":
+            return Special(200, page(), b"", b"text/html; charset=utf-8")
         if path == DECISIONS + "/stream":
             return await self._stream(request, key)
         if path == DECISIONS:
@@ -224,11 +230,11 @@ class HttpDoor:
         asked = decisions_in(request.query)
         if asked.name == "transaction_id":
             return self._shown(await self._world.answers.of_transaction(asked.of), key)
-        await self._ready()
-        page = await self._world.answers.page(asked.name, asked.of, asked.limit, asked.cursor)
-        decisions = [avro.decode(Decision, message) for message in page.messages]
+        await self._whole()
+        found = await self._world.answers.page(asked.name, asked.of, asked.limit, asked.cursor)
+        decisions = [avro.decode(Decision, message) for message in found.messages]
         shown = [self._view(decision, key) for decision in decisions if key.covers(decision.transaction.card_bin)]
-        return 200, b'{"decisions":[%b],"cursor":%b}' % (b",".join(shown), msgspec.json.encode(page.cursor))
+        return 200, b'{"decisions":[%b],"cursor":%b}' % (b",".join(shown), msgspec.json.encode(found.cursor))
 
     def _shown(self, kept: answers.Kept | None, key: Key) -> Reply | Problem:
         if kept is None or not kept.told:
@@ -280,7 +286,7 @@ def _wishes(request: Request, wait_s: float) -> tuple[float, bool]:
     timed = False
     for name, value in request.headers:
         if name == b"holdfast-deadline-ms":
-            if not value.isdigit() or not 1 <= int(value) <= DEADLINE_MS_MAX:
+            if not value.isdigit() or len(value) > 9 or not 1 <= int(value) <= DEADLINE_MS_MAX:
                 raise InvalidRecord("holdfast-deadline-ms", f"is a number from 1 to {DEADLINE_MS_MAX}")
             wait_s = int(value) / 1000
         elif name == b"holdfast-timing":

@@ -48,6 +48,8 @@ class Special(NamedTuple):
     body: bytes
     head: bytes
     """Whole lines."""
+    kind: bytes = b""
+    """Its content type, where it is not JSON."""
 
 
 _COUNT, _PROCESS = itertools.count(1), secrets.token_hex(4)
@@ -281,7 +283,9 @@ class HttpProtocol(asyncio.Protocol):
         if not self._transport.is_closing():
             ends = ENDS if keep_alive else b"connection: close\r\n" + ENDS
             body = made[1]
-            head = HEADS[made[0]] + made.head if isinstance(made, Special) else HEADS[made[0]]
+            head = HEADS[made[0]]
+            if isinstance(made, Special):
+                head = (head.replace(b"application/json", made.kind) if made.kind else head) + made.head
             self._transport.write(head + ends % (name.encode(), len(body)) + (body if whole else b""))
 
     def _count_head(self, size: int) -> None:

@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
+from models.answer import Answer
 from models.clearing import WHOLE, Asked
 from schemas import avro, identity
 from schemas.errors import InvalidRecord
@@ -72,6 +73,19 @@ class Balance(Record, frozen=True, kw_only=True):
     balance_minor: Annotated[SignedMinorUnits, doc("the balance, minor units")]
     available_minor: Annotated[SignedMinorUnits, doc("balance and credit limit less live holds, minor units")]
     response_code: Annotated[str, doc("ISO 8583:1987 field 39")]
+
+
+class DecisionPage(Record, frozen=True, kw_only=True):
+    """Decisions of a card or an account, the newest first. A key of the scope `explain` gets whole decisions in it."""
+
+    decisions: Annotated[tuple[Answer, ...], doc("at most `limit` of them")]
+    cursor: Annotated[str | None, doc("asks for those after these; null: there are none")]
+
+
+class Status(Record, frozen=True, kw_only=True):
+    """How the process is."""
+
+    status: Annotated[str, doc("alive, or ready")]
 
 
 class DecisionsAsked(NamedTuple):

@@ -114,7 +114,7 @@ def served(play: Callable[[Served], Awaitable[None]], settings: Settings | None 
         test = a_world()
         test.know(balance_minor=10_000)
         test.world.clock_ms = lambda: test.now_ms
-        keys = Keyring([Grant(name="all", sha256=hash_of(KEY), scopes=(Scope.ADMIN,))])
+        keys = Keyring([Grant(name="all", sha256=hash_of(KEY), scopes=(Scope.AUTHORIZE, Scope.CAPTURE, Scope.READ))])
         server = http_server(HttpDoor(test.world, b"k" * 32, "k1", 5_000, keys, tokens=tokens_of(one), live=Live(one)), one)
         running = asyncio.create_task(server.serve())
         while not server.started:
