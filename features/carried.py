@@ -172,12 +172,17 @@ class Repeats:
     def answer(self, identities: Array, firsts: Array, number: int, told: Array) -> None:
         """Gives those that came again what the first one was told, and keeps what is told for those to come."""
         before = number - len(self._identities)
-        earlier, here = firsts < number, np.flatnonzero(firsts >= number)
+        again = np.flatnonzero(firsts != np.arange(number, number + len(firsts)))
+        earlier, here = again[firsts[again] < number], again[firsts[again] >= number]
         told[here] = told[firsts[here] - number]
         told[earlier] = self._told[firsts[earlier] - before]
-        self._identities = np.concatenate((self._identities, identities))[-self._reach :]
-        self._firsts = np.concatenate((self._firsts, firsts))[-self._reach :]
-        self._told = np.concatenate((self._told, told))[-self._reach :]
+        self._identities = self._last(self._identities, identities)
+        self._firsts, self._told = self._last(self._firsts, firsts), self._last(self._told, told)
+
+    def _last(self, before: Array, now: Array) -> Array:
+        """The last of what was kept and what came, as many as are kept."""
+        kept = max(self._reach - len(now), 0)
+        return np.concatenate((before[max(len(before) - kept, 0) :], now)) if kept else now[-self._reach :]
 
     def state(self) -> State:
         """All that another needs to go on."""
@@ -376,7 +381,8 @@ class Tallies:
         out = np.full((n, self._folds), np.nan)
         if not self._tallies or n == 0:
             return out
-        clock = np.maximum(np.maximum.accumulate(lot.facts[:, AT_MS]), self._clock)
+        now = np.ascontiguousarray(lot.facts[:, AT_MS])
+        clock = np.maximum(np.maximum.accumulate(now), self._clock)
         first = np.flatnonzero(firsts == np.arange(number, number + n))
         labels, label_tokens = self._learned(lot, first, clock, number)
         told = _payments(lot, first, number)
@@ -393,7 +399,7 @@ class Tallies:
             taught = label_tokens[:, LABELLED.index(kind)] if kind in LABELLED else np.zeros(len(labels.rows), np.int64)
             owners = np.where(payments, tokens[rows.of], 0)
             owners[~payments] = taught[of_label[~payments]]
-            tally.tell(self._words, place, (owners, rows), (np.where(is_first, tokens, 0), reads, lot.facts[:, AT_MS]), out)
+            tally.tell(self._words, place, (owners, rows), (np.where(is_first, tokens, 0), reads, now), out)
         self._clock = int(clock[-1])
         return out
 

@@ -83,7 +83,7 @@ class TransactionColumns:
     @cached_property
     def fact_matrix(self) -> Array:
         """int64[n, facts], in the order of FACTS."""
-        matrix = np.zeros((self.n, len(FACTS)), np.int64)
+        matrix = np.full((self.n, len(FACTS)), 0, np.int64)  # not zeros: that memory is of small pages, and it is read in every order
         for number, fact in enumerate(FACTS):
             if fact.name in self.facts:
                 column = np.asarray(self.facts[fact.name])
@@ -101,8 +101,12 @@ class TransactionColumns:
 
     def part(self, begin: int, end: int) -> TransactionColumns:
         """Transactions begin to end, as a view."""
+        return self.taken(slice(begin, end))
+
+    def taken(self, which: slice | Array) -> TransactionColumns:
+        """Some of the transactions, in the order given."""
         facts, tokens, measures, known = (
-            {name: column[begin:end] if np.ndim(column) else column for name, column in part.items()}
+            {name: column[which] if np.ndim(column) else column for name, column in part.items()}
             for part in (self.facts, self.tokens, self.measures, self.known)
         )
         return TransactionColumns(
@@ -110,9 +114,19 @@ class TransactionColumns:
             tokens,
             measures,
             known,
-            None if self.asked is None else self.asked[begin:end],
-            None if self.learned is None else self.learned[begin:end],
+            None if self.asked is None else self.asked[which],
+            None if self.learned is None else self.learned[which],
         )
+
+
+def joined(parts: Sequence[TransactionColumns]) -> TransactionColumns:
+    """The columns of all parts, one after the other; each must have what the first has. Nothing is known of them, or learned."""
+
+    def of_all(named: Callable[[TransactionColumns], Mapping[str, Array]]) -> dict[str, Array]:
+        return {name: np.concatenate([named(part)[name] for part in parts]) for name in named(parts[0])}
+
+    asked = np.concatenate([part.asks for part in parts])
+    return TransactionColumns(of_all(lambda p: p.facts), of_all(lambda p: p.tokens), of_all(lambda p: p.measures), asked=asked)
 
 
 def _facts_in(record: Transaction | AccountEvent) -> tuple[int, ...]:
@@ -143,6 +157,27 @@ def columns_of(records: Sequence[Transaction | AccountEvent]) -> TransactionColu
         tokens,
         {measure.name: measures[:, number] for number, measure in enumerate(MEASURES)},
         asked=np.array([isinstance(record, Transaction) for record in records], np.bool_),
+    )
+
+
+def merged(columns: TransactionColumns, others: TransactionColumns, at: Array) -> TransactionColumns:
+    """The columns with each of the others put before the row `at` of them, of equals in their order. What is known is known of `columns` alone."""
+
+    def of_both(one: Mapping[str, Array], other: Mapping[str, Array], nothing: Any, kind: type) -> dict[str, Array]:
+        names = dict.fromkeys((*one, *other))
+        return {
+            name: np.insert(one[name] if name in one else np.full(columns.n, nothing, kind), at, other.get(name, nothing)).astype(kind, copy=False)
+            for name in names
+        }
+
+    facts = np.insert(columns.fact_matrix, at, others.fact_matrix, axis=0)
+    return TransactionColumns(
+        {fact.name: facts[:, number] for number, fact in enumerate(FACTS)},
+        of_both(columns.tokens, others.tokens, 0, np.uint64),
+        of_both(columns.measures, others.measures, math.nan, np.float64),
+        of_both(columns.known, {}, math.nan, np.float64),
+        np.insert(columns.asks, at, others.asks),
+        None if columns.learned is None else np.insert(columns.learned, at, 0),
     )
 
 

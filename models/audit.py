@@ -17,6 +17,9 @@ from schemas.topics import CLEARINGS, TRANSACTIONS
 from schemas.transaction import Transaction
 
 FINAL = frozenset({HoldState.POSTED, HoldState.VOIDED, HoldState.EXPIRED})
+PARTS = frozenset({HoldState.PARTLY_POSTED, HoldState.PARTLY_VOIDED})
+MOVES = frozenset({TransferPhase.POST, TransferPhase.POST_PART, TransferPhase.DIRECT})
+"""Phases that move money; the others reserve or release it."""
 REFUSABLE = frozenset({TRANSACTIONS.name, CLEARINGS.name})
 """Topics that others write: a record of theirs that does not decode is explained by its dead letter."""
 FirstOffsets = Mapping[str, Mapping[int, int]]
@@ -36,6 +39,7 @@ class _Made(NamedTuple):
 
     hold_id: str | None
     held_minor: int
+    tolerance_minor: int
     currency: str | None
     expires_at_ms: int | None
     origin: tuple[str, int, int]
@@ -57,6 +61,7 @@ class Audit:
     _made: dict[str, _Made] = field(default_factory=dict)
     _confirmed: dict[str, HoldEvent] = field(default_factory=dict)
     _resolved: dict[str, HoldEvent] = field(default_factory=dict)
+    _parts: dict[str, list[HoldEvent]] = field(default_factory=dict)
     _transfers: dict[str, LedgerTransfer] = field(default_factory=dict)
     _candidates: list[SarCandidate] = field(default_factory=list)
     _twice: list[Disagreement] = field(default_factory=list)
@@ -89,6 +94,7 @@ class Audit:
         self._made[decision.transaction_id] = _Made(
             decision.hold_id,
             decision.held_minor,
+            decision.hold_tolerance_minor,
             decision.hold_currency,
             decision.hold_expires_at_ms,
             (decision.source_topic, decision.source_partition, decision.source_offset),
@@ -98,11 +104,15 @@ class Audit:
 
     def hold_event(self, event: HoldEvent, message: bytes) -> None:
         """One record of `holds`."""
-        stage = "resolved" if event.state in FINAL else "confirmed"
+        part = event.state in PARTS
+        stage = f"part {event.clearing_id}" if part else "resolved" if event.state in FINAL else "confirmed"
         if not self._new("hold events", f"{event.hold_id} {stage}", message):
             return
         self.counts[f"holds {event.state}"] += 1
-        (self._resolved if event.state in FINAL else self._confirmed)[event.hold_id] = event
+        if part:
+            self._parts.setdefault(event.hold_id, []).append(event)
+        else:
+            (self._resolved if event.state in FINAL else self._confirmed)[event.hold_id] = event
 
     def transfer(self, transfer: LedgerTransfer, message: bytes) -> None:
         """One record of `ledger`."""
@@ -179,7 +189,7 @@ class Audit:
             event = self._confirmed.get(made.hold_id)
             if event is None:
                 yield Disagreement("unconfirmed_hold", made.hold_id, f"{transaction_id} was decided with a hold, but none was confirmed")
-            elif (event.held_minor, event.currency, event.expires_at_ms) != (made.held_minor, made.currency, made.expires_at_ms):
+            elif _terms(event) != (made.held_minor, made.tolerance_minor, made.currency, made.expires_at_ms):
                 text = f"decided {made.held_minor} {made.currency}, held {event.held_minor} {event.currency}"
                 yield Disagreement("hold_differs", made.hold_id, text)
 
@@ -188,39 +198,45 @@ class Audit:
         for hold_id, event in self._confirmed.items():
             if hold_id not in decided:
                 yield Disagreement("orphan_hold", hold_id, f"held for {event.transaction_id}, which no decision holds money for")
-        for hold_id, event in self._resolved.items():
-            before = self._confirmed.get(hold_id)
+        for hold_id in self._parts.keys() | self._resolved.keys():
+            steps, before = self._steps(hold_id), self._confirmed.get(hold_id)
             if before is None:
-                yield Disagreement("resolved_unconfirmed", hold_id, f"{event.state}, but never confirmed")
-            elif event.posted_minor > before.held_minor:
-                yield Disagreement("posted_above_hold", hold_id, f"posted {event.posted_minor} of {before.held_minor}")
+                yield Disagreement("resolved_unconfirmed", hold_id, f"{steps[-1].state}, but never confirmed")
+                continue
+            yield from _beyond(before, steps)
+
+    def _steps(self, hold_id: str) -> list[HoldEvent]:
+        """What became of a confirmed hold: parts first, then its end."""
+        end = self._resolved.get(hold_id)
+        return [*self._parts.get(hold_id, ()), *([] if end is None else [end])]
 
     def _unapplied(self, first_offsets: FirstOffsets) -> Iterable[Disagreement]:
         for (partition, offset), clearing in self._clearings.items():
             if (CLEARINGS.name, partition, offset) in self._dead:
                 continue
-            end = self._resolved.get(identity.hold_id(clearing.transaction_id))
-            if end is None or not self._ended_by(end, clearing, first_offsets):
-                text = f"{CLEARINGS.name} {partition}/{offset}: a {clearing.kind} of {clearing.transaction_id}, ended no hold and is no dead letter"
+            steps = self._steps(identity.hold_id(clearing.transaction_id))
+            if not any(self._caused(step, clearing, first_offsets) for step in steps):
+                text = f"{CLEARINGS.name} {partition}/{offset}: a {clearing.kind} of {clearing.transaction_id}, moved nothing and is no dead letter"
                 yield Disagreement("unapplied_clearing", clearing.clearing_id, text)
 
-    def _ended_by(self, end: HoldEvent, clearing: Clearing, first_offsets: FirstOffsets) -> bool:
-        """Whether the clearing, or one whose repeat it is, ended the hold."""
-        if end.source_topic != CLEARINGS.name:
+    def _caused(self, step: HoldEvent, clearing: Clearing, first_offsets: FirstOffsets) -> bool:
+        """Whether the clearing, or one whose repeat it is, caused this step of its hold."""
+        if step.source_topic != CLEARINGS.name:
             return False
-        cause = self._clearings.get((end.source_partition, end.source_offset))
+        cause = self._clearings.get((step.source_partition, step.source_offset))
         if cause is not None:
             return cause == clearing
-        return _aged(first_offsets, end.source_topic, end.source_partition, end.source_offset) and _ending(clearing) == _ended(end)
+        return _aged(first_offsets, step.source_topic, step.source_partition, step.source_offset) and _says(clearing, step)
 
     def _orphan_ends(self, first_offsets: FirstOffsets) -> Iterable[Disagreement]:
-        for hold_id, end in self._resolved.items():
-            topic, partition, offset = end.source_topic, end.source_partition, end.source_offset
+        for step in (*(part for parts in self._parts.values() for part in parts), *self._resolved.values()):
+            topic, partition, offset = step.source_topic, step.source_partition, step.source_offset
             if topic != CLEARINGS.name or _aged(first_offsets, topic, partition, offset):
                 continue
             cause = self._clearings.get((partition, offset))
-            if cause is None or _ending(cause) != _ended(end):
-                yield Disagreement("orphan_end", hold_id, f"{end.state}, {end.posted_minor} taken, but {topic} {partition}/{offset} does not say so")
+            if cause is None or not _says(cause, step):
+                text = f"{step.state}, {step.posted_minor} taken, but {topic} {partition}/{offset} does not say so"
+                yield Disagreement("orphan_end", step.hold_id, text)
 
     def _overdue(self, end_ms: int) -> Iterable[Disagreement]:
         for hold_id, event in self._confirmed.items():
@@ -228,7 +244,8 @@ class Audit:
                 yield Disagreement("overdue_hold", hold_id, f"lapsed at {event.expires_at_ms} and is still open")
 
     def _unbooked(self) -> Iterable[Disagreement]:
-        events = [*self._confirmed.values(), *self._resolved.values()]
+        parts = [part for parts in self._parts.values() for part in parts]
+        events = [*self._confirmed.values(), *parts, *self._resolved.values()]
         due = {t.transfer_id: t for event in events for t in transfers_of_hold(event)}
         due |= {t.transfer_id: t for made in self._made.values() for t in made.credit}
         for transfer_id in sorted(due.keys() - self._transfers.keys()):
@@ -249,7 +266,7 @@ class Audit:
         """Booked balance of each (ledger account, currency), minor units; pending transfers move nothing."""
         balance: Counter[tuple[str, str]] = Counter()
         for transfer in self._transfers.values():
-            if transfer.phase in (TransferPhase.POST, TransferPhase.DIRECT):
+            if transfer.phase in MOVES:
                 balance[transfer.debit_account_id, transfer.currency] -= transfer.amount_minor
                 balance[transfer.credit_account_id, transfer.currency] += transfer.amount_minor
         return balance
@@ -284,13 +301,30 @@ def _aged(first_offsets: FirstOffsets, topic: str, partition: int, offset: int) 
     return first is None or offset < first.get(partition, 0)
 
 
-def _ending(clearing: Clearing) -> tuple[str, HoldState, int, int]:
-    """How the clearing ends a hold: which, in what state, how much is taken, and when."""
+def _terms(event: HoldEvent) -> tuple[int, int, str, int]:
+    """On what terms money is held."""
+    return event.held_minor, event.tolerance_minor, event.currency, event.expires_at_ms
+
+
+def _beyond(confirmed: HoldEvent, steps: list[HoldEvent]) -> Iterable[Disagreement]:
+    """Where the steps of a hold took or gave back more than there was, or the last one does not say what was left."""
+    held, hold_id = confirmed.held_minor, confirmed.hold_id
+    posted, released = sum(step.posted_minor for step in steps), sum(step.released_minor for step in steps)
+    if posted > held + confirmed.tolerance_minor:
+        yield Disagreement("posted_above_hold", hold_id, f"posted {posted} of {held}, with {confirmed.tolerance_minor} of tolerance")
+    elif released > max(0, held - posted):
+        yield Disagreement("released_above_hold", hold_id, f"released {released} of {held}, of which {posted} were posted")
+    elif steps[-1].state in FINAL and released and released != max(0, held - posted):
+        yield Disagreement("rest_differs", hold_id, f"ended, but {released} released and {posted} posted are not the {held} that were held")
+
+
+def _says(clearing: Clearing, step: HoldEvent) -> bool:
+    """Whether this step of a hold is what the clearing asks for."""
     posts = clearing.kind is ClearingKind.CAPTURE
-    taken_minor = clearing.amount_minor if posts else 0
-    return identity.hold_id(clearing.transaction_id), HoldState.POSTED if posts else HoldState.VOIDED, taken_minor, clearing.at_ms
-
-
-def _ended(end: HoldEvent) -> tuple[str, HoldState, int, int]:
-    """The same of a hold's last event."""
-    return end.hold_id, end.state, end.posted_minor, end.at_ms
+    if step.hold_id != identity.hold_id(clearing.transaction_id) or step.at_ms != clearing.at_ms:
+        return False
+    if step.state not in ((HoldState.POSTED, HoldState.PARTLY_POSTED) if posts else (HoldState.VOIDED, HoldState.PARTLY_VOIDED)):
+        return False
+    if posts:
+        return step.posted_minor == clearing.amount_minor
+    return clearing.amount_minor in (0, step.released_minor)

@@ -8,14 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from models.governance import Inventory, Item
-from schemas.governance import Band
+from models.governance import BREAKER, Inventory, Item
+from schemas.governance import Band, State
 
 WINDOW_MS = 60_000
 LEAST = 20
 """Of fewer decisions nothing is said."""
 Z = 3.29
 """Of a thousand windows within the band one is wrongly said to have left it (two-sided normal)."""
+
+
+Given = tuple[str, str]
+"""A model's or policy's id, and an outcome that it gave."""
 
 
 class Breach(NamedTuple):
@@ -34,28 +38,29 @@ class Breach(NamedTuple):
 
 @dataclass(slots=True)
 class Window:
-    """What was decided in the last minute, by outcome, in the order in which it was counted."""
+    """What was decided in the last minute, by who decided and outcome, in the order in which it was counted."""
 
-    parts: deque[tuple[int, Mapping[str, int]]] = field(default_factory=deque)
+    parts: deque[tuple[int, Mapping[Given, int]]] = field(default_factory=deque)
 
-    def add(self, at_ms: int, counts: Mapping[str, int]) -> Counter[str]:
-        """Adds what was decided up to a moment, forgets what is older than the window, and returns the sums."""
+    def add(self, at_ms: int, counts: Mapping[Given, int]) -> dict[str, Counter[str]]:
+        """Adds what was decided up to a moment, forgets what is older than the window, and returns the sums by outcome of each that decided."""
         self.parts.append((at_ms, counts))
         while self.parts[0][0] <= at_ms - WINDOW_MS:
             self.parts.popleft()
-        sums: Counter[str] = Counter()
+        sums: dict[str, Counter[str]] = {}
         for _, each in self.parts:
-            sums.update(each)
+            for (item_id, outcome), count in each.items():
+                sums.setdefault(item_id, Counter())[outcome] += count
         return sums
 
 
-def interval(hits: int, count: int) -> tuple[float, float]:
+def interval(hits: int, count: int, z: float = Z) -> tuple[float, float]:
     """Between which the share lies of which so many of so many were seen (Wilson, 1927): with few decisions wide, with many narrow.
 
     So of twenty payments that are all blocked enough is known, and of two hundred of which a few too many are, it is not.
     """
-    share, slack = hits / count, Z * Z / count
-    middle, wide = share + slack / 2, Z * math.sqrt(share * (1 - share) / count + slack / (4 * count))
+    share, slack = hits / count, z * z / count
+    middle, wide = share + slack / 2, z * math.sqrt(share * (1 - share) / count + slack / (4 * count))
     return (middle - wide) / (1 + slack), (middle + wide) / (1 + slack)
 
 
@@ -73,21 +78,33 @@ def breach(bands: Sequence[Band], counts: Mapping[str, int]) -> Breach | None:
 
 
 class Culprit(NamedTuple):
-    """Who is to be taken out, why, and who decides instead; None: nobody has decided before, so that there is only the alarm."""
+    """Who is to be taken out, why, and who decides instead: of a challenger the champion; None: nobody, so that there is only the alarm."""
 
     item: Item
     breach: Breach
     back_to: Item | None
 
+    @property
+    def gives_way(self) -> bool:
+        """Whether somebody else can decide in its place."""
+        return self.back_to is not None or self.item.state is State.CHALLENGER
 
-def culprit(inventory: Inventory, deciding: Sequence[str], counts: Mapping[str, int]) -> Culprit | None:
-    """Of those that decide and have left their band the one that began last: what was changed last is the likelier cause.
 
-    One to which was gone back already is not taken out again: then only people can help.
+def culprit(inventory: Inventory, counts: Mapping[str, Mapping[str, int]]) -> Culprit | None:
+    """Of those that have left their band with what they decided (by id, by outcome) the one that began last: the likelier cause.
+
+    One to which the breaker has gone back already is not taken out again: then only people can help.
     """
-    items = [inventory.items[item_id] for item_id in deciding if item_id in inventory.items]
-    left = [(item, found) for item in items if (found := breach(item.bands, counts))]
+    left = [(item, found) for item_id, own in counts.items() if (item := inventory.items.get(item_id)) and (found := breach(item.bands, own))]
     if not left:
         return None
-    item, found = max(left, key=lambda one: one[0].decided_since[-1])
-    return Culprit(item, found, inventory.last_good(item.kind) if inventory.champion(item.kind) == item else None)
+    item, found = max(left, key=lambda one: one[0].since)
+    return Culprit(item, found, _instead(inventory, item))
+
+
+def _instead(inventory: Inventory, item: Item) -> Item | None:
+    champion = inventory.champion(item.kind)
+    if item.state is State.CHALLENGER:
+        return champion  # None: the policy of the house
+    gone_back_to = champion != item or inventory.moves[item.since - 1].by == BREAKER
+    return None if gone_back_to else inventory.last_good(item.kind)

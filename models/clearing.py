@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
-from models.hold import Book, OpenHold, Refusal
+from models.hold import Book, OpenHold, Refusal, Step, cleared, confirm
 from schemas.hold import Clearing, ClearingKind, HoldState
 from schemas.identity import INCREMENT, derived_id, hold_id, increment_end, increments_of
 
@@ -16,11 +18,14 @@ _ENDED = {
 
 
 WHOLE = -1
-"""The amount of a capture that takes all that is held, whatever that is."""
+"""The amount of a capture or reversal of all that is left, whatever that is."""
 
 
 class Asked(msgspec.Struct, frozen=True, array_like=True):
-    """A capture (of `amount_minor`, or WHOLE; an empty currency is the hold's) or a reversal of the whole (0), as a door understood it."""
+    """A capture (of `amount_minor`, or WHOLE) or a reversal (of `amount_minor`, or WHOLE), as a door understood it.
+
+    An empty currency is the hold's. A capture that is not `final` leaves the rest of the hold for others to come.
+    """
 
     kind: ClearingKind
     clearing_id: str
@@ -29,6 +34,7 @@ class Asked(msgspec.Struct, frozen=True, array_like=True):
     amount_minor: int
     currency: str
     at_ms: int
+    final: bool = True
 
     def repeats(self, first: Asked) -> bool:
         """Whether it asks for the same thing, at whatever time: a repeat may carry the time of its own sending."""
@@ -36,32 +42,91 @@ class Asked(msgspec.Struct, frozen=True, array_like=True):
 
 
 def clearings(book: Book, asked: Asked, now_ms: int) -> tuple[Clearing, ...] | Refusal:
-    """One clearing for each hold of the transaction: its own and those of its increments.
+    """One clearing for each hold of the transaction that it moves: its own and those of its increments.
 
-    A capture takes from the hold first, then from its increments; what it leaves of a hold is returned, and a hold that it
-    takes nothing from is reversed. More than all of them hold is refused. Holds are looked at as at `now_ms`, when they are about to end.
+    A capture takes from the hold first, then from its increments, then what their tolerance allows. The last capture returns what it leaves
+    of them, and reverses a hold that it takes nothing from. A partial reversal gives the newest increment back first. More than is left of
+    all of them is refused. Holds are looked at as at `now_ms`, when they are about to move.
     """
-    first = book.hold(hold_id(asked.transaction_id))
-    if first is None:
-        return Refusal.UNKNOWN_HOLD
-    if first.state in _ENDED:
-        return _ENDED[first.state]
-    if max(now_ms, asked.at_ms) >= first.expires_at_ms:
-        return Refusal.ALREADY_EXPIRED
-    holds = [first, *_increments(book, asked, now_ms)]
-    if asked.kind is ClearingKind.REVERSAL:
-        return tuple(_clearing(asked, hold, 0) for hold in holds)
+    holds = open_holds(book, asked.transaction_id, max(now_ms, asked.at_ms))
+    if not holds:
+        return _nothing_left(book.hold(hold_id(asked.transaction_id)), asked.kind)
     if asked.currency and any(hold.currency != asked.currency for hold in holds):
         return Refusal.HOLD_CURRENCY_MISMATCH
-    held = sum(hold.amount_minor for hold in holds)
-    left, made = held if asked.amount_minor == WHOLE else asked.amount_minor, []
-    if left > held:
-        return Refusal.EXCEEDS_HOLD
+    return _captures(holds, asked) if asked.kind is ClearingKind.CAPTURE else _reversals(holds, asked)
+
+
+def _nothing_left(first: OpenHold | None, kind: ClearingKind) -> Refusal:
+    """Why none of its holds is open: what became of its own, which has lapsed if it is not said to have ended."""
+    if first is None:
+        return Refusal.UNKNOWN_HOLD
+    late = first.state not in (HoldState.POSTED, HoldState.VOIDED) and kind is ClearingKind.CAPTURE
+    return Refusal.LATE_CAPTURE if late else _ENDED.get(first.state, Refusal.ALREADY_EXPIRED)
+
+
+def _captures(holds: list[OpenHold], asked: Asked) -> tuple[Clearing, ...] | Refusal:
+    left = sum(hold.left_minor for hold in holds) if asked.amount_minor == WHOLE else asked.amount_minor
+    taken = []
     for hold in holds:
-        taken = min(left, hold.amount_minor)
-        left -= taken
-        made.append(_clearing(asked, hold, taken))
+        taken.append(min(left, hold.left_minor))
+        left -= taken[-1]
+    for number, hold in enumerate(holds):
+        above = min(left, hold.tolerance_minor)
+        taken[number] += above
+        left -= above
+    if left:
+        return Refusal.EXCEEDS_HOLD
+    made = []
+    for hold, amount in zip(holds, taken, strict=True):
+        if amount or hold is holds[0]:
+            made.append(_clearing(asked, hold, ClearingKind.CAPTURE, amount, asked.final))
+        elif asked.final:
+            made.append(_clearing(asked, hold, ClearingKind.REVERSAL, 0, True))
     return tuple(made)
+
+
+def _reversals(holds: list[OpenHold], asked: Asked) -> tuple[Clearing, ...] | Refusal:
+    if asked.amount_minor == WHOLE:
+        return tuple(_clearing(asked, hold, ClearingKind.REVERSAL, 0, True) for hold in holds)
+    left, made = asked.amount_minor, []
+    if left > sum(hold.left_minor for hold in holds):
+        return Refusal.EXCEEDS_HOLD
+    for hold in reversed(holds):
+        if given := min(left, hold.left_minor):
+            made.append(_clearing(asked, hold, ClearingKind.REVERSAL, given, True))
+            left -= given
+    return tuple(made)
+
+
+def ahead(book: Book, coming: Sequence[Clearing]) -> Book:
+    """The book as it will be once these clearings, which the log has or is about to have, are applied. Those that are change nothing."""
+    for clearing in coming:
+        hold = book.hold(hold_id(clearing.transaction_id))
+        if hold is not None and hold.state is HoldState.PROVISIONAL:  # the log has its decision, or nobody would have cleared it
+            terms = (hold.amount_minor, hold.currency, hold.expires_at_ms, hold.tolerance_minor)
+            book = confirm(book, hold.hold_id, hold.transaction_id, *terms).book
+        step = cleared(book, clearing)
+        book = step.book if isinstance(step, Step) else book
+    return book
+
+
+def applied(book: Book, asked: Asked) -> tuple[Clearing, ...]:
+    """The clearings under the asked one's id that the book's holds have had, as far as they are still there; none if it is new."""
+    holds = [h for h in book.holds if _is_of(h, asked.transaction_id)]
+    found = [(hold, hold.part(_clearing_id(asked, hold))) for hold in holds]
+    return tuple(
+        Clearing(
+            clearing_id=part.clearing_id,
+            transaction_id=hold.transaction_id,
+            account_id=asked.account_id,
+            kind=part.kind,
+            amount_minor=part.moved_minor if part.kind is asked.kind else 0,
+            currency=hold.currency,
+            at_ms=part.at_ms,
+        )
+        for hold, part in found
+        if part is not None
+    )
 
 
 def named(book: Book, asked: Asked) -> Asked:
@@ -73,21 +138,30 @@ def named(book: Book, asked: Asked) -> Asked:
     return msgspec.structs.replace(asked, transaction_id=found[0]) if found else asked
 
 
-def _increments(book: Book, asked: Asked, now_ms: int) -> list[OpenHold]:
-    """The holds of its increments that have not ended."""
-    prefix, until_ms = increments_of(asked.transaction_id), max(now_ms, asked.at_ms)
-    return [h for h in book.holds if h.transaction_id.startswith(prefix) and h.state not in _ENDED and until_ms < h.expires_at_ms]
+def open_holds(book: Book, transaction_id: str, until_ms: int) -> list[OpenHold]:
+    """The holds of a transaction that have not ended, its own first."""
+    return sorted(
+        [h for h in book.holds if _is_of(h, transaction_id) and h.state not in _ENDED and until_ms < h.expires_at_ms],
+        key=lambda h: h.transaction_id != transaction_id,
+    )
 
 
-def _clearing(asked: Asked, hold: OpenHold, taken_minor: int) -> Clearing:
-    own = hold.transaction_id == asked.transaction_id
-    kind = ClearingKind.CAPTURE if asked.kind is ClearingKind.CAPTURE and (taken_minor or own) else ClearingKind.REVERSAL
+def _is_of(hold: OpenHold, transaction_id: str) -> bool:
+    return hold.transaction_id == transaction_id or hold.transaction_id.startswith(increments_of(transaction_id))
+
+
+def _clearing_id(asked: Asked, hold: OpenHold) -> str:
+    return asked.clearing_id if hold.transaction_id == asked.transaction_id else derived_id("clr", asked.clearing_id, hold.hold_id)
+
+
+def _clearing(asked: Asked, hold: OpenHold, kind: ClearingKind, amount_minor: int, final: bool) -> Clearing:
     return Clearing(
-        clearing_id=asked.clearing_id if own else derived_id("clr", asked.clearing_id, hold.hold_id),
+        clearing_id=_clearing_id(asked, hold),
         transaction_id=hold.transaction_id,
         account_id=asked.account_id,
         kind=kind,
-        amount_minor=taken_minor,
+        amount_minor=amount_minor,
         currency=hold.currency,
         at_ms=asked.at_ms,
+        final=final,
     )

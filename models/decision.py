@@ -83,16 +83,10 @@ def _judged(
     fired: Sequence[Rule],
 ) -> Verdict:
     """One verdict: of the score's band, the rules that fired and what was missing, the most severe."""
-    score = None if scored.score is None else round(scored.score * 1000)
-    if score is None or None in scored.probabilities:
-        degradations = (*degradations, *_missing(ensemble, scored))
-    banded = _band(policy, score)
-    outcome = banded
-    if fired or degradations:
-        outcome = max((banded, *(r.outcome for r in fired), *(policy.outcome_without(d) for d in degradations)), key=_severity)
+    score, outcome, degradations = _weighed(ensemble, policy, scored, fired, degradations)
     reasons: tuple[Reason, ...] = ()
     if outcome is not Outcome.APPROVE:
-        told = _reasons(ensemble, policy, reason_of, vector, scored, banded, fired, degradations)
+        told = _reasons(ensemble, policy, reason_of, vector, scored, _band(policy, score), fired, degradations)
         reasons = _distinct(told)
     debits = txn.kind not in CREDITS
     return Verdict(
@@ -105,6 +99,30 @@ def _judged(
         debits,
         debits and outcome in (Outcome.APPROVE, Outcome.REVIEW) and txn.own_amount_minor > 0,
     )
+
+
+class Weighed(NamedTuple):
+    """What the score, the rules and what was missing lead to, before reasons are asked for."""
+
+    score: int | None
+    outcome: Outcome
+    degradations: tuple[str, ...]
+
+
+def weighed_all(ensemble: Ensemble, policy: Policy, vectors: Floats, degradations: Sequence[tuple[str, ...]]) -> list[Weighed]:
+    """Score and outcome of `judge_all` without its reasons, which cost more than all else: for those who do not decide."""
+    said = zip(ensemble.score_all(vectors), policy.fired_all(vectors), degradations, strict=True)
+    return [_weighed(ensemble, policy, *one) for one in said]
+
+
+def _weighed(ensemble: Ensemble, policy: Policy, scored: Scored, fired: Sequence[Rule], degradations: tuple[str, ...]) -> Weighed:
+    score = None if scored.score is None else round(scored.score * 1000)
+    if score is None or None in scored.probabilities:
+        degradations = (*degradations, *_missing(ensemble, scored))
+    outcome = _band(policy, score)
+    if fired or degradations:
+        outcome = max((outcome, *(r.outcome for r in fired), *(policy.outcome_without(d) for d in degradations)), key=_severity)
+    return Weighed(score, outcome, degradations)
 
 
 def severities(policy: Policy, vectors: Floats, scores: Floats, missing: Missing = NOTHING_MISSING) -> npt.NDArray[np.int64]:
@@ -126,6 +144,16 @@ def refused(verdict: Verdict, refusal: Refusal) -> Verdict:
         return verdict
     reason = Reason(code=str(refusal), source=ReasonSource.ACCOUNT)
     return msgspec.structs.replace(verdict, outcome=Outcome.DECLINE, reasons=_distinct((reason, *verdict.reasons)), holds=False)
+
+
+def unjudged(policy: Policy, txn: Transaction, degradations: tuple[str, ...]) -> Verdict:
+    """The verdict where neither model nor rules can be asked, because they are broken: what the policy says of a missing score."""
+    missing = (*degradations, "score_missing")
+    outcome = max((policy.outcome_without(each) for each in missing), key=_severity)
+    told = () if outcome is Outcome.APPROVE else (Reason(code="score_missing", source=ReasonSource.DEGRADED),)
+    debits = txn.kind not in CREDITS
+    holds = debits and outcome in (Outcome.APPROVE, Outcome.REVIEW) and txn.own_amount_minor > 0
+    return Verdict(outcome, told, None, None, (), missing, debits, holds)
 
 
 def _severity(outcome: Outcome) -> int:

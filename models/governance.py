@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from schemas.decision import Outcome
-from schemas.governance import Act, Band, Cause, Control, Kind, Move, State, Tier
+from schemas.governance import BY_BREAKER, Act, Band, Cause, Control, Kind, Move, State, Tier
 from schemas.identity import derived_id
 from schemas.record import Word
 
@@ -19,6 +19,8 @@ VALID_DAYS: Mapping[Tier, int] = {Tier.LOW: 730, Tier.MEDIUM: 365, Tier.HIGH: 18
 """The longest time after which it must be validated anew, by materiality."""
 USUAL_BANDS = (Band(Outcome.REVIEW, 0.0, 0.5), Band(Outcome.BLOCK, 0.0, 0.5))
 """What is approved where the approver says nothing narrower: that half of all payments are stopped is never meant."""
+BREAKER = "system:breaker"
+"""The name under which the breaker acts."""
 STANDING_BY = frozenset({State.APPROVED, State.CHALLENGER, State.SHADOW})
 LEGAL: Mapping[Act, Mapping[State, State]] = {
     Act.VALIDATE: {State.DRAFT: State.VALIDATED} | {state: state for state in State if state not in (State.DRAFT, State.RETIRED)},
@@ -50,6 +52,7 @@ class Refusal(Word):
     OWN_VALIDATION = "own_validation"
     EXPIRED = "expired"
     GATE_FAILED = "gate_failed"
+    SHARES_EXCEED = "shares_exceed"
     NEVER_DECIDED = "never_decided"
 
 
@@ -76,6 +79,10 @@ class Item:
     figures: Mapping[str, float] = field(default_factory=dict)
     decided_since: tuple[int, ...] = ()
     """The numbers of the moves that made it champion."""
+    since: int = 0
+    """The number of the move that put it where it stands."""
+    share: float = 0.0
+    """Of a challenger: the share of cards for which it decides."""
 
     def expired(self, now_ms: int) -> bool:
         """Whether it must be validated anew before it may be approved or promoted."""
@@ -97,6 +104,10 @@ class Inventory:
         """The one that decides."""
         return next((item for item in self.of(kind) if item.state is State.CHAMPION), None)
 
+    def standing_by(self, kind: Kind) -> tuple[Item, ...]:
+        """Challengers and shadows, in order of registration."""
+        return tuple(item for item in self.of(kind) if item.state in (State.CHALLENGER, State.SHADOW))
+
     def moves_of(self, item_id: str) -> tuple[Move, ...]:
         """What was done with one."""
         return tuple(move for move in self.moves if move.item_id == item_id)
@@ -113,7 +124,7 @@ def refused(inventory: Inventory, move: Move, failed: tuple[str, ...] = ()) -> R
     if wrong or move.act is Act.REGISTER:
         return wrong
     item = inventory.items[move.item_id]
-    return _misplaced(item, move) or _same_eyes(item, move) or _unfit(item, move, failed)
+    return _misplaced(item, move) or _same_eyes(item, move) or _unfit(item, move, failed) or _overfull(inventory, move)
 
 
 def _worded(move: Move) -> Refused | None:
@@ -157,11 +168,25 @@ def _unfit(item: Item, move: Move, failed: tuple[str, ...]) -> Refused | None:
     """What keeps a model or policy from deciding, however it stands. Rolling back is for bad days: it asks only that it has decided before."""
     if move.act is Act.ROLL_BACK:
         return None if item.decided_since else Refused(Refusal.NEVER_DECIDED, f"{item.item_id} has never decided: promote it")
-    if move.act not in (Act.APPROVE, Act.PROMOTE):
+    if not to_decide(move):
         return None
     if item.expired(move.at_ms):
         return Refused(Refusal.EXPIRED, f"the validation of {item.item_id} has expired: it must be validated anew")
     return Refused(Refusal.GATE_FAILED, f"{item.item_id} does not pass: {', '.join(failed)}") if failed else None
+
+
+def to_decide(move: Move) -> bool:
+    """Whether it lets a model or policy decide, so that it must be fit to."""
+    return move.act in (Act.APPROVE, Act.PROMOTE) or (move.act is Act.CHALLENGE and move.share > 0)
+
+
+def _overfull(inventory: Inventory, move: Move) -> Refused | None:
+    """The challengers cannot decide for more cards than there are."""
+    if move.act is not Act.CHALLENGE:
+        return None
+    taken = sum(item.share for item in inventory.standing_by(move.kind) if item.item_id != move.item_id)
+    fits = taken + move.share <= 1
+    return None if fits else Refused(Refusal.SHARES_EXCEED, f"other challengers decide for {taken:.1%} of the cards: {move.share:.1%} are not left")
 
 
 def after(inventory: Inventory, move: Move) -> Inventory:
@@ -170,18 +195,19 @@ def after(inventory: Inventory, move: Move) -> Inventory:
     if move.act in DETHRONED:
         was = inventory.champion(move.kind)
         if was is not None:
-            items[was.item_id] = replace(was, state=DETHRONED[move.act])
+            items[was.item_id] = replace(was, state=DETHRONED[move.act], since=move.number)
     items[move.item_id] = _MOVED[move.act](items.get(move.item_id), move)
     return Inventory(items, (*inventory.moves, move))
 
 
 def _begun(_: Item | None, move: Move) -> Item:
-    return Item(move.item_id, move.kind, State.DRAFT, move.by)
+    return Item(move.item_id, move.kind, State.DRAFT, move.by, since=move.number)
 
 
 def _validated(item: Item | None, move: Move) -> Item:
     assert item is not None
-    return replace(_led(item, move), validated_by=move.by, expires_at_ms=move.expires_at_ms, figures=move.figures)
+    led = item if item.state is LEGAL[move.act][item.state] else _led(item, move)
+    return replace(led, validated_by=move.by, expires_at_ms=move.expires_at_ms, figures=move.figures)
 
 
 def _approved(item: Item | None, move: Move) -> Item:
@@ -200,7 +226,7 @@ def _enthroned(item: Item | None, move: Move) -> Item:
 
 def _led(item: Item | None, move: Move) -> Item:
     assert item is not None
-    return replace(item, state=LEGAL[move.act][item.state])
+    return replace(item, state=LEGAL[move.act][item.state], since=move.number, share=move.share)
 
 
 _MOVED: Mapping[Act, Callable[[Item | None, Move], Item]] = {
@@ -226,18 +252,54 @@ def replayed(moves: Iterable[Move]) -> Inventory | Refused:
     return inventory
 
 
-# Who decides: the history, and what the control topic says beyond it.
+# Who decides and who stands by: the history, and what the control topic says beyond it.
+
+TOLD: Mapping[Act, Cause] = {
+    Act.PROMOTE: Cause.PROMOTED,
+    Act.ROLL_BACK: Cause.ROLLED_BACK,
+    Act.CHALLENGE: Cause.CHALLENGED,
+    Act.SHADOW: Cause.SHADOWED,
+    Act.RETIRE: Cause.RETIRED,
+}
+"""The moves that running processes are told of, and as what."""
 
 
 def control_of(move: Move, previous_id: str | None) -> Control:
-    """The event that tells of a champion's move."""
-    cause = Cause.ROLLED_BACK if move.act is Act.ROLL_BACK else Cause.PROMOTED
-    return _control(move.kind, move.item_id, previous_id, cause, move.by, move.why, move.at_ms, move.number)
+    """The event that tells of a move."""
+    return _control(move.kind, move.item_id, previous_id, TOLD[move.act], move.by, move.why, move.at_ms, move.number)
 
 
-def breaker_event(champion: Item, back_to: Item, why: str, by: str, now_ms: int) -> Control:
-    """The event with which the breaker takes a champion out: it undoes the move that made it champion."""
-    return _control(champion.kind, back_to.item_id, champion.item_id, Cause.BREAKER, by, why, now_ms, champion.decided_since[-1])
+def breaker_event(item: Item, back_to: Item | None, why: str, now_ms: int) -> Control:
+    """The event with which the breaker undoes the move that lets this one decide: a champion gives way, a challenger decides for no card any more."""
+    if item.state is State.CHALLENGER:
+        return _control(item.kind, item.item_id, None, Cause.STOOD_DOWN, BREAKER, why, now_ms, item.since)
+    assert back_to is not None, "a champion gives way to somebody"
+    return _control(item.kind, back_to.item_id, item.item_id, Cause.BREAKER, BREAKER, why, now_ms, item.since)
+
+
+def unentered(inventory: Inventory, told: Iterable[Control]) -> tuple[tuple[Control, Act], ...]:
+    """What the breaker told and the history does not have yet, with the act that enters it."""
+    found = []
+    for event in told:
+        item = inventory.items.get(event.item_id)
+        if item is None or event.cause not in BY_BREAKER or item.kind is not event.kind:
+            continue
+        if event.cause is Cause.STOOD_DOWN and item.state is State.CHALLENGER and event.number >= item.since:
+            found.append((event, Act.SHADOW))
+        champion = inventory.champion(event.kind)
+        if event.cause is Cause.BREAKER and champion not in (None, item) and deciding(inventory, event.kind, event) == item.item_id:
+            found.append((event, Act.ROLL_BACK))
+    return tuple(found)
+
+
+def standing_by(inventory: Inventory, kind: Kind, told: Mapping[str, Control]) -> tuple[Item, ...]:
+    """Challengers and shadows, as the history has them. One that the breaker stood down decides for no card, whether it was entered yet or not."""
+    return tuple(_stood_down(item, told.get(f"{kind}:{item.item_id}")) for item in inventory.standing_by(kind))
+
+
+def _stood_down(item: Item, told: Control | None) -> Item:
+    stands_down = told is not None and told.cause is Cause.STOOD_DOWN and told.number >= item.since
+    return replace(item, share=0.0) if stands_down else item
 
 
 def _control(kind: Kind, item_id: str, previous_id: str | None, cause: Cause, by: str, why: str, at_ms: int, number: int) -> Control:

@@ -6,14 +6,18 @@ from typing import NamedTuple
 
 import msgspec
 
+from schemas import avro, identity
 from schemas.account import AccountState, AccountStatus
 from schemas.decision import Decision
-from schemas.hold import HoldEvent, HoldState
+from schemas.hold import Clearing, ClearingKind, HoldEvent, HoldState
 from schemas.identity import derived_id
 from schemas.record import Word
+from schemas.topics import CLEARINGS
 
 FINAL = frozenset({HoldState.POSTED, HoldState.VOIDED, HoldState.EXPIRED})
 """States that end a hold."""
+PARTS_MAX = 99
+"""Captures and reversals of one hold that leave something of it (source: two digits of Visa's multiple clearing sequence count)."""
 
 
 class Refusal(Word):
@@ -29,8 +33,11 @@ class Refusal(Word):
     ALREADY_POSTED = "already_posted"
     ALREADY_VOIDED = "already_voided"
     ALREADY_EXPIRED = "already_expired"
+    LATE_CAPTURE = "late_capture"
+    CLEARING_CONFLICT = "clearing_conflict"
     HOLD_CURRENCY_MISMATCH = "hold_currency_mismatch"
     EXCEEDS_HOLD = "exceeds_hold"
+    TOO_MANY_PARTS = "too_many_parts"
     NOT_YET_EXPIRED = "not_yet_expired"
     NOT_RESOLVED = "not_resolved"
 
@@ -49,8 +56,21 @@ class UnknownAccount(Word):
     HOLD = "hold"
 
 
-class OpenHold(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One hold in a book. A resolved one stays, in its final state, until its event was told (`release`)."""
+class Part(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What one clearing did to a hold: took (capture) or gave back (reversal) `moved_minor`. By it a repeat of the clearing is known."""
+
+    clearing_id: str
+    digest: bytes
+    kind: ClearingKind
+    moved_minor: int
+    at_ms: int
+    partition: int  # where the clearing lies in its topic
+    offset: int
+    told: bool = False
+
+
+class OpenHold(msgspec.Struct, frozen=True, array_like=True):
+    """One hold in a book. A resolved one stays, in its final state, until its event was told (`told`)."""
 
     hold_id: str
     transaction_id: str
@@ -61,6 +81,18 @@ class OpenHold(msgspec.Struct, frozen=True, array_like=True, gc=False):
     expires_at_ms: int  # from this moment on it is expired
     posted_minor: int = 0
     resolved_at_ms: int = 0
+    tolerance_minor: int = 0
+    released_minor: int = 0
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def left_minor(self) -> int:
+        """What of it is neither taken nor given back: what keeps money from being spent. An open hold has some left."""
+        return max(0, self.amount_minor - self.posted_minor - self.released_minor)
+
+    def part(self, clearing_id: str) -> Part | None:
+        """What that clearing did to it, if it did."""
+        return next((part for part in self.parts if part.clearing_id == clearing_id), None)
 
     def live(self, now_ms: int) -> bool:
         """Whether it keeps money from being spent at `now_ms`."""
@@ -86,7 +118,7 @@ class Book(msgspec.Struct, frozen=True, array_like=True):
 
     def available_minor(self, now_ms: int) -> int:
         """Balance and limit less live holds in the account's currency, minor units. Negative after a reinstated hold."""
-        held = sum([h.amount_minor for h in self.holds if h.currency == self.currency and h.live(now_ms)])
+        held = sum([h.left_minor for h in self.holds if h.currency == self.currency and h.live(now_ms)])
         return self.balance_minor + self.credit_limit_minor - held
 
     def hold(self, hold_id: str) -> OpenHold | None:
@@ -120,6 +152,18 @@ class Step(NamedTuple):
     hold: OpenHold
 
 
+class Cause(NamedTuple):
+    """The clearing behind a move: its id, what tells its contents from others, and where it lies in its topic."""
+
+    clearing_id: str = ""
+    digest: bytes = b""
+    partition: int = -1
+    offset: int = -1
+
+
+UNNAMED = Cause()
+
+
 def standing(book: Book, currency: str, unknown: UnknownAccount) -> Refusal | None:
     """Why the account may not be debited in this currency, whatever the amount; None if it may."""
     if not book.known:
@@ -141,6 +185,7 @@ def place(
     lease_ms: int,
     expires_at_ms: int,
     unknown: UnknownAccount,
+    tolerance_minor: int = 0,
 ) -> Step | Refusal:
     """A provisional hold on the account's funds, leased until `now_ms + lease_ms`, or why not.
 
@@ -156,12 +201,12 @@ def place(
         return refusal
     if book.known and amount_minor > book.available_minor(now_ms):
         return Refusal.INSUFFICIENT_FUNDS
-    hold = OpenHold(hold_id, transaction_id, amount_minor, currency, HoldState.PROVISIONAL, now_ms + lease_ms, expires_at_ms)
+    hold = OpenHold(hold_id, transaction_id, amount_minor, currency, HoldState.PROVISIONAL, now_ms + lease_ms, expires_at_ms, 0, 0, tolerance_minor)
     kept = [h for h in book.holds if h.state is not HoldState.PROVISIONAL or h.live(now_ms)]
     return Step(_changed(book, (*kept, hold)), hold)
 
 
-def confirm(book: Book, hold_id: str, transaction_id: str, amount_minor: int, currency: str, expires_at_ms: int) -> Step:
+def confirm(book: Book, hold_id: str, transaction_id: str, amount_minor: int, currency: str, expires_at_ms: int, tolerance_minor: int = 0) -> Step:
     """The hold that a decision in the log speaks of, without a lease: the log is the truth.
 
     One that has lapsed, or is not in the book, is reinstated as the decision says, even past the limit. One that is
@@ -170,37 +215,69 @@ def confirm(book: Book, hold_id: str, transaction_id: str, amount_minor: int, cu
     earlier = book.hold(hold_id)
     if earlier is not None and earlier.state is not HoldState.PROVISIONAL:
         return Step(book, earlier)
-    hold = OpenHold(hold_id, transaction_id, amount_minor, currency, HoldState.CONFIRMED, 0, expires_at_ms)
+    hold = OpenHold(hold_id, transaction_id, amount_minor, currency, HoldState.CONFIRMED, 0, expires_at_ms, 0, 0, tolerance_minor)
     return Step(_with(book, hold), hold)
 
 
-def with_provisional(book: Book, hold_id: str, transaction_id: str, amount_minor: int, currency: str, expires_at_ms: int) -> Book:
+def with_provisional(
+    book: Book, hold_id: str, transaction_id: str, amount_minor: int, currency: str, expires_at_ms: int, tolerance_minor: int = 0
+) -> Book:
     """The book with a hold that the log speaks of and nobody has confirmed yet: provisional for as long as it lives, funds unasked."""
-    return _with(book, OpenHold(hold_id, transaction_id, amount_minor, currency, HoldState.PROVISIONAL, expires_at_ms, expires_at_ms))
+    held = OpenHold(hold_id, transaction_id, amount_minor, currency, HoldState.PROVISIONAL, expires_at_ms, expires_at_ms, 0, 0, tolerance_minor)
+    return _with(book, held)
 
 
-def post(book: Book, hold_id: str, amount_minor: int, currency: str, at_ms: int) -> Step | Refusal:
-    """Takes the held money, or part of it, out of the balance; the rest is returned. More than was held is refused.
+def cleared(book: Book, clearing: Clearing, partition: int = -1, offset: int = -1) -> Step | Refusal:
+    """What a clearing makes of the book. One that comes again changes nothing; another one under its id is refused."""
+    hold_id, digest = identity.hold_id(clearing.transaction_id), contents(clearing)
+    hold = book.hold(hold_id)
+    earlier = hold.part(clearing.clearing_id) if hold is not None else None
+    if hold is not None and earlier is not None:
+        return Step(book, hold) if earlier.digest == digest else Refusal.CLEARING_CONFLICT
+    cause = Cause(clearing.clearing_id, digest, partition, offset)
+    if clearing.kind is ClearingKind.CAPTURE:
+        return post(book, hold_id, clearing.amount_minor, clearing.currency, clearing.at_ms, cause, clearing.final)
+    return void(book, hold_id, clearing.at_ms, cause, clearing.amount_minor, clearing.currency)
 
-    `at_ms` is the capture's own time: from `expires_at_ms` on it is too late, and up to the book's `as_of_ms` the balance that the
-    owner said contains it already.
+
+def contents(clearing: Clearing) -> bytes:
+    """What tells a repeat of a clearing from another one under its id."""
+    return identity.digest(avro.body(clearing))
+
+
+def post(book: Book, hold_id: str, amount_minor: int, currency: str, at_ms: int, cause: Cause = UNNAMED, final: bool = True) -> Step | Refusal:
+    """Takes the held money, or part of it, out of the balance. The last one returns the rest; one that leaves nothing is the last.
+
+    More than is left and the hold's tolerance is refused. `at_ms` is the capture's own time: from `expires_at_ms` on it is late, and up to
+    the book's `as_of_ms` the balance that the owner said contains it already.
     """
-    hold = _resolvable(book, hold_id, at_ms)
+    hold = _resolvable(book, hold_id, at_ms, Refusal.LATE_CAPTURE)
     if not isinstance(hold, OpenHold):
         return hold
     if currency != hold.currency:
         return Refusal.HOLD_CURRENCY_MISMATCH
-    if amount_minor > hold.amount_minor:
+    if amount_minor > hold.left_minor + hold.tolerance_minor:
         return Refusal.EXCEEDS_HOLD
     assert amount_minor >= 0
     taken = amount_minor if book.known and hold.currency == book.currency and at_ms > book.as_of_ms else 0
-    return _resolved(book, hold, HoldState.POSTED, at_ms, posted_minor=amount_minor, taken_minor=taken)
+    ends = final or amount_minor >= hold.left_minor
+    after = msgspec.structs.replace(hold, posted_minor=hold.posted_minor + amount_minor)
+    step = _cleared(book, after, Part(cause.clearing_id, cause.digest, ClearingKind.CAPTURE, amount_minor, at_ms, *cause[2:]), ends)
+    return step if isinstance(step, Refusal) else Step(msgspec.structs.replace(step.book, balance_minor=book.balance_minor - taken), step.hold)
 
 
-def void(book: Book, hold_id: str, at_ms: int) -> Step | Refusal:
-    """Returns the held money. From `expires_at_ms` on it has returned by itself."""
-    hold = _resolvable(book, hold_id, at_ms)
-    return _resolved(book, hold, HoldState.VOIDED, at_ms) if isinstance(hold, OpenHold) else hold
+def void(book: Book, hold_id: str, at_ms: int, cause: Cause = UNNAMED, amount_minor: int = 0, currency: str = "") -> Step | Refusal:
+    """Returns what is left of the held money, or `amount_minor` of it if that is not 0. From `expires_at_ms` on it has returned by itself."""
+    hold = _resolvable(book, hold_id, at_ms, Refusal.ALREADY_EXPIRED)
+    if not isinstance(hold, OpenHold):
+        return hold
+    if amount_minor and currency and currency != hold.currency:
+        return Refusal.HOLD_CURRENCY_MISMATCH
+    if amount_minor > hold.left_minor:
+        return Refusal.EXCEEDS_HOLD
+    given = amount_minor or hold.left_minor
+    after = msgspec.structs.replace(hold, released_minor=hold.released_minor + given)
+    return _cleared(book, after, Part(cause.clearing_id, cause.digest, ClearingKind.REVERSAL, given, at_ms, *cause[2:]), given == hold.left_minor)
 
 
 def expire(book: Book, hold_id: str, now_ms: int) -> Step | Refusal:
@@ -210,7 +287,22 @@ def expire(book: Book, hold_id: str, now_ms: int) -> Step | Refusal:
         return hold
     if now_ms < hold.expires_at_ms:
         return Refusal.NOT_YET_EXPIRED
-    return _resolved(book, hold, HoldState.EXPIRED, hold.expires_at_ms)
+    after = msgspec.structs.replace(hold, state=HoldState.EXPIRED, resolved_at_ms=hold.expires_at_ms)
+    return Step(_with(book, after), after)
+
+
+def told(book: Book, hold: OpenHold) -> Book:
+    """The book once the log has all that `hold`, as it was when it was told, says: a resolved one goes, parts of another are marked."""
+    now = book.hold(hold.hold_id)
+    if now is None:
+        return book
+    if hold.state in FINAL:
+        return _changed(book, tuple(h for h in book.holds if h.hold_id != hold.hold_id))
+    count = len(hold.parts)
+    if all(part.told for part in now.parts[:count]):
+        return book
+    parts = (*(msgspec.structs.replace(part, told=True) for part in now.parts[:count]), *now.parts[count:])
+    return _with(book, msgspec.structs.replace(now, parts=parts))
 
 
 def release(book: Book, hold_id: str) -> Book | Refusal:
@@ -218,9 +310,7 @@ def release(book: Book, hold_id: str) -> Book | Refusal:
     hold = book.hold(hold_id)
     if hold is None:
         return book
-    if hold.state not in FINAL:
-        return Refusal.NOT_RESOLVED
-    return _changed(book, tuple(h for h in book.holds if h.hold_id != hold_id))
+    return told(book, hold) if hold.state in FINAL else Refusal.NOT_RESOLVED
 
 
 def state_known(book: Book, state: AccountState) -> Book:
@@ -257,12 +347,41 @@ def confirmed_event(decision: Decision, topic: str, partition: int, offset: int)
         source_topic=topic,
         source_partition=partition,
         source_offset=offset,
+        tolerance_minor=decision.hold_tolerance_minor,
+    )
+
+
+def part_event(account_id: str, hold: OpenHold, part: Part) -> HoldEvent:
+    """The event of a capture or reversal that left something of the hold. Its id is the clearing's own, so that no part is told twice."""
+    took = part.kind is ClearingKind.CAPTURE
+    return HoldEvent(
+        event_id=derived_id("evt", hold.hold_id, "part", part.clearing_id),
+        hold_id=hold.hold_id,
+        transaction_id=hold.transaction_id,
+        account_id=account_id,
+        state=HoldState.PARTLY_POSTED if took else HoldState.PARTLY_VOIDED,
+        held_minor=hold.amount_minor,
+        posted_minor=part.moved_minor if took else 0,
+        currency=hold.currency,
+        at_ms=part.at_ms,
+        expires_at_ms=hold.expires_at_ms,
+        source_topic=CLEARINGS.name,
+        source_partition=part.partition,
+        source_offset=part.offset,
+        released_minor=0 if took else part.moved_minor,
+        tolerance_minor=hold.tolerance_minor,
+        clearing_id=part.clearing_id,
+        clearing_digest=part.digest,
     )
 
 
 def resolved_event(account_id: str, hold: OpenHold, topic: str, partition: int, offset: int) -> HoldEvent:
     """The last event of a resolved hold. All three endings share one id, so that a hold cannot end twice in the log."""
     assert hold.state in FINAL
+    last = None if hold.state is HoldState.EXPIRED or not hold.parts else hold.parts[-1]
+    posted = 0 if hold.state is not HoldState.POSTED else hold.posted_minor if last is None else last.moved_minor
+    earlier = hold.parts if last is None else hold.parts[:-1]
+    left = hold.amount_minor - posted - sum([part.moved_minor for part in earlier])
     return HoldEvent(
         event_id=derived_id("evt", hold.hold_id, "resolved"),
         hold_id=hold.hold_id,
@@ -270,13 +389,17 @@ def resolved_event(account_id: str, hold: OpenHold, topic: str, partition: int, 
         account_id=account_id,
         state=hold.state,
         held_minor=hold.amount_minor,
-        posted_minor=hold.posted_minor,
+        posted_minor=posted,
         currency=hold.currency,
         at_ms=hold.resolved_at_ms,
         expires_at_ms=hold.expires_at_ms,
         source_topic=topic,
         source_partition=partition,
         source_offset=offset,
+        released_minor=max(0, left),
+        tolerance_minor=hold.tolerance_minor,
+        clearing_id=None if last is None else last.clearing_id,
+        clearing_digest=b"" if last is None else last.digest,
     )
 
 
@@ -290,17 +413,23 @@ def _unresolved(book: Book, hold_id: str) -> OpenHold | Refusal:
     return _RESOLVED_ALREADY.get(hold.state, hold)
 
 
-def _resolvable(book: Book, hold_id: str, at_ms: int) -> OpenHold | Refusal:
-    """The same, if at `at_ms` it had not expired."""
+def _resolvable(book: Book, hold_id: str, at_ms: int, expired: Refusal) -> OpenHold | Refusal:
+    """The same, if at `at_ms` it had not expired: that has the name `expired`."""
     hold = _unresolved(book, hold_id)
-    return Refusal.ALREADY_EXPIRED if isinstance(hold, OpenHold) and at_ms >= hold.expires_at_ms else hold
+    if hold is Refusal.ALREADY_EXPIRED or (isinstance(hold, OpenHold) and at_ms >= hold.expires_at_ms):
+        return expired
+    return hold
 
 
-def _resolved(book: Book, hold: OpenHold, state: HoldState, at_ms: int, posted_minor: int = 0, taken_minor: int = 0) -> Step:
-    """The book with the hold in its final state and what was taken gone from the balance."""
-    after = msgspec.structs.replace(hold, state=state, posted_minor=posted_minor, resolved_at_ms=at_ms)
-    changed = _with(book, after)
-    return Step(msgspec.structs.replace(changed, balance_minor=book.balance_minor - taken_minor), after)
+def _cleared(book: Book, hold: OpenHold, part: Part, ends: bool) -> Step | Refusal:
+    """The book with the hold after a clearing, in its final state if that `ends` it."""
+    if not ends and len(hold.parts) >= PARTS_MAX:
+        return Refusal.TOO_MANY_PARTS
+    state = hold.state
+    if ends:
+        state = HoldState.POSTED if part.kind is ClearingKind.CAPTURE else HoldState.VOIDED
+    after = msgspec.structs.replace(hold, state=state, resolved_at_ms=part.at_ms if ends else 0, parts=(*hold.parts, part))
+    return Step(_with(book, after), after)
 
 
 def _with(book: Book, hold: OpenHold) -> Book:

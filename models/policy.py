@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import tomllib
@@ -80,6 +81,21 @@ class SarThresholds(NamedTuple):
         return int(units.scaleb(EXPONENTS[currency]).to_integral_value(ROUND_CEILING))
 
 
+class SchemeRow(NamedTuple):
+    """How long holds of a card scheme live, of one kind of transaction or (None) of every kind."""
+
+    scheme: str
+    kind: TransactionKind | None
+    lifetime_ms: int
+
+
+class HoldTerms(NamedTuple):
+    """On what terms money is held: for how long, and how much more of it than was held a capture may take."""
+
+    lifetime_ms: int
+    tolerance_percent: int
+
+
 class RulePlan(NamedTuple):
     """All conditions as rows of arrays, for the compiled check."""
 
@@ -106,6 +122,9 @@ class Policy:
     hold_default_ms: int
     hold_by_kind_ms: Mapping[TransactionKind, int]
     hold_by_mcc_ms: tuple[tuple[int, int, int], ...]  # first and last code of a range, and its lifetime; the first match stands
+    hold_by_scheme: tuple[SchemeRow, ...]  # the first match stands
+    schemes: tuple[tuple[str, str, str], ...]  # first and last digits of a card number, of the same length, and the scheme
+    tolerance_by_mcc: tuple[tuple[int, int, int], ...]  # first and last code of a range, and percent
     sar: SarThresholds
     plan: RulePlan | None = None
 
@@ -198,13 +217,36 @@ def _severest_all(columns, comparisons, values, rules, severity, vectors, most):
 
 
 def hold_lifetime_ms(policy: Policy, txn: Transaction) -> int:
-    """How long this transaction's hold lives, milliseconds: by merchant category, else by kind, else the policy's default."""
-    if txn.mcc is not None and policy.hold_by_mcc_ms:
-        code = int(txn.mcc)
-        for first, last, lifetime_ms in policy.hold_by_mcc_ms:
-            if first <= code <= last:
-                return lifetime_ms
-    return policy.hold_by_kind_ms.get(txn.kind, policy.hold_default_ms)
+    """How long this transaction's hold lives, milliseconds: by merchant category, else by scheme, else by kind, else the policy's default."""
+    return hold_terms(policy, txn).lifetime_ms
+
+
+def hold_terms(policy: Policy, txn: Transaction) -> HoldTerms:
+    """On what terms this transaction's money is held."""
+    return _terms(policy, txn.kind, txn.mcc, txn.card_bin)
+
+
+@functools.lru_cache(maxsize=16_384)
+def _terms(policy: Policy, kind: TransactionKind, mcc: str | None, card_bin: str | None) -> HoldTerms:
+    lifetime_ms = _in_range(policy.hold_by_mcc_ms, mcc) or _of_scheme(policy, kind, card_bin) or policy.hold_by_kind_ms.get(kind)
+    return HoldTerms(lifetime_ms or policy.hold_default_ms, _in_range(policy.tolerance_by_mcc, mcc) or 0)
+
+
+def _in_range(ranges: tuple[tuple[int, int, int], ...], mcc: str | None) -> int | None:
+    """What the first range that has this code says; None if none has."""
+    return None if mcc is None else next((value for first, last, value in ranges if first <= int(mcc) <= last), None)
+
+
+def _of_scheme(policy: Policy, kind: TransactionKind, card_bin: str | None) -> int | None:
+    if card_bin is None:
+        return None
+    scheme = scheme_of(policy, card_bin)
+    return next((row.lifetime_ms for row in policy.hold_by_scheme if row.scheme == scheme and row.kind in (None, kind)), None)
+
+
+def scheme_of(policy: Policy, card_bin: str) -> str | None:
+    """The card scheme whose range the first digits of a card number lie in."""
+    return next((scheme for first, last, scheme in policy.schemes if first <= card_bin[: len(first)] <= last), None)
 
 
 def policy_from_toml(text: str) -> Policy:
@@ -232,6 +274,9 @@ def policy_from_toml(text: str) -> Policy:
         hold_default_ms=hold.days_ms("default_days"),
         hold_by_kind_ms=_by_kind(hold.table("days_by_kind")),
         hold_by_mcc_ms=_by_mcc(hold.table("days_by_mcc")),
+        hold_by_scheme=tuple(_scheme_row(row) for row in hold.rows_of("days_by_scheme", [])),
+        schemes=_schemes(table.table("schemes", {})),
+        tolerance_by_mcc=_tolerances(hold.table("tolerance_percent_by_mcc", {})),
         sar=_sar(table.table("sar")),
     )
     for part in (score, risk, hold, table):
@@ -286,9 +331,9 @@ class _Table:
             raise SettingsError(f"{self._path}.{key}: {value!r} is none of {', '.join(words)}")
         return words(value)
 
-    def table(self, key: str) -> _Table:
+    def table(self, key: str, default: Any = None) -> _Table:
         """The table under this key."""
-        return _Table(self.take(key, dict), f"{self._path}.{key}")
+        return _Table(self.take(key, dict, default), f"{self._path}.{key}")
 
     def rows_of(self, key: str, default: Any = None) -> list[_Table]:
         """The rows under this key, counted from 1."""
@@ -353,12 +398,35 @@ def _by_kind(table: _Table) -> dict[TransactionKind, int]:
 
 
 def _by_mcc(table: _Table) -> tuple[tuple[int, int, int], ...]:
+    return tuple((*_range(table, codes), table.days_ms(codes)) for codes in table.given())
+
+
+def _tolerances(table: _Table) -> tuple[tuple[int, int, int], ...]:
+    return tuple((*_range(table, codes), int(table.number(codes, 0, 100))) for codes in table.given())
+
+
+def _range(table: _Table, codes: str) -> tuple[int, int]:
+    first, _, last = codes.partition("-")
+    if not all(len(c) == 4 and c.isdecimal() for c in (first, last or first)):
+        raise table.wrong(codes, "is neither a merchant category code nor a range of them, like 3351-3441")
+    return int(first), int(last or first)
+
+
+def _scheme_row(row: _Table) -> SchemeRow:
+    kind = row.word("kind", TransactionKind) if "kind" in row.given() else None
+    made = SchemeRow(row.take("scheme", str), kind, row.days_ms("days"))
+    row.done()
+    return made
+
+
+def _schemes(table: _Table) -> tuple[tuple[str, str, str], ...]:
     ranges = []
-    for codes in table.given():
-        first, _, last = codes.partition("-")
-        if not all(len(c) == 4 and c.isdecimal() for c in (first, last or first)):
-            raise table.wrong(codes, "is neither a merchant category code nor a range of them, like 3351-3441")
-        ranges.append((int(first), int(last or first), table.days_ms(codes)))
+    for scheme in table.given():
+        for digits in table.take(scheme, list):
+            first, _, last = str(digits).partition("-")
+            if not (first.isdecimal() and len(first) <= 6 and len(last or first) == len(first) and (last or first).isdecimal()):
+                raise table.wrong(scheme, f"{digits!r} is no range of first digits, like 51-55")
+            ranges.append((first, last or first, scheme))
     return tuple(ranges)
 
 

@@ -19,7 +19,7 @@ import msgspec
 from models.artefact import ARRAYS, BYTES_MAX, CARD, SIGNATURE, Keys, opened, packed, unpacked
 from models.ensemble import Artefact, Ensemble
 from models.gates import failed_gates
-from models.governance import Inventory, Item, Refused, after, refused
+from models.governance import Inventory, Item, Refused, after, refused, to_decide
 from models.policy import Policy, policy_from_toml
 from schemas.errors import ArtefactError
 from schemas.governance import Act, Kind, Move
@@ -29,7 +29,6 @@ DEFAULT_POLICY = Path(__file__).parent / "policies" / "default.toml"
 MOVE_BYTES_MAX = 1 << 20
 MOVES_MAX = 1 << 16
 """A history longer than this is not read: nobody makes so many moves."""
-GATED = frozenset({Act.APPROVE, Act.PROMOTE})
 
 
 class Listed(NamedTuple):
@@ -131,7 +130,7 @@ class Registry:
             self.load_policy(move.item_id)
             return ()
         card = self.card(move.item_id)
-        if move.act not in GATED or move.item_id not in inventory.items:
+        if not to_decide(move) or move.item_id not in inventory.items:
             return ()
         others = inventory.champion(Kind.MODEL) not in (None, inventory.items[move.item_id])
         return failed_gates({**card.get("checks", {}), **inventory.items[move.item_id].figures}, others)
@@ -206,6 +205,11 @@ def _id_of(item: Item | None) -> str | None:
 def default_policy_text() -> str:
     """The text of the policy that comes with the house."""
     return DEFAULT_POLICY.read_text(encoding="utf-8")
+
+
+def default_stand_in_text() -> str:
+    """The text of the stand-in's policy that comes with the house."""
+    return DEFAULT_POLICY.with_name("stand_in.toml").read_text(encoding="utf-8")
 
 
 def _safe(name: str) -> str:

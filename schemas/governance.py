@@ -75,26 +75,41 @@ class Move(Record, frozen=True, kw_only=True):
     tier: Annotated[Tier | None, doc("approval: materiality")] = None
     expires_at_ms: Annotated[EpochMs | None, doc("validation: from then on it must be validated anew, milliseconds since 1970-01-01 UTC")] = None
     bands: Annotated[tuple[Band, ...], doc("approval: the shares of outcomes that are approved")] = ()
+    share: Annotated[Share, doc("challenge: the share of cards for which it decides in the champion's place")] = 0.0
     figures: Annotated[dict[str, float], doc("validation: what was measured, by name")] = msgspec.field(default_factory=dict)
 
 
 class Cause(Word):
-    """Why another one decides."""
+    """Why another one decides, or stands by in another way."""
 
     PROMOTED = "promoted"
     ROLLED_BACK = "rolled_back"
     BREAKER = "breaker"
+    CHALLENGED = "challenged"
+    SHADOWED = "shadowed"
+    RETIRED = "retired"
+    STOOD_DOWN = "stood_down"
+
+
+BY_BREAKER = frozenset({Cause.BREAKER, Cause.STOOD_DOWN})
+"""What nobody did: the breaker took a champion out, or took its share from a challenger."""
+OF_CHAMPION = frozenset({Cause.PROMOTED, Cause.ROLLED_BACK, Cause.BREAKER})
 
 
 class Control(Record, frozen=True, kw_only=True):
-    """From now on this model or policy decides. A pointer only: whoever follows it takes what the signed history made champion once."""
+    """From now on this one decides, or stands by. A pointer only: whoever follows it takes what the signed history knows in that place."""
 
     control_id: Annotated[Id, doc("derived from the rest")]
-    kind: Annotated[Kind, doc("model or policy: key of the topic")]
-    item_id: Annotated[Id, doc("the one that decides from now on")]
+    kind: Annotated[Kind, doc("model or policy")]
+    item_id: Annotated[Id, doc("the one that decides from now on; of a challenger, a shadow or one retired, that one")]
     previous_id: Annotated[Id | None, doc("the one that decided until now")]
-    cause: Annotated[Cause, doc("promoted, rolled back by a person, or taken out by the breaker")]
+    cause: Annotated[Cause, doc("what was done: by a person, or (breaker, stood_down) by the breaker")]
     by: Annotated[str, doc("who")]
     why: Annotated[str, doc("why")]
     at_ms: Annotated[EpochMs, doc("when, milliseconds since 1970-01-01 UTC")]
     number: Annotated[int, doc("the line of the registry's history that it follows; of a breaker's event the line that it undoes")]
+
+    @property
+    def place(self) -> str:
+        """Key of the topic, of which the newest stands: the kind for who decides, and one of its own for each that stands by."""
+        return str(self.kind) if self.cause in OF_CHAMPION else f"{self.kind}:{self.item_id}"

@@ -16,7 +16,7 @@ _VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
 
 
 def derived_id(prefix: str, *parts: str) -> str:
-    """`prefix_` and 32 hex digits: the UUIDv5 of the parts. Prefixes: txn dec hld evt trf sar lbl dlq clr rem val."""
+    """`prefix_` and 32 hex digits: the UUIDv5 of the parts. Prefixes: txn dec hld evt trf sar lbl dlq clr rem val ctl opn."""
     name = f"{prefix}:{chr(31).join(parts)}"
     digits = hashlib.sha1(_NAMESPACE + name.encode(), usedforsecurity=False).hexdigest()
     return f"{prefix}_{digits[:12]}5{digits[13:16]}{_VARIANT[digits[16]]}{digits[17:32]}"

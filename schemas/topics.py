@@ -11,6 +11,7 @@ from schemas.governance import Control
 from schemas.hold import Clearing, HoldEvent
 from schemas.label import Label
 from schemas.ledger import LedgerTransfer
+from schemas.opinion import SecondOpinions
 from schemas.record import Record
 from schemas.sar import SarCandidate
 from schemas.transaction import Transaction
@@ -46,7 +47,8 @@ HOLDS = Topic("holds", HoldEvent, "account_id", 4, FOREVER, False, ("hold",), ("
 LEDGER = Topic("ledger", LedgerTransfer, "account_id", 4, FOREVER, False, ("ledger",), ("bank",))
 SAR_CANDIDATES = Topic("sar_candidates", SarCandidate, "account_id", 4, 1826 * DAY_MS, False, ("sar",), ("SAR desk",))
 DEAD_LETTERS = Topic("dead_letters", DeadLetter, "dead_letter_id", 4, 365 * DAY_MS, False, ("every app",), ("operators",))
-CONTROL = Topic("control", Control, "kind", 1, FOREVER, True, ("risk team", "every app that decides"), ("every app that decides",))
+SECOND_OPINIONS = Topic("second_opinions", SecondOpinions, "account_id", 4, 90 * DAY_MS, False, ("every app that decides",), ("archive",))
+CONTROL = Topic("control", Control, "place", 1, FOREVER, True, ("risk team", "every app that decides"), ("every app that asks who decides",))
 
 TOPICS: tuple[Topic, ...] = (
     TRANSACTIONS,
@@ -61,6 +63,7 @@ TOPICS: tuple[Topic, ...] = (
     LEDGER,
     SAR_CANDIDATES,
     DEAD_LETTERS,
+    SECOND_OPINIONS,
     CONTROL,
 )
 """Every topic. Those keyed by account share one partition count, so an account's records meet in one partition number.

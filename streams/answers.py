@@ -49,6 +49,19 @@ class Restored(NamedTuple):
     ttl_s: int
 
 
+_SWAP = b"""
+local now = redis.call('GET', KEYS[1])
+if (now or '') ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
+return 1
+"""
+
+
+def resolved_key(hold: str) -> bytes:
+    """What a hold ended as, and by which clearings: kept longer than any hold lives, so that a late clearing is refused by name."""
+    return b"resolved:" + hold.encode()
+
+
 def sound(replies: list[Any]) -> list[Any]:
     """The replies, if Redis did what it was asked; MemoryUnavailable if one is an error, so that an error is never taken for data."""
     for reply in replies:
@@ -158,27 +171,30 @@ class Answers:
         (answer,) = sound(await self._wire.send((b"GET", b"ans:" + transaction_id.encode())))
         return Kept(answer[1:], answer[:1] == TOLD) if isinstance(answer, bytes) and len(answer) > 1 else None
 
+    async def forget(self, transaction_id: str) -> None:
+        """Forgets an answer that nobody was told."""
+        sound(await self._wire.send((b"DEL", b"ans:" + transaction_id.encode())))
+
     async def of_decision(self, decision_id: str) -> Kept | None:
         """The answer that a decision's id names, if there is one."""
         (txn,) = sound(await self._wire.send((b"GET", b"dec:" + decision_id.encode())))
         return await self.of_transaction(txn.decode()) if isinstance(txn, bytes) else None
 
-    async def keep_clearing(self, transaction_id: str, content: bytes) -> Kept:
-        """Keeps what was asked to end a transaction's hold if it is the first, and returns the first. Kept longer than any hold lives."""
-        key = b"clr:" + transaction_id.encode()
-        fresh, first = sound(await self._wire.send((b"SET", key, KEPT + content, b"NX", b"EX", CLEARING_TTL_S), (b"GET", key)))
-        if fresh is not None or not isinstance(first, bytes):
-            return Kept(content, told=False)
-        return Kept(first[1:], first[:1] == TOLD)
+    async def of_clearings(self, transaction_id: str) -> bytes | None:
+        """What was asked of a transaction's holds, as `swap_clearings` put it."""
+        (content,) = sound(await self._wire.send((b"GET", b"clr:" + transaction_id.encode())))
+        return content if isinstance(content, bytes) else None
 
-    async def of_clearing(self, transaction_id: str) -> Kept | None:
-        """What was asked first to end a transaction's hold, if anything was."""
-        (first,) = sound(await self._wire.send((b"GET", b"clr:" + transaction_id.encode())))
-        return Kept(first[1:], first[:1] == TOLD) if isinstance(first, bytes) else None
+    async def swap_clearings(self, transaction_id: str, before: bytes | None, content: bytes) -> bool:
+        """Puts what was asked of a transaction's holds, if `before` is still what is there. Kept longer than any hold lives."""
+        words = (b"1", b"clr:" + transaction_id.encode(), before or b"", content, CLEARING_TTL_S)
+        (swapped,) = sound(await self._wire.send((b"EVAL", _SWAP, *words)))
+        return bool(swapped)
 
-    def told_clearing(self, transaction_id: str) -> None:
-        """Notes that the log has it, as `told` does."""
-        self._wire.post((b"SETRANGE", b"clr:" + transaction_id.encode(), b"0", TOLD))
+    async def ended(self, hold_id: str) -> str | None:
+        """What a hold ended as, if it did and the log was told."""
+        (said,) = sound(await self._wire.send((b"GET", resolved_key(hold_id))))
+        return said.decode().partition(" ")[0] if isinstance(said, bytes) else None
 
 
 class DictAnswers:
@@ -188,7 +204,7 @@ class DictAnswers:
         self.digests: dict[str, bytes] = {}
         self.kept: dict[str, Kept] = {}
         self.ids: dict[str, str] = {}
-        self.clearings: dict[str, Kept] = {}
+        self.clearings: dict[str, bytes] = {}
 
     async def whole(self) -> bool:
         """See `Answers.whole`."""
@@ -226,18 +242,25 @@ class DictAnswers:
         """See `Answers.of_transaction`."""
         return self.kept.get(transaction_id)
 
+    async def forget(self, transaction_id: str) -> None:
+        """See `Answers.forget`."""
+        self.kept.pop(transaction_id, None)
+
     async def of_decision(self, decision_id: str) -> Kept | None:
         """See `Answers.of_decision`."""
         return self.kept.get(self.ids.get(decision_id, ""))
 
-    async def keep_clearing(self, transaction_id: str, content: bytes) -> Kept:
-        """See `Answers.keep_clearing`."""
-        return self.clearings.setdefault(transaction_id, Kept(content, told=False))
-
-    async def of_clearing(self, transaction_id: str) -> Kept | None:
-        """See `Answers.of_clearing`."""
+    async def of_clearings(self, transaction_id: str) -> bytes | None:
+        """See `Answers.of_clearings`."""
         return self.clearings.get(transaction_id)
 
-    def told_clearing(self, transaction_id: str) -> None:
-        """See `Answers.told_clearing`."""
-        self.clearings[transaction_id] = Kept(self.clearings[transaction_id].message, told=True)
+    async def swap_clearings(self, transaction_id: str, before: bytes | None, content: bytes) -> bool:
+        """See `Answers.swap_clearings`."""
+        if self.clearings.get(transaction_id) != before:
+            return False
+        self.clearings[transaction_id] = content
+        return True
+
+    async def ended(self, hold_id: str) -> str | None:
+        """See `Answers.ended`: here nobody applies clearings."""
+        return None

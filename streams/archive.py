@@ -1,4 +1,4 @@
-"""The archive app: decisions and labels as Parquet files by day, each record once, even after a crash.
+"""The archive app: decisions, labels and second opinions as Parquet files by day, each record once, even after a crash.
 
 A file holds what one partition said from one offset (in its name) up to another (in its footer), and a partition's files
 follow each other without a gap. A file is whole before its name appears, its name appears before its offsets are acknowledged,
@@ -25,8 +25,9 @@ import pyarrow.parquet as pq
 from features.catalogue import CATALOGUE, Catalogue
 from schemas.decision import Decision
 from schemas.label import Label
+from schemas.opinion import SecondOpinions
 from schemas.record import Record
-from schemas.topics import DECISIONS, LABELS, Topic
+from schemas.topics import DECISIONS, LABELS, SECOND_OPINIONS, Topic
 from schemas.transaction import BehaviouralSession, Fingerprint, Transaction
 from streams import journal
 from streams.bus import Bus
@@ -233,9 +234,15 @@ def labels_table(partition: int, rows: list[Row]) -> pa.Table:
     return pa.table(_at(partition, rows) | _columns([record for _, record in rows], Label))
 
 
+def opinions_table(partition: int, rows: list[Row]) -> pa.Table:
+    """Second opinions as columns; `opinions` is a list of structs."""
+    return pa.table(_at(partition, rows) | _columns([record for _, record in rows], SecondOpinions))
+
+
 SHELVES: dict[str, Shelf] = {
     DECISIONS.name: Shelf(DECISIONS, "decision_id", "decided_at_ms", decisions_table),
     LABELS.name: Shelf(LABELS, "label_id", "learned_at_ms", labels_table),
+    SECOND_OPINIONS.name: Shelf(SECOND_OPINIONS, "opinions_id", "decided_at_ms", opinions_table),
 }
 
 
@@ -270,7 +277,7 @@ async def look_again(_: Archive, __: frozenset[int]) -> Sequence[Record]:
 
 APP = Follower(
     name="archive",
-    reads={DECISIONS: on_record, LABELS: on_record},
+    reads={DECISIONS: on_record, LABELS: on_record, SECOND_OPINIONS: on_record},
     every=((AGE_S_MAX / 10, look_again),),
     assigned=assigned,
     settle=settle,

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,12 @@ from schemas.money import EXPONENTS
 from schemas.topics import DECISIONS
 from streams.training_set import DAY_MS, archived_verdicts
 
-COLUMNS = ("transaction_id", "at_ms", "outcome", "score", "degradations")
+COLUMNS = ("decision_id", "transaction_id", "at_ms", "outcome", "score", "degradations", "model_id", "policy_id")
+DECIDED = {name: pc.field(name) for name in COLUMNS} | {
+    "amount_minor": pc.coalesce(pc.field("txn_billing_amount_minor"), pc.field("txn_amount_minor")),
+    "currency": pc.coalesce(pc.field("txn_billing_currency"), pc.field("txn_currency")),
+}
+"""What is read of archived decisions: amounts in the account's own currency."""
 
 
 def payments_in(folder: Path, names: Sequence[str], since_days: float | None = None, until_ms: int | None = None) -> Payments:
@@ -43,16 +50,14 @@ def payments_in(folder: Path, names: Sequence[str], since_days: float | None = N
     if since_days is not None:
         last_ms = until_ms if until_ms is not None else pc.max(data.to_table(columns=["at_ms"], filter=wanted)["at_ms"]).as_py()
         wanted &= pc.field("at_ms") > (last_ms or 0) - int(since_days * DAY_MS)
-    amount = pc.coalesce(pc.field("txn_billing_amount_minor"), pc.field("txn_amount_minor"))
-    currency = pc.coalesce(pc.field("txn_billing_currency"), pc.field("txn_currency"))
-    asked = {name: pc.field(name) for name in (*COLUMNS, *names)} | {"amount_minor": amount, "currency": currency}
-    table = data.to_table(columns=asked, filter=wanted)
+    table = data.to_table(columns=DECIDED | {name: pc.field(name) for name in names}, filter=wanted)
     if not len(table):
         raise SettingsError(f"{folder}: no payment of that time was decided on this catalogue")
-    return _payments(table, tuple(names), folder, until_ms)
+    return payments_of(table, tuple(names), folder, until_ms)
 
 
-def _payments(table: pa.Table, names: tuple[str, ...], folder: Path, until_ms: int | None) -> Payments:
+def payments_of(table: pa.Table, names: tuple[str, ...], folder: Path, until_ms: int | None) -> Payments:
+    """The payments of a table with the columns of `DECIDED` and these features, and the labels in the archive as known at `until_ms`."""
     verdicts = archived_verdicts(folder, table["transaction_id"])
     known = verdicts if until_ms is None else verdicts.until(until_ms)
     frauds = np.zeros(len(table), np.bool_)
@@ -96,6 +101,14 @@ def _ints(column: Any) -> Ints:
 
 
 # For people and programs.
+
+
+def days_of(text: str) -> float:
+    """Days, of a text like 30d or 12h."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([dh])", text)
+    if not found or not float(found[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no time like 30d or 12h")
+    return float(found[1]) / (24 if found[2] == "h" else 1)
 
 
 def money(amount_minor: int, currency: str) -> str:

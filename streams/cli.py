@@ -26,6 +26,7 @@ COMMANDS: dict[str, Command] = {
     "up": Command("streams.supervise:up", "start broker, Redis and all apps, and keep them running"),
     "ps": Command("streams.supervise:ps", "each part's state, lag and last progress"),
     "run": Command("streams.run:run", "one app, against the Kafka and Redis of the settings"),
+    "keys": Command("streams.keys:command", "who may ask over HTTP: create, list, rotate, revoke API keys", live=True),
     "check": Command("streams.check:check", "whether the books agree", live=True),
     "replay": Command("streams.replay:replay", "send a file through the live system: one decision row for each input row"),
     "simulate": Command("streams.simulate:simulate", "a labelled history of honest customers and of each fraud kind"),

@@ -4,39 +4,49 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Iterable
 from typing import Any
 
 from confluent_kafka import KafkaException, TopicPartition
 
+from models.governance import deciding
+from models.registry import Registry
 from schemas.avro import decode, encode
-from schemas.errors import InvalidRecord
+from schemas.errors import InvalidRecord, Unavailable
 from schemas.governance import Control, Kind
 from schemas.topics import CONTROL
 from streams import journal
-from streams.bus import Bus, KafkaBus, reader
+from streams.bus import Bus, KafkaBus, read_topic, reader
 from streams.settings import Settings
 
-Told = dict[Kind, Control]
-"""The newest event of each kind."""
+Told = dict[str, Control]
+"""The newest event of each place (`Control.place`)."""
 QUERY_S = 2.0
+HEAR_S, REACH_S = 0.5, 0.5
 
 
 def newest(told: Told, events: Iterable[Control]) -> Told:
     """What stands after these events, in the order of the log. Of two about one line of history the later stands: a breaker's after a promotion.
 
-    An event about an earlier line than one that is known came late, and changes nothing.
+    An event about an earlier line than one that is known came late, and changes nothing; of one that was told twice the first stands.
     """
     stands = dict(told)
     for event in events:
-        if event.kind not in stands or event.number >= stands[event.kind].number:
-            stands[event.kind] = event
+        known = stands.get(event.place)
+        if known is None or (event.number >= known.number and not same(event, known)):
+            stands[event.place] = event
     return stands
+
+
+def same(event: Control, other: Control | None) -> bool:
+    """Whether two processes told the same: each with the figures that it had seen."""
+    return other is not None and (event.control_id, event.number) == (other.control_id, other.number)
 
 
 async def tell(bus: Bus, event: Control) -> None:
     """Puts an event on the topic. LogUnavailable where the log does not acknowledge it."""
-    await bus.tell(CONTROL, event.kind, encode(event))
+    await bus.tell(CONTROL, event.place, encode(event))
 
 
 def told_once(settings: Settings, event: Control) -> None:
@@ -51,6 +61,16 @@ def told_once(settings: Settings, event: Control) -> None:
             await bus.close()
 
     asyncio.run(once())
+
+
+def told_so_far(settings: Settings) -> Told:
+    """What stands on the topic now, for a command; nothing where no log answers."""
+    host, _, port = settings.kafka_bootstrap.partition(",")[0].rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH_S).close()
+        return newest({}, (event for batch in read_topic(settings, CONTROL) for message in batch if (event := _read(message.value))))
+    except (OSError, ValueError, Unavailable, KafkaException):
+        return {}
 
 
 class Ear:
@@ -80,6 +100,24 @@ class Ear:
         self._consumer.assign([TopicPartition(CONTROL.name, p, 0) for p in there.partitions])
         self._listening = True
         return True
+
+
+class Standing:
+    """Who decides now, for an app that asks every few seconds: by the registry's history, and what the topic says beyond it."""
+
+    def __init__(self, registry: Registry, settings: Settings) -> None:
+        self.registry = registry
+        self._ear = Ear(settings)
+        self._told: Told = {}
+
+    def item_id(self, kind: Kind) -> str | None:
+        """The id of the one that decides; None: none was promoted."""
+        self._told = newest(self._told, self._ear.heard(HEAR_S))
+        return deciding(self.registry.inventory(), kind, self._told.get(kind))
+
+    def close(self) -> None:
+        """Lets the log go."""
+        self._ear.close()
 
 
 def _read(value: bytes | None) -> Control | None:

@@ -130,6 +130,7 @@ class Traffic:
         self._payments, self._events = who.payments, deque(who.events)
         self._board, self._line, self._rate = board, line, rate
         self._url = f"http://{settings.http_host}:{settings.http_port}/v1/authorizations"
+        self._headers = {"content-type": "application/json", "authorization": f"Bearer {settings.api_key}"}
         self._room = asyncio.Semaphore(IN_FLIGHT_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
         self._turn: dict[str, asyncio.Task[None]] = {}
@@ -188,7 +189,7 @@ class Traffic:
 
     async def _status(self, client: aiohttp.ClientSession, body: bytes) -> int:
         try:
-            async with client.post(self._url, data=body, headers={"content-type": "application/json"}) as answer:
+            async with client.post(self._url, data=body, headers=self._headers) as answer:
                 await answer.read()
                 return answer.status
         except (aiohttp.ClientError, TimeoutError):
@@ -366,6 +367,7 @@ def _live(console: Console, board: Board) -> Iterator[Live | None]:
 
 def of_its_own(settings: Settings, data_dir: Path) -> Settings:
     """The demo's settings: all its folders beneath its own, so that it never touches the models and the archive of a real system."""
+    settings = settings.changed(tls_certificate_file="", tls_key_file="", http_client_ca_file="", iso8583_client_ca_file="")
     return settings.changed(data_dir=data_dir, registry_dir=Path("registry"), archive_dir=Path("archive"), unknown_account="hold", http_port=0)
 
 
@@ -388,6 +390,7 @@ def demo(argv: list[str], settings: Settings) -> int:
     with contextlib.ExitStack() as ending:
         with steps.step("starting broker, Redis and six apps"):
             stack = ending.enter_context(running(settings, broker_name="embedded", say=steps.say))
+            steps.say(f"http://{settings.http_host}:{stack.settings.http_port} takes the API key {stack.settings.api_key} while this runs")
         line = ending.enter_context(contextlib.closing(Line(stack.settings)))
         with steps.step(f"{len(who.accounts)} accounts with their balances"):
             tell_accounts(line, who.accounts)

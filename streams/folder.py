@@ -17,6 +17,7 @@ import msgspec
 
 from models.artefact import Keys, public_of
 from schemas.errors import SettingsError
+from streams.authorize.keys import new_key
 from streams.parts import Seen
 from streams.ready import write_whole
 from streams.settings import ROWS, Settings, settings_from
@@ -25,7 +26,7 @@ PORTS = range(20_000, 32_000)
 """Below Linux's ephemeral range (32768 up), so that no outgoing connection takes a port between its choice and its use."""
 SOCKET_PATH_MAX = 100
 """Of a Unix socket: the system allows 107 bytes."""
-SECRETS = ("token_key", "model_key")
+SECRETS = ("token_key", "model_key", "api_key")
 """Secrets that are made once for a data folder, where nobody gave them."""
 NEEDED = ("token_key", "model_public_key")
 """What an app cannot run without."""
@@ -148,20 +149,24 @@ def required_keys(settings: Settings) -> None:
         )
 
 
+def kept_secret(data_dir: Path, name: str) -> Path:
+    """The file in which a folder keeps a secret that nobody gave."""
+    return data_dir / "secrets" / name
+
+
 def with_kept_secrets(settings: Settings) -> Settings:
     """The settings with the secrets that nobody gave: those of the data folder, made at random the first time, readable by this user only.
 
     Where a public key was given and no private one, nothing is signed here: no private key is made.
     """
-    folder = settings.data_dir / "secrets"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    kept_secret(settings.data_dir, "").mkdir(mode=0o700, parents=True, exist_ok=True)
     for name in SECRETS:
         if not getattr(settings, name):
-            path = folder / name
+            path = kept_secret(settings.data_dir, name)
             if not path.exists():
                 if name == "model_key" and settings.model_public_key:
                     continue
-                write_whole(path, secrets.token_hex(32).encode(), mode=0o600)
+                write_whole(path, (new_key() if name == "api_key" else secrets.token_hex(32)).encode(), mode=0o600)
             settings = settings.changed(**{name: path.read_text(encoding="utf-8")})
     return settings
 

@@ -17,12 +17,13 @@ import numpy as np
 from features.catalogue import CATALOGUE
 from models.ensemble import Ensemble
 from models.gates import against, failed_gates
-from models.governance import DAY_MS, Inventory, Item, Refused, control_of
+from models.governance import DAY_MS, TOLD, Inventory, Item, Refused, control_of
 from models.registry import Registry
 from models.train import HELD_OUT_FROM
 from schemas.errors import ArtefactError, SettingsError, Unavailable
 from schemas.governance import Act, Band, Kind, Move, Tier
-from streams.control import told_once
+from streams.clerk import entered
+from streams.control import told_once, told_so_far
 from streams.settings import Settings
 from streams.training_set import training_set
 
@@ -33,14 +34,14 @@ VALID_DAYS = 365
 ACTS: dict[str, tuple[Act, str]] = {
     "validate": (Act.VALIDATE, "say that it does what it is for; by another person than its author"),
     "approve": (Act.APPROVE, "allow it to decide; by a third person, and only if it passes every gate"),
-    "challenge": (Act.CHALLENGE, "let it stand by as a challenger"),
-    "shadow": (Act.SHADOW, "let it stand by as a shadow"),
+    "challenge": (Act.CHALLENGE, "let it decide for a share of cards, or stand by for that; what it does not decide it judges after"),
+    "shadow": (Act.SHADOW, "let it judge what others have decided, and decide nothing"),
     "promote": (Act.PROMOTE, "make it the one that decides, within seconds"),
     "rollback": (Act.ROLL_BACK, "back to the one that decided before (or to ID)"),
     "retire": (Act.RETIRE, "take it out for good"),
 }
 """By command the act, and what it means."""
-TELLING = frozenset({Act.PROMOTE, Act.ROLL_BACK})
+TO_DECIDE = frozenset({Act.PROMOTE, Act.ROLL_BACK, Act.CHALLENGE})
 
 
 def now_ms() -> int:
@@ -85,6 +86,8 @@ def add_moves(actions: Any, kind: Kind) -> None:
             parser.add_argument("--tier", choices=list(Tier), default=Tier.HIGH, help="materiality (default %(default)s)")
             help_text = "approved share of decisions, like review=0:0.1; outside it the breaker acts (default: review and block up to a half)"
             parser.add_argument("--band", action="append", type=band_of, default=[], metavar="OUTCOME=LOW:HIGH", help=help_text)
+        if act is Act.CHALLENGE:
+            parser.add_argument("--share", type=percent_of, default=0.0, metavar="PERCENT", help="of the cards it decides for so many (default none)")
 
 
 def add_signature(parser: argparse.ArgumentParser, why: str | None = None) -> None:
@@ -104,15 +107,27 @@ def band_of(text: str) -> Band:
         raise argparse.ArgumentTypeError(f"{text!r} is not like review=0:0.1") from None
 
 
+def percent_of(text: str) -> float:
+    """The share that `5` or `2.5` says."""
+    try:
+        share = float(text.removesuffix("%")) / 100
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of percent")
+    return share
+
+
 def moved(args: argparse.Namespace, kind: Kind, registry: Registry, settings: Settings) -> Move:
     """Makes the move that the command asks for, says it, and tells the log where another one decides now."""
     act, _ = ACTS[args.action]
+    entered(registry, told_so_far(settings).values())
     inventory = registry.inventory()
     item = found(inventory, kind, args.item_id)
     before = inventory.champion(kind)
     move = done(registry.move(kind, item, act, args.by, args.why, now_ms(), **_terms(args, act, kind, item, registry)))
     print(f"{item}: {act} by {move.by}; now {registry.inventory().items[item].state}")
-    if act in TELLING:
+    if act in TOLD:
         _told(settings, move, before)
     if args.json:
         print(json.dumps(described(registry.inventory(), item, now_ms())))
@@ -138,6 +153,8 @@ def _terms(args: argparse.Namespace, act: Act, kind: Kind, item_id: str, registr
     """What a move says besides who, what and why."""
     if act is Act.APPROVE:
         return {"tier": Tier(args.tier), "bands": tuple(args.band)}
+    if act is Act.CHALLENGE:
+        return {"share": args.share}
     if act is not Act.VALIDATE:
         return {}
     if not args.valid_days > 0:
@@ -174,7 +191,7 @@ def compared(registry: Registry, item_id: str, data: Path) -> dict[str, float]:
 def _told(settings: Settings, move: Move, before: Item | None) -> None:
     """Tells running processes. Where the log does not answer they find it in the registry's folder."""
     try:
-        told_once(settings, control_of(move, before.item_id if before else None))
+        told_once(settings, control_of(move, before.item_id if before and move.act in (Act.PROMOTE, Act.ROLL_BACK) else None))
     except Unavailable as error:
         print(f"the log did not take it ({error}); processes that read this registry's folder take it over within seconds", file=sys.stderr)
 

@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from features.memory import Memory
 from features.online import Command, Wire
 from models.hold import (
+    FINAL,
     Book,
     OpenHold,
     Refusal,
     Step,
+    cleared,
     confirm,
     confirmed_event,
+    contents,
     expire,
-    post,
-    release,
+    part_event,
     resolved_event,
     state_known,
-    void,
+    told,
 )
 from schemas.account import AccountState
-from schemas.avro import body, decode, encode
+from schemas.avro import decode, encode
 from schemas.decision import Decision
 from schemas.errors import MemoryUnavailable, Unavailable
 from schemas.hold import Clearing, ClearingKind, HoldState
-from schemas.identity import digest, hold_id
+from schemas.identity import hold_id
 from schemas.record import Record
 from schemas.topics import ACCOUNTS, CLEARINGS, DECISIONS, HOLDS
 from streams import journal
-from streams.answers import WHOLE, Answers, sound
+from streams.answers import WHOLE, Answers, resolved_key, sound
 from streams.books import Books, DictBooks, book_key
 from streams.bus import Bus
 from streams.follow import Follower, Refused, Source
@@ -85,39 +87,20 @@ async def on_decision(world: HoldWorld, decision: Decision, source: Source) -> S
     if source[:3] not in source.logged:
         await world.bus.tell(HOLDS, account_id, encode(confirmed_event(decision, source.topic, source.partition, source.offset)))
     amount, currency, end = decision.held_minor, str(decision.hold_currency), int(decision.hold_expires_at_ms or 0)
+    terms = (hold, decision.transaction_id, amount, currency, end, decision.hold_tolerance_minor)
     await world.ask((b"ZADD", due_key(source.partition), str(end).encode(), f"{account_id}\x1f{hold}".encode()))
-    await world.books.change(account_id, lambda before: confirm(before, hold, decision.transaction_id, amount, currency, end), seen=content)
+    await world.books.change(account_id, lambda before: confirm(before, *terms), seen=content)
     return ()
 
 
 async def on_clearing(world: HoldWorld, clearing: Clearing, source: Source) -> Sequence[Record] | Refused:
-    """Posts or voids the hold, or says why not."""
+    """Takes or gives back the hold, or a part of it, or says why not. One that was applied before is only told, if it was not."""
     await world.ask()
-    hold = hold_id(clearing.transaction_id)
-    step = await world.books.change(clearing.account_id, lambda before: _cleared(before, hold, clearing))
+    step = await world.books.change(clearing.account_id, lambda before: cleared(before, clearing, source.partition, source.offset))
     if isinstance(step, Refusal):
-        return await _refusal(world, hold, clearing, source, step)
-    await _tell(world, clearing.account_id, step.hold, source, _contents(clearing))
+        return await _refusal(world, hold_id(clearing.transaction_id), clearing, source, step)
+    await _tell(world, clearing.account_id, step.hold, source.logged)
     return ()
-
-
-def _contents(clearing: Clearing) -> str:
-    """What tells a repeat of a clearing from another one under its id."""
-    return digest(body(clearing)).hex()
-
-
-def _cleared(book: Book, hold: str, clearing: Clearing) -> Step | Refusal:
-    """What the clearing makes of the book. The one that resolved a hold, come again before that was told, gives the same step."""
-    if clearing.kind is ClearingKind.CAPTURE:
-        step = post(book, hold, clearing.amount_minor, clearing.currency, clearing.at_ms)
-    else:
-        step = void(book, hold, clearing.at_ms)
-    earlier = book.hold(hold)
-    state = HoldState.POSTED if clearing.kind is ClearingKind.CAPTURE else HoldState.VOIDED
-    said = (state, clearing.at_ms, clearing.amount_minor if state is HoldState.POSTED else 0)
-    if earlier is not None and (earlier.state, earlier.resolved_at_ms, earlier.posted_minor) == said:
-        return Step(book, earlier)
-    return step
 
 
 async def _refusal(world: HoldWorld, hold: str, clearing: Clearing, source: Source, refusal: Refusal) -> Sequence[Record] | Refused:
@@ -126,10 +109,11 @@ async def _refusal(world: HoldWorld, hold: str, clearing: Clearing, source: Sour
     if refusal in (Refusal.UNKNOWN_HOLD, Refusal.NOT_CONFIRMED):
         (resolved,) = await world.ask((b"GET", resolved_key(hold)))
         if isinstance(resolved, bytes):
-            state, _, by = resolved.decode().partition(" ")
-            if by in (_contents(clearing), f"{source.topic} {source.partition} {source.offset}"):
+            state, *by = resolved.decode().split()
+            if contents(clearing).hex() in by or f"{source.partition}/{source.offset}" in by:
                 return ()
-            code = f"already_{state}"
+            late = state == HoldState.EXPIRED and clearing.kind is ClearingKind.CAPTURE
+            code = Refusal.LATE_CAPTURE if late else f"already_{state}"
         else:
             code = await _unfollowed(world, clearing, source, refusal)
     return Refused(code=code, field="transaction_id", reason=f"{clearing.clearing_id} cannot clear {hold}: {code}")
@@ -187,7 +171,7 @@ async def _ended(world: HoldWorld, account_id: str, hold: str, now_ms: int) -> b
     """Expires the hold and tells it; whether it needs no more watching. One that is not confirmed yet does."""
     step = await world.books.change(account_id, lambda book: _expired(book, hold, now_ms))
     if isinstance(step, Step):
-        await _tell(world, account_id, step.hold, CLOCK, "")
+        await _tell(world, account_id, step.hold)
         return True
     if step is Refusal.UNKNOWN_HOLD:
         (resolved,) = await world.ask((b"EXISTS", resolved_key(hold)))
@@ -203,25 +187,32 @@ def _expired(book: Book, hold: str, now_ms: int) -> Step | Refusal:
     return expire(book, hold, now_ms)
 
 
-def resolved_key(hold: str) -> bytes:
-    """What a hold ended as, and by which clearing: kept longer than any hold lives, so that a late clearing is refused by name."""
-    return b"resolved:" + hold.encode()
-
-
 def due_key(partition: int) -> bytes:
     """The sorted set of open holds of a partition of the log, by the moment at which they lapse."""
     return b"due:%d" % partition
 
 
-async def _tell(world: HoldWorld, account_id: str, hold: OpenHold, source: Source | Origin, by: str) -> None:
-    """The hold's last event to the log; only then does the book let it go, so that a crash in between tells it again."""
-    event = resolved_event(account_id, hold, source.topic, source.partition, source.offset)
-    if isinstance(source, Origin) or source[:3] not in source.logged:
-        await world.bus.tell(HOLDS, account_id, encode(event))
-    state = f"{hold.state} {by}".encode()
-    await world.ask((b"SET", resolved_key(hold.hold_id), state, b"EX", RESOLVED_TTL_S))
-    await world.books.change(account_id, lambda book: release(book, hold.hold_id))
-    journal.logger().debug("hold ended", transaction_id=hold.transaction_id, hold_id=hold.hold_id, state=str(hold.state))
+async def _tell(world: HoldWorld, account_id: str, hold: OpenHold, logged: Container[Any] = ()) -> None:
+    """What became of the hold to the log, in order; only then does the book let it go, so that a crash in between tells it again.
+
+    Whoever comes next to an untold part tells it, by the bytes that its own clearing would have given it: nothing ends before its parts.
+    """
+    ended = hold.state in FINAL
+    parts = hold.parts[:-1] if ended and hold.state is not HoldState.EXPIRED else hold.parts
+    untold = [part for part in parts if not part.told]
+    for part in untold:
+        if (CLEARINGS.name, part.partition, part.offset) not in logged:
+            await world.bus.tell(HOLDS, account_id, encode(part_event(account_id, hold, part)))
+    if ended:
+        by = hold.parts[-1] if len(parts) < len(hold.parts) else None
+        source = CLOCK if by is None else Origin(CLEARINGS.name, by.partition, by.offset)
+        if by is None or source not in logged:
+            await world.bus.tell(HOLDS, account_id, encode(resolved_event(account_id, hold, *source)))
+        said = " ".join((str(hold.state), *(part.digest.hex() for part in hold.parts)))
+        await world.ask((b"SET", resolved_key(hold.hold_id), said.encode(), b"EX", RESOLVED_TTL_S))
+    if ended or untold:
+        await world.books.change(account_id, lambda book: told(book, hold))
+        journal.logger().debug("hold moved", transaction_id=hold.transaction_id, hold_id=hold.hold_id, state=str(hold.state))
 
 
 async def applied(world: HoldWorld, done: Mapping[Place, int]) -> Mapping[Place, int]:

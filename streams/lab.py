@@ -19,12 +19,13 @@ from models.registry import Listed, Registry, save
 from schemas.errors import ArtefactError
 from schemas.governance import Act, Kind
 from streams.backfill import Given, backfilled
+from streams.compare import add_compare, compare
 from streams.folder import keys_of, with_kept_secrets
 from streams.governance import (
     ACTS,
     CHECKER,
     STARTER,
-    TELLING,
+    TO_DECIDE,
     TRAINER,
     add_moves,
     add_signature,
@@ -76,7 +77,7 @@ def promote(argv: list[str], settings: Settings) -> int:
 
 
 def models(argv: list[str], settings: Settings) -> int:
-    """`holdfast models list|show|document|validate|approve|promote|rollback|retire|challenge|shadow`: every model, where it stands, and its moves."""
+    """`holdfast models list|show|document|compare|validate|approve|promote|rollback|retire|challenge|shadow`: every model and its moves."""
     parser = argparse.ArgumentParser(prog="holdfast models", description=(models.__doc__ or "").splitlines()[0])
     actions = parser.add_subparsers(dest="action", required=True)
     actions.add_parser("list", help="all of them, oldest first; `*` marks the one that decides").add_argument("--json", action="store_true")
@@ -86,6 +87,7 @@ def models(argv: list[str], settings: Settings) -> int:
     paper = actions.add_parser("document", help="write the model document: one HTML file for supervisors, ready to print")
     paper.add_argument("item_id", metavar="ID")
     paper.add_argument("--out", type=Path, metavar="FILE", help="default: ID.html")
+    add_compare(actions)
     add_moves(actions, Kind.MODEL)
     args = parser.parse_args(argv if argv[:1] and not argv[0].startswith("--json") else ["list", *argv])
     registry = registry_of(settings)
@@ -93,10 +95,12 @@ def models(argv: list[str], settings: Settings) -> int:
         _list(registry, args.json)
     elif args.action == "show":
         _show(registry, args.item_id, args.json)
+    elif args.action == "compare":
+        return compare(args, Kind.MODEL, registry, settings)
     elif args.action == "document":
         _write_document(registry, args.item_id, args.out)
     else:
-        if ACTS[args.action][0] in TELLING and args.item_id:
+        if ACTS[args.action][0] in TO_DECIDE | {Act.SHADOW} and args.item_id:
             served_here(registry.load(found(registry.inventory(), Kind.MODEL, args.item_id)))
         moved(args, Kind.MODEL, registry, settings)
     return 0
@@ -148,8 +152,8 @@ def ensure_champion(settings: Settings, say: Say) -> str:
     Its history is simulated: it gets a system going and finds what the simulator does. A bank trains its own.
     """
     registry = registry_of(settings)
-    champion = registry.champion_id()
-    if champion is not None and _decides_here(registry, champion, say):
+    champion = who_decides(registry, say)
+    if champion is not None:
         return champion
     say("no model decides yet: training a first one on simulated history (simulate, backfill, train, register, promote)")
     place = settings.data_dir / "first_model"
@@ -162,15 +166,18 @@ def ensure_champion(settings: Settings, say: Say) -> str:
     return model_id
 
 
-def _decides_here(registry: Registry, champion: str, say: Say) -> bool:
-    """Whether the champion can decide with this release; one that cannot, because it is of another format or catalogue, is said."""
+def who_decides(registry: Registry, say: Say) -> str | None:
+    """The champion where it can decide with this release; one that cannot, because it is of another format or catalogue, is said."""
+    champion = registry.champion_id()
+    if champion is None:
+        return None
     try:
-        return registry.load(champion).catalogue_id == CATALOGUE.catalogue_id
+        return champion if registry.load(champion).catalogue_id == CATALOGUE.catalogue_id else None
     except ArtefactError as error:
         if error.code not in ("missing", "malformed"):
             raise
         say(f"{champion} cannot decide with this release: {error}")
-        return False
+        return None
 
 
 def first_model(place: Path, settings: Settings, policy: Policy, say: Say) -> Trained:

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Container, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from features.catalogue import Catalogue
 from features.engine import Look, Past, look_all
 from features.memory import Aside, Memory
-from models.decision import Verdict, judge_all, refused
-from models.ensemble import Ensemble
+from models.decision import Verdict, judge_all, refused, unjudged
 from models.hold import Book, OpenHold, Refusal, Step, UnknownAccount, place, standing
-from models.policy import Policy, hold_lifetime_ms
+from models.opinion import Judged, Judges, Panel
+from models.policy import hold_terms
+from models.stand_in import hold_of, said_before
 from schemas import avro, identity
 from schemas.decision import Decision, Outcome
-from schemas.errors import HoldfastError, MemoryUnavailable
+from schemas.errors import HoldfastError, LogUnavailable, MemoryUnavailable, Unavailable
 from schemas.topics import DECISIONS
 from schemas.transaction import Transaction
+from streams import journal
 from streams.answers import Answers, DictAnswers, Kept, Made, on_whole
 from streams.books import Books, Change, DictBooks
 from streams.bus import Bus
+from streams.control import Told
+from streams.opinion import Waiting
+
+if TYPE_CHECKING:
+    from streams.stand_in import StandIn
 
 
 class Origin(NamedTuple):
@@ -43,11 +51,10 @@ at least where there are enough, and none too large for the first of it to wait 
 
 @dataclass(slots=True)
 class World:
-    """Everything a decision needs, wired once in `streams/cli.py`. Ensemble and policy are replaced when others are promoted."""
+    """Everything a decision needs, wired once in `streams/cli.py`. The panel is replaced when others are promoted, or stand by."""
 
     catalogue: Catalogue
-    ensemble: Ensemble
-    policy: Policy
+    panel: Panel
     memory: Memory
     books: Books | DictBooks
     answers: Answers | DictAnswers
@@ -59,15 +66,38 @@ class World:
     observe: Callable[[str, float, int], None]
     close: Callable[[], Awaitable[None]] | None = None
     together: Together = field(default_factory=lambda: Together())
+    given: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """How often who (a model's or policy's id) gave which outcome in this process: what the breaker looks at."""
+    opinions: Waiting = field(default_factory=Waiting)
+    told: Told = field(default_factory=dict)
+    """What the control topic says."""
+    stand_in: StandIn | None = None
+    telling: int = 0
+    """How many wait for the log alone."""
+
+
+class Course:
+    """What who asks sees of a decision on its way. Once it is `over` for them, nothing more of it is kept or told."""
+
+    __slots__ = ("over", "sent", "stops")
+
+    def __init__(self) -> None:
+        self.over = False
+        self.sent: bytes | None = None
+        """The message, once it is on its way to the log: from then on nobody knows whether the log has it."""
+        self.stops: list[tuple[str, float]] = []
+        """The stops that it passed, and the seconds that each took."""
 
 
 class Ask(NamedTuple):
-    """What `decide` is asked: see there."""
+    """What `decide` is asked: see there. `said` is what the stand-in has answered already: then only the rest is found out, and told."""
 
     txn: Transaction
     now_ms: int
     origin: Origin = HTTP
     logged: Container[Origin] = ()
+    course: Course | None = None
+    said: Decision | None = None
 
 
 class Decided(NamedTuple):
@@ -80,12 +110,16 @@ class Decided(NamedTuple):
 class Walk:
     """One transaction on its way: what each stop found. An error, or a first answer from before, ends it early."""
 
-    __slots__ = ("ask", "book", "content", "decision", "declined", "digest", "error", "first", "hold", "judges", "past", "seen", "txn", "verdict")
+    __slots__ = (
+        "ask", "book", "content", "counted", "decision", "declined", "digest", "error", "first", "hold", "judges", "panel", "past", "seen", "txn",
+        "verdict",
+    )  # fmt: skip
     past: Past
     book: Any
     seen: Look
     verdict: Verdict
-    judges: tuple[Ensemble, Policy]  # those that judged it: others may be promoted while it waits for its account
+    panel: Panel  # as it was when it was judged: others may be promoted while it waits for its account
+    judges: Judges  # those of the panel that judged it
 
     def __init__(self, ask: Ask) -> None:
         self.ask, self.txn = ask, ask.txn
@@ -96,6 +130,14 @@ class Walk:
         self.declined: tuple[int, ...] = ()
         self.decision: Decision | None = None
         self.error: HoldfastError | None = None
+        self.counted = False
+        """Whether the stand-in counted it as an approval of its own."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether somebody else answers it."""
+        course = self.ask.course
+        return course is not None and course.over
 
     @property
     def is_new(self) -> bool:
@@ -185,14 +227,45 @@ async def decide_all(asks: Sequence[Ask], world: World) -> list[Decided | Holdfa
     look(new, world)
     stops.passed("look")
     weigh(new, world)
+    limit(new, world)
     stops.passed("judge")
     await settle(new, world)
     stops.passed("hold")
+    leave(new, world)
     await keep([walk for walk in new if walk.error is None], world)
     stops.passed("keep")
-    await tell([walk for walk in walks if walk.first is not None and not walk.first.told], world)
+    leave(walks, world)
+    await tell([walk for walk in walks if walk.first is not None and not walk.first.told and walk.error is None], world)
     stops.passed("tell")
+    note([walk for walk in new if walk.decision is not None], world)
+    for walk in walks:
+        if walk.ask.course is not None:
+            walk.ask.course.stops = stops.times
     return [walk.end() for walk in walks]
+
+
+def limit(walks: Sequence[Walk], world: World) -> None:
+    """Where the log does not take what is decided, the stand-in's limits hold beside the policy; what it said already stands."""
+    stand_in = world.stand_in
+    if stand_in is None:
+        return
+    away = not world.bus.well
+    for walk in walks:
+        if walk.ask.said is not None:
+            walk.verdict, walk.hold = said_before(walk.verdict, walk.ask.said), hold_of(walk.ask.said)
+        elif away:
+            walk.verdict, walk.counted = stand_in.limited(walk.txn, walk.verdict, walk.ask.now_ms)
+
+
+def leave(walks: Sequence[Walk], world: World) -> None:
+    """Ends those that somebody else answers meanwhile, and takes back what was counted of those that were not approved after all."""
+    for walk in walks:
+        if walk.error is None and walk.is_over:
+            walk.error = Unavailable("somebody else answers it: it was late")
+        if walk.counted and (walk.error is not None or walk.verdict.outcome is not Outcome.APPROVE):
+            assert world.stand_in is not None
+            world.stand_in.uncount(walk.txn, walk.ask.now_ms)
+            walk.counted = False
 
 
 async def recall(walks: Sequence[Walk], world: World) -> None:
@@ -230,15 +303,21 @@ def look(walks: Sequence[Walk], world: World) -> None:
 
 
 def weigh(walks: Sequence[Walk], world: World) -> None:
-    """Two compiled calls, the members' and the rules': the verdicts."""
-    if not walks:
-        return
-    vectors = np.array([walk.seen.values for walk in walks])
-    missing = [walk.degradations for walk in walks]
-    judges = world.ensemble, world.policy
-    verdicts = judge_all(*judges, world.catalogue.reason_of, [walk.txn for walk in walks], vectors, missing)
-    for walk, verdict in zip(walks, verdicts, strict=True):
-        walk.verdict, walk.judges = verdict, judges
+    """Two compiled calls, the members' and the rules', for each pair of judges: the verdicts."""
+    panel, parts = world.panel, dict[Judges, list[Walk]]()
+    splits = panel.splits
+    for walk in walks:
+        walk.panel, walk.judges = panel, panel.judges_of(walk.txn) if splits else panel.champions
+        parts.setdefault(walk.judges, []).append(walk)
+    for judges, own in parts.items():
+        vectors, missing, txns = np.array([walk.seen.values for walk in own]), [walk.degradations for walk in own], [walk.txn for walk in own]
+        try:
+            verdicts = judge_all(*judges, world.catalogue.reason_of, txns, vectors, missing)
+        except Exception as error:  # noqa: BLE001 a broken model is a fact that the policy handles, and the payment waits
+            journal.logger().error("the model cannot score", model_id=judges.model.model_id, error=repr(error))
+            verdicts = [unjudged(judges.policy, txn, each) for txn, each in zip(txns, missing, strict=True)]
+        for walk, verdict in zip(own, verdicts, strict=True):
+            walk.verdict = verdict
 
 
 async def settle(walks: Sequence[Walk], world: World) -> None:
@@ -263,9 +342,10 @@ async def settle(walks: Sequence[Walk], world: World) -> None:
 def placing(walk: Walk, world: World) -> Callable[[Book], Step | Refusal]:
     """The move that places a walk's hold."""
     txn, now_ms = walk.txn, walk.ask.now_ms
-    hold_id, expires_at_ms = identity.hold_id(txn.transaction_id), now_ms + hold_lifetime_ms(walk.judges[1], txn)
-    own = (hold_id, txn.transaction_id, txn.own_amount_minor, txn.own_currency, now_ms, world.hold_lease_ms, expires_at_ms, world.unknown_account)
-    return lambda before: place(before, *own)
+    hold_id, amount_minor, terms = identity.hold_id(txn.transaction_id), txn.own_amount_minor, hold_terms(walk.judges.policy, txn)
+    own = (hold_id, txn.transaction_id, amount_minor, txn.own_currency, now_ms, world.hold_lease_ms, now_ms + terms.lifetime_ms)
+    tolerance_minor = amount_minor * terms.tolerance_percent // 100
+    return lambda before: place(before, *own, world.unknown_account, tolerance_minor)
 
 
 async def remember_decline(walk: Walk, world: World) -> None:
@@ -294,13 +374,54 @@ async def keep(walks: Sequence[Walk], world: World) -> None:
 async def tell(walks: Sequence[Walk], world: World) -> None:
     """Puts on the log what it does not have yet."""
     untold = [walk for walk in walks if walk.ask.origin not in walk.ask.logged]
-    sent = [world.bus.tell(DECISIONS, walk.txn.account_id, walk.message) for walk in untold]
-    for walk, failed in zip(untold, await asyncio.gather(*sent, return_exceptions=True), strict=True):
+    if world.stand_in is not None and not world.bus.well:
+        kept_back = [walk for walk in untold if walk.ask.said is None]
+        await keep_back(kept_back, world.stand_in)
+        walks, untold = ([walk for walk in some if walk.ask.said is not None] for some in (walks, untold))
+    world.telling += len(untold)
+    try:
+        answers = await asyncio.gather(*[told(walk, world) for walk in untold], return_exceptions=True)
+    finally:
+        world.telling -= len(untold)
+    for walk, failed in zip(untold, answers, strict=True):
         if isinstance(failed, HoldfastError):
             walk.error = failed
         elif failed is not None:
             raise failed
     world.answers.told_all([walk.txn.transaction_id for walk in walks if walk.error is None])
+
+
+def note(walks: Sequence[Walk], world: World) -> None:
+    """Counts what was decided here and now, and leaves what the log has to those who did not decide it."""
+    for walk in walks:
+        world.given[walk.judges.model.model_id, walk.verdict.outcome] += 1
+        world.given[walk.judges.policy.policy_id, walk.verdict.outcome] += 1
+        if walk.error is None and (walk.panel.models or walk.panel.policies):
+            world.opinions.offer(walk.panel, judged(walk))
+
+
+def judged(walk: Walk) -> Judged:
+    """The part of it that a second opinion needs."""
+    txn, now_ms = walk.txn, walk.ask.now_ms
+    decision_id = identity.decision_id(txn.transaction_id)
+    return Judged(decision_id, txn.transaction_id, txn.account_id, now_ms, walk.seen.values, walk.degradations, walk.judges)
+
+
+def told(walk: Walk, world: World) -> asyncio.Future[None]:
+    """Sends one on its way to the log."""
+    if walk.ask.course is not None:
+        walk.ask.course.sent = walk.message
+    return world.bus.tell(DECISIONS, walk.txn.account_id, walk.message)
+
+
+async def keep_back(walks: Sequence[Walk], stand_in: StandIn) -> None:
+    """Puts on the stand-in's disk what the log does not take now; it tells the log later. LogUnavailable for what it may not answer for."""
+    made = [stand_in.kept_back(walk.message, walk.decision, walk.counted) for walk in walks]
+    for walk, failed in zip(walks, await asyncio.gather(*made, return_exceptions=True), strict=True):
+        if isinstance(failed, HoldfastError):
+            walk.error = failed
+        elif failed is not None:
+            walk.error = LogUnavailable(f"nor can it be kept here: {failed}")
 
 
 def decided(walk: Walk, world: World) -> Decision:
@@ -321,13 +442,14 @@ def decided(walk: Walk, world: World) -> Decision:
         held_minor=hold.amount_minor if hold else 0,
         hold_currency=hold.currency if hold else None,
         hold_expires_at_ms=hold.expires_at_ms if hold else None,
-        model_id=walk.judges[0].model_id,
-        policy_id=walk.judges[1].policy_id,
+        model_id=walk.judges.model.model_id,
+        policy_id=walk.judges.policy.policy_id if walk.ask.said is None else walk.ask.said.policy_id,
         catalogue_id=world.catalogue.catalogue_id,
         vector=seen.values.tobytes(),
         positions=seen.positions,
         tally_positions=seen.tally_positions,
         profile_positions=seen.profile_positions,
+        hold_tolerance_minor=hold.tolerance_minor if hold else 0,
         declined_positions=walk.declined,
         degradations=verdict.degradations,
         source_topic=origin.topic,
@@ -340,14 +462,17 @@ def decided(walk: Walk, world: World) -> Decision:
 class Stops:
     """Times the stops of walks that go together."""
 
-    __slots__ = ("_count", "_observe", "_since")
+    __slots__ = ("_count", "_observe", "_since", "times")
 
     def __init__(self, observe: Callable[[str, float, int], None], count: int) -> None:
         self._observe, self._count = observe, count
         self._since = perf_counter()
+        self.times: list[tuple[str, float]] = []
 
     def passed(self, stop: str) -> None:
         """The time since the stop before, in seconds, is this stop's, of each walk."""
         now = perf_counter()
-        self._observe(stop, now - self._since, self._count)
+        took = now - self._since
+        self._observe(stop, took, self._count)
+        self.times.append((stop, took))
         self._since = now

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +15,8 @@ from models.registry import Registry
 from schemas.errors import SettingsError
 from schemas.governance import Act, Kind
 from streams import backtest as replay
-from streams.governance import ACTS, TELLING, add_moves, add_signature, done, found, moved, now_ms, print_moves
+from streams.compare import add_compare, compare
+from streams.governance import ACTS, TO_DECIDE, add_moves, add_signature, done, found, moved, now_ms, print_moves
 from streams.registry import registry_of
 from streams.settings import Settings
 
@@ -66,7 +66,7 @@ def read(path: Path) -> str:
 
 
 def command(argv: list[str], settings: Settings) -> int:
-    """`holdfast policy show | check FILE | test FILE | register FILE | list | validate|approve|promote|rollback|retire ID`."""
+    """`holdfast policy show | check FILE | test FILE | register FILE | list | compare | validate|approve|promote|rollback|retire ID`."""
     parser = argparse.ArgumentParser(prog="holdfast policy", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True)
     actions.add_parser("show", help="the policy that judges")
@@ -76,13 +76,16 @@ def command(argv: list[str], settings: Settings) -> int:
     register = actions.add_parser("register", help="put a file into the registry, as a draft; prints its id")
     register.add_argument("file", type=Path)
     add_signature(register)
+    add_compare(actions)
     add_moves(actions, Kind.POLICY)
     args = parser.parse_args(argv)
     registry = registry_of(settings)
     if args.action in ACTS:
-        if ACTS[args.action][0] in TELLING and args.item_id:
+        if ACTS[args.action][0] in TO_DECIDE and args.item_id:
             in_force(registry.load_policy(found(registry.inventory(), Kind.POLICY, args.item_id)), now_ms())
         moved(args, Kind.POLICY, registry, settings)
+    elif args.action == "compare":
+        return compare(args, Kind.POLICY, registry, settings)
     elif args.action == "test":
         return tested(policy_from_toml(read(args.file)), registry.policy(), args, settings)
     elif args.action == "register":
@@ -100,19 +103,13 @@ def command(argv: list[str], settings: Settings) -> int:
 
 def _add_test(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path)
-    parser.add_argument("--since", type=_days, metavar="30d", help="payments of so many days (d) or hours (h) back from the last (default: all)")
+    parser.add_argument(
+        "--since", type=replay.days_of, metavar="30d", help="payments of so many days (d) or hours (h) back from the last (default: all)"
+    )
     parser.add_argument("--data", type=Path, metavar="DIR", help="the archive (default: that of the settings)")
     parser.add_argument("--alerts-per-day-max", type=float, metavar="N", help="exit status 1 if the candidate gives more")
     parser.add_argument("--honest-blocked-max", type=int, metavar="N", help="exit status 1 if the candidate blocks more honest payments")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
-
-
-def _days(text: str) -> float:
-    """Days, of a text like 30d or 12h."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([dh])", text)
-    if not found or not float(found[1]):
-        raise argparse.ArgumentTypeError(f"{text!r} is no time like 30d or 12h")
-    return float(found[1]) / (24 if found[2] == "h" else 1)
 
 
 def tested(candidate: Policy, live: Policy, args: argparse.Namespace, settings: Settings) -> int:

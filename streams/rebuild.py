@@ -9,7 +9,7 @@ import sys
 import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ import msgspec
 from features.catalogue import CATALOGUE, Catalogue
 from features.online import RedisMemory, Wire
 from features.tally import updated
-from models.hold import EMPTY, FINAL, Book, Step, confirm, post, release, state_known, with_provisional
+from models.hold import EMPTY, FINAL, Book, Cause, Refusal, Step, confirm, expire, post, state_known, told, void, with_provisional
 from schemas import avro, identity
 from schemas.account import AccountEvent, AccountState, ProfileValue, RememberedEvent
 from schemas.decision import Decision
@@ -27,7 +27,7 @@ from schemas.hold import HoldEvent, HoldState
 from schemas.label import Label
 from schemas.record import Record
 from schemas.topics import ACCOUNTS, DECISIONS, HOLDS, LABELS, PROFILES, REMEMBERED_EVENTS, Topic
-from streams.answers import WHOLE, Answers, Restored, sound
+from streams.answers import WHOLE, Answers, Restored, resolved_key, sound
 from streams.books import book_key
 from streams.bus import committed_offsets, end_offsets, read_topic
 from streams.hold import APPLIED, RESOLVED_TTL_S, due_key
@@ -172,15 +172,16 @@ class Rebuild:
         for *_, known in self._records(PROFILES, ProfileValue):
             await self._memory.know(known.kind, known.token, known.column, known.value, known.known_at_ms)
         confirmed: set[str] = set()
-        resolved: dict[str, HoldEvent] = {}
+        steps: dict[str, dict[str, HoldEvent]] = {}
         for *_, event in self._records(HOLDS, HoldEvent):
-            if event.state in FINAL:
-                resolved[event.hold_id] = event
-            else:
+            if event.state is HoldState.CONFIRMED:
                 confirmed.add(event.hold_id)
+            else:  # a repeat has the id of the first
+                steps.setdefault(event.hold_id, {})[event.event_id] = event
+        moved = {hold_id: tuple(events.values()) for hold_id, events in steps.items()}
         await self._ours()
-        await self._resolved(resolved)
-        await self._decisions(books, confirmed, resolved)
+        await self._resolved(moved)
+        await self._decisions(books, confirmed, moved)
         await self._ours()
         await self._books(books)
         await self._ours()
@@ -205,14 +206,14 @@ class Rebuild:
                 raise MemoryUnavailable(LOST)
         self.counts["books"] = len(books)
 
-    async def _resolved(self, resolved: dict[str, HoldEvent]) -> None:
-        for hold_id, event in resolved.items():
-            left_s = RESOLVED_TTL_S - (self._now_ms - event.at_ms) // 1000
-            if left_s > 0:
-                said = f"{event.state} {event.source_topic} {event.source_partition} {event.source_offset}".encode()
-                await self._send((b"SET", b"resolved:" + hold_id.encode(), said, b"EX", left_s))
+    async def _resolved(self, moved: dict[str, tuple[HoldEvent, ...]]) -> None:
+        for hold_id, steps in moved.items():
+            left_s = RESOLVED_TTL_S - (self._now_ms - steps[-1].at_ms) // 1000
+            if steps[-1].state in FINAL and left_s > 0:
+                said = " ".join((str(steps[-1].state), *(_by(step) for step in steps))).encode()
+                await self._send((b"SET", resolved_key(hold_id), said, b"EX", left_s))
 
-    async def _decisions(self, books: dict[str, Book], confirmed: set[str], resolved: dict[str, HoldEvent]) -> None:
+    async def _decisions(self, books: dict[str, Book], confirmed: set[str], moved: dict[str, tuple[HoldEvent, ...]]) -> None:
         seen: set[str] = set()
         kept: list[Restored] = []
         tallies = Tallied(CATALOGUE)
@@ -229,7 +230,7 @@ class Rebuild:
             if left_s > 0:
                 digest = identity.digest(avro.body(decision.transaction))
                 kept.append(Restored(decision.transaction_id, decision.decision_id, digest, message, left_s))
-            await self._held(books, decision, partition, confirmed, resolved)
+            await self._held(books, decision, partition, confirmed, moved)
             tallies.fold_if_many()
             if len(kept) >= BATCH:
                 await self._ours()
@@ -251,12 +252,14 @@ class Rebuild:
             if remembered.remembered_at_ms > oldest_ms:
                 yield remembered.event, remembered.positions
 
-    async def _held(self, books: dict[str, Book], decision: Decision, partition: int, confirmed: set[str], resolved: dict[str, HoldEvent]) -> None:
+    async def _held(
+        self, books: dict[str, Book], decision: Decision, partition: int, confirmed: set[str], moved: dict[str, tuple[HoldEvent, ...]]
+    ) -> None:
         if decision.hold_id is None:
             return
-        book = books.get(decision.account_id, EMPTY)
-        books[decision.account_id] = held(book, decision, decision.hold_id in confirmed, resolved.get(decision.hold_id))
-        if decision.hold_id in confirmed and decision.hold_id not in resolved:
+        book, steps = books.get(decision.account_id, EMPTY), moved.get(decision.hold_id, ())
+        books[decision.account_id] = held(book, decision, decision.hold_id in confirmed, steps)
+        if decision.hold_id in confirmed and not (steps and steps[-1].state in FINAL):
             end, due = str(decision.hold_expires_at_ms).encode(), f"{decision.account_id}\x1f{decision.hold_id}".encode()
             await self._send((b"ZADD", due_key(partition), end, due))
 
@@ -281,25 +284,38 @@ class Rebuild:
         sound(await self._wire.send(command))
 
 
-def held(book: Book, decision: Decision, confirmed: bool, end: HoldEvent | None) -> Book:
-    """The book with the hold that a decision in the log speaks of, or what its last event left of it.
+def held(book: Book, decision: Decision, confirmed: bool, steps: Sequence[HoldEvent]) -> Book:
+    """The book with the hold that a decision in the log speaks of, or what its events left of it.
 
     One that the log of holds does not confirm yet stays provisional until it would expire: the `hold` app is on its way to it.
     """
     assert decision.hold_id is not None
-    if end is not None and end.state is not HoldState.POSTED:
-        return book
     amount, currency, expires_at_ms = decision.held_minor, str(decision.hold_currency), int(decision.hold_expires_at_ms or 0)
+    terms = (decision.hold_id, decision.transaction_id, amount, currency, expires_at_ms, decision.hold_tolerance_minor)
     if not confirmed:
-        return with_provisional(book, decision.hold_id, decision.transaction_id, amount, currency, expires_at_ms)
-    step = confirm(book, decision.hold_id, decision.transaction_id, amount, currency, expires_at_ms)
-    if end is None:
-        return step.book
-    posted = post(step.book, decision.hold_id, end.posted_minor, end.currency, end.at_ms)
-    if not isinstance(posted, Step):
-        return book
-    released = release(posted.book, decision.hold_id)
-    return released if isinstance(released, Book) else book
+        return with_provisional(book, *terms)
+    book = confirm(book, *terms).book
+    for event in steps:
+        step = _moved(book, event)
+        book = told(step.book, step.hold) if isinstance(step, Step) else book
+    return book
+
+
+def _moved(book: Book, event: HoldEvent) -> Step | Refusal:
+    """The move that an event tells of, once more."""
+    cause = Cause(event.clearing_id or "", event.clearing_digest, event.source_partition, event.source_offset)
+    match event.state:
+        case HoldState.POSTED | HoldState.PARTLY_POSTED:
+            return post(book, event.hold_id, event.posted_minor, event.currency, event.at_ms, cause, event.state is HoldState.POSTED)
+        case HoldState.VOIDED | HoldState.PARTLY_VOIDED:
+            return void(book, event.hold_id, event.at_ms, cause, event.released_minor)
+        case _:
+            return expire(book, event.hold_id, event.expires_at_ms)
+
+
+def _by(step: HoldEvent) -> str:
+    """What `resolved:` says of the clearing behind an event; of one from before digests were told its place."""
+    return step.clearing_digest.hex() or f"{step.source_partition}/{step.source_offset}"
 
 
 async def rebuilt(settings: Settings, token: bytes, say: Callable[[str], None]) -> Counter[str]:

@@ -19,32 +19,30 @@ import numpy as np
 from features.catalogue import CATALOGUE, Catalogue
 from features.log import warm
 from features.online import RedisMemory, Wire
-from models.ensemble import Ensemble
-from models.governance import deciding
 from models.hold import UnknownAccount
-from models.policy import Policy
-from models.registry import Registry
-from schemas.errors import ArtefactError, HoldfastError, Unavailable
-from schemas.governance import Kind
+from schemas.errors import HoldfastError, Unavailable
 from schemas.topics import DECISIONS
 from streams import journal, metrics
 from streams.answers import WHOLE, Answers, sound
 from streams.books import Books
 from streams.breaker import watch_rates
 from streams.bus import Bus, end_offsets
-from streams.control import Ear, Told, newest
-from streams.folder import keys_of, required_keys
+from streams.control import Ear, newest
+from streams.folder import required_keys
 from streams.hold import HoldWorld
+from streams.judgement import LISTEN_S, Bench, first_panel, stay_current
 from streams.load import ensure_loaded, load
 from streams.loaded import is_kept, is_left
+from streams.opinion import give
 from streams.pipeline import World
 from streams.rebuild import ensure_whole, forget_if_behind, rebuilt
 from streams.settings import Settings
+from streams.stand_in import StandIn
 from streams.tally import TallyWorld
 
 REFRESH_S = 2.0
-LISTEN_S, PAUSE_S = 1.0, 0.5
-"""How long a process listens to the control topic at a time, and rests: what was told there decides within a second or two."""
+MEMORY_SHARE = 0.4
+"""Of the time that a host waits: Redis is late when one answer takes longer, and then nobody waits for it until it answers again."""
 GARBAGE = 50_000
 """Objects made before a collection of the youngest: a decision's records hold no circles, so that collecting often finds nothing."""
 NOTHING_KNOWN = np.full(len(CATALOGUE.names), np.nan)
@@ -79,9 +77,9 @@ class Parts:
         await self.wire.close()
 
 
-async def connected(settings: Settings) -> Parts:
+async def connected(settings: Settings, timeout_s: float = 1.0) -> Parts:
     """The parts on the Redis of the settings, once it is whole: rebuilt from the log if it has forgotten, or has gone back in time."""
-    wire = await Wire.connect(settings.redis_url, settings.redis_password or None, settings.redis_username or None)
+    wire = await Wire.connect(settings.redis_url, settings.redis_password or None, settings.redis_username or None, timeout_s)
     parts = Parts(settings, wire, CATALOGUE, RedisMemory(wire, CATALOGUE), Answers(wire, settings.answer_ttl_s), Books(wire))
     await forget_if_behind(settings, wire)
     while True:
@@ -135,85 +133,53 @@ async def stay_level(parts: Parts) -> None:
 def beside(parts: Parts, work: Coroutine[Any, Any, None]) -> None:
     """Runs something beside the work. If it ends by an error, so does the process: it must not be missed in silence."""
 
-    def ended(task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and task.exception() is not None:
-            journal.logger().critical("failed beside the work", exc_info=task.exception())
-            os.kill(os.getpid(), signal.SIGTERM)
-
     task = asyncio.create_task(work)
-    task.add_done_callback(ended)
+    task.add_done_callback(_must_not_end)
     parts.tasks.append(task)
 
 
-def judgement(settings: Settings, catalogue: Catalogue, told: Told) -> tuple[Ensemble, Policy]:
-    """The model and policy that decide, by history and control topic, bound to this catalogue. ArtefactError if there is none, or none that fits."""
-    registry = Registry(settings.registry_dir, keys_of(settings))
-    inventory = registry.inventory()
-    model_id, policy_id = (deciding(inventory, kind, told.get(kind)) for kind in (Kind.MODEL, Kind.POLICY))
-    if model_id is None:
-        raise ArtefactError(f"no model was promoted in {settings.registry_dir}")
-    ensemble = registry.load(model_id)
-    if ensemble.catalogue_id != catalogue.catalogue_id:
-        raise ArtefactError(f"model {ensemble.model_id} was trained on catalogue {ensemble.catalogue_id}, not on {catalogue.catalogue_id}")
-    return ensemble, registry.policy_of(policy_id).bound(catalogue.names)
+def _must_not_end(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        journal.logger().critical("failed beside the work", exc_info=task.exception())
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
-async def first_judgement(settings: Settings, catalogue: Catalogue, told: Told) -> tuple[Ensemble, Policy]:
-    """The deciding model and policy, waited for where none was promoted yet: an app that cannot decide is not ready, but not broken."""
-    said = False
-    while Registry(settings.registry_dir, keys_of(settings)).champion_id() is None:
-        if not said:
-            journal.logger().warning("no model was promoted yet: waiting for one", registry=str(settings.registry_dir))
-            said = True
-        await asyncio.sleep(REFRESH_S)
-    return judgement(settings, catalogue, told)
+async def authorizing_world(settings: Settings, bus: Bus) -> World:
+    """The World of `authorize`: whoever asks it waits, so that Redis is late sooner, and somebody stands in."""
+    world = await deciding_world(settings, bus, min(1.0, MEMORY_SHARE * settings.request_deadline_ms / 1000))
+    stand_in = world.stand_in = await asyncio.to_thread(StandIn.opened, settings, clock_ms())
+    if stand_in is None:
+        return world
+    await asyncio.to_thread(stand_in.learn, settings)
+    let_go = world.close
+
+    async def close() -> None:
+        telling.cancel()
+        await asyncio.gather(telling, return_exceptions=True)
+        await stand_in.close()
+        if let_go is not None:
+            await let_go()
+
+    telling = asyncio.create_task(stand_in.tell(world))
+    telling.add_done_callback(_must_not_end)
+    world.close = close
+    return world
 
 
-async def stay_current(world: World, settings: Settings, ear: Ear, told: Told) -> None:
-    """Takes over a model or policy that is promoted or rolled back while the app runs, both in one step; one that does not fit is said, not taken.
-
-    It hears of it on the control topic, or sees it in the registry's folder where the topic is silent. What could not be used (an artefact that
-    is not here yet) is tried again each time.
-    """
-    registry, seen = Registry(settings.registry_dir, keys_of(settings)), (-1, told)
-    try:
-        while True:
-            told = newest(told, await asyncio.to_thread(ear.heard, LISTEN_S))
-            now = registry.moves_at(), told
-            if now != seen and await taken_over(world, settings, told):
-                seen = now
-            await asyncio.sleep(PAUSE_S)
-    finally:
-        ear.close()
-
-
-async def taken_over(world: World, settings: Settings, told: Told) -> bool:
-    """Whether what is to decide now does. Compiled code is warm already; arrays are loaded and checked beside the loop."""
-    try:
-        ensemble, policy = await asyncio.to_thread(judgement, settings, world.catalogue, told)
-    except (HoldfastError, OSError) as error:
-        journal.logger().error("the promoted model or policy cannot be used", reason=str(error))
-        return False
-    if (ensemble.model_id, policy.policy_id) != (world.ensemble.model_id, world.policy.policy_id):
-        world.ensemble, world.policy = ensemble, policy
-        journal.logger().info("now deciding with", model_id=ensemble.model_id, policy_id=policy.policy_id)
-    return True
-
-
-async def deciding_world(settings: Settings, bus: Bus) -> World:
+async def deciding_world(settings: Settings, bus: Bus, memory_timeout_s: float = 1.0) -> World:
     """The World of the apps that decide: `authorize` and `score`."""
-    parts = await connected(settings)
-    ear = Ear(settings)
+    parts = await connected(settings, memory_timeout_s)
+    ear, bench = Ear(settings), Bench(settings, parts.catalogue)
     told = newest({}, await asyncio.to_thread(ear.heard, LISTEN_S))
-    ensemble, policy = await first_judgement(settings, parts.catalogue, told)
+    panel = await first_panel(bench, told)
     warm(parts.catalogue)
-    (scored,) = ensemble.score_all(NOTHING_KNOWN[np.newaxis])
-    ensemble.contributions(scored, NOTHING_KNOWN)
+    model, policy = panel.champions
+    (scored,) = model.score_all(NOTHING_KNOWN[np.newaxis])
+    model.contributions(scored, NOTHING_KNOWN)
     policy.fired(NOTHING_KNOWN)
     world = World(
         catalogue=parts.catalogue,
-        ensemble=ensemble,
-        policy=policy,
+        panel=panel,
         memory=parts.memory,
         books=parts.books,
         answers=parts.answers,
@@ -226,8 +192,9 @@ async def deciding_world(settings: Settings, bus: Bus) -> World:
         close=parts.close,
     )
     beside(parts, stay_whole(parts))
-    beside(parts, stay_current(world, settings, ear, told))
-    beside(parts, watch_rates(world, Registry(settings.registry_dir, keys_of(settings))))
+    beside(parts, stay_current(world, bench, ear, told))
+    beside(parts, watch_rates(world, bench.registry))
+    beside(parts, give(world.opinions, bus))
     gc.collect()
     gc.freeze()
     gc.set_threshold(GARBAGE)
@@ -251,7 +218,7 @@ def run_authorize(settings: Settings) -> int:
     from streams.authorize.serve import serve
 
     required_keys(settings)
-    return serve(settings, deciding_world)
+    return serve(settings, authorizing_world)
 
 
 def run_score(settings: Settings) -> int:

@@ -18,10 +18,12 @@ from models.sar import Movement, candidates, movement_of, window_ms
 from schemas.avro import decode
 from schemas.decision import Decision
 from schemas.errors import HoldfastError, InvalidRecord, MemoryUnavailable
+from schemas.governance import Kind
 from schemas.record import Record
 from schemas.topics import DECISIONS, SAR_CANDIDATES
 from streams import journal, metrics
 from streams.bus import Bus, read_topic
+from streams.control import Standing
 from streams.folder import keys_of
 from streams.follow import Follower, Source, run_follower
 from streams.settings import Settings
@@ -30,7 +32,7 @@ WHOLE = b"whole:moves"
 MOVES_MAX = 1_000
 """Movements that are kept of an account: the newest."""
 ACCOUNTS_AT_A_TIME = 200
-POLICY_S = 5.0
+POLICY_S = 2.0
 NO_RATE = "no_usd_rate"
 """What is missing where a currency has no rate in the policy: no pattern is looked for in it."""
 
@@ -42,11 +44,14 @@ class SarWorld:
     wire: Wire
     policy: Policy
     settings: Settings
+    standing: Standing | None = None
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     without_rate: set[str] = field(default_factory=set)
 
     async def close(self) -> None:
         """Lets Redis go."""
+        if self.standing is not None:
+            self.standing.close()
         await self.wire.close()
 
 
@@ -133,13 +138,14 @@ def _kept_ms(world: SarWorld) -> int:
 
 
 async def stay_current(world: SarWorld, _: frozenset[int]) -> Sequence[Record]:
-    """Takes over a policy that was promoted."""
-    world.policy = await asyncio.to_thread(_policy, world.settings)
+    """Takes over a policy that was promoted or rolled back, by people or by the breaker."""
+    if world.standing is not None:
+        world.policy = await asyncio.to_thread(_policy, world.standing)
     return ()
 
 
-def _policy(settings: Settings) -> Policy:
-    return Registry(settings.registry_dir, keys_of(settings)).policy()
+def _policy(standing: Standing) -> Policy:
+    return standing.registry.policy_of(standing.item_id(Kind.POLICY))
 
 
 APP = Follower(name="sar", reads={DECISIONS: on_decision}, writes=(SAR_CANDIDATES,), every=((POLICY_S, stay_current),))
@@ -148,7 +154,8 @@ APP = Follower(name="sar", reads={DECISIONS: on_decision}, writes=(SAR_CANDIDATE
 async def sar_world(settings: Settings, bus: Bus) -> SarWorld:
     """Redis and the promoted policy of the settings; the movements are there."""
     wire = await Wire.connect(settings.redis_url, settings.redis_password or None, settings.redis_username or None)
-    world = SarWorld(wire, _policy(settings), settings)
+    standing = Standing(Registry(settings.registry_dir, keys_of(settings)), settings)
+    world = SarWorld(wire, await asyncio.to_thread(_policy, standing), settings, standing)
     try:
         await rebuild(world)
     except HoldfastError as error:

@@ -22,7 +22,7 @@ Secret = Annotated[str, Meta(extra={"secret": True})]
 Hex64 = Meta(pattern=r"^([0-9a-fA-F]{64})?$")
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 Milliseconds = Annotated[int, Meta(ge=1, le=86_400_000)]
-BENEATH_DATA = ("registry_dir", "archive_dir")
+BENEATH_DATA = ("registry_dir", "archive_dir", "keys_dir")
 """Folders that are taken beneath `data_dir` where they are given as relative paths."""
 
 
@@ -57,6 +57,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     data_dir: Annotated[Path, doc("all that a system started here keeps on disk; relative to the working directory")] = Path(".holdfast")
     registry_dir: Annotated[Path, doc("models and policies; relative to `data_dir`")] = Path("registry")
     archive_dir: Annotated[Path, doc("decisions as Parquet by day; relative to `data_dir`")] = Path("archive")
+    keys_dir: Annotated[Path, doc("API keys, as hashes, with what each may do (`holdfast keys`); relative to `data_dir`")] = Path("keys")
     kafka_cache_dir: Annotated[Path, doc("where Kafka's jars are kept once fetched; relative to the working directory")] = Path(
         "~/.cache/holdfast/kafka-4.1.1"
     )
@@ -64,21 +65,37 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     # Listening
     http_host: Annotated[str, doc("address on which `authorize` listens")] = "127.0.0.1"
     http_port: Annotated[Port, doc("port on which `authorize` listens")] = 8080
+    open_paths: Annotated[str, doc("paths of HTTP that are answered without a key, with commas between them")] = "/health,/ready"
+    api_key: Annotated[Secret, doc("key with which commands on this machine ask over HTTP; where no key was ever made, `authorize` takes it")] = ""
+    tls_certificate_file: Annotated[str, doc("PEM file of the certificate chain with which both doors speak TLS 1.3; empty: no TLS")] = ""
+    tls_key_file: Annotated[str, doc("PEM file of its private key; empty: it is in the same file")] = ""
+    http_client_ca_file: Annotated[str, doc("PEM file of the authority that signs the certificates of HTTP's clients; empty: none is asked for")] = ""
+    iso8583_client_ca_file: Annotated[str, doc("the same for ISO 8583")] = ""
+    jwt_keys: Annotated[
+        str,
+        Meta(pattern=r"^($|https://.+|http://(127\.0\.0\.1|localhost)[:/].*|[^:]+$)"),
+        doc("JWKS by which JWTs are checked: its file, or its `https` URL; empty: none are taken"),
+    ] = ""
+    jwt_issuer: Annotated[str, doc("what a JWT's `iss` is")] = ""
+    jwt_audience: Annotated[str, doc("what a JWT's `aud` has")] = ""
+    jwt_per_s: Annotated[int, Meta(ge=0, le=1_000_000), doc("requests a second of one `sub`, at each process; 0: no limit")] = 0
     iso8583_host: Annotated[str, doc("address on which `authorize` listens for ISO 8583")] = "127.0.0.1"
+    iso8583_peers: Annotated[str, doc("networks from which ISO 8583 is taken, with commas between them; others are cut before they are heard")] = (
+        "127.0.0.0/8,::1"
+    )
     iso8583_port: Annotated[Port, doc("port on which `authorize` listens for ISO 8583; 0: it does not")] = 0
     iso8583_dialect: Annotated[
         str, doc("a dialect of `streams/authorize/dialects` by name, or the TOML file of a bank's own (its `extends` names the one it changes)")
     ] = "1987-ascii"
-    iso8583_header: Annotated[
-        Literal["binary2", "binary4", "text4"], doc("how a message's length stands before it: 2 or 4 bytes, or 4 digits")
-    ] = "binary2"
+    iso8583_header: Annotated[Literal["binary2", "binary4", "text4"], doc("how a message's length stands before it: 2 or 4 bytes, or 4 digits")] = (
+        "binary2"
+    )
     metrics_host: Annotated[str, doc("address on which each app serves Prometheus metrics")] = "127.0.0.1"
     metrics_port: Annotated[Port, doc("port of this app's metrics; 0: none. `holdfast up` gives each app its own")] = 0
 
     # Deciding
     token_key: Annotated[Secret, doc("key of the tokens that stand for card numbers, devices, e-mails, phones")] = ""
     token_key_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9]{1,8}$"), doc("names the key inside each token, so that it can be changed")] = "k1"
-    explain_key: Annotated[Secret, doc("bearer key with which the bank's own people read whole decisions over HTTP; empty: nobody does")] = ""
     model_key: Annotated[
         Secret, Hex64, doc("private Ed25519 key, 64 hex digits, with which models and policies are signed when registered; services need none")
     ] = ""
@@ -86,7 +103,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     unknown_account: Annotated[Literal["decline", "hold"], doc("an account that nobody described: `decline`, or `hold` without a funds check")] = (
         "decline"
     )
-    request_deadline_ms: Annotated[Milliseconds, doc("an authorization not answered by then gets a `503`: its result is indefinite")] = 1_500
+    request_deadline_ms: Annotated[
+        Milliseconds, doc("how long an authorization may take where its request does not say (`Holdfast-Deadline-Ms`); then the stand-in answers")
+    ] = 1_000
+    stand_in_policy: Annotated[
+        str, Meta(min_length=1), doc("what may be approved while Kafka or Redis does not answer: `default`, a TOML file, or `off`: nobody stands in")
+    ] = "default"
     hold_lease_ms: Annotated[Milliseconds, doc("a provisional hold that the log does not confirm lapses after this")] = 30_000
     answer_ttl_s: Annotated[int, Meta(ge=60, le=31_536_000), doc("how long the first answer of a transaction is kept in Redis")] = 691_200
     future_ms_max: Annotated[int, Meta(ge=0, le=86_400_000), doc("a transaction dated further ahead of our clock is refused")] = 300_000
@@ -95,6 +117,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     tracking_uri: Annotated[str, doc("MLflow server on which `--track` tells runs; empty: `tracking/runs.db` beneath `data_dir`")] = ""
 
     # Running
+    drain_ms: Annotated[
+        int,
+        Meta(ge=0, le=600_000),
+        doc("so long `authorize` goes on after SIGTERM, not ready, before it stops: more than a load balancer takes to see it"),
+    ] = 1_000
     watchdog_s: Annotated[int, Meta(ge=1, le=3_600), doc("an app with lag and no progress for this long ends, and is started again")] = 30
     log_level: Annotated[Literal["debug", "info", "warning", "error"], doc("least level of log lines that are written")] = "info"
 

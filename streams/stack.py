@@ -13,9 +13,11 @@ from typing import Literal
 
 from schemas.errors import SettingsError
 from streams import broker, folder, kafka, memory_server
+from streams.authorize.keys import with_local
+from streams.clerk import entering
 from streams.parts import Keeper, Part, Running, Say, Seen
 from streams.ready import forget_ready, is_ready
-from streams.settings import PREFIX, Settings
+from streams.settings import BENEATH_DATA, PREFIX, Settings
 
 APPS = ("authorize", "score", "hold", "ledger", "sar", "tally", "archive", "watch", "feedback")
 """Every app; each name is also its consumer group and the argument of `holdfast run`."""
@@ -100,7 +102,7 @@ class Stack:
     def start_another(self, app: str, number: int = 2, command: AppCommand = run_app) -> Settings:
         """One more process of an app, the `number`th, in the same group; does not wait. Its settings: a folder and ports of its own."""
         name = f"{app}-{number}"
-        shared = {"registry_dir": self.settings.registry_dir, "archive_dir": self.settings.archive_dir}
+        shared = {name: getattr(self.settings, name) for name in BENEATH_DATA}
         ports = {"http_port": self.port(f"{name} http"), "metrics_port": self.port(f"{name} metrics")}
         if self.settings.iso8583_port:
             ports["iso8583_port"] = self.port(f"{name} iso8583")
@@ -186,7 +188,8 @@ def _environ(settings: Settings | None) -> dict[str, str]:
 
 
 def _checking_only(settings: Settings) -> Settings:
-    """The settings of an app: it checks models, and has no key to sign any with."""
+    """The settings of an app: it checks models and API keys, and has no key to sign with or to ask with."""
+    settings = settings.changed(api_key="")
     return settings.changed(model_key="", model_public_key=folder.keys_of(settings).public.hex()) if settings.model_key else settings
 
 
@@ -213,9 +216,12 @@ def running(
         stack = Stack(_own_archive(settings, say) if kind == "embedded" else settings, brokers, say, apps)
         ending.callback(stack.close)
         _choose_ports(stack)
+        with_local(settings.keys_dir, settings.api_key)
         stack.start_redis()
         stack.start_broker(brokers)
         stack.start_apps(apps, app_command)
+        if apps and stack.settings.model_key:
+            ending.enter_context(entering(stack.settings, say))
         stack.remember()
         if ready_s is not None:
             stack.wait_ready((REDIS, *apps), ready_s)

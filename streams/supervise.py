@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from schemas.errors import HoldfastError, LogUnavailable, SettingsError
-from streams.folder import State, is_owned, running_settings, state_of
+from streams.authorize.keys import is_valid
+from streams.folder import State, is_owned, kept_secret, running_settings, state_of
 from streams.lag import Lag, lags
 from streams.parts import Seen
 from streams.ready import write_whole
@@ -96,6 +97,7 @@ def _watch(stack: Stack) -> int:
             if not said and all(seen.state == "ready" for seen in stack.parts):
                 said = True
                 _say(f"all {len(stack.parts)} parts are ready: {_where(stack)}")
+                _say_key(stack)
             if time.monotonic() >= next_look:
                 next_look = time.monotonic() + PROGRESS_EVERY_S
                 with contextlib.suppress(LogUnavailable):
@@ -107,8 +109,15 @@ def _watch(stack: Stack) -> int:
 
 def _where(stack: Stack) -> str:
     settings = stack.settings
-    http = f"http://{settings.http_host}:{settings.http_port}, " if "authorize" in stack.apps else ""
+    http = f"http{'s' if settings.tls_certificate_file else ''}://{settings.http_host}:{settings.http_port}, " if "authorize" in stack.apps else ""
     return f"{http}Kafka {settings.kafka_bootstrap}, data in {settings.data_dir}"
+
+
+def _say_key(stack: Stack) -> None:
+    """Says where the system's own key is, while it is valid: a log is no place for the key itself."""
+    path = kept_secret(stack.settings.data_dir, "api_key")
+    if "authorize" in stack.apps and path.exists() and is_valid(stack.settings.keys_dir, stack.settings.api_key):
+        _say(f'its API key: curl -H "Authorization: Bearer $(cat {path})"; `holdfast keys` makes others')
 
 
 def grown(before: Mapping[str, Progress], now: Mapping[str, Lag], now_ms: int) -> dict[str, Progress]:

@@ -21,11 +21,13 @@ from models.drift import Quality, Snapshot, Told, alarms, drifts, missing_famili
 from models.history import Floats
 from schemas.decision import Decision, Outcome
 from schemas.errors import HoldfastError
+from schemas.governance import Kind
 from schemas.label import Label
 from schemas.record import Record
 from schemas.topics import DECISIONS, LABELS
 from streams import journal, metrics
 from streams.bus import Bus
+from streams.control import Standing
 from streams.follow import Follower, Source, run_follower
 from streams.lane import Place
 from streams.ready import write_whole
@@ -67,6 +69,7 @@ class WatchWorld:
     model_id: str | None = None
     snapshot: Snapshot | None = None
     alarms: frozenset[str] = frozenset()
+    standing: Standing | None = None
 
 
 def decision_seen(window: Window, decision: Decision) -> None:
@@ -195,10 +198,10 @@ def tell_alarms(standing: frozenset[str], before: frozenset[str]) -> None:
 def _take_champion(world: WatchWorld) -> None:
     """Compares with the training of the model that decides now."""
     try:
-        registry = registry_of(world.settings)
-        model_id = registry.champion_id()
+        standing = world.standing = world.standing or Standing(registry_of(world.settings), world.settings)
+        model_id = standing.item_id(Kind.MODEL)
         if model_id != world.model_id and model_id is not None:
-            world.snapshot = Snapshot.of_card(registry.card(model_id))
+            world.snapshot = Snapshot.of_card(standing.registry.card(model_id))
             world.model_id = model_id
             journal.logger().info("comparing with the training of", model_id=model_id, has_snapshot=world.snapshot is not None)
     except HoldfastError as error:

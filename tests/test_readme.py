@@ -18,6 +18,7 @@ import pytest
 
 from streams.folder import is_owned
 from streams.stack import ROOT
+from tests.conftest import MODEL_KEY
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BIN = Path(sys.executable).parent
@@ -108,14 +109,18 @@ def wait_ready(up: subprocess.Popen[bytes], cwd: Path) -> None:
 @pytest.mark.integration
 def test_the_demo_ends_by_itself_and_its_books_agree(tmp_path: Path) -> None:
     command = next(c for c in commands() if c.startswith("deploy/demo"))
-    done = ran(f"{command} --data {tmp_path} --json", ROOT, timeout_s=400)
+    done = ran(f"{command} --seconds 15 --data {tmp_path} --json", ROOT, timeout_s=400)
     assert done.returncode == 0, (done.stdout[-3000:], done.stderr[-3000:])
     figures = json.loads(done.stdout.splitlines()[-1])
     assert figures["books"]["agrees"]
-    assert figures["undecided"] == 0
+    assert (figures["sent"], figures["undecided"]) == (figures["decided"], 0)
     assert figures["decided"] > 500
+    assert figures["http_statuses"].keys() == {"200"}
+    assert figures["first_decision_s"] is not None
+    assert figures["account_events_sent"] > 20
 
 
+@pytest.mark.alone
 @pytest.mark.integration
 def test_the_bench_of_features_measures_and_its_status_says_whether_it_holds(tmp_path: Path) -> None:
     command = next(c for c in commands() if c.startswith("holdfast bench features"))
@@ -128,6 +133,7 @@ def test_the_bench_of_features_measures_and_its_status_says_whether_it_holds(tmp
     assert figures["backfill_per_s"] > 3_000
 
 
+@pytest.mark.alone
 @pytest.mark.integration
 def test_the_bench_of_models_measures_and_its_status_says_whether_it_holds(tmp_path: Path) -> None:
     command = next(c for c in commands() if c.startswith("holdfast bench models"))
@@ -148,10 +154,17 @@ def test_the_bench_of_mutated_models_serves_none(tmp_path: Path) -> None:
     assert figures["as_they_come"]["mutated"] == 2000
 
 
+@pytest.mark.alone
 @pytest.mark.integration
-def test_the_bench_measures_and_its_status_says_whether_it_holds(tmp_path: Path) -> None:
+def test_the_bench_measures_and_its_status_says_whether_it_holds(trained: Path, tmp_path: Path) -> None:
     command = next(c for c in commands() if c.startswith("holdfast bench walk"))
-    done = ran(f"{command} --seconds 3 --count 8000", ROOT, timeout_s=400, HOLDFAST_DATA_DIR=str(tmp_path))
+    done = ran(
+        f"{command} --seconds 3 --count 8000 --registry {trained}",
+        ROOT,
+        timeout_s=400,
+        HOLDFAST_DATA_DIR=str(tmp_path),
+        HOLDFAST_MODEL_KEY=MODEL_KEY,
+    )
     figures = json.loads(done.stdout.splitlines()[-1])
     assert done.returncode == (0 if figures["holds"] else 1)
     assert figures["http_failed"] == 0

@@ -13,6 +13,7 @@ from features.memory import DictMemory
 from models.ensemble import Ensemble
 from models.history import Examples
 from models.hold import EMPTY, UnknownAccount, state_known
+from models.opinion import Judges, Panel
 from models.policy import Policy, policy_from_toml
 from models.recipe import Recipe, recipe_from_toml
 from models.registry import default_policy_text
@@ -104,6 +105,12 @@ class TestWorld:
         self.books.books[account_id] = state_known(self.books.books.get(account_id, EMPTY), state)
 
     @property
+    def deciding(self) -> tuple[str, str]:
+        """The ids of the model and the policy that decide."""
+        model, policy = self.world.panel.champions
+        return model.model_id, policy.policy_id
+
+    @property
     def decisions(self) -> list[Decision]:
         """What the log of decisions says."""
         return [decode(Decision, m.value) for m in self.bus.told[DECISIONS.name]]
@@ -114,8 +121,7 @@ def a_world(unknown_account: UnknownAccount = UnknownAccount.DECLINE) -> TestWor
     bus, books, answers = ListBus(), DictBooks(), DictAnswers()
     world = World(
         catalogue=CATALOGUE,
-        ensemble=an_ensemble(),
-        policy=a_policy(),
+        panel=Panel(Judges(an_ensemble(), a_policy())),
         memory=DictMemory(CATALOGUE),
         books=books,  # type: ignore[arg-type]  # the same contract, in memory
         answers=answers,  # type: ignore[arg-type]  # the same contract, in memory

@@ -74,6 +74,8 @@ class Map(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     acquirer_country: Part | None = None
     balance: Part | None = None
     replacement: Part | None = None
+    sequence: Part | None = None
+    sequence_count: Part | None = None
     account: Part | None = None
     counterparty: Part | None = None
 

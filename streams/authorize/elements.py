@@ -9,7 +9,7 @@ import re
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from models.clearing import Asked
+from models.clearing import WHOLE, Asked
 from schemas.errors import InvalidRecord
 from schemas.hold import ClearingKind
 from schemas.identity import derived_id, keyed_token
@@ -114,24 +114,46 @@ class Elements:
         """The capture or reversal that the message asks for. Without original data it is about the message with its own key."""
         row, own = self._map, self.key(fields)
         original = self.original(fields) or own
-        captures = kind is ClearingKind.CAPTURE
-        billing = _text(row.billing_amount, fields)
-        amount, currency = (row.amount, row.currency) if billing is None else (row.billing_amount, row.billing_currency)
         pan = self._card_number(fields)
         known = pan is not None or _text(row.account, fields) is not None
+        amount, currency = self._taken(fields) if kind is ClearingKind.CAPTURE else self._given_back(fields)
         return Asked(
             kind=kind,
             clearing_id=derived_id("clr", *own, kind),
             transaction_id=original.transaction_id,
             account_id=self.account(fields, pan) if known else "",
-            amount_minor=int(_needed(amount, fields)) if captures else 0,
-            currency=_currency(_needed(currency, fields)) if captures else "",
+            amount_minor=amount,
+            currency=currency,
             at_ms=self.at_ms(fields, now_ms),
+            final=kind is ClearingKind.REVERSAL or not self._more_to_come(fields),
         )
 
-    def is_partial(self, fields: Fields) -> bool:
-        """Whether a reversal leaves something standing: replacement amounts other than zero."""
-        return bool((_text(self._map.replacement, fields) or "").strip("0 "))
+    def _taken(self, fields: Fields) -> tuple[int, str]:
+        """What a capture takes, in the account's currency."""
+        row = self._map
+        billed = _text(row.billing_amount, fields)
+        amount, currency = (row.amount, row.currency) if billed is None else (row.billing_amount, row.billing_currency)
+        return int(_needed(amount, fields)), _currency(_needed(currency, fields))
+
+    def _given_back(self, fields: Fields) -> tuple[int, str]:
+        """What a reversal gives back: the amount less the replacement amount, which stays; without one, all that is left.
+
+        Where it is billed in another currency, the part that stays is rounded up.
+        """
+        row = self._map
+        stays = _text(row.replacement, fields) or ""
+        if not stays.strip("0 "):
+            return WHOLE, ""
+        amount = int(_needed(row.amount, fields))
+        if not stays.isdigit() or int(stays) >= amount:
+            raise InvalidRecord(f"element {row.replacement and row.replacement.number}", "leaves nothing to reverse", code="format_error")
+        taken, currency = self._taken(fields)
+        return taken * (amount - int(stays)) // amount, currency
+
+    def _more_to_come(self, fields: Fields) -> bool:
+        """Whether a capture says that it is not the last: number and count of a multiple clearing, where the dialect has them."""
+        number, count = _text(self._map.sequence, fields), _text(self._map.sequence_count, fields)
+        return number is not None and count is not None and number.isdigit() and count.isdigit() and int(number) < int(count)
 
     def asks_balance(self, fields: Fields) -> bool:
         """Whether it wants to know what is available."""

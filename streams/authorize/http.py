@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import time
 from urllib.parse import parse_qs
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from models.answer import FIELD_39, bank_view, host_view
 from models.hold import Book
+from models.stand_in import is_stand_in
 from schemas import avro
 from schemas.decision import Decision
 from schemas.errors import Conflict, InvalidRecord, MemoryUnavailable, Unavailable
@@ -19,33 +19,71 @@ from schemas.hold import ClearingKind
 from schemas.record import Id, Record
 from schemas.transaction import Transaction, sound
 from streams import answers, journal, metrics
+from streams.authorize.keys import Grant, Key, Keyring, Scope, bearer
 from streams.authorize.life import clear, increment
 from streams.authorize.problem import INDEFINITE, Problem
-from streams.authorize.protocol import Reply, Request
+from streams.authorize.protocol import Reply, Request, Special
 from streams.authorize.requests import Balance, authorization_in, cleared, clearing_in, transaction_of
+from streams.authorize.routes import is_known, scope_of
+from streams.authorize.tokens import Tokens
 from streams.authorize.under_way import UnderWay
-from streams.pipeline import World
+from streams.pipeline import Course, World
 
 AUTHORIZATIONS, DECISIONS, ACCOUNTS = "/v1/authorizations", "/v1/decisions", "/v1/accounts"
 BALANCE = "balance"
+OPEN_PATHS = frozenset(("/health", "/ready"))
+DEADLINE_MS_MAX = 60_000
+SHEDDABLE = AUTHORIZATIONS.encode()
+_, OVERLOADED = Problem("overloaded").reply("")
+"""One body for all of them: to make one for each would cost what is short."""
 STEPS = {"capture": ClearingKind.CAPTURE, "reversal": ClearingKind.REVERSAL}
+
+
+NOBODY = Key(Grant(name="nobody", sha256="0" * 64, scopes=()))
+"""Who asks what is open."""
 
 
 class HttpDoor:
     """The answers, over one World."""
 
-    def __init__(self, world: World, key: bytes, key_id: str, deadline_ms: int, explain_key: str) -> None:
+    def __init__(
+        self,
+        world: World,
+        key: bytes,
+        key_id: str,
+        deadline_ms: int,
+        keys: Keyring,
+        open_paths: frozenset[str] = OPEN_PATHS,
+        tokens: Tokens | None = None,
+    ) -> None:
         self._world = world
         self._key, self._key_id = key, key_id
-        self._explain_key = explain_key
+        self._keys, self._tokens, self._open_paths = keys, tokens, open_paths
         self._deadline_s = deadline_ms / 1000
         self._under_way = UnderWay(world, deadline_ms)
+        self.is_draining = False
 
-    async def reply(self, request: Request) -> Reply:
+    def shed(self, url: bytes) -> bytes | None:
+        """See `protocol.Door.shed`: only new authorizations are refused."""
+        if url != SHEDDABLE or not self._under_way.is_full():
+            return None
+        metrics.SHED.inc()
+        return OVERLOADED
+
+    async def reply(self, request: Request) -> Reply | Special:
         """The answer to any request."""
-        made: Reply | Problem
+        made: Reply | Special | Problem
         try:
-            made = await (self._authorize(request) if request.path == AUTHORIZATIONS else self._other(request))
+            now_ms = self._world.clock_ms()
+            key = self._keys.of(request.headers, now_ms)
+            if key is None and self._tokens is not None:
+                key = await self._of_token(request, self._tokens, now_ms)
+            if key is None:
+                made = await self._other(request, NOBODY) if request.path in self._open_paths else Problem("unauthenticated")
+            else:
+                made = self._barred(request, key) or await (
+                    self._authorize(request, key, now_ms) if request.path == AUTHORIZATIONS else self._other(request, key)
+                )
         except InvalidRecord as error:
             made = Problem(error.code, error.reason, error.field)
         except Conflict as error:
@@ -56,42 +94,62 @@ class HttpDoor:
             made = Problem("deadline")
         return self._refused(request, made) if isinstance(made, Problem) else made
 
-    def _refused(self, request: Request, problem: Problem) -> Reply:
+    async def _of_token(self, request: Request, tokens: Tokens, now_ms: int) -> Key | None:
+        sent = bearer(request.headers)
+        return None if sent is None or sent.count(b".") != 2 else await tokens.of(sent, now_ms)
+
+    def _barred(self, request: Request, key: Key) -> Problem | None:
+        """Why this key may not ask that, or not now; None if it may."""
+        if not key.takes(time.monotonic()):
+            return Problem("rate_limited", retry_after_s=key.wait_s)
+        scope = scope_of(request.method, request.path)
+        if scope is None:  # not found, or not by this method
+            return None if is_known(request.path) or Scope.ADMIN in key.scopes else Problem("not_found")
+        return None if scope in key.scopes else Problem("scope_missing", f"needs the scope {scope}")
+
+    def _refused(self, request: Request, problem: Problem) -> Reply | Special:
         """The problem's answer, counted and said in the log."""
         code = problem.code
         metrics.REFUSED.labels(code=code).inc()
         status, body = problem.reply(request.request_id)
         about = {"field": problem.param, "transaction_id": problem.about, "request_id": request.request_id}
         journal.logger().info("refused", status=status, code=code, **about)
-        return status, body
+        return (status, body) if problem.retry_after_s is None else Special(status, body, b"retry-after: %d\r\n" % problem.retry_after_s)
 
-    async def _authorize(self, request: Request) -> Reply | Problem:
+    async def _authorize(self, request: Request, key: Key, now_ms: int) -> Reply | Special | Problem:
         if request.method != "POST":
             return Problem("method_not_allowed", "use POST")
-        now_ms = self._world.clock_ms()
-        return await self._decided(self._transaction(request, now_ms), now_ms)
+        txn = self._transaction(request, key, now_ms)
+        return await self._decided(txn, now_ms, request) if isinstance(txn, Transaction) else txn
 
-    def _transaction(self, request: Request, now_ms: int) -> Transaction:
-        return sound(transaction_of(authorization_in(request), self._key, self._key_id), now_ms, self._world.future_ms_max)
+    def _transaction(self, request: Request, key: Key, now_ms: int) -> Transaction | Problem:
+        """The transaction that the body describes, if its card is one of the key's."""
+        sent = authorization_in(request)
+        if not key.covers(sent.card_number or sent.card_bin):
+            return Problem("card_not_covered", param="card_number" if sent.card_number else "card_bin", about=sent.transaction_id)
+        return sound(transaction_of(sent, self._key, self._key_id), now_ms, self._world.future_ms_max)
 
-    async def _decided(self, txn: Transaction, now_ms: int) -> Reply | Problem:
+    async def _decided(self, txn: Transaction, now_ms: int, request: Request) -> Reply | Special | Problem:
         started = time.perf_counter()
-        deciding = self._under_way.once(txn, now_ms)
-        if not await self._under_way.in_time(deciding):
+        wait_s, timed = _wishes(request, self._deadline_s)
+        try:
+            made, course = await self._under_way.answered(txn, now_ms, wait_s)
+        except TimeoutError:
             return Problem("deadline", about=txn.transaction_id)
-        made = deciding.result()
         decision = made.decision or avro.decode(Decision, made.message)
-        metrics.decided(decision.outcome, decision.degradations, time.perf_counter() - started)
+        if not is_stand_in(decision.degradations):
+            metrics.decided(decision.outcome, decision.degradations, time.perf_counter() - started)
         journal.decided(decision)
-        return 200, host_view(decision)
+        body = host_view(decision)
+        return Special(200, body, _timing(course, time.perf_counter() - started)) if timed else (200, body)
 
-    async def _other(self, request: Request) -> Reply | Problem:
+    async def _other(self, request: Request, key: Key) -> Reply | Special | Problem:
         """The answer to what is none of the first."""
         path = request.path
         if path.startswith(AUTHORIZATIONS + "/"):
             transaction_id, _, step = path[len(AUTHORIZATIONS) + 1 :].rpartition("/")
             if transaction_id and (step in STEPS or step == "increment"):
-                return await self._step(request, transaction_id, step)
+                return await self._step(request, transaction_id, step, key)
             return Problem("not_found")
         if request.method != "GET":
             return Problem("method_not_allowed", "use GET")
@@ -100,13 +158,13 @@ class HttpDoor:
         if path == "/ready":
             return await self._ready()
         if path == DECISIONS or path.startswith(DECISIONS + "/"):
-            return await self._decision(request, path[len(DECISIONS) + 1 :])
+            return await self._decision(request, path[len(DECISIONS) + 1 :], key)
         account_id, _, asked = path.removeprefix(ACCOUNTS + "/").rpartition("/")
         if path.startswith(ACCOUNTS + "/") and account_id and asked == BALANCE:
-            return await self._balance(account_id)
+            return await self._balance(account_id) if key.covers(None) else Problem("card_not_covered", "a key of some cards asks for no account")
         return Problem("not_found")
 
-    async def _step(self, request: Request, transaction_id: str, step: str) -> Reply | Problem:
+    async def _step(self, request: Request, transaction_id: str, step: str, key: Key) -> Reply | Special | Problem:
         """Captures, reverses or raises an authorization; waits first for its decision if that is under way here."""
         if request.method != "POST":
             return Problem("method_not_allowed", "use POST")
@@ -116,12 +174,22 @@ class HttpDoor:
             if running is not None:
                 await asyncio.wait([running])
             now_ms = self._world.clock_ms()
+            if not key.covers(None) and not await self._covers(key, transaction_id):
+                return Problem("card_not_covered", about=transaction_id)
             if step in STEPS:
                 return await self._clear(request, STEPS[step], transaction_id, now_ms)
-            raised = await increment(self._transaction(request, now_ms), transaction_id, self._world)
+            txn = self._transaction(request, key, now_ms)
+            if not isinstance(txn, Transaction):
+                return txn
+            raised = await increment(txn, transaction_id, self._world)
         if not isinstance(raised, Transaction):
             return Problem(raised, about=transaction_id)
-        return await self._decided(raised, now_ms)
+        return await self._decided(raised, now_ms, request)
+
+    async def _covers(self, key: Key, transaction_id: str) -> bool:
+        """Whether the card of an authorization is one of the key's: asked for keys of some cards alone, which it costs a round trip."""
+        kept = await self._world.answers.of_transaction(transaction_id)
+        return kept is not None and key.covers(avro.decode(Decision, kept.message).transaction.card_bin)
 
     async def _clear(self, request: Request, kind: ClearingKind, transaction_id: str, now_ms: int) -> Reply | Problem:
         asked = clearing_in(request, kind, transaction_id, now_ms)
@@ -133,14 +201,19 @@ class HttpDoor:
             return Problem(error.code, f"clearing_id {asked.clearing_id!r} was already used with other contents", "clearing_id", transaction_id)
         if not isinstance(made, tuple):
             return Problem(made, about=transaction_id)
-        return 200, cleared(made, FIELD_39["captured" if kind is ClearingKind.CAPTURE else "reversed"].v1987)
+        return 200, cleared(made, asked, FIELD_39["captured" if kind is ClearingKind.CAPTURE else "reversed"].v1987)
 
-    async def _ready(self) -> Reply:
+    async def _ready(self) -> Reply | Problem:
+        if self.is_draining:
+            return Problem("draining")
+        return await self._whole()
+
+    async def _whole(self) -> Reply:
         if not await self._world.answers.whole():
             raise MemoryUnavailable(answers.FORGOT)
         return 200, b'{"status":"ready"}'
 
-    async def _decision(self, request: Request, decision_id: str) -> Reply | Problem:
+    async def _decision(self, request: Request, decision_id: str, key: Key) -> Reply | Problem:
         if decision_id:
             kept = await self._world.answers.of_decision(decision_id)
         else:
@@ -151,7 +224,9 @@ class HttpDoor:
         if kept is None or not kept.told:
             return Problem("not_found", "no such decision, or it is older than answers are kept")
         decision = avro.decode(Decision, kept.message)
-        if self._is_the_banks(request):
+        if not key.covers(decision.transaction.card_bin):
+            return Problem("card_not_covered", about=decision.transaction_id)
+        if Scope.EXPLAIN in key.scopes:
             known = decision.catalogue_id == self._world.catalogue.catalogue_id
             values = tuple(np.frombuffer(decision.vector, dtype="<f8").tolist())
             names = self._world.catalogue.names if known else tuple(f"feature_{i}" for i in range(len(values)))
@@ -160,7 +235,7 @@ class HttpDoor:
 
     async def _balance(self, account_id: str) -> Reply | Problem:
         """A balance inquiry; nothing is concluded from what Redis forgot."""
-        await self._ready()
+        await self._whole()
         (content,) = answers.sound([*await self._world.books.read(account_id)])
         book = Book.from_bytes(content)
         if not book.known:
@@ -174,9 +249,24 @@ class HttpDoor:
         )
         return 200, msgspec.json.encode(balance)
 
-    def _is_the_banks(self, request: Request) -> bool:
-        sent = dict(request.headers).get(b"authorization", b"")
-        return bool(self._explain_key) and hmac.compare_digest(sent, b"Bearer " + self._explain_key.encode())
+
+def _wishes(request: Request, wait_s: float) -> tuple[float, bool]:
+    """How long the host waits, and whether it wants to know where the time goes."""
+    timed = False
+    for name, value in request.headers:
+        if name == b"holdfast-deadline-ms":
+            if not value.isdigit() or not 1 <= int(value) <= DEADLINE_MS_MAX:
+                raise InvalidRecord("holdfast-deadline-ms", f"is a number from 1 to {DEADLINE_MS_MAX}")
+            wait_s = int(value) / 1000
+        elif name == b"holdfast-timing":
+            timed = value == b"1"
+    return wait_s, timed
+
+
+def _timing(course: Course, total_s: float) -> bytes:
+    """The header that says how long each stop took, milliseconds."""
+    stops = [*course.stops, ("total", total_s)]
+    return b"server-timing: " + ", ".join([f"{stop};dur={seconds * 1000:.3f}" for stop, seconds in stops]).encode() + b"\r\n"
 
 
 class _Named(Record, frozen=True):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
+import ssl
 import time
 from collections.abc import Awaitable, Callable
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from models.answer import FIELD_39, answer_name
 from models.hold import Book
+from models.stand_in import is_stand_in
 from schemas import avro
 from schemas.decision import Decision, Outcome
-from schemas.errors import Conflict, InvalidRecord, Unavailable
+from schemas.errors import Conflict, InvalidRecord, SettingsError, Unavailable
 from schemas.hold import ClearingKind
 from schemas.transaction import Transaction, sound
 from streams import answers, journal, metrics
@@ -49,6 +52,17 @@ WORKS = {
 }
 """What a request asks for, by class and function: the second and third digit of its type."""
 HeaderName = Literal["binary2", "binary4", "text4"]
+Peers = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
+"""From where hosts come; empty: from anywhere."""
+
+
+def peers_of(text: str) -> Peers:
+    """The networks that a setting names; it must name one. SettingsError for what is none."""
+    try:
+        peers = tuple(ipaddress.ip_network(part.strip()) for part in text.split(","))
+    except ValueError as error:
+        raise SettingsError(f"HOLDFAST_ISO8583_PEERS: {error}; 0.0.0.0/0,::/0 is everybody") from None
+    return peers
 
 
 class Answer(NamedTuple):
@@ -137,6 +151,9 @@ class Desk:
         return self.codec.encode(Message(request.prefix, answered, fields))
 
     async def _authorize(self, fields: Fields, now_ms: int) -> Answer:
+        if self._under_way.is_full():
+            metrics.SHED.inc()
+            return Answer("overloaded", {})
         started = time.perf_counter()
         elements = self._elements
         original = elements.original(fields)
@@ -146,12 +163,10 @@ class Desk:
             if not isinstance(raised, Transaction):
                 return self.refused(raised, raised)
             txn = raised
-        task = self._under_way.once(sound(txn, now_ms, self._world.future_ms_max), now_ms)
-        if not await self._under_way.in_time(task):
-            return self.refused("deadline", "deadline")
-        made = task.result()
+        made, _ = await self._under_way.answered(sound(txn, now_ms, self._world.future_ms_max), now_ms, self._deadline_s)
         decision = made.decision or avro.decode(Decision, made.message)
-        metrics.decided(decision.outcome, decision.degradations, time.perf_counter() - started)
+        if not is_stand_in(decision.degradations):
+            metrics.decided(decision.outcome, decision.degradations, time.perf_counter() - started)
         journal.decided(decision)
         added: Fields = {}
         if decision.outcome is Outcome.APPROVE:
@@ -173,8 +188,6 @@ class Desk:
         return await self._cleared(ClearingKind.CAPTURE, fields, now_ms)
 
     async def _reverse(self, fields: Fields, now_ms: int) -> Answer:
-        if self._elements.is_partial(fields):
-            return self.refused("partial_reversal", "partial_reversal")
         return await self._cleared(ClearingKind.REVERSAL, fields, now_ms)
 
     async def _cleared(self, kind: ClearingKind, fields: Fields, now_ms: int) -> Answer:
@@ -200,8 +213,8 @@ class Desk:
 class Line(asyncio.Protocol):
     """One connection of a host."""
 
-    def __init__(self, desk: Desk, header: Header, lines: set[Line]) -> None:
-        self._desk, self._header, self._lines = desk, header, lines
+    def __init__(self, desk: Desk, header: Header, lines: set[Line], peers: Peers = ()) -> None:
+        self._desk, self._header, self._lines, self._peers = desk, header, lines, peers
         self._loop = asyncio.get_running_loop()
         self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
@@ -216,6 +229,11 @@ class Line(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Takes the connection, if there is room."""
         stream = cast(asyncio.Transport, transport)  # uvloop's are none of its kind by name
+        if not self._is_allowed(stream.get_extra_info("peername")):
+            metrics.CUT.labels("peer").inc()
+            journal.logger().warning("connection refused", door="iso8583", peer=str(stream.get_extra_info("peername")))
+            stream.abort()
+            return
         if len(self._lines) >= LINES_MAX:
             stream.abort()
             return
@@ -223,6 +241,14 @@ class Line(asyncio.Protocol):
         stream.set_write_buffer_limits(high=UNREAD_BYTES_MAX)
         self._lines.add(self)
         metrics.LINES.set(len(self._lines))
+
+    def _is_allowed(self, peer: Any) -> bool:
+        """Whether it comes from where hosts are; everybody is where no network is named."""
+        if not self._peers:
+            return True
+        address = ipaddress.ip_address(peer[0])
+        address = getattr(address, "ipv4_mapped", None) or address
+        return any(address in network for network in self._peers)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forgets the connection. What is being decided for it goes on: the host may ask again on another one."""
@@ -355,8 +381,8 @@ class Line(asyncio.Protocol):
 class Gateway:
     """Listens, and ends with every answer given."""
 
-    def __init__(self, desk: Desk, header: HeaderName) -> None:
-        self._desk, self._header = desk, HEADERS[header]
+    def __init__(self, desk: Desk, header: HeaderName, peers: Peers = (), tls: ssl.SSLContext | None = None) -> None:
+        self._desk, self._header, self._peers, self._tls = desk, HEADERS[header], peers, tls
         self._lines: set[Line] = set()
         self._server: asyncio.Server | None = None
         self._looking: asyncio.Task[None] | None = None
@@ -364,7 +390,9 @@ class Gateway:
     async def listen(self, host: str, port: int) -> int:
         """Starts to listen; the port."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: Line(self._desk, self._header, self._lines), host, port, backlog=256)
+        self._server = await loop.create_server(
+            lambda: Line(self._desk, self._header, self._lines, self._peers), host, port, backlog=256, ssl=self._tls
+        )
         self._looking = asyncio.create_task(self._look())
         return int(self._server.sockets[0].getsockname()[1])
 

@@ -6,9 +6,11 @@ too, and what the `hold` app refuses (a hold that expired, or that the network c
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import msgspec
 
-from models.clearing import Asked, clearings, named
+from models.clearing import WHOLE, Asked, ahead, applied, clearings, named, open_holds
 from models.hold import Book, Refusal
 from schemas.avro import decode, encode
 from schemas.decision import Decision
@@ -32,41 +34,53 @@ class NotCleared(Word):
     NOTHING_HELD = "nothing_held"
 
 
-class _First(msgspec.Struct, frozen=True, array_like=True):
-    """What is kept under a transaction: what was asked first, and the clearings that it became, as they go to the log."""
+class _Entry(msgspec.Struct, frozen=True, array_like=True):
+    """One thing that was asked of a transaction's holds, and the clearings that it became, as they go to the log."""
 
     asked: Asked
     account_id: str
     messages: tuple[bytes, ...]
+    ends: bool  # nothing of the transaction is held afterwards
+    told: bool
 
 
-_FIRST = msgspec.msgpack.Decoder(_First)
+class _Standing(NamedTuple):
+    """What a request is judged on: itself, with the names that the books know, and its account's book."""
+
+    asked: Asked
+    book: Book
+
+
+_ENTRIES = msgspec.msgpack.Decoder(tuple[_Entry, ...])
+_TRIES = 16
+_ALREADY = {HoldState.POSTED: Refusal.ALREADY_POSTED, HoldState.VOIDED: Refusal.ALREADY_VOIDED, HoldState.EXPIRED: Refusal.ALREADY_EXPIRED}
 
 
 async def clear(asked: Asked, world: World, now_ms: int) -> tuple[Clearing, ...] | Refusal | NotCleared:
-    """Captures or reverses: the clearings, once the log has them; or why not. An empty `account_id` is that of the decision.
+    """Captures or reverses, whole or in part: the clearings, once the log has them; or why not. An empty `account_id` is the decision's.
 
-    The first that ends a transaction's hold stands: a repeat gets the same again, another one is refused as already posted or voided.
-    Conflict: the id came before with other contents. Unavailable: nothing is known; the same call again is safe.
+    What was asked before counts, though the `hold` app may not have applied it yet: all that doors ask of a transaction is kept in one list,
+    changed by compare-and-set. A repeat gets the same again. Conflict: the id came before with other contents. Unavailable: nothing is known;
+    the same call again is safe.
     """
-    kept = await world.answers.of_clearing(asked.transaction_id)
-    if kept is None:
-        made = await _judged(asked, world, now_ms)
-        if not isinstance(made, tuple):
-            return made
-        messages = tuple([encode(clearing) for clearing in made])
-        content = msgspec.msgpack.encode(_First(asked, made[0].account_id, messages))
-        kept = await world.answers.keep_clearing(asked.transaction_id, content)
-    first = _FIRST.decode(kept.message)
-    if not asked.repeats(first.asked):
-        if asked.clearing_id == first.asked.clearing_id:
-            raise Conflict(asked.clearing_id)
-        return _already(first.asked)
-    if not kept.told:
-        for told in [world.bus.tell(CLEARINGS, first.account_id, message) for message in first.messages]:
-            await told
-        world.answers.told_clearing(asked.transaction_id)
-    return tuple([decode(Clearing, message) for message in first.messages])
+    for _ in range(_TRIES):
+        content = await world.answers.of_clearings(asked.transaction_id)
+        entries = _ENTRIES.decode(content) if content else ()
+        earlier = next((entry for entry in entries if entry.asked.clearing_id == asked.clearing_id), None)
+        if earlier is not None:
+            if not asked.repeats(earlier.asked):
+                raise Conflict(asked.clearing_id)
+            await _told(asked.transaction_id, content, entries, world)
+            return _clearings_of(earlier)
+        judged = await _judged(asked, entries, world, now_ms)
+        if not isinstance(judged, _Entry):
+            return judged
+        changed = (*entries, judged)
+        content_now = msgspec.msgpack.encode(changed)
+        if await world.answers.swap_clearings(asked.transaction_id, content, content_now):
+            await _told(asked.transaction_id, content_now, changed, world)
+            return _clearings_of(judged)
+    raise MemoryUnavailable(f"what was asked of {asked.transaction_id} changed under {_TRIES} tries")
 
 
 async def increment(txn: Transaction, original_id: str, world: World) -> Transaction | Refusal | NotCleared:
@@ -78,9 +92,10 @@ async def increment(txn: Transaction, original_id: str, world: World) -> Transac
     raised = msgspec.structs.replace(txn, transaction_id=increment_id(original_id, txn.transaction_id), attributes=attributes)
     if await world.answers.of_transaction(raised.transaction_id) is not None:
         return raised  # it was decided before: whatever became of the original since, the first answer stands
-    ended = await world.answers.of_clearing(original_id)
+    content = await world.answers.of_clearings(original_id)
+    ended = next((entry for entry in _ENTRIES.decode(content) if entry.ends), None) if content else None
     if ended is not None:
-        return _already(_FIRST.decode(ended.message).asked)
+        return _already(ended.asked)
     kept = await world.answers.of_transaction(original_id)
     if kept is None:
         return Refusal.UNKNOWN_HOLD
@@ -90,12 +105,60 @@ async def increment(txn: Transaction, original_id: str, world: World) -> Transac
     return raised if decision.hold_id is not None else NotCleared.NOTHING_HELD
 
 
-def _already(first: Asked) -> Refusal:
-    return Refusal.ALREADY_POSTED if first.kind is ClearingKind.CAPTURE else Refusal.ALREADY_VOIDED
+def _already(last: Asked) -> Refusal:
+    return Refusal.ALREADY_POSTED if last.kind is ClearingKind.CAPTURE else Refusal.ALREADY_VOIDED
 
 
-async def _judged(asked: Asked, world: World, now_ms: int) -> tuple[Clearing, ...] | Refusal | NotCleared:
-    """What the account's book says to it. Asks whether Redis is whole, so that nothing is concluded from what it forgot."""
+def _clearings_of(entry: _Entry) -> tuple[Clearing, ...]:
+    return tuple([decode(Clearing, message) for message in entry.messages])
+
+
+async def _told(transaction_id: str, content: bytes | None, entries: tuple[_Entry, ...], world: World) -> None:
+    """Returns once the log has all that was asked, in order: also what another process asked for and did not live to tell."""
+    untold = [entry for entry in entries if not entry.told]
+    for entry in untold:
+        for told in [world.bus.tell(CLEARINGS, entry.account_id, message) for message in entry.messages]:
+            await told
+    if untold:  # if somebody has added to it meanwhile, he tells it all again, which changes nothing
+        done = tuple(msgspec.structs.replace(entry, told=True) for entry in entries)
+        await world.answers.swap_clearings(transaction_id, content, msgspec.msgpack.encode(done))
+
+
+async def _judged(asked: Asked, entries: tuple[_Entry, ...], world: World, now_ms: int) -> _Entry | tuple[Clearing, ...] | Refusal | NotCleared:
+    """What becomes of it, given what was asked before; clearings that the book has had under its id, where that list was forgotten."""
+    found = await _standing(asked, world, now_ms)
+    if not isinstance(found, _Standing):
+        return found if not entries or not entries[-1].ends else _already(entries[-1].asked)
+    named_so, book = found
+    done = applied(book, named_so)
+    if done:
+        total = sum(clearing.amount_minor for clearing in done)
+        if any(c.kind is asked.kind for c in done) and asked.amount_minor in (WHOLE, total):
+            return done
+        raise Conflict(asked.clearing_id)
+    book = ahead(book, [clearing for entry in entries for clearing in _clearings_of(entry)])
+    made = clearings(book, named_so, now_ms)
+    if not isinstance(made, tuple):
+        return await _named_refusal(made, named_so, entries, world)
+    after = ahead(book, made)
+    ends = not open_holds(after, named_so.transaction_id, now_ms)
+    return _Entry(asked, named_so.account_id, tuple([encode(clearing) for clearing in made]), ends, told=False)
+
+
+async def _named_refusal(refusal: Refusal, asked: Asked, entries: tuple[_Entry, ...], world: World) -> Refusal:
+    """The refusal by its best name: a hold that the book has let go ended as the list or Redis says."""
+    if refusal is not Refusal.UNKNOWN_HOLD:
+        return refusal
+    if entries and entries[-1].ends:
+        return _already(entries[-1].asked)
+    ended = await world.answers.ended(hold_id(asked.transaction_id))
+    if ended == HoldState.EXPIRED and asked.kind is ClearingKind.CAPTURE:
+        return Refusal.LATE_CAPTURE
+    return _ALREADY[HoldState(ended)] if ended else refusal
+
+
+async def _standing(asked: Asked, world: World, now_ms: int) -> _Standing | Refusal | NotCleared:
+    """What the account's book is asked about. Asks whether Redis is whole, so that nothing is concluded from what it forgot."""
     if not await world.answers.whole():
         raise MemoryUnavailable(FORGOT)
     kept = await world.answers.of_transaction(asked.transaction_id)
@@ -103,7 +166,7 @@ async def _judged(asked: Asked, world: World, now_ms: int) -> tuple[Clearing, ..
         asked = named(await _book(asked.account_id, world), asked)
         kept = await world.answers.of_transaction(asked.transaction_id)
     if kept is None:
-        return await _of_an_old_one(asked, world, now_ms)
+        return await _of_an_old_one(asked, world)
     if not kept.told:
         raise LogUnavailable("whether the authorization was decided is not known yet")
     decision = decode(Decision, kept.message)
@@ -112,12 +175,11 @@ async def _judged(asked: Asked, world: World, now_ms: int) -> tuple[Clearing, ..
     if decision.hold_id is None:
         return NotCleared.NOTHING_HELD
     if now_ms >= (decision.hold_expires_at_ms or 0):
-        return Refusal.ALREADY_EXPIRED
-    asked = msgspec.structs.replace(asked, account_id=decision.account_id)
-    return clearings(await _book(decision.account_id, world), asked, now_ms)
+        return Refusal.LATE_CAPTURE if asked.kind is ClearingKind.CAPTURE else Refusal.ALREADY_EXPIRED
+    return _Standing(msgspec.structs.replace(asked, account_id=decision.account_id), await _book(decision.account_id, world))
 
 
-async def _of_an_old_one(asked: Asked, world: World, now_ms: int) -> tuple[Clearing, ...] | Refusal:
+async def _of_an_old_one(asked: Asked, world: World) -> _Standing | Refusal:
     """The same where the answer is not kept any more: only a hold that the log has confirmed is known to be one."""
     if not asked.account_id:
         return Refusal.UNKNOWN_HOLD
@@ -125,7 +187,7 @@ async def _of_an_old_one(asked: Asked, world: World, now_ms: int) -> tuple[Clear
     hold = book.hold(hold_id(asked.transaction_id))
     if hold is not None and hold.state is HoldState.PROVISIONAL:
         raise LogUnavailable("the hold is placed, but its decision is not kept yet")
-    return clearings(book, asked, now_ms)
+    return _Standing(asked, book)
 
 
 async def _book(account_id: str, world: World) -> Book:

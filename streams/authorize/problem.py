@@ -46,6 +46,11 @@ ERRORS: dict[str, Row] = {
     "unknown_currency": Row(422, _I, "format_error", "no currency of ISO 4217"),
     "card_number": Row(422, _I, "format_error", "a card number came where its token belongs"),
     "time_in_future": Row(422, _I, "format_error", "`at_ms` is too far ahead of our clock"),
+    # Who may
+    "unauthenticated": Row(401, _A, "not_permitted", "no valid key: `Authorization: Bearer` and a key of `holdfast keys create`"),
+    "scope_missing": Row(403, _A, "not_permitted", "the key may not do this"),
+    "card_not_covered": Row(403, _A, "not_permitted", "the card is none of the key's"),
+    "rate_limited": Row(429, ErrorType.RATE_LIMIT, "not_permitted", "more than the key's rate: again after `Retry-After` seconds"),
     # The id came before
     "transaction_conflict": Row(409, _I, "transaction_conflict", "the same id came before with other contents: the first stands"),
     # What the books refuse
@@ -56,12 +61,17 @@ ERRORS: dict[str, Row] = {
     "already_posted": Row(409, _R, "already_posted", "the hold was captured before"),
     "already_voided": Row(409, _R, "already_voided", "the hold was reversed before"),
     "already_expired": Row(409, _R, "already_expired", "the hold has expired"),
+    "late_capture": Row(409, _R, "late_capture", "the capture came after the hold had expired: its money was free, and may be spent"),
+    "clearing_conflict": Row(409, _R, "transaction_conflict", "the same clearing id came before with other contents: the first stands"),
+    "too_many_parts": Row(409, _R, "too_many_parts", "as many parts as a hold can have were captured or reversed: the next one must be the last"),
     "hold_currency_mismatch": Row(422, _R, "hold_currency_mismatch", "the hold is in another currency"),
-    "exceeds_hold": Row(422, _R, "exceeds_hold", "more than is held"),
+    "exceeds_hold": Row(422, _R, "exceeds_hold", "more than is left of the hold and its tolerance"),
     # Not now
     "memory_unavailable": Row(503, _U, "memory_unavailable", f"Redis does not answer, or is being rebuilt; {INDEFINITE}"),
     "log_unavailable": Row(503, _U, "log_unavailable", f"Kafka has not acknowledged; {INDEFINITE}"),
     "unavailable": Row(503, _U, "memory_unavailable", f"a part does not answer; {INDEFINITE}"),
+    "overloaded": Row(503, _U, "overloaded", "more is asked than can be answered in time: nothing was begun; ask again later"),
+    "draining": Row(503, _U, "overloaded", "this process will stop: ask another one"),
     "deadline": Row(503, _U, "deadline", f"not done in time; {INDEFINITE}"),
     "internal": Row(500, ErrorType.INTERNAL, "error", "a bug on this side; it was noted"),
 }
@@ -93,6 +103,7 @@ class Problem(NamedTuple):
     param: str | None = None
     about: str | None = None
     """The transaction that it is about, for our log."""
+    retry_after_s: int | None = None
 
     def reply(self, request_id: str) -> tuple[int, bytes]:
         """Status and body. The code must be a row of ERRORS."""

@@ -22,13 +22,16 @@ from streams.authorize.problem import Problem
 
 BODY_BYTES_MAX = 65_536
 HEAD_BYTES_MAX = 16_384
+HEADERS_MAX = 64
+CONNECTIONS_MAX = 4_096
+"""Of this process; who comes beyond is cut at once: those that are here keep their files and their memory."""
 WAITING_MAX = 16
 """Requests that a connection may send ahead of its answers before it is not read any more."""
-REQUEST_S, IDLE_S = 10.0, 75.0
-"""A request that is not whole by then, and a connection that asks nothing for so long, are cut."""
+REQUEST_S, IDLE_S, UNREAD_S = 10.0, 75.0, 10.0
+"""A request that is not whole by then, a connection that asks nothing for so long, and one that does not read its answers, are cut."""
 HEADS = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n".encode()
-    + (b"retry-after: 1\r\n" if status is HTTPStatus.SERVICE_UNAVAILABLE else b"")
+    + {503: b"retry-after: 1\r\n", 401: b"www-authenticate: Bearer\r\n"}.get(status.value, b"")
     for status in HTTPStatus
 }
 """The head of an answer by its status, all but what is its own."""
@@ -36,6 +39,17 @@ ENDS = b"request-id: %b\r\ncontent-length: %d\r\n\r\n"
 
 Reply = tuple[int, bytes]
 """Status and JSON body."""
+
+
+class Special(NamedTuple):
+    """An answer with more in its head."""
+
+    status: int
+    body: bytes
+    head: bytes
+    """Whole lines."""
+
+
 _COUNT, _PROCESS = itertools.count(1), secrets.token_hex(4)
 
 
@@ -56,10 +70,16 @@ class Request(NamedTuple):
 
 
 class Door(Protocol):
-    """What answers."""
+    """What answers. `is_draining`: it will stop soon, so that connections end with the answer that they wait for."""
 
-    def reply(self, request: Request) -> Awaitable[Reply]:
-        """Status and JSON body for one request."""
+    is_draining: bool
+
+    def shed(self, url: bytes) -> bytes | None:
+        """The body of a `503` for what cannot be answered in time, said before anything of it is read; None: it can."""
+        ...
+
+    def reply(self, request: Request) -> Awaitable[Reply | Special]:
+        """The answer to one request."""
         ...
 
 
@@ -78,7 +98,9 @@ class HttpProtocol(asyncio.Protocol):
         """No request is taken any more after those that wait."""
         self._refusal: Problem | None = None
         """What is said after the last answer."""
-        self._heard_at = self._loop.time()
+        self._heard_at = self._unread_at = self._loop.time()
+        self._room: asyncio.Future[None] | None = None
+        """What ends when the host reads again, while it does not."""
         self._alarm: asyncio.TimerHandle | None = None
         self._in_request = False
         self._url = b""
@@ -91,6 +113,10 @@ class HttpProtocol(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         """The connection stands."""
         self._transport = transport
+        if len(self._state.connections) >= CONNECTIONS_MAX:
+            self._last = True
+            transport.abort()
+            return
         self._state.connections.add(self)
         self._alarm = self._loop.call_later(REQUEST_S, self._look)
 
@@ -99,6 +125,7 @@ class HttpProtocol(asyncio.Protocol):
         self._state.connections.discard(self)
         self._last = True
         self._waiting.clear()
+        self._roomy()
         if self._alarm is not None:
             self._alarm.cancel()
 
@@ -114,15 +141,18 @@ class HttpProtocol(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The host sends nothing more; what it asked is answered first."""
         self._last = True
-        return self._answering is not None
+        return self._answering is not None and self._transport.get_extra_info("sslcontext") is None  # TLS has no half-closed connection here
 
     def pause_writing(self) -> None:
-        """The host does not read: nothing more is read of it either."""
+        """The host does not read: nothing more is read of it either, and nothing answered."""
+        self._room, self._unread_at = self._loop.create_future(), self._loop.time()
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         """The host reads again."""
-        self._transport.resume_reading()
+        self._roomy()
+        if self._answering is None:
+            self._transport.resume_reading()
 
     def shutdown(self) -> None:
         """uvicorn stops: what was asked is answered, then the connection ends."""
@@ -143,7 +173,7 @@ class HttpProtocol(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header."""
         self._headers.append((name.lower(), value))
-        self._count_head(len(name) + len(value))
+        self._count_head(len(name) + len(value) if len(self._headers) <= HEADERS_MAX else HEAD_BYTES_MAX + 1)
 
     def on_headers_complete(self) -> None:
         """The head is whole."""
@@ -161,6 +191,12 @@ class HttpProtocol(asyncio.Protocol):
         """The request is whole."""
         self._in_request, self._heard_at = False, self._loop.time()
         if self._last:
+            return
+        if self._answering is None and not self._door.is_draining and (shed := self._door.shed(self._url)) is not None:
+            self._write((503, shed), request_id(), keep_alive=True)
+            self._last = not self._parser.should_keep_alive()
+            if self._last:
+                self._end()
             return
         path, query = self._url, b""
         if b"?" in path:
@@ -184,25 +220,31 @@ class HttpProtocol(asyncio.Protocol):
     async def _answer_all(self) -> None:
         """Answers what waits, in order."""
         while self._waiting:
+            if self._room is not None:
+                await self._room
+                continue
             request = self._waiting.popleft()
             try:
-                status, body = await self._door.reply(request)
+                made = await self._door.reply(request)
             except Exception as error:  # noqa: BLE001 a bug must not leave the host without an answer
                 journal.logger().error("a request could not be answered", path=request.path, request_id=request.request_id, exc_info=error)
-                status, body = Problem("internal").reply(request.request_id)
+                made = Problem("internal").reply(request.request_id)
+            self._last = self._last or (self._door.is_draining and not self._waiting)
             more = bool(self._waiting) or self._refusal is not None or not self._last
-            self._write(status, body, request.request_id, more, request.method != "HEAD")
+            self._write(made, request.request_id, more, request.method != "HEAD")
             self._state.total_requests += 1
         self._answering = None
         if self._last:
             self._end()
-        elif not self._transport.is_closing():
+        elif self._room is None and not self._transport.is_closing():
             self._transport.resume_reading()
 
-    def _write(self, status: int, body: bytes, name: str, keep_alive: bool, whole: bool = True) -> None:
+    def _write(self, made: Reply | Special, name: str, keep_alive: bool, whole: bool = True) -> None:
         if not self._transport.is_closing():
             ends = ENDS if keep_alive else b"connection: close\r\n" + ENDS
-            self._transport.write(HEADS[status] + ends % (name.encode(), len(body)) + (body if whole else b""))
+            body = made[1]
+            head = HEADS[made[0]] + made.head if isinstance(made, Special) else HEADS[made[0]]
+            self._transport.write(head + ends % (name.encode(), len(body)) + (body if whole else b""))
 
     def _count_head(self, size: int) -> None:
         self._head_bytes += size
@@ -224,15 +266,26 @@ class HttpProtocol(asyncio.Protocol):
     def _end(self) -> None:
         if self._refusal is not None:
             name = request_id()
-            self._write(*self._refusal.reply(name), name, keep_alive=False)
+            self._write(self._refusal.reply(name), name, keep_alive=False)
         self._transport.close()
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = self._loop.call_later(UNREAD_S, self._transport.abort)  # who does not read what is left would stay for ever
 
     def _look(self) -> None:
-        """Cuts a connection whose request is too slow, or that has asked nothing for long."""
+        """Cuts a connection whose request is too slow, that has asked nothing for long, or that does not read."""
+        if self._room is not None and self._loop.time() - self._unread_at >= UNREAD_S:
+            self._transport.abort()
+            return
         silent_s, patience_s = self._loop.time() - self._heard_at, REQUEST_S if self._in_request else IDLE_S
         if self._answering is None and silent_s >= patience_s:
             if self._in_request:
                 self._refuse(Problem("request_timeout"))
             self._end_after_answers()
             return
-        self._alarm = self._loop.call_later(min(REQUEST_S, max(patience_s - silent_s, 0.1)), self._look)
+        self._alarm = self._loop.call_later(min(REQUEST_S, UNREAD_S, max(patience_s - silent_s, 0.1)), self._look)
+
+    def _roomy(self) -> None:
+        room, self._room = self._room, None
+        if room is not None and not room.done():
+            room.set_result(None)

@@ -15,6 +15,7 @@ from schemas.transaction import Transaction
 from streams.authorize.protocol import BODY_BYTES_MAX, Request
 
 Pan = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{12,19}$")]
+Some = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 Raw = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
 
 
@@ -29,18 +30,24 @@ class AuthorizationRequest(Transaction, frozen=True, kw_only=True):
 
 
 class ReversalRequest(Record, frozen=True, kw_only=True):
-    """Gives back all that an authorization and its increments hold."""
+    """Gives back what an authorization and its increments hold, or a part of it."""
 
     clearing_id: Annotated[Id, doc("the sender's id: the idempotency key")]
     account_id: Annotated[Id | None, doc("the account, checked if given; needed where the decision is older than answers are kept")] = None
     at_ms: Annotated[EpochMs | None, doc("event time, milliseconds since 1970-01-01 UTC; null: now")] = None
-
-
-class CaptureRequest(ReversalRequest, frozen=True, kw_only=True):
-    """Takes what an authorization and its increments hold, or a part of it; the rest is returned."""
-
-    amount_minor: Annotated[MinorUnits | None, doc("amount to take, minor units; null: the whole")] = None
+    amount_minor: Annotated[Some | None, doc("amount to give back, minor units; null: all that is left")] = None
     currency: Annotated[Currency | None, doc("currency of `amount_minor`, ISO 4217; needed with it")] = None
+
+
+class CaptureRequest(Record, frozen=True, kw_only=True):
+    """Takes what an authorization and its increments hold, or a part of it; the last capture returns the rest."""
+
+    clearing_id: Annotated[Id, doc("the sender's id: the idempotency key")]
+    account_id: Annotated[Id | None, doc("the account, checked if given; needed where the decision is older than answers are kept")] = None
+    at_ms: Annotated[EpochMs | None, doc("event time, milliseconds since 1970-01-01 UTC; null: now")] = None
+    amount_minor: Annotated[MinorUnits | None, doc("amount to take, minor units; null: all that is left")] = None
+    currency: Annotated[Currency | None, doc("currency of `amount_minor`, ISO 4217; needed with it")] = None
+    final: Annotated[bool, doc("false: more captures of the same authorization will come, and the rest stays held for them")] = True
 
 
 class ClearingAnswer(Record, frozen=True, kw_only=True):
@@ -49,7 +56,7 @@ class ClearingAnswer(Record, frozen=True, kw_only=True):
     clearing_id: Annotated[str, doc("the sender's id")]
     transaction_id: Annotated[str, doc("the authorization")]
     kind: Annotated[ClearingKind, doc("capture or reversal")]
-    amount_minor: Annotated[int, doc("amount taken, minor units; 0 for a reversal")]
+    amount_minor: Annotated[int, doc("amount taken or given back, minor units; 0 for a reversal of all that was left")]
     currency: Annotated[str, doc("the hold's currency, ISO 4217")]
     response_code: Annotated[str, doc("ISO 8583:1987 field 39")]
     at_ms: Annotated[int, doc("event time, milliseconds since 1970-01-01 UTC")]
@@ -97,28 +104,32 @@ def authorization_in(request: Request) -> AuthorizationRequest:
 
 
 def clearing_in(request: Request, kind: ClearingKind, transaction_id: str, now_ms: int) -> Asked:
-    """The capture or reversal that the body asks for. Without an amount a capture is WHOLE; a reversal always is."""
+    """The capture or reversal that the body asks for. Without an amount it is WHOLE."""
     sent = avro.checked(lambda: _CLEARINGS[kind].decode(_body(request)))
-    amount_minor, currency = 0, None
-    if isinstance(sent, CaptureRequest):
-        amount_minor, currency = WHOLE if sent.amount_minor is None else sent.amount_minor, sent.currency
-        if (sent.amount_minor is None) != (currency is None):
-            raise InvalidRecord("currency", "amount_minor and currency come together")
-    at_ms = now_ms if sent.at_ms is None else sent.at_ms
-    return Asked(kind, sent.clearing_id, transaction_id, sent.account_id or "", amount_minor, currency or "", at_ms)
+    if (sent.amount_minor is None) != (sent.currency is None):
+        raise InvalidRecord("currency", "amount_minor and currency come together")
+    return Asked(
+        kind=kind,
+        clearing_id=sent.clearing_id,
+        transaction_id=transaction_id,
+        account_id=sent.account_id or "",
+        amount_minor=WHOLE if sent.amount_minor is None else sent.amount_minor,
+        currency=sent.currency or "",
+        at_ms=now_ms if sent.at_ms is None else sent.at_ms,
+        final=sent.final if isinstance(sent, CaptureRequest) else True,
+    )
 
 
-def cleared(made: tuple[Clearing, ...], code: str) -> bytes:
-    """The answer's JSON to the clearings that a capture or reversal became: of the hold first, then of its increments."""
-    first = made[0]
+def cleared(made: tuple[Clearing, ...], asked: Asked, code: str) -> bytes:
+    """The answer's JSON to the clearings that a capture or reversal became."""
     answer = ClearingAnswer(
-        clearing_id=first.clearing_id,
-        transaction_id=first.transaction_id,
-        kind=first.kind,
+        clearing_id=asked.clearing_id,
+        transaction_id=asked.transaction_id,
+        kind=asked.kind,
         amount_minor=sum(clearing.amount_minor for clearing in made),
-        currency=first.currency,
+        currency=made[0].currency,
         response_code=code,
-        at_ms=first.at_ms,
+        at_ms=made[0].at_ms,
     )
     return msgspec.json.encode(answer)
 

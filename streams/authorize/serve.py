@@ -6,8 +6,10 @@ Ready when Redis is whole and a model is promoted; drained before it ends.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import signal
 from collections.abc import Awaitable, Callable
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -17,14 +19,35 @@ from streams import journal, metrics
 from streams.authorize.dialect import dialect_of
 from streams.authorize.elements import Secrets
 from streams.authorize.http import HttpDoor
-from streams.authorize.iso8583 import Desk, Gateway
-from streams.authorize.protocol import HttpProtocol
+from streams.authorize.iso8583 import Desk, Gateway, peers_of
+from streams.authorize.keys import KeyFile, Keyring
+from streams.authorize.protocol import Door, HttpProtocol
+from streams.authorize.tls import listening
+from streams.authorize.tokens import tokens_of
 from streams.bus import Bus, KafkaBus
 from streams.pipeline import World
 from streams.ready import forget_ready, tell_ready
 from streams.settings import Settings
 
 NAME = "authorize"
+REFRESH_S, NOTED_EVERY = 2.0, 30
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which at the first signal goes on for `drain_s` after `drain`, so that a load balancer sees in time that it is not ready."""
+
+    drain: Callable[[], None] | None = None
+    drain_s = 0.0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """See `uvicorn.Server.handle_exit`: called as the handler of signals. A second signal ends it at once."""
+        drain, self.drain = self.drain, None
+        if drain is None or not self.started:
+            super().handle_exit(sig, frame)
+            return
+        loop = asyncio.get_running_loop()
+        loop.call_soon_threadsafe(drain)
+        loop.call_soon_threadsafe(loop.call_later, self.drain_s, super().handle_exit, sig, frame)
 
 
 def serve(settings: Settings, make_world: Callable[[Settings, Bus], Awaitable[World]]) -> int:
@@ -44,33 +67,29 @@ async def _serve(settings: Settings, make_world: Callable[[Settings, Bus], Await
     forget_ready(settings, NAME)
     bus = KafkaBus(settings)
     world = await make_world(settings, bus)
-    door: Any = HttpDoor(world, settings.token_key.encode(), settings.token_key_id, settings.request_deadline_ms, settings.explain_key)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            door,
-            host=settings.http_host,
-            port=settings.http_port,
-            http=HttpProtocol,
-            interface="asgi3",  # it is none; this keeps uvicorn from asking
-            ws="none",
-            lifespan="off",
-            proxy_headers=False,  # nothing here asks who the peer was
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            date_header=False,
-            timeout_graceful_shutdown=5,
-            backlog=2048,
-        )
-    )
+    file = KeyFile(settings.keys_dir)
+    keys, paths = Keyring(again=file.changed), frozenset(filter(None, settings.open_paths.split(",")))
+    secrets = Secrets(settings.token_key.encode(), settings.token_key_id)
+    door = HttpDoor(world, *secrets, settings.request_deadline_ms, keys, paths, tokens_of(settings))
+    server = http_server(door, settings)
+
+    def drain() -> None:
+        door.is_draining = True
+        forget_ready(settings, NAME)
+        journal.logger().info("draining", ms=settings.drain_ms)
+
+    server.drain, server.drain_s = drain, settings.drain_ms / 1000
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them once more after its own clean end, for whom was there before
         signal.signal(number, lambda *_: None)
     gateway = await _gateway(settings, world)
     saying = asyncio.create_task(_say_ready(server, settings))
+    keeping = asyncio.create_task(_keep(keys, file))
     try:
         await server.serve()
     finally:
         saying.cancel()
+        keeping.cancel()
+        file.note(keys.used())
         forget_ready(settings, NAME)
         await gateway.close()
         await bus.close()
@@ -79,15 +98,48 @@ async def _serve(settings: Settings, make_world: Callable[[Settings, Bus], Await
     return 0
 
 
+def http_server(door: Door, settings: Settings) -> Server:
+    """uvicorn around the door, on the address and with the TLS of the settings."""
+    app: Any = door
+    config = uvicorn.Config(
+        app,
+        host=settings.http_host,
+        port=settings.http_port,
+        http=HttpProtocol,
+        interface="asgi3",  # it is none; this keeps uvicorn from asking
+        ws="none",
+        lifespan="off",
+        proxy_headers=False,  # nothing here asks who the peer was
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        timeout_graceful_shutdown=5,
+        backlog=2048,
+    )
+    config.load()
+    config.ssl = listening(settings, settings.http_client_ca_file)
+    return Server(config)
+
+
 async def _gateway(settings: Settings, world: World) -> Gateway:
     """The ISO 8583 door beside HTTP, over the same World; it listens if it has a port."""
     secrets = Secrets(settings.token_key.encode(), settings.token_key_id)
     desk = Desk(world, dialect_of(settings.iso8583_dialect), secrets, settings.request_deadline_ms)
-    gateway = Gateway(desk, settings.iso8583_header)
+    gateway = Gateway(desk, settings.iso8583_header, peers_of(settings.iso8583_peers), listening(settings, settings.iso8583_client_ca_file))
     if settings.iso8583_port:
         await gateway.listen(settings.iso8583_host, settings.iso8583_port)
         journal.logger().info("listening", door="iso8583", host=settings.iso8583_host, port=settings.iso8583_port)
     return gateway
+
+
+async def _keep(keys: Keyring, file: KeyFile) -> None:
+    """Forgets what was revoked, within a second or two; notes every minute when keys were used."""
+    for turn in itertools.count(1):
+        await asyncio.sleep(REFRESH_S)
+        keys.refresh()
+        if turn % NOTED_EVERY == 0:
+            await asyncio.to_thread(file.note, keys.used())
 
 
 async def _say_ready(server: uvicorn.Server, settings: Settings) -> None:

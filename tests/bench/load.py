@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import sys
 import time
@@ -16,6 +17,11 @@ from typing import Any
 import uvloop
 
 ANSWERED_OK = b"HTTP/1.1 200"
+
+
+def asking(key: str) -> dict[str, str]:
+    """The headers of a host with this API key."""
+    return {"content-type": "application/json", "authorization": f"Bearer {key}"}
 
 
 class Connection(asyncio.Protocol):
@@ -53,11 +59,11 @@ class Connection(asyncio.Protocol):
         return await self.waiting
 
 
-def requests_of(bodies: list[bytes], path: str) -> list[bytes]:
+def requests_of(bodies: list[bytes], path: str, key: str) -> list[bytes]:
     """Whole HTTP requests: POST of each body, or GET of the path where there are none."""
     if not bodies:
         return [f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode()] * 1000
-    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: "
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-type: application/json\r\ncontent-length: "
     return [head.encode() + str(len(body)).encode() + b"\r\n\r\n" + body for body in bodies]
 
 
@@ -134,7 +140,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--rate", type=float, default=0)
     args = parser.parse_args()
-    requests = requests_of(sys.stdin.buffer.read().splitlines(), args.path)
+    requests = requests_of(sys.stdin.buffer.read().splitlines(), args.path, os.environ.get("HOLDFAST_API_KEY", ""))
     if args.path == "/health":
         requests = requests * 1000
     work = (

@@ -39,6 +39,7 @@ from streams.lab import ensure_champion
 from streams.parity import Parity, check_features
 from streams.settings import Settings
 from streams.stack import Stack, run_app, running
+from tests.bench.load import asking
 
 APPS = ("authorize", "score", "hold", "tally")
 DAY_MS = 86_400_000
@@ -173,6 +174,7 @@ class Doors:
     def __init__(self, settings: Settings, ports: Sequence[int]) -> None:
         self._producer = Producer({"bootstrap.servers": settings.kafka_bootstrap, "acks": "all", "partitioner": "murmur2_random", "linger.ms": 5})
         self._asked: queue.Queue[bytes | None] = queue.Queue(maxsize=200)
+        self._headers = asking(settings.api_key)
         self.refused: list[tuple[int, bytes]] = []
         self._threads = [threading.Thread(target=self._ask, args=(port,)) for port in ports for _ in range(CLIENTS)]
         for thread in self._threads:
@@ -205,7 +207,7 @@ class Doors:
         while (body := self._asked.get()) is not None:
             while True:
                 try:
-                    connection.request("POST", "/v1/authorizations", body, {"content-type": "application/json"})
+                    connection.request("POST", "/v1/authorizations", body, self._headers)
                     response = connection.getresponse()
                     content = response.read()
                 except (OSError, http.client.HTTPException):

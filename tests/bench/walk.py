@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -78,10 +79,11 @@ def fed(settings: Settings, records: Sequence[Transaction] | Sequence[AccountSta
     assert producer.flush(60) == 0
 
 
-def load(port: int, bodies: list[bytes], *options: str) -> dict[str, float]:
+def load(port: int, bodies: list[bytes], *options: str, api_key: str) -> dict[str, float]:
     """Runs `tests.bench.load` as a process of its own and returns what it measured."""
     command = [sys.executable, "-m", "tests.bench.load", str(port), *options]
-    ran = subprocess.run(command, input=b"\n".join(bodies), capture_output=True, cwd=ROOT, check=False)
+    environ = os.environ | {"HOLDFAST_API_KEY": api_key}
+    ran = subprocess.run(command, input=b"\n".join(bodies), capture_output=True, cwd=ROOT, env=environ, check=False)
     if ran.returncode:
         raise RuntimeError(ran.stderr.decode())
     figures: dict[str, float] = json.loads(ran.stdout)
@@ -111,13 +113,14 @@ def http(settings: Settings, seconds: float) -> dict[str, float]:
         port, pid = stack.settings.http_port, stack.part("authorize").pid
         cores = sorted(os.sched_getaffinity(0))
         pinned(pid, {cores[0]})
-        load(port, asked[:3_000], "--seconds", "2")
-        limit = load(port, [], "--path", "/health", "--seconds", str(seconds))
+        offered = partial(load, api_key=stack.settings.api_key)
+        offered(port, asked[:3_000], "--seconds", "2")
+        limit = offered(port, [], "--path", "/health", "--seconds", str(seconds))
         before = sum(psutil.Process(pid).cpu_times()[:2])
         half = len(asked) // 2
-        closed = load(port, asked[3_000:half], "--seconds", str(seconds))
+        closed = offered(port, asked[3_000:half], "--seconds", str(seconds))
         cpu_s = sum(psutil.Process(pid).cpu_times()[:2]) - before
-        opened = load(port, asked[half:], "--seconds", str(seconds), "--rate", str(OPEN_RATE))
+        opened = offered(port, asked[half:], "--seconds", str(seconds), "--rate", str(OPEN_RATE))
     return {
         "http_per_s": closed["per_s"],
         "http_failed": closed["failed"] + opened["failed"],
@@ -193,13 +196,14 @@ def walk(argv: list[str], settings: Settings) -> int:
     parser.add_argument("--seconds", type=float, default=8, help="length of each HTTP part")
     parser.add_argument("--count", type=int, default=40_000, help="transactions in the topic's backlog")
     parser.add_argument("--json", action="store_true", help="end with one JSON object of the figures")
+    parser.add_argument("--registry", type=Path, metavar="DIR", help="whose champion decides (default: a first model is trained)")
     args = parser.parse_args(argv)
     from streams.lab import ensure_champion
 
     figures: dict[str, float] = {}
     with scratch() as folder:
-        registry = folder / "registry"
-        settings = settings.changed(model_key="be" * 32, data_dir=folder, registry_dir=registry)
+        registry = args.registry or folder / "registry"
+        settings = settings.changed(model_key=settings.model_key or "be" * 32, data_dir=folder, registry_dir=registry)
         ensure_champion(settings, lambda text: print(text, file=sys.stderr))
         figures |= http(settings.changed(data_dir=folder / "http", registry_dir=registry), args.seconds)
         figures |= score(settings.changed(data_dir=folder / "score", registry_dir=registry), args.count)

@@ -17,14 +17,17 @@ from features.engine import look
 from features.memory import DictMemory
 from features.tally import LABELLED, Update, label_row, payment_rows
 from models.hold import UnknownAccount
+from models.registry import Registry
 from schemas.decision import Decision
 from schemas.errors import ArtefactError, InvalidRecord
 from schemas.topics import DECISIONS, LABELS
 from streams import backfill as backfill_job
 from streams import lab, train
 from streams.archive import Archive
+from streams.folder import keys_of
 from streams.mapping import Row, TokenKey, accounts_in, mapping_in, rows_in
 from streams.settings import Settings
+from tests.conftest import MODEL_KEY
 from tests.world import a_world
 
 KEY = TokenKey(b"a test's key", "k1")
@@ -99,17 +102,21 @@ def test_simulate_backfill_train_register_promote(features: Path, tmp_path: Path
     assert lab.ensure_champion(settings, lambda text: pytest.fail("there is a champion already")) == model_id
 
 
-def test_what_an_older_release_left_decides_nothing_and_a_first_model_is_trained(tmp_path: Path) -> None:
-    settings, said = Settings(data_dir=tmp_path), list[str]()
+def test_what_an_older_release_left_decides_nothing(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
     old = tmp_path / "registry" / "models" / "mdl_0"
     old.mkdir(parents=True)
     (old / "card.json").write_text("{}")
     (old / "arrays.npz").write_bytes(b"PK")
     (tmp_path / "registry" / "champion.json").write_text('{"promoted": [{"id": "mdl_0", "at_ms": 1}]}')
-    model_id = lab.ensure_champion(settings, said.append)
-    assert said[0].startswith("no model decides yet")
     registry = lab.registry_of(settings)
-    assert (registry.champion().model_id, [m.model_id for m in registry.models()]) == (model_id, [model_id])
+    assert lab.who_decides(registry, lambda text: None) is None
+    assert registry.models() == ()
+
+
+def test_the_first_model_of_an_empty_system_is_the_only_one_and_decides(trained: Path) -> None:
+    registry = Registry(trained, keys_of(Settings(model_key=MODEL_KEY)))
+    assert [m.model_id for m in registry.models()] == [registry.champion().model_id] == [lab.who_decides(registry, pytest.fail)]
 
 
 def test_bad_rows_are_named_and_left_out(history: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

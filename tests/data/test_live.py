@@ -14,7 +14,6 @@ from schemas.account import AccountEvent
 from schemas.avro import decode
 from schemas.topics import ACCOUNT_EVENTS
 from streams.bus import read_topic
-from streams.demo import demo
 from streams.replay import APPS, replay
 from streams.settings import Settings
 from streams.stack import running
@@ -87,14 +86,3 @@ def test_a_second_replay_of_a_file_gets_the_first_answers(a_file: Path, history:
             argv = [str(a_file), "--map", str(history / "mapping.toml"), "--out", str(tmp_path / name), "--data", str(tmp_path / "data")]
             assert replay(argv, settings) == 0
     assert answers_in(tmp_path / "first.csv") == answers_in(tmp_path / "second.csv")
-
-
-def test_the_demo_ends_by_itself_with_books_that_agree(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["--seconds", "6", "--rate", "50", "--data", str(tmp_path / "data"), "--json"]
-    assert demo(argv, settings_for(tmp_path / "data", trained)) == 0
-    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert figures["sent"] == figures["decided"] > 200
-    assert figures["books"]["agrees"]
-    assert figures["http_statuses"].keys() == {"200"}
-    assert figures["first_decision_s"] is not None
-    assert figures["account_events_sent"] > 20

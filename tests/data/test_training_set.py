@@ -18,7 +18,7 @@ from models.policy import policy_from_toml
 from models.registry import default_policy_text
 from schemas.errors import ArtefactError, SettingsError
 from streams import backfill as backfill_job
-from streams import evaluate, train
+from streams import columnar, evaluate, train
 from streams.governance import served_here
 from streams.settings import Settings
 from streams.training_set import DAY_MS, given_in, training_set
@@ -89,7 +89,7 @@ def test_attributes_are_columns_for_training_and_a_text_is_always_the_same_numbe
     assert history.vectors[:, -4].tolist() == [second % 86_400 / 3600 for second in given["second"].to_pylist()]
     assert history.vectors[[0, -1], -3].tolist() == [2, 6], "2025-01-01 was a Wednesday"
     assert history.vectors[:, -2].tolist() == [float(text) for text in given["V1"].to_pylist()]
-    numbers = [{"": np.nan, "4.5": 4.5, "red": backfill_job.as_number("red")}[text] for text in given["V2"].to_pylist()]
+    numbers = [{"": np.nan, "4.5": 4.5, "red": columnar.as_number("red")}[text] for text in given["V2"].to_pylist()]
     np.testing.assert_array_equal(history.vectors[:, -1], numbers)
     assert delay_ms == DAY_MS
     assert len(set(history.cards.tolist())) == 800
@@ -97,7 +97,7 @@ def test_attributes_are_columns_for_training_and_a_text_is_always_the_same_numbe
 
 
 def test_a_text_is_a_number_below_all_others_and_no_number_is_infinite() -> None:
-    as_number = backfill_job.as_number
+    as_number = columnar.as_number
     assert (as_number("1e3"), as_number("-7")) == (1000.0, -7.0)
     assert as_number("gmail.com") != as_number("yahoo.com")
     assert all(-2e10 < as_number(text) < -1e10 for text in ("gmail.com", "inf", "-Infinity", "M0"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import random
+import re
 import threading
 import time
 from contextlib import closing
@@ -31,13 +32,15 @@ from streams.parity import check_features
 from streams.rebuild import Tallied
 from streams.stack import APPS, Stack
 from streams.tally import gather_decision
+from tests.bench.load import asking
 from tests.bench.walk import transactions
 
 pytestmark = pytest.mark.integration
 
 BY_TOPIC, BY_HTTP = 1_500, 150
 SETTLED_S = 90
-VICTIMS = (*APPS, "redis")
+VICTIMS = ("authorize", "score", "hold", "ledger", "redis", "sar and archive", "tally, watch and feedback")
+"""Who is killed: one, or several at the same moment; together they are all there are."""
 
 
 def asked(stack: Stack, txn: Transaction, deadline_s: float) -> bytes:
@@ -47,7 +50,7 @@ def asked(stack: Stack, txn: Transaction, deadline_s: float) -> bytes:
     while time.monotonic() < end:
         try:
             with closing(http.client.HTTPConnection("127.0.0.1", stack.settings.http_port, timeout=10)) as connection:
-                connection.request("POST", "/v1/authorizations", body, {"content-type": "application/json"})
+                connection.request("POST", "/v1/authorizations", body, asking(stack.settings.api_key))
                 response = connection.getresponse()
                 content = response.read()
             if response.status == 200:
@@ -154,17 +157,29 @@ def dead_letters(stack: Stack) -> int:
     return sum(len(batch) for batch in read_topic(stack.settings, DEAD_LETTERS))
 
 
-@pytest.mark.parametrize("victim", VICTIMS)
-def test_kill_9_loses_nothing_and_nothing_happens_twice(stack: Stack, victim: str) -> None:
-    chance = random.Random(victim)
+def test_every_app_is_killed() -> None:
+    assert sorted(part for victims in VICTIMS for part in parts_of(victims)) == sorted((*APPS, "redis"))
+
+
+def parts_of(victims: str) -> list[str]:
+    """The parts that these words name."""
+    return re.split(r", | and ", victims)
+
+
+@pytest.mark.parametrize("victims", VICTIMS)
+def test_kill_9_loses_nothing_and_nothing_happens_twice(stack: Stack, victims: str) -> None:
+    chance, names = random.Random(victims), parts_of(victims)
+    parts = [stack.part(name) for name in names]
     before = dead_letters(stack)
-    with Run(stack, victim) as run:
+    with Run(stack, names[0]) as run:
         for _ in range(2):
             time.sleep(chance.uniform(0.3, 1.2))
-            stack.part(victim).kill9()
-            stack.part(victim).wait_ready(60)
+            for part in parts:
+                part.kill9()
+            for part in parts:
+                part.wait_ready(60)
     report = settled(stack)
-    print(f"\nkill -9 of {victim}:", *report.lines(), sep="\n  ")
+    print(f"\nkill -9 of {victims}:", *report.lines(), sep="\n  ")
     assert report.agrees, report.lines()
     for txn in run.by_http[::10]:
         assert asked(stack, txn, 10) == run.answers[txn.transaction_id], "a repeat gets the first answer, byte for byte"

@@ -47,6 +47,7 @@ from streams.rebuild import Tallied
 from streams.settings import Settings
 from streams.stack import Stack
 from streams.tally import gather_decision, gather_label
+from tests.bench.load import asking
 from tests.conftest import MODEL_KEY
 from tests.fault.next_release import BESIDE, NEW, NEXT
 from tests.fault.test_kill import at_rest, events_remembered, remembered, settled
@@ -94,7 +95,8 @@ def payment(name: str, who: int, number: int) -> Transaction:
 class Doors:
     """The ports that payments go to now; every answer that was not a decision is kept."""
 
-    def __init__(self, *ports: int) -> None:
+    def __init__(self, key: str, *ports: int) -> None:
+        self._headers = asking(key)
         self.ports, self.failed = ports, SimpleQueue[object]()
         self._breaths: deque[float] = deque(maxlen=1_000)
         threading.Thread(target=self._breathe, daemon=True).start()
@@ -128,7 +130,7 @@ class Doors:
             began = time.monotonic()
             try:
                 with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
-                    connection.request("POST", "/v1/authorizations", msgspec.json.encode(txn), {"content-type": "application/json"})
+                    connection.request("POST", "/v1/authorizations", msgspec.json.encode(txn), self._headers)
                     response = connection.getresponse()
                     content = response.read()
                 failure: object = None if response.status == 200 else (response.status, content)
@@ -243,7 +245,7 @@ def test_a_release_with_new_rows_takes_over_while_payments_are_decided(stack: St
     promoted(stack)
     new = new_keys(stack)
     assert sorted(name.split(b":")[::2][:2] for name in new) == [[b"log", b"account"], [b"log", b"card"], [b"tally", b"ip"]]
-    doors = Doors(stack.settings.http_port)
+    doors = Doors(stack.settings.api_key, stack.settings.http_port)
     people = range(PEOPLE)
     doors.all([payment("first", who, number) for number in range(ROUNDS) for who in people])
     tell_events(stack, "first")

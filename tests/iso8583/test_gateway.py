@@ -237,12 +237,33 @@ def test_captures_and_reversals_are_refused_by_name() -> None:
         assert await host.code("0220", about(f4="000000001001")) == "13", "more than was held"
         assert await host.code("0220", about(f49="840")) == "12", "another currency"
         assert await host.code("0420", about(f102="a2")) == "25", "another account"
-        assert await host.code("0420", about(f95="000000000500" + "0" * 30)) == "40", "a part of it"
+        assert await host.code("0420", about(f95="000000001000" + "0" * 30)) == "30", "nothing of it"
         assert await host.code("0100", fields_of(f11="000002", f4="000000099999")) == "51"
         assert await host.code("0420", about("000002")) == "21", "nothing was held"
         scene.world.now_ms += 40 * 86_400_000
         assert await host.code("0220", about(f7="0210120000")) == "21", "it expired"
         assert scene.world.bus.records(CLEARINGS) == []
+
+    at_the_gateway(play)
+
+
+def test_a_part_is_reversed_and_the_rest_captured_in_several_messages() -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        assert await host.code("0100", fields_of()) == "00"
+        stays = {"f95": "000000000800" + "0" * 30}
+        assert await host.code("0400", about(**stays)) == "00"
+        assert await host.code("0401", about(**stays)) == "00"
+        assert await host.code("0220", about(f11="000901", f4="000000000300", f71="0001", f72="0003")) == "00"
+        assert await host.code("0221", about(f11="000901", f4="000000000300", f71="0001", f72="0003")) == "00"
+        assert await host.code("0220", about(f11="000902", f4="000000000501", f71="0002", f72="0003")) == "13"
+        assert await host.code("0220", about(f11="000903", f4="000000000400", f71="0003", f72="0003")) == "00"
+        assert await host.code("0220", about(f11="000904", f4="000000000001")) == "21"
+        made = scene.world.bus.records(CLEARINGS)
+        assert [(c.kind, c.amount_minor, c.final) for c in made] == [  # type: ignore[attr-defined]
+            ("reversal", 200, True),
+            ("capture", 300, False),
+            ("capture", 400, True),
+        ]
 
     at_the_gateway(play)
 

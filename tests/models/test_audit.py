@@ -155,6 +155,46 @@ def a_second_capture_of_one_hold(b: Books) -> None:
     b.clearings.append(a_clearing("c3", "t1", ClearingKind.CAPTURE, 400))
 
 
+def parts_first(b: Books) -> None:
+    """The open hold of `t0` is taken and given back in parts and then expires: what each step says."""
+    event = b.holds[0]
+    kinds = ((HoldState.PARTLY_POSTED, ClearingKind.CAPTURE, 300, 0), (HoldState.PARTLY_VOIDED, ClearingKind.REVERSAL, 0, 200))
+    for state, kind, posted, released in kinds:
+        offset = len(b.clearings)
+        b.clearings.append(msgspec.structs.replace(a_clearing(f"p{offset}", "t0", kind, posted or released), final=False))
+        part = {"posted_minor": posted, "released_minor": released, "clearing_id": f"p{offset}", "at_ms": NOON + 9}
+        place = {"source_topic": "clearings", "source_partition": 0, "source_offset": offset}
+        b.holds.append(msgspec.structs.replace(event, event_id=f"evt_p{offset}", state=state, **part, **place))
+    end = {"at_ms": event.expires_at_ms, "released_minor": 500, "source_topic": "clock", "source_partition": -1, "source_offset": -1}
+    b.holds.append(msgspec.structs.replace(event, event_id="evt_end", state=HoldState.EXPIRED, **end))
+    b.transfers += [t for e in b.holds[-3:] for t in transfers_of_hold(e)]
+
+
+def more_parts_than_were_held(b: Books) -> None:
+    parts_first(b)
+    changed(b.holds, -3, posted_minor=1_001)
+
+
+def more_given_back_than_was_left(b: Books) -> None:
+    parts_first(b)
+    changed(b.holds, -2, released_minor=701)
+
+
+def an_end_that_forgets_a_part(b: Books) -> None:
+    parts_first(b)
+    changed(b.holds, -1, released_minor=400)
+
+
+def a_part_that_nobody_booked(b: Books) -> None:
+    parts_first(b)
+    del b.transfers[-2]
+
+
+def one_part_twice(b: Books) -> None:
+    parts_first(b)
+    b.holds.append(msgspec.structs.replace(b.holds[-3], posted_minor=299))
+
+
 def a_changed_repeat_of_a_clearing(b: Books) -> None:
     b.clearings.append(msgspec.structs.replace(b.clearings[0], amount_minor=399))
 
@@ -197,6 +237,12 @@ def a_decision_that_does_not_decode(b: Books) -> None:
         (a_transfer_of_nothing, {"orphan_transfer"}),
         (a_capture_that_nobody_applied, {"unapplied_clearing"}),
         (a_second_capture_of_one_hold, {"unapplied_clearing"}),
+        (parts_first, set()),
+        (more_parts_than_were_held, {"posted_above_hold", "orphan_end", "transfer_differs"}),
+        (more_given_back_than_was_left, {"released_above_hold", "orphan_end", "transfer_differs"}),
+        (an_end_that_forgets_a_part, {"rest_differs", "transfer_differs"}),
+        (a_part_that_nobody_booked, {"missing_transfer"}),
+        (one_part_twice, {"two_records_of_one_id"}),
         (a_changed_repeat_of_a_clearing, {"unapplied_clearing"}),
         (money_taken_without_a_capture, {"orphan_end"}),
         (other_money_taken_than_was_captured, {"orphan_end"}),

@@ -6,7 +6,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.governance import DAY_MS, LEGAL, Inventory, Refused, after, breaker_event, control_of, deciding, refused, replayed
+from models.governance import (
+    BREAKER,
+    DAY_MS,
+    LEGAL,
+    Inventory,
+    Refused,
+    after,
+    breaker_event,
+    control_of,
+    deciding,
+    refused,
+    replayed,
+    standing_by,
+    unentered,
+)
 from schemas.governance import Act, Kind, Move, State, Tier
 
 ENDS = 100 * DAY_MS
@@ -23,9 +37,10 @@ def story(text: str) -> tuple[Inventory, str]:
     """The inventory after lines like `ana register m1`, and the refusal of the last, or nothing."""
     inventory, last = Inventory(), ""
     for line in text.strip().splitlines():
-        by, act, item_id, *rest = line.split()
+        by, said, item_id, *rest = line.split()
+        act, _, share = said.partition(":")
         assert not last, f"refused before {line}: {last}"
-        move = a_move(inventory, Act(act), by, item_id, int(rest[0]) * DAY_MS if rest else 1)
+        move = a_move(inventory, Act(act), by, item_id, int(rest[0]) * DAY_MS if rest else 1, share=float(share or 0))
         wrong = refused(inventory, move, tuple(rest[1:]))
         last = str(wrong.refusal) if wrong else ""
         inventory = inventory if wrong else after(inventory, move)
@@ -33,6 +48,7 @@ def story(text: str) -> tuple[Inventory, str]:
 
 
 UP = "ana register m1\nben validate m1\ncleo approve m1\n"
+TWO = UP + UP.replace("m1", "m2")
 BOTH = UP + "cleo promote m1\n" + UP.replace("m1", "m2") + "cleo promote m2\n"
 
 
@@ -60,6 +76,13 @@ BOTH = UP + "cleo promote m1\n" + UP.replace("m1", "m2") + "cleo promote m2\n"
         (UP + "cleo retire m1\nben validate m1", "retired"),
         (UP + "cleo shadow m1\ncleo challenge m1\ncleo promote m1", ""),
         (UP + "cleo roll_back m1", "never_decided"),
+        (UP + "cleo challenge m1 100", ""),
+        (UP + "cleo challenge:0.1 m1 99", ""),
+        (UP + "cleo challenge:0.1 m1 100", "expired"),
+        (UP + "cleo challenge:0.1 m1 1 parity_max", "gate_failed"),
+        (TWO + "cleo challenge:0.6 m1\ncleo challenge:0.4 m2", ""),
+        (TWO + "cleo challenge:0.6 m1\ncleo challenge:0.5 m2", "shares_exceed"),
+        (TWO + "cleo challenge:0.6 m1\ncleo challenge:0.9 m1\ncleo shadow m1\ncleo challenge:1 m2", ""),
         (BOTH + "dora roll_back m1 500", ""),
         (BOTH + "dora roll_back m1\ndora promote m2", "not_approved"),
         (BOTH + "dora roll_back m1\neve approve m2\ndora promote m2", ""),
@@ -130,7 +153,7 @@ def test_who_decides_is_the_champion_and_a_breakers_event_points_back_until_the_
     assert deciding(inventory, Kind.POLICY, None) is None
     promoted = control_of(inventory.moves[-1], "m1")
     assert deciding(inventory, Kind.MODEL, promoted) == "m2"
-    broken = breaker_event(m2, m1, "too many blocks", "system:breaker", 5)
+    broken = breaker_event(m2, m1, "too many blocks", 5)
     assert deciding(inventory, Kind.MODEL, broken) == "m1"
     again = after(inventory, a_move(inventory, Act.ROLL_BACK, "dora", "m1"))
     back = after(again, a_move(again, Act.APPROVE, "dora", "m2"))
@@ -141,4 +164,29 @@ def test_who_decides_is_the_champion_and_a_breakers_event_points_back_until_the_
 def test_the_topic_cannot_make_decide_what_never_did() -> None:
     inventory, _ = story(BOTH + UP.replace("m1", "m3"))
     m2, m3 = inventory.items["m2"], inventory.items["m3"]
-    assert deciding(inventory, Kind.MODEL, breaker_event(m2, m3, "a forged event", "nobody", 5)) == "m2"
+    assert deciding(inventory, Kind.MODEL, breaker_event(m2, m3, "a forged event", 5)) == "m2"
+
+
+def test_a_share_stays_when_it_is_validated_again_and_goes_with_any_other_move() -> None:
+    inventory, _ = story(UP + "cleo challenge:0.2 m1\ndan validate m1 5")
+    assert (inventory.items["m1"].share, inventory.items["m1"].since) == (0.2, 4)
+    for act in ("shadow", "promote", "retire", "challenge"):
+        assert story(UP + f"cleo challenge:0.2 m1\ncleo {act} m1")[0].items["m1"].share == 0
+
+
+def test_what_the_breaker_did_is_entered_once_and_says_the_same_as_the_topic() -> None:
+    inventory, _ = story(BOTH + UP.replace("m1", "m3") + "cleo challenge:0.2 m3")
+    items = inventory.items
+    events = [breaker_event(items["m2"], items["m1"], "too many blocks", 5), breaker_event(items["m3"], items["m2"], "too many reviews", 5)]
+    told = {event.place: event for event in events}
+    assert len(told) == 2, "neither replaces the other on the compacted topic"
+    assert [item.share for item in standing_by(inventory, Kind.MODEL, told)] == [0.0]
+    before = deciding(inventory, Kind.MODEL, told[Kind.MODEL])
+    for event, act in unentered(inventory, events):
+        inventory = after(inventory, a_move(inventory, act, event.by, event.item_id, why=event.why))
+    assert unentered(inventory, events) == ()
+    assert deciding(inventory, Kind.MODEL, None) == deciding(inventory, Kind.MODEL, told[Kind.MODEL]) == before == "m1"
+    assert {item.item_id: item.state for item in inventory.of(Kind.MODEL)} == {"m1": State.CHAMPION, "m2": State.VALIDATED, "m3": State.SHADOW}
+    assert [(move.by, move.why) for move in inventory.moves[-2:]] == [(BREAKER, "too many blocks"), (BREAKER, "too many reviews")]
+    again = after(inventory, a_move(inventory, Act.CHALLENGE, "cleo", "m3", share=0.1))
+    assert [item.share for item in standing_by(again, Kind.MODEL, told)] == [0.1], "people say more than the old event"

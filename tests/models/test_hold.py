@@ -7,7 +7,25 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from models.hold import EMPTY, FINAL, Book, OpenHold, Refusal, Step, UnknownAccount, confirm, expire, place, post, release, state_known, untold, void
+from models.hold import (
+    EMPTY,
+    FINAL,
+    PARTS_MAX,
+    Book,
+    Cause,
+    OpenHold,
+    Refusal,
+    Step,
+    UnknownAccount,
+    confirm,
+    expire,
+    place,
+    post,
+    release,
+    state_known,
+    untold,
+    void,
+)
 from schemas.account import AccountState, AccountStatus
 from schemas.hold import HoldState
 
@@ -52,14 +70,21 @@ class Desk:
     def hold(self, name: str, amount: str, currency: str = "EUR", unknown: str = "decline") -> Step | Refusal:
         return place(self.book, name, f"T{name}", int(amount), currency, self.now_ms, LEASE_MS, self.now_ms + LIFE_MS, UnknownAccount(unknown))
 
-    def confirm(self, name: str, amount: str, currency: str = "EUR") -> Step:
-        return confirm(self.book, name, f"T{name}", int(amount), currency, self.now_ms + LIFE_MS)
+    def confirm(self, name: str, amount: str, currency: str = "EUR", tolerance: str = "0") -> Step:
+        return confirm(self.book, name, f"T{name}", int(amount), currency, self.now_ms + LIFE_MS, int(tolerance))
 
     def post(self, name: str, amount: str, currency: str = "EUR") -> Step | Refusal:
         return post(self.book, name, int(amount), currency, self.now_ms)
 
-    def void(self, name: str) -> Step | Refusal:
-        return void(self.book, name, self.now_ms)
+    def part(self, name: str, amount: str, cause: str = "") -> Step | Refusal:
+        return post(self.book, name, int(amount), "EUR", self.now_ms, Cause(cause), final=False)
+
+    def void(self, name: str, amount: str = "0") -> Step | Refusal:
+        return void(self.book, name, self.now_ms, amount_minor=int(amount))
+
+    def left(self, name: str) -> str:
+        hold = self.book.hold(name)
+        return "none" if hold is None else str(hold.left_minor)
 
     def expire(self, name: str) -> Step | Refusal:
         return expire(self.book, name, self.now_ms)
@@ -94,12 +119,12 @@ SCENARIOS = {
         hold H1 10000
         confirm H1 10000
         tick 7d
-        post H1 1               -> already_expired
+        post H1 1               -> late_capture
         void H1                 -> already_expired
         available               -> 30000
         expire H1               -> expired
         expire H1               -> already_expired
-        post H1 1               -> already_expired
+        post H1 1               -> late_capture
     """,
     "a millisecond before seven days it is still there": """
         account 30000
@@ -119,6 +144,60 @@ SCENARIOS = {
         post H1 4000            -> posted
         available               -> 26000
         post H1 6000            -> already_posted
+    """,
+    "parts are taken one by one until nothing is left": """
+        account 30000
+        confirm H1 10000
+        part H1 4000            -> confirmed
+        available               -> 20000
+        left H1                 -> 6000
+        part H1 6001            -> exceeds_hold
+        part H1 6000            -> posted
+        available               -> 20000
+        part H1 1               -> already_posted
+    """,
+    "the last of several captures returns the rest": """
+        account 30000
+        confirm H1 10000
+        part H1 4000            -> confirmed
+        post H1 1000            -> posted
+        available               -> 25000
+    """,
+    "a part is given back and the rest can still be taken": """
+        account 30000
+        confirm H1 10000
+        void H1 3000            -> confirmed
+        available               -> 23000
+        void H1 7001            -> exceeds_hold
+        part H1 5000            -> confirmed
+        void H1 2000            -> voided
+        available               -> 25000
+    """,
+    "a hold whose parts were taken expires for what is left": """
+        account 30000
+        confirm H1 10000
+        part H1 4000
+        tick 7d
+        part H1 1               -> late_capture
+        expire H1               -> expired
+        available               -> 26000
+    """,
+    "a tip may be taken above the hold, as far as the tolerance goes and once": """
+        account 10000
+        confirm H1 5000 EUR 1000
+        part H1 2000            -> confirmed
+        post H1 4001            -> exceeds_hold
+        post H1 4000            -> posted
+        available               -> 4000
+    """,
+    "a clearing after the hold's end is late, whatever it takes": """
+        account 10000
+        confirm H1 5000
+        tick 7d
+        post H1 5000            -> late_capture
+        expire H1               -> expired
+        post H1 5000            -> late_capture
+        void H1                 -> already_expired
     """,
     "posting nothing returns everything": """
         account 30000
@@ -361,6 +440,16 @@ class AnyMoves(RuleBasedStateMachine):
 
 AnyMoves.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 test_whatever_happens_money_is_conserved_and_a_hold_resolves_once = AnyMoves.TestCase
+
+
+def test_a_hold_has_only_so_many_parts_and_then_it_must_end() -> None:
+    book = confirm(EMPTY, "H1", "TH1", 10_000, "EUR", LIFE_MS).book
+    for number in range(PARTS_MAX):
+        step = post(book, "H1", 1, "EUR", 1, Cause(f"c{number}"), final=False)
+        assert isinstance(step, Step)
+        book = step.book
+    assert post(book, "H1", 1, "EUR", 1, Cause("more"), final=False) is Refusal.TOO_MANY_PARTS
+    assert isinstance(post(book, "H1", 1, "EUR", 1, Cause("last")), Step)
 
 
 def test_no_bytes_are_the_empty_book() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.catalogue import CATALOGUE
-from models.policy import Comparison, Policy, hold_lifetime_ms, policy_from_toml
+from models.policy import Comparison, Policy, hold_lifetime_ms, hold_terms, policy_from_toml
 from models.registry import default_policy_text
 from schemas.decision import Outcome
 from schemas.errors import SettingsError
@@ -113,8 +113,8 @@ def test_a_policy_without_rules_is_a_policy() -> None:
     assert policy_from_toml(with_rules()).bound(["a"]).fired(np.zeros(1)) == ()
 
 
-def txn(kind: TransactionKind, mcc: str | None = None) -> Transaction:
-    return Transaction(transaction_id="T", kind=kind, at_ms=0, amount_minor=1, currency="EUR", account_id="A", mcc=mcc)
+def txn(kind: TransactionKind, mcc: str | None = None, card_bin: str | None = None) -> Transaction:
+    return Transaction(transaction_id="T", kind=kind, at_ms=0, amount_minor=1, currency="EUR", account_id="A", mcc=mcc, card_bin=card_bin)
 
 
 @pytest.mark.parametrize(
@@ -132,6 +132,28 @@ def txn(kind: TransactionKind, mcc: str | None = None) -> Transaction:
 )
 def test_a_hold_lives_by_merchant_category_then_kind_then_seven_days(policy: Policy, kind: TransactionKind, mcc: str | None, days: int) -> None:
     assert hold_lifetime_ms(policy, txn(kind, mcc)) == days * DAY_MS
+
+
+@pytest.mark.parametrize(
+    ("card_bin", "mcc", "days"),
+    [("411111", None, 10), ("511111", None, 7), ("222100", None, 7), ("222099", None, 10), ("559999", "7011", 30), ("560000", None, 10)],
+)
+def test_a_hold_lives_by_the_cards_scheme_before_its_kind(policy: Policy, card_bin: str, mcc: str | None, days: int) -> None:
+    assert hold_lifetime_ms(policy, txn(TransactionKind.ECOMMERCE, mcc, card_bin)) == days * DAY_MS
+
+
+@pytest.mark.parametrize(("mcc", "percent"), [("5812", 20), ("5542", 15), ("5411", 0), (None, 0)])
+def test_what_may_be_taken_above_the_hold_is_the_merchants_kind_of_business(policy: Policy, mcc: str | None, percent: int) -> None:
+    assert hold_terms(policy, txn(TransactionKind.CARD_PRESENT, mcc)).tolerance_percent == percent
+
+
+def test_a_policy_from_before_schemes_and_tolerances_is_still_a_policy() -> None:
+    before, _, rest = TEXT.partition("[schemes]")
+    _, _, rest = rest.partition("[hold]")
+    text = f"{before}[hold]{rest}".replace(TEXT[TEXT.index("days_by_scheme") : TEXT.index("[hold.days_by_kind]")], "\n")
+    text = text.replace(TEXT[TEXT.index("[hold.tolerance") : TEXT.index("[sar]")], "")
+    old = policy_from_toml(text)
+    assert (old.schemes, old.tolerance_by_mcc, hold_terms(old, txn(TransactionKind.ECOMMERCE, "5812", "511111")).lifetime_ms) == ((), (), 10 * DAY_MS)
 
 
 def test_dollar_thresholds_are_rounded_up_in_other_currencies(policy: Policy) -> None:

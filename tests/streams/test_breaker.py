@@ -7,9 +7,11 @@ import dataclasses
 from pathlib import Path
 
 import msgspec
+from structlog.testing import capture_logs
 
 from models.artefact import Keys, public_of
 from models.governance import deciding
+from models.opinion import Judges, Panel
 from models.registry import Registry, default_policy_text
 from schemas.avro import decode
 from schemas.governance import Cause, Control, Kind
@@ -39,7 +41,7 @@ def watched(world: TestWorld, registry: Registry, outcome: str, seconds: int = 1
         for _ in range(seconds * 4):
             await asyncio.sleep(0.01)
             for _ in range(10):
-                metrics.decided(outcome, (), 0.001)
+                world.world.given.update((judge, outcome) for judge in world.deciding)
         task.cancel()
 
     asyncio.run(run())
@@ -48,7 +50,8 @@ def watched(world: TestWorld, registry: Registry, outcome: str, seconds: int = 1
 
 def judged_by(world: TestWorld, policy_id: str) -> TestWorld:
     """The world with this policy deciding."""
-    world.world.policy = dataclasses.replace(world.world.policy, policy_id=policy_id)
+    model, policy = world.world.panel.champions
+    world.world.panel = Panel(Judges(model, dataclasses.replace(policy, policy_id=policy_id)))
     return world
 
 
@@ -59,6 +62,30 @@ def test_a_policy_that_blocks_everybody_is_taken_out_once(tmp_path: Path) -> Non
     assert "100.0% of" in told[0].why
     assert deciding(registry.inventory(), Kind.POLICY, newest({}, told)[Kind.POLICY]) == before
     assert metrics.REGISTRY.get_sample_value("holdfast_breach", {"kind": "policy"}) == 1
+
+
+def test_of_two_processes_that_see_it_the_first_in_the_log_raises_the_alarm(tmp_path: Path) -> None:
+    registry, (_, now) = a_registry(tmp_path, ("before", "now"))
+    worlds = [judged_by(a_world(), now) for _ in range(2)]
+    log: list[Control] = []
+
+    async def run() -> None:
+        tasks = [asyncio.create_task(breaker.watch_rates(world.world, registry, every_s=0.02)) for world in worlds]
+        for _ in range(40):
+            await asyncio.sleep(0.01)
+            for number, world in enumerate(worlds):
+                world.world.given.update({(judge, "block"): 10 + number for judge in world.deciding})
+                log.extend(e for m in world.bus.told[CONTROL.name] if (e := decode(Control, m.value)) not in log)
+                if len(log) > 1:  # both have told it
+                    world.world.told = newest({}, log)
+        for task in tasks:
+            task.cancel()
+
+    with capture_logs() as said:
+        asyncio.run(run())
+    assert len({event.control_id for event in log}) == 1
+    assert len(log) == 2
+    assert [line["log_level"] for line in said] == ["critical"]
 
 
 def test_one_that_approves_is_left_alone(tmp_path: Path) -> None:

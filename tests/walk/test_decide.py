@@ -12,12 +12,13 @@ import pytest
 
 from features.catalogue import CATALOGUE
 from models.hold import EMPTY, HoldState, UnknownAccount
+from models.opinion import Judges, Panel
 from schemas.avro import decode
 from schemas.decision import Decision, Outcome
 from schemas.errors import Conflict, LogUnavailable
 from schemas.identity import decision_id, hold_id
 from schemas.transaction import TransactionKind
-from tests.world import NOON, a_policy, a_transaction, a_world
+from tests.world import NOON, a_transaction, a_world
 
 T = TypeVar("T")
 
@@ -164,7 +165,8 @@ def test_the_decision_carries_what_it_was_made_on() -> None:
     assert values[CATALOGUE.index["velocity.card_count_10m"]] == 2, "its own transaction is not in it"
     assert last.catalogue_id == CATALOGUE.catalogue_id
     assert last.positions[CATALOGUE.logs.index("card")] == 2
-    assert (last.model_id, last.policy_id) == (world.world.ensemble.model_id, world.world.policy.policy_id)
+    model, policy = world.world.panel.champions
+    assert (last.model_id, last.policy_id) == (model.model_id, policy.policy_id)
 
 
 def test_a_pure_velocity_attack_is_stopped_with_specific_reasons() -> None:
@@ -191,14 +193,14 @@ def test_every_outcome_but_approval_has_one_to_four_reasons() -> None:
 def test_a_model_promoted_while_a_payment_waits_for_its_account_is_not_the_one_that_judged_it() -> None:
     world = a_world()
     world.know()
-    before, asked = world.world.ensemble.model_id, world.books.change_all
+    (model, policy), asked = world.world.panel.champions, world.books.change_all
 
     async def promoted_meanwhile(changes: Any) -> Any:
-        world.world.ensemble = dataclasses.replace(world.world.ensemble, model_id="mdl_other")
-        world.world.policy = dataclasses.replace(world.world.policy, policy_id="pol_other")
+        others = Judges(dataclasses.replace(model, model_id="mdl_other"), dataclasses.replace(policy, policy_id="pol_other"))
+        world.world.panel = Panel(others)
         return await asked(changes)
 
     world.books.change_all = promoted_meanwhile  # type: ignore[method-assign]  # the same books; a promotion comes between
     run(world.decide(a_transaction()))
     (decision,) = world.decisions
-    assert (decision.model_id, decision.policy_id) == (before, a_policy().policy_id)
+    assert (decision.model_id, decision.policy_id) == (model.model_id, policy.policy_id)

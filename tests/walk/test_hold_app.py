@@ -10,7 +10,8 @@ import pytest
 
 from features.catalogue import CATALOGUE
 from features.online import RedisMemory, Wire
-from models.hold import Book, UnknownAccount
+from models.hold import EMPTY, Book, UnknownAccount, state_known
+from models.opinion import Judges, Panel
 from schemas.account import AccountState
 from schemas.avro import decode
 from schemas.decision import Decision
@@ -23,6 +24,7 @@ from streams.bus import ListBus
 from streams.follow import Refused, Source
 from streams.hold import HoldWorld, applied, expire_due, on_account, on_clearing, on_decision
 from streams.pipeline import World, decide
+from streams.rebuild import held
 from tests.world import NOON, a_policy, a_transaction, an_ensemble
 
 DAY = 86_400_000
@@ -35,8 +37,9 @@ class Scene:
         self.now_ms = NOON
         self.bus = ListBus()
         books, answers, memory = Books(wire), Answers(wire, 3600), RedisMemory(wire, CATALOGUE)
+        panel = Panel(Judges(an_ensemble(), a_policy()))
         self.world = World(
-            CATALOGUE, an_ensemble(), a_policy(), memory, books, answers, self.bus, UnknownAccount.DECLINE, 30_000, 300_000, self.clock,
+            CATALOGUE, panel, memory, books, answers, self.bus, UnknownAccount.DECLINE, 30_000, 300_000, self.clock,
             lambda stop, seconds, count: None,
         )  # fmt: skip
         self.holds = HoldWorld(wire, books, answers, memory, self.bus, self.clock, self.log_end, memory.close)
@@ -63,18 +66,25 @@ class Scene:
             await applied(self.holds, {("decisions", 0): len(self.bus.told[DECISIONS.name])})
         return decision
 
-    async def clear(self, transaction_id: str, amount_minor: int, clearing_id: str = "c1") -> Any:
-        """A capture of the amount, or a reversal for 0."""
+    async def clear(self, transaction_id: str, amount_minor: int, clearing_id: str = "c1", final: bool = True, back: int = 0, offset: int = 0) -> Any:
+        """A capture of the amount, or a reversal for 0: of the whole, or of what is given `back`."""
         clearing = Clearing(
             clearing_id=clearing_id,
             transaction_id=transaction_id,
             account_id="a1",
             kind=ClearingKind.CAPTURE if amount_minor else ClearingKind.REVERSAL,
-            amount_minor=amount_minor,
+            amount_minor=amount_minor or back,
             currency="EUR",
             at_ms=self.now_ms,
+            final=final,
         )
-        return await on_clearing(self.holds, clearing, a_source("clearings", 0))
+        return await on_clearing(self.holds, clearing, a_source("clearings", offset))
+
+    def rebuilt(self, decision: Decision, balance_minor: int) -> Book:
+        """The account's book as the log of holds makes it."""
+        state = AccountState(account_id="a1", currency="EUR", balance_minor=balance_minor, as_of_ms=1)
+        steps = [decode(HoldEvent, m.value) for m in self.bus.told[HOLDS.name]][1:]
+        return held(state_known(EMPTY, state), decision, True, steps)
 
     def states(self) -> list[HoldState]:
         """What the log says became of holds."""
@@ -129,6 +139,82 @@ def test_a_hold_is_confirmed_and_posted_once(on_stage: Stage) -> None:
     on_stage(play)
 
 
+def test_parts_are_taken_and_given_back_one_by_one_and_each_is_told_once(on_stage: Stage) -> None:
+    async def play(scene: Scene) -> None:
+        await scene.know(10_000)
+        await scene.pay("t1", 4_000)
+        for _ in range(2):
+            assert await scene.clear("t1", 1_000, "c1", final=False) == ()
+            assert await scene.clear("t1", 0, "c2", back=500, offset=1) == ()
+            assert await scene.available() == 6_500, "what was taken was held"
+        conflict = await scene.clear("t1", 900, "c1", final=False)
+        assert isinstance(conflict, Refused)
+        assert conflict.code == "clearing_conflict"
+        assert (await scene.clear("t1", 2_501, "c3")).code == "exceeds_hold"
+        assert await scene.clear("t1", 2_000, "c3", offset=2) == ()
+        assert await scene.available() == 7_000
+        assert await scene.clear("t1", 1_000, "c1", final=False) == (), "a repeat after the end is still a repeat"
+        assert (await scene.clear("t1", 1, "c4")).code == "already_posted"
+        assert scene.states() == [HoldState.CONFIRMED, HoldState.PARTLY_POSTED, HoldState.PARTLY_VOIDED, HoldState.POSTED]
+        events = [decode(HoldEvent, m.value) for m in scene.bus.told[HOLDS.name]]
+        assert [(e.posted_minor, e.released_minor) for e in events] == [(0, 0), (1_000, 0), (0, 500), (2_000, 500)]
+        assert len({e.event_id for e in events}) == 4
+
+    on_stage(play)
+
+
+def test_parts_are_put_back_from_the_log_and_their_repeats_are_known_again(on_stage: Stage) -> None:
+    async def play(scene: Scene) -> None:
+        await scene.know(10_000)
+        decision = await scene.pay("t1", 4_000)
+        await scene.clear("t1", 1_000, "c1", final=False, offset=3)
+        await scene.clear("t1", 0, "c2", back=500, offset=4)
+        (content,) = await scene.world.books.read("a1")
+        now = Book.from_bytes(content)
+        again = scene.rebuilt(decision, 10_000)
+        assert (again.holds, again.balance_minor) == (now.holds, now.balance_minor)
+        await scene.clear("t1", 2_000, "c3")
+        ended = scene.rebuilt(decision, 10_000)
+        assert (ended.holds, ended.balance_minor) == ((), 7_000)
+
+    on_stage(play)
+
+
+def test_a_part_that_a_crash_left_untold_is_told_before_the_hold_ends(on_stage: Stage) -> None:
+    async def play(scene: Scene) -> None:
+        await scene.know(10_000)
+        await scene.pay("t1", 4_000)
+        scene.bus.down = True
+        with pytest.raises(Unavailable):
+            await scene.clear("t1", 1_000, "c1", final=False, offset=7)
+        scene.bus.down = False
+        cleared_at = scene.now_ms
+        scene.now_ms += 8 * DAY
+        await expire_due(scene.holds, frozenset({0}))
+        scene.now_ms = cleared_at
+        assert await scene.clear("t1", 1_000, "c1", final=False, offset=7) == ()
+        assert scene.states() == [HoldState.CONFIRMED, HoldState.PARTLY_POSTED, HoldState.EXPIRED]
+        part, end = (decode(HoldEvent, m.value) for m in scene.bus.told[HOLDS.name][1:])
+        assert (part.source_topic, part.source_offset, end.source_topic, end.released_minor) == ("clearings", 7, "clock", 3_000)
+        assert await scene.available() == 9_000
+
+    on_stage(play)
+
+
+def test_a_tip_is_taken_above_the_hold_where_the_merchants_kind_of_business_allows_it(on_stage: Stage) -> None:
+    async def play(scene: Scene) -> None:
+        await scene.know(10_000)
+        made = await decide(a_transaction("t1", amount_minor=4_000, mcc="5812"), scene.world, scene.now_ms)
+        decision = decode(Decision, made.message)
+        assert decision.hold_tolerance_minor == 800
+        await on_decision(scene.holds, decision, a_source("decisions", 0))
+        assert (await scene.clear("t1", 4_801)).code == "exceeds_hold"
+        assert await scene.clear("t1", 4_800) == ()
+        assert await scene.available() == 5_200
+
+    on_stage(play)
+
+
 def test_a_reversal_returns_the_money(on_stage: Stage) -> None:
     async def play(scene: Scene) -> None:
         await scene.know(10_000)
@@ -155,7 +241,10 @@ def test_a_hold_expires_to_the_millisecond(on_stage: Stage) -> None:
         assert await scene.available() == 10_000
         late = await scene.clear("t1", 4_000)
         assert isinstance(late, Refused)
-        assert late.code == "already_expired"
+        assert late.code == "late_capture"
+        nothing = await scene.clear("t1", 0)
+        assert isinstance(nothing, Refused)
+        assert nothing.code == "already_expired"
 
     on_stage(play)
 

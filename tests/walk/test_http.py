@@ -14,10 +14,12 @@ from models.hold import Refusal
 from schemas.identity import keyed_token
 from schemas.topics import CLEARINGS, DECISIONS
 from schemas.transaction import TransactionKind
-from streams.authorize.http import HttpDoor
+from streams.authorize.http import OPEN_PATHS, HttpDoor
+from streams.authorize.keys import Grant, Keyring, Scope, hash_of
 from streams.authorize.life import NotCleared
 from streams.authorize.problem import ERRORS
-from streams.authorize.protocol import HEADS, Request
+from streams.authorize.protocol import HEADS, Request, Special
+from streams.authorize.routes import ROUTES
 from tests.world import NOON, TestWorld, a_world
 
 KEY = b"k" * 32
@@ -42,16 +44,23 @@ class Host:
     """A card authorization host and the door it knocks at."""
 
     def __init__(self, world: TestWorld, deadline_ms: int = 1_000) -> None:
-        self.world = world
+        self.world, self.key = world, "host"
         world.world.clock_ms = lambda: world.now_ms
-        self.door = HttpDoor(world.world, KEY, "k1", deadline_ms, "secret")
+        self.grants = {"host": Grant(name="host", sha256=hash_of("host"), scopes=(Scope.AUTHORIZE, Scope.CAPTURE, Scope.READ))}
+        self.door = HttpDoor(world.world, KEY, "k1", deadline_ms, Keyring(again=lambda: self.grants.values()))
 
     async def ask(self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> tuple[int, Any, bytes]:
         """(status, decoded body, body)."""
         path, _, query = path.partition("?")
-        sent = tuple((k.lower().encode(), v.encode()) for k, v in (headers or {}).items())
-        status, content = await self.door.reply(Request(method, path, query, sent, body))
+        headers = {"Authorization": f"Bearer {self.key}"} | (headers or {})
+        sent = tuple((k.lower().encode(), v.encode()) for k, v in headers.items())
+        status, content, *_ = await self.door.reply(Request(method, path, query, sent, body))
         return status, json.loads(content), content
+
+    def carry(self, name: str, *scopes: Scope, **limits: Any) -> None:
+        """From now on asks with a key of these scopes and limits."""
+        self.key = name
+        self.grants[name] = Grant(name=name, sha256=hash_of(name), scopes=scopes, **limits)
 
     async def authorize(self, **changes: Any) -> tuple[int, Any, bytes]:
         """Sends an authorization."""
@@ -205,8 +214,10 @@ def test_only_the_banks_own_people_see_score_and_features() -> None:
     async def play(host: Host) -> None:
         _, answer, _ = await host.authorize()
         path = f"/v1/decisions/{answer['decision_id']}"
-        assert "score" not in (await host.ask("GET", path, headers={"Authorization": "Bearer wrong"}))[1]
-        whole = (await host.ask("GET", path, headers={"Authorization": "Bearer secret"}))[1]
+        host.carry("host", Scope.AUTHORIZE, Scope.READ)
+        assert "score" not in (await host.ask("GET", path))[1]
+        host.carry("bank", Scope.READ, Scope.EXPLAIN)
+        whole = (await host.ask("GET", path))[1]
         assert whole["features"]["velocity.card_count_10m"] == 0
         assert whole["transaction"]["kind"] == TransactionKind.ECOMMERCE
         assert "vector" not in whole
@@ -221,6 +232,88 @@ def test_only_the_banks_own_people_see_score_and_features() -> None:
 def test_other_paths(method: str, path: str, status: int) -> None:
     async def play(host: Host) -> None:
         assert (await host.ask(method, path))[0] == status
+
+    at_the_door(play)
+
+
+ASKS = [
+    ("POST", "/v1/authorizations", Scope.AUTHORIZE),
+    ("POST", "/v1/authorizations/t1/increment", Scope.AUTHORIZE),
+    ("POST", "/v1/authorizations/t1/capture", Scope.CAPTURE),
+    ("POST", "/v1/authorizations/t1/reversal", Scope.CAPTURE),
+    ("GET", "/v1/decisions?transaction_id=t1", Scope.READ),
+    ("GET", "/v1/decisions/dec_1", Scope.READ),
+    ("GET", "/v1/accounts/a1/balance", Scope.READ),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "scope"), ASKS)
+def test_nothing_is_open_and_each_ask_needs_its_scope(method: str, path: str, scope: Scope) -> None:
+    async def play(host: Host) -> None:
+        host.key = "guessed"
+        assert (await host.ask(method, path))[1]["error"]["code"] == "unauthenticated"
+        host.carry("another", *({*Scope} - {scope, Scope.ADMIN}))
+        status, error, _ = await host.ask(method, path)
+        assert (status, error["error"]["code"], error["error"]["type"]) == (403, "scope_missing", "authentication")
+        host.carry("this", scope)
+        assert (await host.ask(method, path))[0] in (200, 404, 422)
+
+    at_the_door(play)
+
+
+def test_every_row_of_the_routes_is_asked_above_or_open() -> None:
+    asked = {(method, path.partition("?")[0].replace("t1", "{transaction_id}")) for method, path, _ in ASKS}
+    asked = {(m, p.replace("dec_1", "{decision_id}").replace("a1", "{account_id}")) for m, p in asked}
+    assert {(route.method, route.path) for route in ROUTES if route.path not in OPEN_PATHS} == asked
+
+
+def test_who_has_no_key_learns_of_no_path_but_the_open_ones() -> None:
+    async def play(host: Host) -> None:
+        host.key = ""
+        for path in ("/", "/v1/nothing", "/v1/authorizations/t1/refund", "/metrics", "/health/", "//health"):
+            assert (await host.ask("GET", path))[0] == 401, path
+        assert (await host.ask("GET", "/health"))[0] == 200
+        host.carry("host", Scope.READ)
+        assert (await host.ask("GET", "/v1/nothing"))[0] == 404
+        assert (await host.ask("GET", "/v1/authorizations"))[0] == 405
+
+    at_the_door(play)
+
+
+def test_a_key_of_some_cards_sees_and_moves_no_other_card() -> None:
+    async def play(host: Host) -> None:
+        decision_id = (await host.authorize())[1]["decision_id"]
+        host.carry("others", Scope.AUTHORIZE, Scope.CAPTURE, Scope.READ, bins=("5",))
+        asked = [
+            await host.authorize(transaction_id="t2"),
+            await host.authorize(transaction_id="t2", card_bin="511111"),
+            await host.authorize(transaction_id="t2", card_number=...),
+            await host.step("capture", **CLEARING),
+            await host.step("increment", **a_request(transaction_id="i1", card_number="5111111111111111")),
+            await host.ask("GET", f"/v1/decisions/{decision_id}"),
+            await host.ask("GET", "/v1/accounts/a1/balance"),
+        ]
+        assert [error["error"]["code"] for _, error, _ in asked] == ["card_not_covered"] * len(asked)
+        assert len(host.world.decisions) == 1
+        host.carry("own", Scope.AUTHORIZE, Scope.CAPTURE, Scope.READ, bins=("5", "41111111"))
+        assert (await host.authorize(transaction_id="t2"))[0] == 200
+        host.carry("its", Scope.CAPTURE, bins=("4111",))
+        assert (await host.step("capture", **CLEARING))[0] == 200
+
+    at_the_door(play)
+
+
+def test_past_its_rate_a_key_is_told_when_to_ask_again_and_others_go_on() -> None:
+    async def play(host: Host) -> None:
+        host.carry("slow", Scope.READ, per_s=0.1, burst=2)
+        asks = [await host.ask("GET", "/v1/accounts/a1/balance") for _ in range(3)]
+        assert [status for status, _, _ in asks] == [200, 200, 429]
+        assert (asks[2][1]["error"]["type"], asks[2][1]["error"]["code"]) == ("rate_limit", "rate_limited")
+        refused = await host.door.reply(Request("GET", "/v1/accounts/a1/balance", "", ((b"authorization", b"Bearer slow"),), b""))
+        assert isinstance(refused, Special)
+        assert refused.head in (b"retry-after: 10\r\n", b"retry-after: 9\r\n")
+        host.key = "host"
+        assert (await host.ask("GET", "/v1/accounts/a1/balance"))[0] == 200
 
     at_the_door(play)
 
@@ -264,6 +357,40 @@ def test_a_capture_takes_the_whole_or_a_part_and_its_repeat_gets_the_same_bytes(
     at_the_door(play)
 
 
+def test_an_authorization_is_captured_in_parts_and_reversed_in_part_and_each_repeat_gets_the_same_bytes() -> None:
+    async def play(host: Host) -> None:
+        await host.authorize()
+        sent = [
+            ("capture", {"clearing_id": "c1", "amount_minor": 400, "currency": "EUR", "final": False}),
+            ("reversal", {"clearing_id": "c2", "amount_minor": 100, "currency": "EUR"}),
+            ("capture", {"clearing_id": "c3", "amount_minor": 300, "currency": "EUR", "final": False}),
+        ]
+        answers = [await host.step(step, **body) for step, body in sent]
+        assert [(status, answer["amount_minor"]) for status, answer, _ in answers] == [(200, 400), (200, 100), (200, 300)]
+        for (step, body), (_, _, first) in zip(sent, answers, strict=True):
+            assert (await host.step(step, **body))[2] == first
+        status, error, _ = await host.step("capture", clearing_id="c1", amount_minor=399, currency="EUR", final=False)
+        assert (status, error["error"]["code"]) == (409, "transaction_conflict")
+        assert (await host.step("capture", clearing_id="c4", amount_minor=201, currency="EUR"))[1]["error"]["code"] == "exceeds_hold"
+        assert (await host.step("increment", **a_request(transaction_id="i1", amount_minor=500)))[0] == 200, "it is still open"
+        assert (await host.step("capture", clearing_id="c4"))[1]["amount_minor"] == 700
+        assert (await host.step("capture", clearing_id="c5"))[1]["error"]["code"] == "already_posted"
+        taken = [c.amount_minor for c in host.world.bus.records(CLEARINGS) if c.kind == "capture"]  # type: ignore[attr-defined]
+        assert sum(taken) == 1_400
+
+    at_the_door(play)
+
+
+def test_captures_that_come_together_never_take_more_than_is_held() -> None:
+    async def play(host: Host) -> None:
+        await host.authorize()
+        body = {"amount_minor": 300, "currency": "EUR", "final": False}
+        answers = await asyncio.gather(*(host.step("capture", clearing_id=f"c{n}", **body) for n in range(5)))
+        assert sorted(status for status, _, _ in answers) == [200, 200, 200, 422, 422]
+
+    at_the_door(play)
+
+
 def test_a_reversal_gives_all_of_it_back_once_also_where_it_overtook_the_decision() -> None:
     async def play(host: Host) -> None:
         (_, decided, _), (status, answer, _) = await asyncio.gather(host.authorize(), host.step("reversal", **CLEARING))
@@ -296,7 +423,10 @@ def test_an_increment_raises_the_hold_and_is_captured_with_it() -> None:
         ("capture", {"amount_minor": 1}, 422, "invalid_field"),
         ("capture", {"account_id": "a2"}, 404, "wrong_account"),
         ("capture", {"at_ms": NOON + 86_400_000}, 422, "time_in_future"),
-        ("reversal", {"amount_minor": 1}, 422, "unknown_field"),
+        ("reversal", {"amount_minor": 1}, 422, "invalid_field"),
+        ("reversal", {"amount_minor": 0, "currency": "EUR"}, 422, "invalid_field"),
+        ("reversal", {"amount_minor": 1_001, "currency": "EUR"}, 422, "exceeds_hold"),
+        ("reversal", {"final": False}, 422, "unknown_field"),
         ("reversal", {"clearing_id": ""}, 422, "invalid_field"),
         ("refund", {}, 404, "not_found"),
     ],
@@ -318,7 +448,8 @@ def test_what_nobody_knows_holds_nothing_or_has_expired_is_not_captured() -> Non
         assert (await host.step("capture", **CLEARING))[1]["error"]["code"] == "nothing_held"
         await host.authorize(transaction_id="t2")
         host.world.now_ms += 40 * 86_400_000
-        assert (await host.step("capture", "t2", **CLEARING))[1]["error"]["code"] == "already_expired"
+        assert (await host.step("capture", "t2", **CLEARING))[1]["error"]["code"] == "late_capture"
+        assert (await host.step("reversal", "t2", **CLEARING))[1]["error"]["code"] == "already_expired"
         assert (await host.ask("GET", "/v1/authorizations/t2/capture"))[0] == 405
 
     at_the_door(play)

@@ -87,15 +87,18 @@ def test_another_digest_is_a_conflict(using: Callable[[Use], None]) -> None:
     using(use)
 
 
-def test_what_ends_a_hold_first_stands(using: Callable[[Use], None]) -> None:
+def test_what_was_asked_of_a_hold_grows_only_from_what_is_there(using: Callable[[Use], None]) -> None:
     async def use(stores: Any) -> None:
         answers = stores[0]
-        assert await answers.of_clearing("t") is None
-        assert await answers.keep_clearing("t", b"one") == Kept(b"one", told=False)
-        assert await answers.keep_clearing("t", b"two") == Kept(b"one", told=False)
-        answers.told_clearing("t")
-        assert await answers.of_clearing("t") == Kept(b"one", told=True)
+        assert await answers.of_clearings("t") is None
+        assert await answers.swap_clearings("t", None, b"one")
+        assert not await answers.swap_clearings("t", None, b"two"), "somebody was first"
+        assert await answers.of_clearings("t") == b"one"
+        assert await answers.swap_clearings("t", b"one", b"one two")
+        assert not await answers.swap_clearings("t", b"one", b"one three")
+        assert await answers.of_clearings("t") == b"one two"
         assert await answers.of_transaction("t") is None, "answers and clearings do not meet"
+        assert await answers.ended("h") is None
 
     using(use)
 

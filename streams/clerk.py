@@ -1,0 +1,54 @@
+"""The clerk: enters into the signed history what the breaker has done, where the private key is at hand; the breaker's own processes have none."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterable, Iterator
+
+from models.governance import unentered
+from models.registry import Registry
+from schemas.errors import HoldfastError
+from schemas.governance import Control, Move
+from streams.control import Ear, Told, newest
+from streams.folder import keys_of
+from streams.parts import Say
+from streams.settings import Settings
+
+LOOK_S, LISTEN_S = 0.5, 0.5
+
+
+def entered(registry: Registry, told: Iterable[Control]) -> list[Move]:
+    """Makes the moves that the breaker told and the history does not have: under its name, with its figures and at its time."""
+    moves = [registry.move(event.kind, event.item_id, act, event.by, event.why, event.at_ms) for event, act in unentered(registry.inventory(), told)]
+    return [move for move in moves if isinstance(move, Move)]
+
+
+@contextlib.contextmanager
+def entering(settings: Settings, say: Say) -> Iterator[None]:
+    """Does it within seconds while the block runs, in a thread."""
+    stop = threading.Event()
+    thread = threading.Thread(target=_enter, args=(settings, say, stop), name="clerk", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _enter(settings: Settings, say: Say, stop: threading.Event) -> None:
+    ear, registry = Ear(settings), Registry(settings.registry_dir, keys_of(settings))
+    told: Told = {}
+    done: Told | None = None
+    while not stop.wait(LOOK_S):
+        told = newest(told, ear.heard(LISTEN_S))
+        if told == done:
+            continue
+        try:
+            for move in entered(registry, told.values()):
+                say(f"{move.by} has made {move.item_id} decide or stand by ({move.act}): {move.why}")
+            done = told
+        except (HoldfastError, OSError) as error:
+            say(f"what the breaker did could not be entered into the history: {error}")
+    ear.close()

@@ -1,0 +1,413 @@
+"""The doors as they are served, over real sockets: TLS 1.3, certificates of clients, JWTs by JWKS, and limits that hold on the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import ssl
+import threading
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from schemas.errors import SettingsError
+from streams.authorize import protocol
+from streams.authorize.dialect import dialect_of
+from streams.authorize.elements import Secrets
+from streams.authorize.http import HttpDoor
+from streams.authorize.iso8583 import Desk, Gateway, peers_of
+from streams.authorize.keys import Grant, Keyring, Scope, hash_of
+from streams.authorize.serve import http_server
+from streams.authorize.tls import listening
+from streams.authorize.tokens import tokens_of
+from streams.settings import Settings
+from tests.walk.test_http import a_request
+from tests.world import TestWorld, a_world
+
+KEY = "hf_test"
+BEARER = b"authorization: Bearer hf_test\r\n"
+
+
+class Authority:
+    """Who signs certificates, into PEM files of a folder."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.key, self.name = folder, ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        self.certificate = self._signed(self.name, self.key.public_key(), ca=True)
+        self.path = folder / f"{name}.pem"
+        self.path.write_bytes(self.certificate.public_bytes(serialization.Encoding.PEM))
+
+    def issue(self, name: str) -> Path:
+        """A file with a certificate and its private key."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        made = self._signed(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), key.public_key(), ca=False)
+        private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        path = self.folder / f"{name}.pem"
+        path.write_bytes(private + made.public_bytes(serialization.Encoding.PEM))
+        return path
+
+    def _signed(self, subject: x509.Name, key: ec.EllipticCurvePublicKey, *, ca: bool) -> x509.Certificate:
+        now = datetime.now(UTC)
+        made = x509.CertificateBuilder().subject_name(subject).issuer_name(self.name).public_key(key).serial_number(x509.random_serial_number())
+        made = made.not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(hours=1))
+        made = made.add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+        made = made.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        return made.sign(self.key, hashes.SHA256())
+
+
+@dataclass
+class Served:
+    """A door that listens."""
+
+    port: int
+    world: TestWorld
+    tls: ssl.SSLContext | None = None
+
+    async def opened(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection to it."""
+        return await asyncio.open_connection("127.0.0.1", self.port, ssl=self.tls, server_hostname="localhost" if self.tls else None)
+
+    async def answer(self, reader: asyncio.StreamReader) -> tuple[int, dict[str, str], Any]:
+        """The next answer."""
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        headers = dict(line.split(": ", 1) for line in head[1:] if line)
+        return int(head[0].split()[1]), headers, json.loads(await reader.readexactly(int(headers["content-length"])))
+
+    async def ask(self, content: bytes) -> tuple[int, dict[str, str], Any]:
+        """Sends bytes on a connection of their own and takes the answer."""
+        reader, writer = await self.opened()
+        try:
+            writer.write(content)
+            return await self.answer(reader)
+        finally:
+            writer.close()
+
+    async def authorize(self, body: bytes, headers: bytes = BEARER) -> tuple[int, dict[str, str], Any]:
+        """Posts an authorization."""
+        return await self.ask(b"POST /v1/authorizations HTTP/1.1\r\n%bcontent-length: %d\r\n\r\n%b" % (headers, len(body), body))
+
+
+def served(play: Callable[[Served], Awaitable[None]], settings: Settings | None = None, tls: ssl.SSLContext | None = None) -> None:
+    """Runs a scene at the HTTP door."""
+
+    async def main() -> None:
+        one = (settings or Settings()).changed(http_port=0)
+        test = a_world()
+        test.know(balance_minor=10_000)
+        test.world.clock_ms = lambda: test.now_ms
+        keys = Keyring([Grant(name="all", sha256=hash_of(KEY), scopes=(Scope.ADMIN,))])
+        server = http_server(HttpDoor(test.world, b"k" * 32, "k1", 5_000, keys, tokens=tokens_of(one)), one)
+        running = asyncio.create_task(server.serve())
+        while not server.started:
+            await asyncio.sleep(0.01)
+        try:
+            await asyncio.wait_for(play(Served(server.servers[0].sockets[0].getsockname()[1], test, tls)), 30)
+        finally:
+            server.should_exit = True
+            await running
+
+    asyncio.run(main())
+
+
+def client(authority: Authority, certificate: Path | None = None, newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> ssl.SSLContext:
+    """How a host speaks TLS."""
+    context = ssl.create_default_context(cafile=str(authority.path))
+    context.maximum_version = newest
+    if certificate is not None:
+        context.load_cert_chain(certificate)
+    return context
+
+
+@pytest.fixture
+def bank(tmp_path: Path) -> Authority:
+    """The bank's authority."""
+    return Authority(tmp_path, "bank")
+
+
+def with_tls(bank: Authority, **changes: Any) -> Settings:
+    """Settings with a certificate of that authority."""
+    return Settings(tls_certificate_file=str(bank.issue("server")), **changes)
+
+
+HEALTH = b"GET /health HTTP/1.1\r\n\r\n"
+
+
+def test_http_speaks_tls_1_3_and_nothing_older(bank: Authority) -> None:
+    async def play(door: Served) -> None:
+        assert (await door.authorize(json.dumps(a_request()).encode()))[2]["outcome"] == "approve"
+        door.tls = client(bank, newest=ssl.TLSVersion.TLSv1_2)
+        with pytest.raises(OSError):  # ssl's own are OSErrors
+            await door.opened()
+        door.tls = None
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+            await door.ask(HEALTH)
+
+    served(play, with_tls(bank), client(bank))
+
+
+def test_where_an_authority_of_clients_is_named_nobody_else_is_heard(bank: Authority, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    stranger = Authority(tmp_path / "other", "stranger").issue("host")
+
+    async def play(door: Served) -> None:
+        assert (await door.ask(HEALTH))[0] == 200
+        for certificate in (None, stranger):
+            door.tls = client(bank, certificate)
+            with pytest.raises((asyncio.IncompleteReadError, OSError)):
+                await door.ask(HEALTH)
+
+    served(play, with_tls(bank, http_client_ca_file=str(bank.path)), client(bank, bank.issue("host")))
+
+
+def test_iso8583_speaks_it_too_to_known_clients_from_known_networks(bank: Authority) -> None:
+    settings = with_tls(bank, iso8583_client_ca_file=str(bank.path))
+
+    async def heard(peers: str, tls: ssl.SSLContext) -> bytes:
+        desk = Desk(a_world().world, dialect_of("1987-ascii"), Secrets(b"k" * 32, "k1"), 1_000)
+        gateway = Gateway(desk, "binary2", peers_of(peers), listening(settings, settings.iso8583_client_ca_file))
+        port = await gateway.listen("127.0.0.1", 0)
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls, server_hostname="localhost")
+            echo = b"0800822000000000000004000000000000000101120000000077301"
+            writer.write(len(echo).to_bytes(2) + echo)
+            size = int.from_bytes(await reader.readexactly(2))
+            answer = await reader.readexactly(size)
+            writer.close()
+            return answer
+        except (asyncio.IncompleteReadError, OSError):
+            return b"cut"
+        finally:
+            await gateway.close()
+
+    known = client(bank, bank.issue("host"))
+    assert asyncio.run(heard("127.0.0.0/8,::1", known)).startswith(b"0810")
+    assert asyncio.run(heard("127.0.0.0/8,::1", client(bank))) == b"cut"
+    assert asyncio.run(heard("10.0.0.0/8", known)) == b"cut"
+
+
+@pytest.mark.parametrize("changes", [{"http_client_ca_file": "ca.pem"}, {"tls_key_file": "k.pem"}, {"tls_certificate_file": "/no/such.pem"}])
+def test_half_of_tls_is_refused_and_never_none(changes: dict[str, str]) -> None:
+    settings = Settings(**changes)
+    with pytest.raises(SettingsError, match="TLS_"):
+        listening(settings, settings.http_client_ca_file)
+
+
+def test_a_peers_setting_that_names_nobody_is_refused() -> None:
+    for text in ("", "bank", "10.0.0.1/8"):
+        with pytest.raises(SettingsError, match="ISO8583_PEERS"):
+            peers_of(text)
+
+
+class Provider:
+    """An identity provider: a signing key, its JWKS in a file, tokens."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "jwks.json"
+        self.rotate("one")
+
+    def rotate(self, name: str) -> None:
+        """Signs with another key from now on."""
+        self.name, self.key = name, ec.generate_private_key(ec.SECP256R1())
+        public = jwt.algorithms.ECAlgorithm.to_jwk(self.key.public_key(), as_dict=True)
+        self.path.write_text(json.dumps({"keys": [public | {"kid": name, "alg": "ES256", "use": "sig"}]}))
+
+    def token(self, key: Any = None, algorithm: str = "ES256", **claims: Any) -> bytes:
+        """The headers of a request with a token."""
+        said = {"sub": "host-1", "iss": "https://id.bank", "aud": "holdfast", "exp": 4_000_000_000, "scope": "authorize read openid"}
+        said = {name: value for name, value in (said | claims).items() if value is not None}
+        return (
+            b"authorization: Bearer "
+            + jwt.encode(said, None if algorithm == "none" else key or self.key, algorithm, headers={"kid": self.name}).encode()
+            + b"\r\n"
+        )
+
+
+@pytest.mark.parametrize("by_url", [False, True])
+def test_a_jwt_of_the_bank_is_a_key_with_the_scopes_that_it_claims(by_url: bool, tmp_path: Path) -> None:
+    provider = Provider(tmp_path)
+    fetched = []
+
+    class Web(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            fetched.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(provider.path.read_bytes())
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    async def play(door: Served) -> None:
+        body = json.dumps(a_request()).encode()
+        token = provider.token()
+        for _ in range(3):
+            assert (await door.authorize(body, token))[0] == 200
+        assert len(fetched) == by_url
+        assert (await door.ask(b"POST /v1/authorizations/t1/capture HTTP/1.1\r\n" + token + b"\r\n"))[2]["error"]["code"] == "scope_missing"
+        assert (await door.authorize(body, provider.token(card_bins=["5"])))[2]["error"]["code"] == "card_not_covered"
+        assert (await door.authorize(body, provider.token(scope=None, scp=["authorize"])))[0] == 200
+        weak = "a shared secret of thirty-two bytes"
+        bad = [
+            provider.token(exp=1_000_000_000),
+            provider.token(exp=None),
+            provider.token(aud="another"),
+            provider.token(iss="https://id.other"),
+            provider.token(sub=None),
+            provider.token(card_bins="5"),
+            provider.token(ec.generate_private_key(ec.SECP256R1())),
+            provider.token(weak, "HS256"),
+            provider.token(algorithm="none"),
+            b"authorization: Bearer a.b.c\r\n",
+        ]
+        assert [(await door.authorize(body, one))[0] for one in bad] == [401] * len(bad)
+
+    web = ThreadingHTTPServer(("127.0.0.1", 0), Web)
+    serving = threading.Thread(target=web.serve_forever, kwargs={"poll_interval": 0.05})
+    serving.start()
+    try:
+        source = f"http://127.0.0.1:{web.server_port}/jwks" if by_url else str(provider.path)
+        served(play, Settings(jwt_keys=source, jwt_issuer="https://id.bank", jwt_audience="holdfast"))
+    finally:
+        web.shutdown()
+        web.server_close()
+        serving.join()
+
+
+def test_a_key_that_the_provider_took_back_signs_no_more_and_a_provider_that_is_down_stops_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from streams.authorize import tokens
+
+    provider = Provider(tmp_path)
+    monkeypatch.setattr(tokens, "FRESH_S", 0.0)
+    monkeypatch.setattr(tokens, "AGAIN_S", 0.0)
+
+    async def play(door: Served) -> None:
+        body = json.dumps(a_request()).encode()
+        old = provider.token()
+        assert (await door.authorize(body, old))[0] == 200
+        provider.rotate("two")
+        assert [(await door.authorize(body, token))[0] for token in (old, provider.token())] == [401, 200]
+        provider.path.unlink()
+        assert (await door.authorize(body, provider.token()))[0] == 200
+
+    served(play, Settings(jwt_keys=str(provider.path), jwt_issuer="https://id.bank", jwt_audience="holdfast"))
+
+
+def test_jwts_for_nobody_in_particular_are_refused() -> None:
+    with pytest.raises(SettingsError, match="JWT_AUDIENCE"):
+        tokens_of(Settings(jwt_keys="jwks.json", jwt_issuer="https://id.bank"))
+    with pytest.raises(SettingsError, match="JWT_KEYS"):
+        Settings().changed(jwt_keys="http://id.bank/jwks")
+
+
+def deep(depth: int) -> bytes:
+    """JSON so deep."""
+    return b'{"a":' * depth + b"1" + b"}" * depth
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"[" * 60_000, 422),
+        (b"[" * 30_000 + b"]" * 30_000, 422),
+        (deep(9_000), 422),
+        (b'{"transaction_id":' + b"[" * 60_000, 422),
+        (b'{"attributes":' + b"[" * 60_000, 422),
+        (b'{"attributes":[{"name":' + deep(9_000) + b"}]}", 422),
+        (b'"' + b"x" * protocol.BODY_BYTES_MAX + b'"', 422),
+        (b"\xff" * 1_000, 422),
+    ],
+)
+def test_what_is_too_deep_or_too_long_is_refused_and_the_next_is_answered(body: bytes, status: int) -> None:
+    async def play(door: Served) -> None:
+        answered, _, error = await door.authorize(body)
+        assert (answered, error["error"]["type"]) == (status, "invalid_request")
+        assert (await door.authorize(json.dumps(a_request()).encode()))[0] == 200
+
+    served(play)
+
+
+def test_more_headers_than_anyone_needs_are_refused() -> None:
+    async def play(door: Served) -> None:
+        for count, status in ((protocol.HEADERS_MAX, 200), (protocol.HEADERS_MAX + 1, 431)):
+            headers = b"".join(b"x-%d: 1\r\n" % number for number in range(count))
+            assert (await door.ask(b"GET /health HTTP/1.1\r\n" + headers + b"\r\n"))[0] == status
+
+    served(play)
+
+
+def test_who_drips_bytes_is_cut_while_others_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "REQUEST_S", 0.3)
+
+    async def play(door: Served) -> None:
+        slow = [await door.opened() for _ in range(50)]
+        for _, writer in slow:
+            writer.write(b"POST /v1/authorizations HTTP/1.1\r\n" + BEARER + b"content-length: 10\r\n\r\n")
+        for _ in range(4):
+            for _, writer in slow:
+                writer.write(b" ")
+            assert (await door.ask(HEALTH))[0] == 200
+            await asyncio.sleep(0.1)
+        for reader, writer in slow:
+            with contextlib.suppress(ConnectionError):  # it wrote on: the answer may be lost with the connection
+                assert (await door.answer(reader))[0] == 408
+                assert await reader.read() == b""
+            assert reader.at_eof() or reader.exception() is not None
+            writer.close()
+
+    served(play)
+
+
+def test_who_asks_and_does_not_read_is_read_no_more_and_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "UNREAD_S", 0.3)
+
+    async def play(door: Served) -> None:
+        import socket
+
+        loop = asyncio.get_running_loop()
+        with socket.socket() as host:
+            host.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            host.setblocking(False)
+            await loop.sock_connect(host, ("127.0.0.1", door.port))
+            asked = b"GET /%s HTTP/1.1\r\n\r\n" % (b"x" * 50) * 500
+            sent = 0
+            with contextlib.suppress(ConnectionError):
+                while sent < 50_000_000:
+                    await asyncio.wait_for(loop.sock_sendall(host, asked), 10)
+                    sent += len(asked)
+            assert sent < 50_000_000, "what it sends is not taken for ever"
+            assert (await door.ask(HEALTH))[0] == 200
+
+    served(play)
+
+
+def test_past_the_most_connections_those_that_are_here_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "CONNECTIONS_MAX", 3)
+
+    async def play(door: Served) -> None:
+        here = [await door.opened() for _ in range(3)]
+        for reader, writer in here:
+            writer.write(HEALTH)
+            assert (await door.answer(reader))[0] == 200
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+            await door.ask(HEALTH)
+        for reader, writer in here:
+            writer.write(HEALTH)
+            assert (await door.answer(reader))[0] == 200
+            writer.close()
+        await asyncio.sleep(0.05)
+        assert (await door.ask(HEALTH))[0] == 200
+
+    served(play)
