@@ -185,6 +185,8 @@ def checked(convert: Callable[[], R]) -> R:
     """Runs a msgspec conversion; its error becomes an InvalidRecord that names the field."""
     try:
         return convert()
+    except UnicodeDecodeError as error:
+        raise InvalidRecord("body", f"is no UTF-8: {error.reason}", code="unreadable_json") from None
     except msgspec.ValidationError as error:
         path = _PATH.match(str(error))
         named = _NAMED.search(str(error))

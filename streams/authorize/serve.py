@@ -23,6 +23,7 @@ from streams.authorize.http import HttpDoor
 from streams.authorize.iso8583 import Desk, Gateway, peers_of
 from streams.authorize.keys import KeyFile, Keyring
 from streams.authorize.live import Live
+from streams.authorize.openapi import description, page
 from streams.authorize.protocol import Door, HttpProtocol
 from streams.authorize.tls import listening
 from streams.authorize.tokens import tokens_of
@@ -74,6 +75,7 @@ async def _serve(settings: Settings, make_world: Callable[[Settings, Bus], Await
     keys, paths = Keyring(again=file.changed), frozenset(filter(None, settings.open_paths.split(",")))
     secrets = Secrets(settings.token_key.encode(), settings.token_key_id)
     door = HttpDoor(world, *secrets, settings.request_deadline_ms, keys, paths, tokens_of(settings), Live(settings))
+    description(), page()  # made once, before anyone waits for it
     server = http_server(door, settings)
 
     def drain() -> None:

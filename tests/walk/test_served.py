@@ -336,6 +336,7 @@ def deep(depth: int) -> bytes:
         (b'{"attributes":[{"name":' + deep(9_000) + b"}]}", 422),
         (b'"' + b"x" * protocol.BODY_BYTES_MAX + b'"', 422),
         (b"\xff" * 1_000, 422),
+        (b'{"transaction_id":"\xff"}', 422),
     ],
 )
 def test_what_is_too_deep_or_too_long_is_refused_and_the_next_is_answered(body: bytes, status: int) -> None:
