@@ -225,6 +225,19 @@ def test_only_the_banks_own_people_see_score_and_features() -> None:
     at_the_door(play)
 
 
+def test_the_banks_own_people_read_reasons_as_sentences_with_what_is_usual() -> None:
+    async def play(host: Host) -> None:
+        for number in range(8):
+            _, answer, _ = await host.authorize(transaction_id=f"t{number}")
+        host.carry("bank", Scope.READ, Scope.EXPLAIN)
+        whole = (await host.ask("GET", f"/v1/decisions/{answer['decision_id']}"))[1]
+        reason = next(r for r in whole["reasons"] if r["feature"] == "velocity.card_count_10m")
+        assert reason["value"] == 7
+        assert reason["sentence"] == f"7 payments on the card within ten minutes; usual: {reason['usual']:g}"
+
+    at_the_door(play)
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [("GET", "/health", 200), ("GET", "/ready", 200), ("GET", "/v1/authorizations", 405), ("POST", "/health", 405), ("GET", "/", 404)],
