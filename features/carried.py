@@ -10,7 +10,7 @@ import numpy as np
 
 from features import kernel, tally_kernel
 from features.catalogue import Catalogue
-from features.columns import TransactionColumns
+from features.columns import TransactionColumns, derived_identities
 from features.fact import AT_MS, DECLINED, FACTS, FRAUD, HASH, KIND
 from features.tally import LABEL_FACTS, LABELLED, TallyLayout
 
@@ -347,17 +347,6 @@ def _with(
         None if columns.learned is None else np.insert(columns.learned, at, 0),
     )
     return whole, np.insert(declined, at, False), seen_from + np.searchsorted(at, seen_from, "right"), waits
-
-
-def derived_identities(identities: Array, of: int) -> Array:
-    """`fact.derived_identity(identity, of)` of each; int64 in, int64 out."""
-    given = identities.view(np.uint64)
-    z = given + np.uint64((of * 0x9E3779B97F4A7C15) & (1 << 64) - 1)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z = (z ^ (z >> np.uint64(31))) & np.uint64(0xFFFFFFFF)
-    z[z == 0] = 1
-    return (given & np.uint64(0xFFFFFFFF00000000) | z).view(np.int64)
 
 
 class Tallies:

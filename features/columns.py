@@ -18,6 +18,7 @@ from features.fact import (
     AT_MS_MAX,
     DEGREE,
     ENTITIES,
+    EVENT_CODES,
     FACTS,
     KIND_CODES,
     MEASURES,
@@ -253,6 +254,18 @@ def row_identities(ids: Any, at_ms: Array) -> Array:
     return identities
 
 
+def derived_identities(identities: Array, of: int | Array) -> Array:
+    """`fact.derived_identity(identity, of)` of each; int64 in, int64 out. `of`: one code, or one for each."""
+    given = identities.view(np.uint64)
+    z = given + np.asarray(of, np.uint64).reshape(-1) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = (z ^ (z >> np.uint64(31))) & np.uint64(0xFFFFFFFF)
+    z[z == 0] = 1
+    derived: Array = (given & np.uint64(0xFFFFFFFF00000000) | z).view(np.int64)
+    return derived
+
+
 def fingerprint_codes(parts: Mapping[str, Any], n: int) -> Array:
     """int64[n]: the code of fingerprints of which these are the columns, by the names of PARTS; a part that is absent is not given."""
     codes = np.zeros(n, np.int64)
@@ -366,3 +379,20 @@ def columns_from_arrow(table: Any) -> TransactionColumns:
     tokens = {entity.name: hash64s(table[entity.field]) for entity in ENTITIES if entity.field in names}
     measures = {measure.name: _numbers(table[measure.name]) for measure in MEASURES if measure.name in names}
     return TransactionColumns(facts, tokens, measures)
+
+
+_EVENT_FACTS = {fact: _FACT_FIELDS[fact] for fact in ("account", "device", "customer", "counterparty", "ip_country")}
+
+
+def event_columns_from_arrow(table: Any) -> TransactionColumns:
+    """The same of account events, whose columns are named like AccountEvent's fields: `columns_of` them, of all at once."""
+    at_ms = table["at_ms"].to_numpy()
+    codes = _each_unique(table["kind"], EVENT_CODES.__getitem__, np.int64)
+    facts = {fact.name: np.zeros(len(at_ms), np.int64) for fact in FACTS}
+    facts |= {fact: make(table[column]) for fact, (column, make) in _EVENT_FACTS.items() if column in table.column_names}
+    identities = derived_identities(row_identities(table["event_id"], at_ms).view(np.int64), codes)
+    facts |= {"hash": identities, "at_ms": np.minimum(at_ms, AT_MS_MAX), "kind": codes}
+    tokens = {entity.name: np.zeros(len(at_ms), np.uint64) for entity in ENTITIES}
+    tokens |= {entity.name: hash64s(table["account_id"]) for entity in ENTITIES if entity.field == "account_id"}
+    measures = {measure.name: np.full(len(at_ms), math.nan) for measure in MEASURES}
+    return TransactionColumns(facts, tokens, measures, asked=np.zeros(len(at_ms), np.bool_))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
@@ -10,7 +10,7 @@ from features.catalogue import Catalogue
 from models.decision import sentence
 from models.stand_in import is_stand_in
 from schemas.decision import Decision, Outcome, Reason, ReasonSource
-from schemas.record import Record
+from schemas.record import Record, doc
 
 
 class Field39(NamedTuple):
@@ -76,17 +76,17 @@ _REFUSING = (ReasonSource.ACCOUNT, ReasonSource.DEGRADED)
 class Answer(Record, frozen=True, kw_only=True):
     """The host's view of a decision; equal decisions give equal bytes."""
 
-    transaction_id: str
-    decision_id: str
-    outcome: str
-    response_code: str
-    reason_category: str
-    hold_id: str | None
-    held_minor: int
-    currency: str | None
-    hold_expires_at_ms: int | None
-    decided_at_ms: int
-    stand_in: bool
+    transaction_id: Annotated[str, doc("the sender's id")]
+    decision_id: Annotated[str, doc("names the decision; derived from the transaction's id")]
+    outcome: Annotated[str, doc("approve, review, decline (the account cannot pay) or block (a risk)")]
+    response_code: Annotated[str, doc("ISO 8583:1987 field 39")]
+    reason_category: Annotated[str, doc("none, risk, account or unavailable: all that is said of why")]
+    hold_id: Annotated[str | None, doc("the hold, if money is held")]
+    held_minor: Annotated[int, doc("what is held, minor units of `currency`")]
+    currency: Annotated[str | None, doc("the hold's currency, ISO 4217")]
+    hold_expires_at_ms: Annotated[int | None, doc("when the hold ends by itself, milliseconds since 1970-01-01 UTC")]
+    decided_at_ms: Annotated[int, doc("when it was decided, milliseconds since 1970-01-01 UTC")]
+    stand_in: Annotated[bool, doc("whether the stand-in answered, because Redis or Kafka did not in time")]
 
 
 def answer_name(outcome: Outcome, reasons: tuple[Reason, ...]) -> str:

@@ -20,6 +20,9 @@ from schemas.errors import ArtefactError
 
 DAY_MS = 86_400_000
 GIVEN, FITTED = "ensemble, weights of the recipe", "ensemble, fitted weights"
+DAYS_DRAWN_MIN = 5
+"""A bootstrap over fewer days than this says too little of chance; then it draws from groups of cards."""
+GROUPS = 200
 NEVER = np.iinfo(np.int64).max
 
 
@@ -76,12 +79,20 @@ def midnight_before(moment_ms: int) -> int:
     return moment_ms // DAY_MS * DAY_MS
 
 
+def can_be_tried(history: History, fold: Fold) -> bool:
+    """Whether the fold has known frauds of several cards to learn from, and frauds and honest payments to be tested on."""
+    trained, tested = (slice(*np.searchsorted(history.at_ms, span, "left")) for span in (fold[:2], fold[2:]))
+    known, true = history.believed(fold.test_from_ms).frauds[trained], history.believed().frauds[tested]
+    return len(np.unique(history.cards[trained][known])) > 1 and not known.all() and bool(true.any()) and not true.all()
+
+
 def rows_tried(history: History, fold: Fold, truth: Believed) -> tuple[Ints, int]:
     """The rows that the fold is tested on, and how many cards were left out of it because a fraud on them was known when a day began."""
     rows = np.arange(*np.searchsorted(history.at_ms, [fold.test_from_ms, fold.test_until_ms], "left"))
     known_ms = np.full(int(history.cards.max(initial=-1)) + 1, NEVER)
     frauds = np.flatnonzero(truth.frauds & (history.at_ms >= fold.train_from_ms))
-    np.minimum.at(known_ms, history.cards[frauds], truth.since_ms[frauds])
+    since_ms = np.maximum(truth.since_ms[frauds], history.at_ms[frauds] + 1)  # nobody knows of a payment before it happens, whatever a file says
+    np.minimum.at(known_ms, history.cards[frauds], since_ms)
     day_began_ms = fold.test_from_ms + (history.at_ms[rows] - fold.test_from_ms) // DAY_MS * DAY_MS
     known = known_ms[history.cards[rows]] <= day_began_ms
     return rows[~known], len(np.unique(history.cards[rows[known]]))
@@ -128,7 +139,8 @@ def evaluated(
 def _tested(history: History, fold: Fold, rows: Ints, frauds: Flags) -> Trial:
     days = (history.at_ms[rows] - fold.test_from_ms) // DAY_MS
     count = -(-(fold.test_until_ms - fold.test_from_ms) // DAY_MS)
-    return Trial(frauds[rows], days, np.unique(history.cards[rows], return_inverse=True)[1], history.amounts_minor[rows], count)
+    groups = GROUPS if len(np.unique(days)) < DAYS_DRAWN_MIN else 0
+    return Trial(frauds[rows], days, np.unique(history.cards[rows], return_inverse=True)[1], history.amounts_minor[rows], count, groups)
 
 
 def _scores(team: Team, vectors: Floats, rows: Ints, names: tuple[str, ...]) -> dict[str, Floats]:

@@ -1,4 +1,4 @@
-"""The figures by which the field compares models, computed from scores, truth, days, cards and amounts. Pure numpy; days can be weighted.
+"""The figures by which the field compares models, computed from scores, truth, days, cards and amounts. Pure numpy; lots of rows can be weighted.
 
 Definitions: ROC AUC and average precision as scikit-learn's; card precision at k, with cards found taken out of later days, after Le Borgne et al.,
 "Reproducible Machine Learning for Credit Card Fraud Detection" (2022), chapter 4; value detection rate: the share of defrauded money on alerts.
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from models.history import Flags, Floats, Ints
 
-FALSE_POSITIVE_RATES = (0.001, 0.01)
+FALSE_POSITIVE_RATES = (0.001, 0.01, 0.05)
 INTERVAL = (2.5, 97.5)
 """The percentiles of a bootstrap that an interval goes from and to."""
 
@@ -47,10 +47,21 @@ class Trial:
     cards: Ints
     amounts_minor: Ints
     days_count: int
+    groups: int = 0
+    """Of how many groups of cards a bootstrap draws; 0: it draws days, of which there are enough."""
+
+    @property
+    def lots(self) -> int:
+        """How many lots a bootstrap draws from."""
+        return self.groups or self.days_count
+
+    def lot_of(self, days: Ints, cards: Ints) -> Ints:
+        """The lot in which a card of a day is."""
+        return cards % self.groups if self.groups else days
 
 
 class Estimate(NamedTuple):
-    """A figure with the interval in which it lies in 95 of 100 draws of days; NaN where it cannot be told."""
+    """A figure with the interval in which it lies in 95 of 100 draws of days (or of cards); NaN where it cannot be told."""
 
     value: float
     low: float
@@ -65,7 +76,7 @@ class Ranked:
     """Rows from the highest score to the lowest. `last` marks the last row of each run of equal scores: only there a threshold can lie."""
 
     frauds: Flags
-    days: Ints
+    lots: Ints
     last: Ints
 
     @classmethod
@@ -73,11 +84,11 @@ class Ranked:
         """The rows by these scores."""
         order = np.argsort(-scores, kind="stable")
         falls = np.flatnonzero(np.diff(scores[order]))
-        return cls(tested.frauds[order], tested.days[order], np.append(falls, len(order) - 1))
+        return cls(tested.frauds[order], tested.lot_of(tested.days, tested.cards)[order], np.append(falls, len(order) - 1))
 
     def figures(self, weights: Floats) -> dict[str, float]:
-        """ROC AUC, average precision and recall at fixed false positive rates, each day's rows counted as often as its weight says."""
-        counted = weights[self.days]
+        """ROC AUC, average precision and recall at fixed false positive rates, each lot's rows counted as often as its weight says."""
+        counted = weights[self.lots]
         hits = np.cumsum(np.where(self.frauds, counted, 0.0))[self.last]
         misses = np.cumsum(np.where(self.frauds, 0.0, counted))[self.last]
         if hits[-1] == 0 or misses[-1] == 0:
@@ -109,8 +120,14 @@ def _at_most(false_rate: Floats, recall: Floats, rate: float) -> float:
 
 def card_precisions(tested: Trial, scores: Floats, k: int) -> Floats:
     """float64[days]: of the k cards with the highest score each day, the share that was defrauded that day; cards found are left out later."""
+    days, _ = _cards_found(tested, scores, k)
+    return np.bincount(days, minlength=tested.days_count) / k
+
+
+def _cards_found(tested: Trial, scores: Floats, k: int) -> tuple[Ints, Ints]:
+    """The days on which cards are found by looking at k a day, and the cards."""
     found = np.zeros(int(tested.cards.max(initial=-1)) + 1, np.bool_)
-    precisions = np.zeros(tested.days_count)
+    each: list[Ints] = []
     for day in range(tested.days_count):
         rows = np.flatnonzero((tested.days == day) & ~found[tested.cards])
         cards, place = np.unique(tested.cards[rows], return_inverse=True)
@@ -118,14 +135,14 @@ def card_precisions(tested: Trial, scores: Floats, k: int) -> Floats:
         np.maximum.at(highest, place, scores[rows])
         np.logical_or.at(defrauded, place, tested.frauds[rows])
         looked_at = np.argsort(-highest, kind="stable")[:k]
-        precisions[day] = defrauded[looked_at].sum() / k
-        found[cards[looked_at][defrauded[looked_at]]] = True
-    return precisions
+        each.append(cards[looked_at][defrauded[looked_at]])
+        found[each[-1]] = True
+    return np.repeat(np.arange(tested.days_count), [len(cards) for cards in each]), np.concatenate(each)
 
 
 @dataclass(frozen=True, eq=False)
 class Days:
-    """Sums of each day: what alerts there were, what they found, and what that is worth."""
+    """Sums of each lot: what alerts there were, what they found, and what that is worth. `lots_a_day` makes of means of lots means of days."""
 
     alerts: Floats
     hits: Floats
@@ -134,6 +151,7 @@ class Days:
     saved_minor: Floats
     card_precision: Floats
     card_ceiling: Floats
+    lots_a_day: float
 
     @classmethod
     def of(cls, tested: Trial, scores: Floats, operation: Operation) -> Days:
@@ -142,18 +160,19 @@ class Days:
         hit = alert & tested.frauds
         saved = np.where(hit, tested.amounts_minor * costs.recovered, 0.0) - alert * costs.review_minor - (alert & ~hit) * costs.honest_hurt_minor
         return cls(
-            _by_day(tested, alert),
-            _by_day(tested, hit),
-            _by_day(tested, tested.amounts_minor * tested.frauds),
-            _by_day(tested, tested.amounts_minor * hit),
-            _by_day(tested, saved),
-            card_precisions(tested, scores, operation.cards),
-            card_precisions(tested, tested.frauds.astype(np.float64), operation.cards),
+            _by_lot(tested, alert),
+            _by_lot(tested, hit),
+            _by_lot(tested, tested.amounts_minor * tested.frauds),
+            _by_lot(tested, tested.amounts_minor * hit),
+            _by_lot(tested, saved),
+            _found_by_lot(tested, scores, operation.cards),
+            _found_by_lot(tested, tested.frauds.astype(np.float64), operation.cards),
+            tested.lots / tested.days_count,
         )
 
     def figures(self, weights: Floats) -> dict[str, float]:
-        """The figures of all days, each counted as often as its weight says."""
-        days = weights.sum()
+        """The figures of all lots, each counted as often as its weight says."""
+        days = weights.sum() / self.lots_a_day
         alerts, hits = float(self.alerts @ weights), float(self.hits @ weights)
         return {
             "card_precision": float(self.card_precision @ weights / days),
@@ -165,8 +184,14 @@ class Days:
         }
 
 
-def _by_day(tested: Trial, values: npt.NDArray[np.generic]) -> Floats:
-    return np.bincount(tested.days, weights=values.astype(np.float64), minlength=tested.days_count).astype(np.float64)
+def _by_lot(tested: Trial, values: npt.NDArray[np.generic]) -> Floats:
+    lots = tested.lot_of(tested.days, tested.cards)
+    return np.bincount(lots, weights=values.astype(np.float64), minlength=tested.lots).astype(np.float64)
+
+
+def _found_by_lot(tested: Trial, scores: Floats, k: int) -> Floats:
+    """Of the k cards that are looked at each day, the share that is found, as much of it as lies in each lot."""
+    return np.bincount(tested.lot_of(*_cards_found(tested, scores, k)), minlength=tested.lots) / k
 
 
 def _over(part: float, whole: float) -> float:
@@ -178,7 +203,7 @@ def _over(part: float, whole: float) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Sheet:
-    """One model's scores on one fold, ready to be counted with any weights of days."""
+    """One model's scores on one fold, ready to be counted with any weights of lots."""
 
     ranked: Ranked
     days: Days
@@ -194,13 +219,13 @@ class Sheet:
 
 
 def draws(folds: list[int], count: int, seed: int) -> list[list[Floats]]:
-    """For each of `count` draws and each fold (given by its number of days) how often each day was drawn; the same for every model compared."""
+    """For each of `count` draws and each fold (given by its number of lots) how often each lot was drawn; the same for every model compared."""
     rng = np.random.default_rng(seed)
-    return [[np.bincount(rng.integers(0, days, days), minlength=days).astype(np.float64) for days in folds] for _ in range(count)]
+    return [[np.bincount(rng.integers(0, lots, lots), minlength=lots).astype(np.float64) for lots in folds] for _ in range(count)]
 
 
 def estimates(sheets: list[Sheet], drawn: list[list[Floats]]) -> dict[str, Estimate]:
-    """The figures of one model, means over its folds, with intervals by bootstrap over days within each fold."""
+    """The figures of one model, means over its folds, with intervals by bootstrap over the days (or cards) within each fold."""
     plain = _mean(sheets, [np.ones(len(sheet.days.alerts)) for sheet in sheets])
     again = [_mean(sheets, weights) for weights in drawn]
     return {name: Estimate(value, *_interval([each[name] for each in again])) for name, value in plain.items()}

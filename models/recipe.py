@@ -49,7 +49,7 @@ class Recipe:
     name: str
     members: tuple[MemberRow, ...]
     honest_per_fraud: float
-    """Of the honest rows at most so many for each fraud are learned from, drawn by chance; calibration sees all."""
+    """Of the honest rows so many for each fraud are learned from (or `HONEST_MIN`), drawn by chance; calibration sees all."""
     parts: int
     """Cards are dealt into so many parts; what is said of a part for calibration comes from members that have not seen it."""
     fits_weights: bool

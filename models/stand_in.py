@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import tomllib
 from decimal import Decimal
-from typing import Annotated, NamedTuple
+from itertools import islice
+from typing import Annotated, NamedTuple, TypeVar
 
 import msgspec
 
@@ -20,6 +21,7 @@ from schemas.money import to_minor
 from schemas.record import Word
 from schemas.transaction import CREDITS, Transaction, TransactionKind
 
+T = TypeVar("T")
 STAND_IN = "stand_in"
 """What the degradations of its decisions start with; what did not answer comes after the colon."""
 CARDS_MAX, MERCHANTS_MAX = 500_000, 100_000
@@ -148,8 +150,13 @@ class Approved:
             self._totals.clear()
 
 
+def newer_half(kept: dict[str, T]) -> dict[str, T]:
+    """What came last into a dict, half of it: so that a full one is not looked through at each new entry."""
+    return dict(islice(kept.items(), len(kept) // 2, None))
+
+
 class Known:
-    """The cards whose last answer was an approval, and the merchants that had one, the latest of each."""
+    """The cards whose last answer was an approval, and the merchants that had one."""
 
     def __init__(self, known_ms: int) -> None:
         self._known_ms = known_ms
@@ -161,17 +168,16 @@ class Known:
         card = txn.card_token
         if card is None:
             return
-        self._cards.pop(card, None)
         if outcome is not Outcome.APPROVE:
+            self._cards.pop(card, None)
             return
         self._cards[card] = at_ms
-        if len(self._cards) > CARDS_MAX:
-            del self._cards[next(iter(self._cards))]
         if txn.merchant_id is not None:
-            self._merchants.pop(txn.merchant_id, None)
             self._merchants[txn.merchant_id] = at_ms
-            if len(self._merchants) > MERCHANTS_MAX:
-                del self._merchants[next(iter(self._merchants))]
+        if len(self._cards) > CARDS_MAX:
+            self._cards = newer_half(self._cards)
+        if len(self._merchants) > MERCHANTS_MAX:
+            self._merchants = newer_half(self._merchants)
 
     def refusal(self, txn: Transaction, at_ms: int) -> Refusal | None:
         """Who is not known, if one is not."""

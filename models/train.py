@@ -37,6 +37,8 @@ HELD_OUT_FROM = 0.80
 """In order of time: the first 80 % of the examples train, the last 20 % are only measured."""
 BLOCKS_ASKED = 100
 """So many held-out blocks at most are asked whether their first reason is the exact one."""
+HONEST_MIN = 30_000
+"""However few the frauds are, so many honest payments are learned from if there are: fewer would save no time, and cost quality."""
 ESTIMATORS: Mapping[str, Any] = {
     "hist_gradient_boosting": lambda seed, **p: [("grow", HistGradientBoostingClassifier(random_state=seed, early_stopping=False, **p))],
     "extra_trees": lambda seed, **p: [("grow", ExtraTreesClassifier(random_state=seed, **p))],
@@ -138,7 +140,7 @@ def _dealt(cards: Ints, parts: int, seed: int) -> Ints:
 def _drawn(truth: Flags, honest_per_fraud: float, seed: int) -> npt.NDArray[np.intp]:
     """The rows to learn from: every fraud and so many honest ones, in order. Calibration sets the level right again."""
     honest = np.flatnonzero(~truth)
-    wanted = min(len(honest), int(np.ceil(honest_per_fraud * truth.sum())))
+    wanted = min(len(honest), max(HONEST_MIN, int(np.ceil(honest_per_fraud * truth.sum()))))
     if wanted < len(honest):
         honest = np.random.default_rng(seed).choice(honest, wanted, replace=False)
     return np.sort(np.concatenate((np.flatnonzero(truth), honest)))

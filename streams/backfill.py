@@ -13,7 +13,6 @@ import hashlib
 import hmac
 import inspect
 import io
-import itertools
 import json
 import os
 import shutil
@@ -36,19 +35,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from features.backfill import STATE_FORM, Backfill
 from features.catalogue import CATALOGUE, Catalogue
-from features.columns import TransactionColumns, columns_from_arrow, columns_of, joined, merged
+from features.columns import TransactionColumns, columns_from_arrow, joined, merged
 from features.fact import PROFILES
 from features.profile import account_knowledge
-from schemas.account import AccountEvent, AccountState
+from schemas.account import AccountState
 from schemas.errors import InvalidRecord, SettingsError
-from streams.columnar import ATTRIBUTE, Cells, ColumnReader, Rows, cells_in, parted
+from streams.columnar import ATTRIBUTE, CLOCK, Cells, ColumnReader, Rows, cells_in, events_by_column, parted
 from streams.folder import with_kept_secrets
 from streams.load import loaded
-from streams.mapping import Mapping, TokenKey, accounts_in, events_in, mapping_in, rows_count
+from streams.mapping import Mapping, TokenKey, accounts_in, for_file, mapping_in, rows_count
 from streams.settings import Settings
 
 FEATURES_FILE = "features.parquet"
 LOT_ROWS = 65_536
+TURNED_ROWS = 256
 BAD_ROWS_SAID = 20
 STATE = "state"
 STATE_SHARE = 20
@@ -133,17 +133,13 @@ class _Events:
     """Account events in order of time, those of one millisecond as the file has them."""
 
     def __init__(self, given: Given, now_ms: int, taken: int, say: Say) -> None:
-        kept, parts = np.zeros(0, np.int64), []
-        rows = events_in(given.events, given.mapping, given.key, now_ms=now_ms) if given.events else iter(())
-        while some := list(itertools.islice(rows, LOT_ROWS)):
-            for row in (row for row in some if isinstance(row.content, InvalidRecord)):
-                say(f"{given.events}: row {row.number}: {row.content}")
-            events = [row.content for row in some if isinstance(row.content, AccountEvent)]
-            kept = np.concatenate((kept, np.array([event.at_ms for event in events], np.int64)))
-            parts.append(columns_of(events))
+        parts = list(events_by_column(given.events, given.mapping, given.key, now_ms=now_ms)) if given.events else []
+        for number, fault in (each for part in parts for each in part.bad):
+            say(f"{given.events}: row {number}: {fault}")
+        kept = np.concatenate([np.zeros(0, np.int64), *(part.at_ms for part in parts)])
         order = np.argsort(kept, kind="stable")
         self.taken, self._at_ms = taken, kept[order]
-        self._columns = [joined(parts).taken(order)] if parts else []
+        self._columns = [joined([part.columns for part in parts]).taken(order)] if parts else []
 
     def before(self, at_ms: Integers) -> tuple[TransactionColumns, Integers] | None:
         """The events that come before these payments and were not taken, and before which of them each comes: the first not earlier than it."""
@@ -263,8 +259,12 @@ def _beside(table: pa.Table) -> list[pa.Array]:
 def _schema(catalogue: Catalogue, mapping: Mapping) -> pa.Schema:
     delay_ms = mapping.label.delay_ms if mapping.label else 0
     about = {"catalogue_id": catalogue.catalogue_id, "label_delay_ms": str(delay_ms)}
-    attributes = [f"{ATTRIBUTE}{name}" for name in mapping.attributes]  # after the features: for training
-    return pa.schema([*_BESIDE, *((name, pa.float64()) for name in (*catalogue.names, *attributes))], metadata=about)
+    return pa.schema([*_BESIDE, *((name, pa.float64()) for name in (*catalogue.names, *_foreign(mapping)))], metadata=about)
+
+
+def _foreign(mapping: Mapping) -> list[str]:
+    """The columns that stand after the features: those of [attributes], and the clock's beside them."""
+    return [*CLOCK, *(f"{ATTRIBUTE}{name}" for name in mapping.attributes)] if mapping.attributes else []
 
 
 # The work.
@@ -338,6 +338,7 @@ def backfilled(
     """
     out.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
+    given = replace(given, mapping=for_file(given.mapping, given.files[0]))
     under_way, place = Backfill(catalogue, threads=threads), _Place(out, given.fingerprint(catalogue, lot_rows))
     done = place.begun(under_way, say)
     if done.lots:
@@ -378,7 +379,7 @@ class _Writer:
     """Writes the parts, each whole or not at all. With more threads than one, one part is written while the next is made."""
 
     def __init__(self, catalogue: Catalogue, mapping: Mapping, threads: int) -> None:
-        self._schema, self._attributes = _schema(catalogue, mapping), [f"{ATTRIBUTE}{name}" for name in mapping.attributes]
+        self._schema, self._foreign = _schema(catalogue, mapping), _foreign(mapping)
         self._rooms = [np.empty((0, len(catalogue.rows)))] * min(threads, 2)
         self._writing: deque[Future[None]] = deque()
         self._pool = ThreadPoolExecutor(1)
@@ -408,12 +409,20 @@ class _Writer:
             self._writing.popleft().result()
 
     def _write(self, path: Path, table: pa.Table, vectors: Floats) -> None:
-        features = [pa.array(np.ascontiguousarray(column)) for column in vectors.T]
-        attributes = [table[name].combine_chunks() for name in self._attributes]
+        features = [pa.array(column) for column in _by_column(vectors)]
+        attributes = [table[name].combine_chunks() for name in self._foreign]
         unfinished = path.with_name(f".{path.name}")
         whole = pa.Table.from_arrays([*_beside(table), *features, *attributes], schema=self._schema)
         pq.write_table(whole, unfinished, compression="zstd")
         unfinished.replace(path)
+
+
+def _by_column(matrix: Floats) -> Floats:
+    """The matrix turned, some rows at a time: by whole columns every number would be read from far memory."""
+    turned = np.empty(matrix.T.shape)
+    for begin in range(0, len(matrix), TURNED_ROWS):
+        turned[:, begin : begin + TURNED_ROWS] = matrix[begin : begin + TURNED_ROWS].T
+    return turned
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import sys
 from streams.settings import Settings
 from streams.stack import ROOT
 
-BENCHES = ("walk", "features", "parity", "models", "evaluate", "terminals", "fuzz", "iso8583", "policy", "swap", "faults")
+BENCHES = ("walk", "features", "parity", "models", "evaluate", "terminals", "layouts", "fuzz", "iso8583", "policy", "swap", "faults", "authorize")
 
 
 def bench(argv: list[str], settings: Settings) -> int:

@@ -27,6 +27,7 @@ COMMANDS: dict[str, Command] = {
     "ps": Command("streams.supervise:ps", "each part's state, lag and last progress"),
     "run": Command("streams.run:run", "one app, against the Kafka and Redis of the settings"),
     "keys": Command("streams.keys:command", "who may ask over HTTP: create, list, rotate, revoke API keys", live=True),
+    "openapi": Command("streams.authorize.openapi:command", "what can be asked over HTTP, as OpenAPI 3.1 or as a page"),
     "check": Command("streams.check:check", "whether the books agree", live=True),
     "replay": Command("streams.replay:replay", "send a file through the live system: one decision row for each input row"),
     "simulate": Command("streams.simulate:simulate", "a labelled history of honest customers and of each fraud kind"),

@@ -6,8 +6,9 @@ every row, and this one says it for whole files.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import itertools
+import math
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,17 +20,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from features.columns import TransactionColumns, columns_of, event_columns_from_arrow, joined
+from schemas.account import AccountEvent
 from schemas.errors import InvalidRecord
+from schemas.identity import hash32
 from schemas.money import EXPONENTS
 from schemas.transaction import TOKENS, Attribute, BehaviouralSession, Fingerprint, Transaction, is_card_number, is_ip_address
 from streams.mapping import (
-    COUNTED,
     FLAGS,
     FLOATS,
     LEARNED_MS,
     NESTED,
     TOKEN_KINDS,
     AmountRule,
+    EventReader,
     LabelRule,
     Mapping,
     Row,
@@ -42,7 +46,9 @@ from streams.mapping import (
     column_faults,
     columns_in,
     counted_from_ms,
+    counted_ms,
     csv_cells,
+    event_reader,
     field_of,
     is_parquet,
     known_currency,
@@ -53,15 +59,27 @@ from streams.mapping import (
 
 Array = np.ndarray[Any, np.dtype[Any]]
 ATTRIBUTE = "attribute."
-"""Columns of this prefix are what [attributes] of the mapping name, as numbers; NaN where the text is none."""
+"""Columns of this prefix are what [attributes] of the mapping name, as numbers (`as_number`); NaN where there is none."""
+CLOCK = ("clock.hour", "clock.weekday")
+"""Columns that stand with attributes, for training: the time of day (UTC, 0 to 24) and the day of the week (0 is Monday)."""
+_HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
 PIECE_ROWS = 65_536
 _KINDS: dict[str, Any] = typing.get_type_hints(Transaction, include_extras=True) | {
     f"{name}.{field}": kind for name, record in NESTED.items() for field, kind in typing.get_type_hints(record, include_extras=True).items()
 }
+_EVENT_KINDS: dict[str, Any] = typing.get_type_hints(AccountEvent, include_extras=True)
 _ATTRIBUTE = typing.get_type_hints(Attribute, include_extras=True)
 _MS_OF = {"s": (1000, 1), "ms": (1, 1), "us": (1, 1000)}
 _EXACT = 9 * 10**14
 """Up to here a double that is a decimal fraction of at most 15 digits is that fraction's only one, and ten thousand times it is an int64."""
+
+
+def _is_bare_card(text: str) -> bool:
+    return text < ":" and is_card_number(text)
+
+
+_UNSOUND: dict[str, Callable[[str], bool]] = {**dict.fromkeys(TOKENS, _is_bare_card), "ip": lambda text: not is_ip_address(text)}
+"""What `schemas.transaction.sound` refuses in one field, beyond its kind."""
 
 
 class Cells(NamedTuple):
@@ -131,6 +149,16 @@ def _each(column: pa.Array, of: Callable[[Any], Any]) -> _Found:
     return _Found(places, found, bad)
 
 
+def _fit(found: _Found, kind: Any, unsound: Callable[[str], bool] | None = None) -> _Found:
+    """What was found, without what the kind of field does not allow, or is unsound."""
+    bad = found.bad | _unfit(found.values, kind)
+    if unsound is not None:
+        bad = bad | np.array([value is not None and unsound(value) for value in found.values], np.bool_)
+    if not bad.any():
+        return found
+    return found._replace(values=[None if no_good else value for value, no_good in zip(found.values, bad, strict=True)], bad=bad)
+
+
 def _all_are(values: list[Any], kind: Any) -> bool:
     try:
         msgspec.convert(values, list[kind])
@@ -198,8 +226,10 @@ def _value_of(row: Row, name: str) -> Any:
         return row.declined
     if name in ("fraud", "fraud_kind", "learned_at_ms"):
         return None if row.label is None else getattr(row.label, name)
+    if name in CLOCK:
+        return dict(zip(CLOCK, (each.item() for each in clock_of(np.array(txn.at_ms))), strict=True))[name]
     if name.startswith(ATTRIBUTE):
-        return next((_as_number(each.value) for each in txn.attributes if each.name == name.removeprefix(ATTRIBUTE)), float("nan"))
+        return next((as_number(each.value) for each in txn.attributes if each.name == name.removeprefix(ATTRIBUTE)), float("nan"))
     for part, record in (("session", BehaviouralSession), ("fingerprint", Fingerprint)):
         if name in record.__struct_fields__:
             return getattr(getattr(txn, part), name, None)
@@ -207,10 +237,23 @@ def _value_of(row: Row, name: str) -> Any:
     return str(value) if isinstance(value, str) else value
 
 
-def _as_number(text: str | None) -> float:
-    with contextlib.suppress(ValueError):
-        return float("nan") if text is None else float(text)
-    return float("nan")
+def clock_of(at_ms: Array) -> tuple[Array, Array]:
+    """What CLOCK names, of each time."""
+    return at_ms % _DAY_MS / _HOUR_MS, (at_ms // _DAY_MS + 3) % 7.0  # 1970 began on a Thursday
+
+
+def as_number(text: str | None) -> float:
+    """The number that a text is, or one below all that are amounts or counts that stands for it: the same text is the same number everywhere.
+
+    Trees split such numbers like any other, several times where a column has many texts. NaN: there is no text.
+    """
+    if text is None:
+        return math.nan
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.inf
+    return -1e10 - hash32(text) if math.isinf(number) else number
 
 
 class _Making:
@@ -243,13 +286,8 @@ class _Making:
 
     def _add(self, field: str, found: _Found) -> None:
         """A field, if its values are such as it may have."""
-        bad = found.bad | _unfit(found.values, _KINDS[field])
-        if field in TOKENS:
-            bad |= np.array([value is not None and value < ":" and is_card_number(value) for value in found.values], np.bool_)
-        elif field == "ip":
-            bad |= np.array([value is not None and not is_ip_address(value) for value in found.values], np.bool_)
-        self.doubtful |= bad[found.places]
-        values = found._replace(values=[None if no_good else value for value, no_good in zip(found.values, bad, strict=True)])
+        values = _fit(found, _KINDS[field], _UNSOUND.get(field))
+        self.doubtful |= values.bad[values.places]
         if field in FLOATS:
             self.columns[_flat(field)] = pa.array(values.of_rows(pa.float64()).to_numpy(zero_copy_only=False))
         else:
@@ -328,11 +366,14 @@ class _Making:
             self.columns |= {name: pa.nulls(self._n, kind) for name, kind in nothing.items()}
         else:
             self._label(label)
+        if self._mapping.attributes:
+            for name, values in zip(CLOCK, clock_of(self.at_ms), strict=True):
+                self.columns[name] = pa.array(values)
         for name, column in self._mapping.attributes.items():
             found = _each(self._column(column), as_text)
             unfit = _unfit(found.values, _ATTRIBUTE["value"] | None) | _unfit([name], _ATTRIBUTE["name"])
             self.doubtful |= unfit[found.places] & found.given
-            numbers = np.array([_as_number(text) for text in found.values], np.float64)
+            numbers = np.array([as_number(text) for text in found.values], np.float64)
             self.columns[f"{ATTRIBUTE}{name}"] = pa.array(numbers[found.places])
 
     def _is_one_of(self, rule: Any) -> pa.Array:
@@ -383,8 +424,9 @@ def _plain_moments(column: pa.Array, rule: TimeRule) -> tuple[Array, Array]:
     if pa.types.is_timestamp(kind) and kind.unit in _MS_OF and "UTC" in (kind.tz, rule.zone if kind.tz is None else None):
         ticks, (unit_ms, ticks_a_ms) = _integers(column.view(pa.int64())), _MS_OF[kind.unit]
         return (ticks * unit_ms + ticks_a_ms // 2) // ticks_a_ms, _is_given(column) & (abs(ticks) < 2**53)
-    if pa.types.is_integer(kind) and not pa.types.is_uint64(kind) and rule.format in COUNTED:
-        start_ms, unit_ms = counted_from_ms(rule)
+    unit_ms = counted_ms(rule)
+    if pa.types.is_integer(kind) and not pa.types.is_uint64(kind) and unit_ms:
+        start_ms = counted_from_ms(rule)
         counted = _integers(column)
         most = 2**62 // unit_ms
         return start_ms + np.clip(counted, -most, most) * unit_ms, _is_given(column) & (abs(counted) < most)
@@ -486,6 +528,60 @@ def _unscaled(column: pa.Array) -> tuple[Array, Array]:
     """int64[n]: the digits of decimals without their point; and which are given and have no more than an int64 holds."""
     words = np.frombuffer(column.buffers()[1], np.int64)[2 * column.offset : 2 * (column.offset + len(column))].reshape(-1, 2)
     return words[:, 0], _is_given(column) & (words[:, 1] == words[:, 0] >> 63)
+
+
+# Account events.
+
+
+class Events(NamedTuple):
+    """Account events of a file, in its order: as columns, and when each happened; and what is none, with its number."""
+
+    columns: TransactionColumns
+    at_ms: Array
+    bad: list[tuple[int, InvalidRecord]]
+
+
+def events_by_column(path: Path, mapping: Mapping, key: TokenKey, *, now_ms: int, future_ms_max: int = 300_000) -> Iterator[Events]:
+    """What `mapping.events_in` says of the file's rows, in pieces."""
+    reader = event_reader(path, mapping, key, now_ms + future_ms_max)
+    columns = list(reader.at)
+    wanted = list(reader.at.values())
+    pieces = _parquet_pieces(path, columns, 0) if is_parquet(path) else _csv_pieces(path, mapping, wanted, reader.width, 0)
+    return (_events(reader, columns, cells) for cells in pieces)
+
+
+def _events(reader: EventReader, names: Sequence[str], cells: Cells) -> Events:
+    of = dict(zip(names, cells.columns, strict=True))
+    at_ms, doubtful = _moments(of[reader.rule.time], reader.time)
+    doubtful |= at_ms > reader.at_ms_max
+    doubtful[~doubtful] = _outside(at_ms[~doubtful], _EVENT_KINDS["at_ms"])
+    found = {"kind": _each(of[reader.rule.kind], reader.kind)}
+    for field, _, token in reader.fields:
+        found[field] = _each(of[reader.rule.fields[field]], functools.partial(reader.field, field, token))
+    if reader.rule.row_id_prefix is not None:
+        ids = [f"{reader.rule.row_id_prefix}{number}" for number in cells.numbers.tolist()]
+        found["event_id"] = _Found(np.arange(len(ids)), ids, np.zeros(len(ids), np.bool_))
+    for field, each in found.items():
+        found[field] = fit = _fit(each, _EVENT_KINDS[field])
+        doubtful |= fit.bad[fit.places]
+    sure = pa.array(~doubtful)
+    table = pa.table({field: each.texts() for field, each in found.items()} | {"at_ms": pa.array(at_ms)}).filter(sure)
+    again = [
+        (int(number), reader.event(int(number), row)) for number, row in zip(cells.numbers[doubtful], _rows_of(reader, of, doubtful), strict=True)
+    ]
+    bad = sorted([*cells.bad, *((number, event) for number, event in again if isinstance(event, InvalidRecord))], key=lambda each: each[0])
+    columns, good = event_columns_from_arrow(table), [(number, event) for number, event in again if isinstance(event, AccountEvent)]
+    if not good:
+        return Events(columns, at_ms[~doubtful], bad)
+    order = np.argsort(np.concatenate((cells.numbers[~doubtful], [number for number, _ in good])))
+    times = np.concatenate((at_ms[~doubtful], [event.at_ms for _, event in good]))
+    return Events(joined([columns, columns_of([event for _, event in good])]).taken(order), times[order], bad)
+
+
+def _rows_of(reader: EventReader, of: dict[str, pa.Array], which: Array) -> Iterator[tuple[Any, ...]]:
+    """The cells of some rows, each in the place where the reader looks for it."""
+    by_place = {place: values_of(of[name].filter(pa.array(which))) for name, place in reader.at.items()}
+    return zip(*(by_place.get(place, itertools.repeat(None)) for place in range(max(by_place) + 1)), strict=False)
 
 
 # From files to rows.

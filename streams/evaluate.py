@@ -13,17 +13,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from models.evaluate import DAY_MS, Evaluation, Spans, evaluated, folds, midnight_before
+from models.evaluate import DAY_MS, Evaluation, Spans, can_be_tried, evaluated, folds, midnight_before
 from models.figures import USUAL, Costs, Estimate, Operation, calibration_error
 from models.recipe import Recipe
-from schemas.errors import SettingsError
+from schemas.errors import ArtefactError, SettingsError
 from streams.settings import Settings
+from streams.tracking import Run, tracked, tracking_uri
 from streams.train import add_data, recipe_in, until_ms
 from streams.training_set import given_in
 
-USUAL_TRAIN_DAYS = (28, 14, 7, 3, 1)
-USUAL_TEST_DAYS = 7
-RANKING = ("roc_auc", "average_precision", "card_precision", "recall_at_fpr_0.001", "recall_at_fpr_0.01")
+USUAL_SPANS = ((180, 7), (90, 7), (56, 7), (28, 7), (14, 7), (14, 3), (7, 7), (7, 3), (3, 3), (3, 1), (1, 1), (180, 30), (90, 30), (30, 30))
+"""Days of training and of test, the best first; the last are for files that only know the month."""
+RANKING = ("roc_auc", "average_precision", "card_precision", "recall_at_fpr_0.001", "recall_at_fpr_0.01", "recall_at_fpr_0.05")
 OPERATING = ("value_detection_rate", "false_positives_per_fraud", "alerts_per_day", "saved_minor_per_day")
 
 
@@ -42,15 +43,22 @@ def evaluation(
 ) -> Evaluation:
     """The evaluation of a recipe on the last `count` folds of the history in a folder (`given_in`), up to the end of its last day, or to `until`.
 
-    Without `spans`: the longest of 28, 14, 7, 3 and 1 days of training of which so many folds fit, the labels' delay as the gap, a week of test.
+    Without `spans`: the first of USUAL_SPANS, with the labels' delay as the gap, of which so many folds fit and have frauds to learn from and
+    to find; where there is none, of fewer folds.
     """
     history, delay_ms = given_in(folder)
     until = midnight_before(history.last_ms) + DAY_MS if until is None else until
     first_ms = midnight_before(int(history.at_ms[0])) if len(history.at_ms) else 0
-    for each in [spans] if spans else [Spans(days, math.ceil(delay_ms / DAY_MS), min(days, USUAL_TEST_DAYS)) for days in USUAL_TRAIN_DAYS]:
-        rolled = folds(first_ms, until, each, count)
-        if len(rolled) == count:
+    gap = math.ceil(delay_ms / DAY_MS)
+    usual = [(Spans(train, gap, test), wanted) for wanted in range(count, 0, -1) for train, test in USUAL_SPANS]
+    for each, wanted in [(spans, count)] if spans else usual:
+        rolled = folds(first_ms, until, each, wanted)
+        if len(rolled) == wanted and all(can_be_tried(history, fold) for fold in rolled):
             break
+    if not rolled and not spans:
+        raise ArtefactError(
+            f"{folder}: too short for one fold of a day, {gap} days until labels are known (the mapping's `delay`), and a day of test"
+        )
     say(f"{len(rolled)} folds of {each.train_days:g}/{each.delay_days:g}/{each.test_days} days (training, gap, test)")
     return evaluated(history, rolled, recipe, operation, seed=seed, threads=threads, resamples=resamples, say=say)
 
@@ -89,6 +97,20 @@ def figures_of(found: Evaluation) -> dict[str, Any]:
     }
 
 
+def run_of(found: Evaluation, recipe: Recipe) -> Run:
+    """An evaluation as it is tracked: `tracked(run_of(found, recipe), settings)`."""
+    metrics = {
+        f"{model}.{name}{end}": value if value == value else None
+        for model, figures in found.table.items()
+        for name, figure in figures.items()
+        for end, value in zip(("", ".low", ".high"), figure, strict=True)
+    }
+    folds = {f"fold_{number}": tried.fold._asdict() for number, tried in enumerate(found.folds, 1)}
+    rows = {"train_rows": sum(tried.train_rows for tried in found.folds), "test_rows": sum(tried.test_rows for tried in found.folds)}
+    texts = {"table.txt": "\n".join(table_lines(found)), "evaluation.json": json.dumps(figures_of(found))}
+    return Run(f"evaluate {recipe.name}", {"recipe_id": recipe.recipe_id, **rows, **folds}, metrics, texts)
+
+
 def _told(figure: Estimate) -> dict[str, float | None]:
     return {name: value if value == value else None for name, value in figure._asdict().items()}
 
@@ -107,10 +129,10 @@ def evaluate(argv: list[str], settings: Settings) -> int:
     parser.add_argument("--resamples", type=int, default=200, metavar="N", help="draws of the bootstrap (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     args = parser.parse_args(argv)
-    operation = Operation(args.alert_above, args.cards, args.costs)
+    operation, recipe = Operation(args.alert_above, args.cards, args.costs), recipe_in(args.recipe)
     found = evaluation(
         args.data,
-        recipe_in(args.recipe),
+        recipe,
         spans=args.spans,
         count=args.folds,
         until=until_ms(args),
@@ -121,6 +143,8 @@ def evaluate(argv: list[str], settings: Settings) -> int:
         say=_say,
     )
     print("\n".join(table_lines(found)))
+    if args.track:
+        print(f"run {tracked(run_of(found, recipe), settings)} at {tracking_uri(settings)}")
     if args.json:
         print(json.dumps(figures_of(found)))
     return 0

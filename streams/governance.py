@@ -239,6 +239,9 @@ def served_here(ensemble: Ensemble) -> None:
     """ArtefactError for a model that reads other columns than this release serves."""
     if ensemble.catalogue_id != CATALOGUE.catalogue_id:
         raise ArtefactError(f"{ensemble.model_id} was trained on another catalogue than this release has ({CATALOGUE.catalogue_id}): train again")
+    foreign = [name for name in ensemble.names if name not in CATALOGUE.index]
+    if foreign:
+        raise ArtefactError(f"{ensemble.model_id} reads {foreign[0]!r}, which no request carries: it is for comparing, and cannot decide")
 
 
 def print_moves(inventory: Inventory, items: Sequence[Item], as_json: bool) -> None:

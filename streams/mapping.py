@@ -6,7 +6,7 @@ A mapping is TOML (all tables but `time`, `amount` and `fields` may be left out)
     ignore = ["comment"]            # columns that mean nothing here; "*": all that are not mapped
     [csv]        delimiter = ","  encoding = "utf-8"  quote = '"'
     [time]       column = "when"  (or columns = ["date", "clock"], joined by a blank)
-                 format = "iso8601" | "epoch_s" | "epoch_ms" | "offset_s" | "offset_h" (with origin) | a strptime format
+                 format = "iso8601" | "epoch_s" | "epoch_ms" | "offset_s" | "offset_h" | "offset_30d" (with origin) | a strptime format
                  zone = "Europe/Berlin"  (of local times; of a time that happens twice the first is meant)
     [amount]     column = "sum"  unit = "major" | "minor"  currency = "EUR" or currency_column = "ccy"
                  decimal = ","  strip = "$ "  negative = "refuse" | "absolute"  rounding = "refuse" | "half_even"
@@ -15,7 +15,8 @@ A mapping is TOML (all tables but `time`, `amount` and `fields` may be left out)
     [constants]  kind = "ecommerce" ...
     [values.kind]  POS = "card_present"  "*" = "ecommerce"
     [tokens]     card_token = "card_number" ...   # raw values; they become keyed tokens and go no further
-    [attributes] basket_size = "items" ...     # what is a number in them is a column for training (`attribute.basket_size`)
+    [attributes] basket_size = "items"  "*" = "V*" ...   # columns for training (`attribute.basket_size`); texts by a number each.
+                 # "*": every column that fits, by its own name, if nothing else of the mapping names it and it is not in `ignore`
     [declined]   column = "status"  values = ["51", "05"]
     [accounts]   account_id = "no"  balance = "balance"  currency_column = "ccy"  (of a file of accounts; amounts in major units)
                  credit_limit = "limit"  opened_at = "since"  home_country = "country"
@@ -42,6 +43,7 @@ import typing
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TextIO
 from zoneinfo import ZoneInfo
@@ -82,7 +84,8 @@ TOKEN_KINDS = {
 _ENTITIES = frozenset(entity.name for entity in ENTITIES if not entity.log_of)
 _PADDED = ("mcc", "card_last4")
 _UPPER = ("country", "card_country", "ip_country")
-_PAN = re.compile(r"^[0-9]{12,19}$")
+_PAN = re.compile(r"^[0-9]{8,19}$")
+"""Card numbers of files, where invented ones are shorter than those that the doors take."""
 _EVENTS = ACCOUNT_EVENTS.name
 """The table of a file of account events, named as their topic is."""
 _DELAY = re.compile(r"^([0-9]+)([smhd])$")
@@ -90,6 +93,9 @@ _EPOCH, _MS, _HALF_MS = datetime(1970, 1, 1, tzinfo=UTC), timedelta(milliseconds
 LEARNED_MS = (0, 32_503_680_000_000)
 """When a label may have been learned: what `schemas.record.EpochMs` allows."""
 _UNIT_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_OFFSET = re.compile(r"^offset_([1-9][0-9]{0,5})?([smhd])$")
+EVERY = "*"
+"""The attribute whose column is a pattern."""
 
 
 class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -240,6 +246,16 @@ class Mapping(_Table, frozen=True, kw_only=True):
         named = [*self.time.names, *amounts, *self.fields.values(), *self.tokens.values(), *self.attributes.values(), *declined, *label]
         return tuple(dict.fromkeys(name for name in named if name))
 
+    def for_columns(self, names: Sequence[str]) -> Mapping:
+        """The same for a file of these columns: in place of the pattern among the attributes stand the columns that it means."""
+        pattern = self.attributes.get(EVERY)
+        if pattern is None:
+            return self
+        named = {name: column for name, column in self.attributes.items() if name != EVERY}
+        taken = {*msgspec.structs.replace(self, attributes=named).columns, *self.ignore, ""}
+        meant = [name for name in names if name not in taken and name not in named and fnmatchcase(name, pattern)]
+        return msgspec.structs.replace(self, attributes=named | dict(zip(meant, meant, strict=True)))
+
 
 class Row(NamedTuple):
     """One row of a file: its number (from 1), what it is (a Transaction or why it is none), its label, whether it was declined."""
@@ -365,7 +381,7 @@ def _faults_of_time(rule: TimeRule, table: str) -> list[str]:
         faults.append(f"[{table}]: format {rule.format} needs an origin")
     if rule.origin is not None and not _is_iso(rule.origin):
         faults.append(f"[{table}]: origin {rule.origin!r} is not a time of format iso8601")
-    if "%" not in rule.format and rule.format not in ("iso8601", "epoch_s", "epoch_ms", "offset_s", "offset_h"):
+    if "%" not in rule.format and rule.format not in ("iso8601", "epoch_s", "epoch_ms") and not _OFFSET.match(rule.format):
         faults.append(f"[{table}]: unknown format {rule.format!r}")
     if "%" in rule.format and "%z" not in rule.format and rule.zone is None:
         faults.append(f"[{table}]: format {rule.format!r} has no zone in it, so `zone` is needed")
@@ -448,18 +464,19 @@ def moment_ms(value: Any, rule: TimeRule, field: str = "at_ms") -> int:
         raise InvalidRecord(field, f"{text!r} is not a time of format {rule.format}") from None
 
 
-COUNTED = {"epoch_s": 1000, "epoch_ms": 1, "offset_s": 1000, "offset_h": 3_600_000}
-"""Formats that count since 1970 or since the origin: milliseconds of their unit."""
+def counted_ms(rule: TimeRule) -> int:
+    """The milliseconds of the unit of times that count since 1970 or since the origin; 0: they are of another format."""
+    offset = _OFFSET.match(rule.format)
+    return int(offset[1] or 1) * _UNIT_MS[offset[2]] if offset else {"epoch_s": 1000, "epoch_ms": 1}.get(rule.format, 0)
 
 
-def counted_from_ms(rule: TimeRule) -> tuple[int, int]:
-    """Where such a time begins to count, and the milliseconds of its unit."""
-    start_ms = 0 if rule.origin is None else _epoch_ms(datetime.fromisoformat(rule.origin), rule.zone or "UTC", "at_ms")
-    return start_ms, COUNTED[rule.format]
+def counted_from_ms(rule: TimeRule) -> int:
+    """Where such times begin to count."""
+    return 0 if rule.origin is None else _epoch_ms(datetime.fromisoformat(rule.origin), rule.zone or "UTC", "at_ms")
 
 
 def _counted_ms(text: str, rule: TimeRule) -> int:
-    start_ms, unit_ms = counted_from_ms(rule)
+    start_ms, unit_ms = counted_from_ms(rule), counted_ms(rule)
     return start_ms + int((Decimal(text) * unit_ms).to_integral_value(ROUND_HALF_EVEN))
 
 
@@ -525,7 +542,7 @@ def card_number(text: str) -> str:
     """The digits of a card number; InvalidRecord, without them, if it is none."""
     digits = text.replace(" ", "").replace("-", "")
     if not _PAN.match(digits):
-        raise InvalidRecord("card_token", "is not a card number of 12 to 19 digits")
+        raise InvalidRecord("card_token", "is not a card number of 8 to 19 digits")
     return digits
 
 
@@ -687,6 +704,7 @@ def rows_in(path: Path, mapping: Mapping, key: TokenKey, *, now_ms: int, future_
 
     SettingsError if the file does not fit the mapping or cannot be read.
     """
+    mapping = for_file(mapping, path)
     columns, cells = _cells_in(path, mapping.csv, mapping.columns, lambda names: column_faults(mapping, names))
     reader = RowReader(mapping, columns, key, now_ms, future_ms_max)
     numbered = itertools.islice(enumerate(cells, 1), skip, None)
@@ -705,12 +723,23 @@ def events_in(path: Path, mapping: Mapping, key: TokenKey, *, now_ms: int, futur
 
     SettingsError if the mapping has no [account_events], or the file has not the columns that it names, or cannot be read.
     """
+    reader, cells = event_reader(path, mapping, key, now_ms + future_ms_max), _cells_in(path, mapping.csv, *_of_events(mapping))[1]
+    return (EventRow(number, row if isinstance(row, InvalidRecord) else reader.event(number, row)) for number, row in enumerate(cells, 1))
+
+
+def event_reader(path: Path, mapping: Mapping, key: TokenKey, at_ms_max: int) -> EventReader:
+    """What reads the file's account events. SettingsError as `events_in`."""
+    columns = columns_in(path, mapping.csv, *_of_events(mapping))
+    assert mapping.account_events is not None, "that was refused"
+    return EventReader(mapping, mapping.account_events, columns, key, at_ms_max)
+
+
+def _of_events(mapping: Mapping) -> tuple[tuple[str, ...], Callable[[Sequence[str]], list[str]]]:
+    """The columns that account events have, and what is wrong with a file's."""
     rule = mapping.account_events
     if rule is None:
         raise SettingsError(f"the mapping has no [{_EVENTS}], which a file of account events needs")
-    columns, cells = _cells_in(path, mapping.csv, rule.columns, lambda names: _missing(rule.columns, names))
-    reader = EventReader(mapping, rule, columns, key, now_ms + future_ms_max)
-    return (EventRow(number, row if isinstance(row, InvalidRecord) else reader.event(number, row)) for number, row in enumerate(cells, 1))
+    return rule.columns, lambda names: _missing(rule.columns, names)
 
 
 def _missing(wanted: Sequence[str], names: Sequence[str]) -> list[str]:
@@ -721,11 +750,12 @@ class EventReader:
     """The rule of account events made ready for a file's columns and one key: turns a row of cells into an AccountEvent."""
 
     def __init__(self, mapping: Mapping, rule: AccountEventsRule, columns: Sequence[str], key: TokenKey, at_ms_max: int) -> None:
-        self._rule, self._time, self._at_ms_max = rule, rule.time_rule(mapping.time), at_ms_max
-        self._at = {name: columns.index(name) for name in rule.columns}
+        self.rule, self.time, self.at_ms_max = rule, rule.time_rule(mapping.time), at_ms_max
+        self.width = len(columns)
+        self.at = {name: columns.index(name) for name in rule.columns}
         raw = {field for field in rule.fields if field in mapping.tokens or (field in _EVENT_TOKENS and field not in mapping.fields)}
-        self._fields = [(field, self._at[column], TOKEN_KINDS.get(field) if field in raw else None) for field, column in rule.fields.items()]
-        self._token = functools.lru_cache(maxsize=200_000)(lambda kind, value: keyed_token(key.key, key.key_id, kind, value))
+        self.fields = [(field, self.at[column], TOKEN_KINDS.get(field) if field in raw else None) for field, column in rule.fields.items()]
+        self.token = functools.lru_cache(maxsize=200_000)(lambda kind, value: keyed_token(key.key, key.key_id, kind, value))
 
     def event(self, number: int, cells: Cells) -> AccountEvent | InvalidRecord:
         """The event of the row with this number, or what is wrong with it."""
@@ -735,24 +765,30 @@ class EventReader:
             return fault
 
     def _event(self, number: int, cells: Cells) -> AccountEvent:
-        values: dict[str, Any] = {"kind": self._kind(cells[self._at[self._rule.kind]])}
-        for field, at, token in self._fields:
-            text = as_text(cells[at])
-            if text is not None:
-                values[field] = self._token(token, text) if token else text.upper() if field in _UPPER else text
-        if self._rule.row_id_prefix is not None:
-            values["event_id"] = f"{self._rule.row_id_prefix}{number}"
-        values["at_ms"] = moment_ms(cells[self._at[self._rule.time]], self._time)
-        if values["at_ms"] > self._at_ms_max:
+        values: dict[str, Any] = {"kind": self.kind(cells[self.at[self.rule.kind]])}
+        for field, at, token in self.fields:
+            if (text := self.field(field, token, cells[at])) is not None:
+                values[field] = text
+        if self.rule.row_id_prefix is not None:
+            values["event_id"] = f"{self.rule.row_id_prefix}{number}"
+        values["at_ms"] = moment_ms(cells[self.at[self.rule.time]], self.time)
+        if values["at_ms"] > self.at_ms_max:
             raise InvalidRecord("at_ms", "is in the future", code="time_in_future")
         return checked(lambda: msgspec.convert(values, AccountEvent))
 
-    def _kind(self, cell: Any) -> str:
+    def field(self, field: str, token: str | None, cell: Any) -> str | None:
+        """A cell as the field's text, or as its token of that kind; None if it is empty."""
+        text = as_text(cell)
+        if text is None:
+            return None
+        return self.token(token, text) if token else text.upper() if field in _UPPER else text
+
+    def kind(self, cell: Any) -> str:
         """The kind by the rule's words; a word that it does not name must be a kind itself."""
         text = as_text(cell)
         if text is None:
             raise InvalidRecord("kind", "is empty", code="missing_field")
-        return self._rule.kinds.get(text, text)
+        return self.rule.kinds.get(text, text)
 
 
 def accounts_in(path: Path, mapping: Mapping, key: TokenKey, as_of_ms: int) -> Iterator[AccountState]:
@@ -786,7 +822,13 @@ def rows_count(path: Path, mapping: Mapping) -> int:
     if is_parquet(path):
         count: int = pq.read_metadata(path).num_rows
         return count
+    mapping = for_file(mapping, path)
     return sum(1 for _ in _cells_in(path, mapping.csv, mapping.columns, lambda names: column_faults(mapping, names))[1])
+
+
+def for_file(mapping: Mapping, path: Path) -> Mapping:
+    """The mapping with every attribute of this file by its name. SettingsError if the file cannot be read."""
+    return mapping.for_columns(_names_in(path, mapping.csv))
 
 
 def _cells_in(
@@ -799,13 +841,18 @@ def _cells_in(
 
 def columns_in(path: Path, rule: CsvRule, wanted: Sequence[str], faults: Callable[[Sequence[str]], list[str]]) -> list[str]:
     """Columns of a file (of Parquet only the wanted ones). SettingsError names what `faults` says of all its columns."""
-    try:
-        names = _parquet_names(path) if is_parquet(path) else _csv_names(path, rule)
-    except OSError as error:
-        raise SettingsError(f"{path}: {error}") from None
+    names = _names_in(path, rule)
     if found := faults(names):
         raise SettingsError(f"{path} does not fit its mapping:\n" + "\n".join(f"- {fault}" for fault in found))
     return [name for name in names if name in wanted] if is_parquet(path) else names
+
+
+def _names_in(path: Path, rule: CsvRule) -> list[str]:
+    """The names of the file's columns."""
+    try:
+        return _parquet_names(path) if is_parquet(path) else _csv_names(path, rule)
+    except OSError as error:
+        raise SettingsError(f"{path}: {error}") from None
 
 
 def _csv_names(path: Path, rule: CsvRule) -> list[str]:

@@ -11,11 +11,11 @@ import msgspec
 
 from models import stand_in as rows
 from models.answer import host_view
-from models.clearing import Asked
+from models.clearing import WHOLE, Asked
 from models.decision import Verdict
 from models.policy import DAY_MS
 from models.registry import default_stand_in_text
-from models.stand_in import STAND_IN, Approval, Approved, Known, StandInPolicy, approval_of, is_stand_in, stand_in_from_toml
+from models.stand_in import STAND_IN, Approval, Approved, Known, StandInPolicy, approval_of, is_stand_in, newer_half, stand_in_from_toml
 from schemas import avro
 from schemas.decision import Decision, Outcome
 from schemas.errors import Conflict, HoldfastError, InvalidRecord, LogUnavailable, SettingsError, Unavailable
@@ -59,7 +59,7 @@ class StandIn:
         """By transaction: what the log is still to be told, oldest first."""
         self._apart: dict[str, Given] = {}
         """Answers that differ from what the log has: a repeat here gets them again."""
-        self._recent: dict[str, Decided] = {}
+        self._recent: dict[str, bytes] = {}
         for kind, content in entries:
             if kind == KEPT:
                 decision = avro.decode(Decision, content)
@@ -93,19 +93,18 @@ class StandIn:
                     continue
         for decision, value in sorted(decisions, key=lambda each: each[0].decided_at_ms):
             self._known.note(decision.transaction, decision.outcome, decision.decided_at_ms)
-            self._remember(decision.transaction_id, Decided(value, None))
+            self._remember(decision.transaction_id, value)
 
     def note(self, made: Decided, txn: Transaction, now_ms: int) -> None:
         """Learns from a decision that was told."""
         if made.decision is not None:
             self._known.note(txn, made.decision.outcome, now_ms)
-            self._remember(txn.transaction_id, Decided(made.message, None))
+            self._remember(txn.transaction_id, made.message)
 
-    def _remember(self, transaction_id: str, made: Decided) -> None:
-        recent = self._recent
-        recent[transaction_id] = made
-        if len(recent) > RECENT_MAX:
-            del recent[next(iter(recent))]
+    def _remember(self, transaction_id: str, message: bytes) -> None:
+        self._recent[transaction_id] = message
+        if len(self._recent) > RECENT_MAX:
+            self._recent = newer_half(self._recent)
 
     # What it answers.
 
@@ -169,9 +168,9 @@ class StandIn:
             return await self.repeated(given)
         before = self._recent.get(txn.transaction_id)
         if before is not None:
-            if avro.decode(Decision, before.message).transaction != txn:
+            if avro.decode(Decision, before).transaction != txn:
                 raise Conflict(txn.transaction_id)
-            return before
+            return Decided(before, None)
         course.over = True
         sent = None if course.sent is None else avro.decode(Decision, course.sent)
         if sent is not None and self._may(sent):
@@ -257,7 +256,7 @@ class StandIn:
             world.answers.told(name)
         if other.hold_id is not None and decision.hold_id is None:
             now_ms = world.clock_ms()
-            asked = Asked(ClearingKind.REVERSAL, derived_id("clr", name, STAND_IN), name, account_id, 0, "", now_ms)
+            asked = Asked(ClearingKind.REVERSAL, derived_id("clr", name, STAND_IN), name, account_id, WHOLE, "", now_ms)
             made = await clear(asked, world, now_ms)
             if made in ("not_confirmed", "unknown_hold"):
                 raise Unavailable(f"the hold of {name} cannot be reversed yet: {made}")
@@ -278,7 +277,7 @@ class StandIn:
         given = self.pending.pop(transaction_id, None)
         if given is not None:
             self._spool.note(DONE, transaction_id.encode())
-            self._remember(transaction_id, Decided(given.message, None))
+            self._remember(transaction_id, given.message)
 
 
 def _counts(decision: Decision) -> bool:

@@ -17,9 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 import models
+from features.catalogue import CATALOGUE
 from models import decision
 from models import train as training
+from models.artefact import CARD, model_id_of, packed
+from models.document import document
 from models.ensemble import Artefact
+from models.gates import failed_gates
 from models.history import Examples, Floats
 from models.policy import SEVERITY, Policy
 from models.recipe import Recipe, recipe_from_toml
@@ -30,6 +34,7 @@ from schemas.errors import InvalidRecord, SettingsError
 from streams.mapping import TimeRule, moment_ms
 from streams.registry import registry_of
 from streams.settings import Settings
+from streams.tracking import Run, tracked, tracking_uri
 from streams.training_set import DAY_MS, training_set
 
 RECIPES = Path(models.__file__).parent / "recipes"
@@ -98,6 +103,22 @@ def figures_of(made: Trained) -> dict[str, Any]:
     }
 
 
+def run_of(made: Trained, recipe: Recipe) -> Run:
+    """A training as it is tracked, under the id that the model has in the registry: `tracked(run_of(made, recipe), settings)`."""
+    artefact, files = made.artefact, packed(made.artefact)
+    card, model_id = json.loads(files[CARD]), model_id_of(files[CARD])
+    by_kind = {f"blocked.{kind}": caught.blocked for kind, caught in made.caught.items()}
+    weights = {f"weight.{member.name}": member.weight for member in artefact.ensemble.members}
+    html = document(model_id, card, None, (), failed_gates(artefact.checks, beside_champion=False), CATALOGUE)
+    return Run(
+        name=f"train {recipe.name}",
+        params={"catalogue_id": artefact.ensemble.catalogue_id, "model_id": model_id, **card["trained"], **weights},
+        metrics={**artefact.figures, **artefact.checks, **by_kind},
+        texts={"model_document.html": html, CARD: files[CARD].decode()},
+        tags={"holdfast.model_id": model_id},
+    )
+
+
 def figure_lines(made: Trained) -> list[str]:
     """The figures of a training, for people."""
     figures = ", ".join(f"{name} {value:.3f}" for name, value in made.artefact.figures.items() if value is not None)
@@ -118,10 +139,14 @@ def train(argv: list[str], settings: Settings) -> int:
     recipe, policy = recipe_in(args.recipe), registry_of(settings).policy()
     delay_ms = None if args.label_delay_days is None else int(args.label_delay_days * DAY_MS)
     examples = training_set(args.data, until_ms(args), delay_ms)
+    if not len(examples.frauds):
+        raise SettingsError(f"{args.data}: no payment is old enough for its label to be known; --label-delay-days says how old that is")
     print(f"training {len(recipe.members)} members on {len(examples.frauds)} rows", file=sys.stderr, flush=True)
     made = trained(examples, recipe, policy, args.seed, args.threads)
     save(made.artefact, args.out)
     print("\n".join(figure_lines(made)))
+    if args.track:
+        print(f"run {tracked(run_of(made, recipe), settings)} at {tracking_uri(settings)}")
     print(f"artefact in {args.out}: `holdfast register {args.out}` puts it into the registry")
     if args.json:
         print(json.dumps(figures_of(made)))
@@ -134,6 +159,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", type=Path, metavar="FILE", help="members as rows (TOML), or `default` or `few_labels` of the house")
     parser.add_argument("--until", metavar="ISO8601", help="as of this moment: nothing later is seen (default: the history's last)")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--track", action="store_true", help="tell the run on MLflow (the extra `tracking`)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="default: one for each core, %(default)s")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from urllib.parse import parse_qs
 
 import msgspec
 import numpy as np
@@ -21,17 +20,18 @@ from schemas.transaction import Transaction, sound
 from streams import answers, journal, metrics
 from streams.authorize.keys import Grant, Key, Keyring, Scope, bearer
 from streams.authorize.life import clear, increment
+from streams.authorize.live import Live
+from streams.authorize.openapi import description, page
 from streams.authorize.problem import INDEFINITE, Problem
-from streams.authorize.protocol import Reply, Request, Special
-from streams.authorize.requests import Balance, authorization_in, cleared, clearing_in, transaction_of
-from streams.authorize.routes import is_known, scope_of
+from streams.authorize.protocol import Reply, Request, Special, Stream
+from streams.authorize.requests import Balance, authorization_in, cleared, clearing_in, decisions_in, transaction_of
+from streams.authorize.routes import OPEN_PATHS, is_known, methods_of, scope_of
 from streams.authorize.tokens import Tokens
 from streams.authorize.under_way import UnderWay
 from streams.pipeline import Course, World
 
 AUTHORIZATIONS, DECISIONS, ACCOUNTS = "/v1/authorizations", "/v1/decisions", "/v1/accounts"
 BALANCE = "balance"
-OPEN_PATHS = frozenset(("/health", "/ready"))
 DEADLINE_MS_MAX = 60_000
 SHEDDABLE = AUTHORIZATIONS.encode()
 _, OVERLOADED = Problem("overloaded").reply("")
@@ -55,10 +55,12 @@ class HttpDoor:
         keys: Keyring,
         open_paths: frozenset[str] = OPEN_PATHS,
         tokens: Tokens | None = None,
+        live: Live | None = None,
     ) -> None:
         self._world = world
         self._key, self._key_id = key, key_id
         self._keys, self._tokens, self._open_paths = keys, tokens, open_paths
+        self._live = live
         self._deadline_s = deadline_ms / 1000
         self._under_way = UnderWay(world, deadline_ms)
         self.is_draining = False
@@ -70,9 +72,9 @@ class HttpDoor:
         metrics.SHED.inc()
         return OVERLOADED
 
-    async def reply(self, request: Request) -> Reply | Special:
+    async def reply(self, request: Request) -> Reply | Special | Stream:
         """The answer to any request."""
-        made: Reply | Special | Problem
+        made: Reply | Special | Stream | Problem
         try:
             now_ms = self._world.clock_ms()
             key = self._keys.of(request.headers, now_ms)
@@ -114,6 +116,8 @@ class HttpDoor:
         status, body = problem.reply(request.request_id)
         about = {"field": problem.param, "transaction_id": problem.about, "request_id": request.request_id}
         journal.logger().info("refused", status=status, code=code, **about)
+        if status == 405:
+            return Special(status, body, b"allow: %b\r\n" % ", ".join(methods_of(request.path)).encode())
         return (status, body) if problem.retry_after_s is None else Special(status, body, b"retry-after: %d\r\n" % problem.retry_after_s)
 
     async def _authorize(self, request: Request, key: Key, now_ms: int) -> Reply | Special | Problem:
@@ -143,7 +147,7 @@ class HttpDoor:
         body = host_view(decision)
         return Special(200, body, _timing(course, time.perf_counter() - started)) if timed else (200, body)
 
-    async def _other(self, request: Request, key: Key) -> Reply | Special | Problem:
+    async def _other(self, request: Request, key: Key) -> Reply | Special | Stream | Problem:
         """The answer to what is none of the first."""
         path = request.path
         if path.startswith(AUTHORIZATIONS + "/"):
@@ -157,8 +161,16 @@ class HttpDoor:
             return 200, b'{"status":"alive"}'
         if path == "/ready":
             return await self._ready()
-        if path == DECISIONS or path.startswith(DECISIONS + "/"):
-            return await self._decision(request, path[len(DECISIONS) + 1 :], key)
+        if path == "/openapi.json":
+            return 200, description()
+        if path == "/docs":
+            return Special(200, page(), b"", b"text/html; charset=utf-8")
+        if path == DECISIONS + "/stream":
+            return await self._stream(request, key)
+        if path == DECISIONS:
+            return await self._decisions(request, key)
+        if path.startswith(DECISIONS + "/"):
+            return self._shown(await self._world.answers.of_decision(path[len(DECISIONS) + 1 :]), key)
         account_id, _, asked = path.removeprefix(ACCOUNTS + "/").rpartition("/")
         if path.startswith(ACCOUNTS + "/") and account_id and asked == BALANCE:
             return await self._balance(account_id) if key.covers(None) else Problem("card_not_covered", "a key of some cards asks for no account")
@@ -213,25 +225,44 @@ class HttpDoor:
             raise MemoryUnavailable(answers.FORGOT)
         return 200, b'{"status":"ready"}'
 
-    async def _decision(self, request: Request, decision_id: str, key: Key) -> Reply | Problem:
-        if decision_id:
-            kept = await self._world.answers.of_decision(decision_id)
-        else:
-            ids = parse_qs(request.query).get("transaction_id")
-            if not ids:
-                return Problem("missing_field", "name one: /v1/decisions?transaction_id=...", "transaction_id")
-            kept = await self._world.answers.of_transaction(ids[0])
+    async def _decisions(self, request: Request, key: Key) -> Reply | Problem:
+        """One decision by its transaction, or a page of those of a card or an account."""
+        asked = decisions_in(request.query)
+        if asked.name == "transaction_id":
+            return self._shown(await self._world.answers.of_transaction(asked.of), key)
+        await self._whole()
+        found = await self._world.answers.page(asked.name, asked.of, asked.limit, asked.cursor)
+        decisions = [avro.decode(Decision, message) for message in found.messages]
+        shown = [self._view(decision, key) for decision in decisions if key.covers(decision.transaction.card_bin)]
+        return 200, b'{"decisions":[%b],"cursor":%b}' % (b",".join(shown), msgspec.json.encode(found.cursor))
+
+    def _shown(self, kept: answers.Kept | None, key: Key) -> Reply | Problem:
         if kept is None or not kept.told:
             return Problem("not_found", "no such decision, or it is older than answers are kept")
         decision = avro.decode(Decision, kept.message)
         if not key.covers(decision.transaction.card_bin):
             return Problem("card_not_covered", about=decision.transaction_id)
-        if Scope.EXPLAIN in key.scopes:
-            known = decision.catalogue_id == self._world.catalogue.catalogue_id
-            values = tuple(np.frombuffer(decision.vector, dtype="<f8").tolist())
-            names = self._world.catalogue.names if known else tuple(f"feature_{i}" for i in range(len(values)))
-            return 200, bank_view(decision, names, values, self._world.catalogue)
-        return 200, host_view(decision)
+        return 200, self._view(decision, key)
+
+    def _view(self, decision: Decision, key: Key) -> bytes:
+        """What the key may see of a decision."""
+        if Scope.EXPLAIN not in key.scopes:
+            return host_view(decision)
+        known = decision.catalogue_id == self._world.catalogue.catalogue_id
+        values = tuple(np.frombuffer(decision.vector, dtype="<f8").tolist())
+        names = self._world.catalogue.names if known else tuple(f"feature_{i}" for i in range(len(values)))
+        return bank_view(decision, names, values, self._world.catalogue)
+
+    async def _stream(self, request: Request, key: Key) -> Stream | Problem:
+        """What is decided from now on, or since the last event that the client had."""
+        if self._live is None or not self._live.has_room:
+            return Problem("streams_busy")
+        sent = dict(request.headers).get(b"last-event-id")
+        events = await self._live.begin(
+            None if sent is None else sent.decode("latin-1"),
+            lambda decision: self._view(decision, key) if key.covers(decision.transaction.card_bin) else None,
+        )
+        return Stream(b"content-type: text/event-stream\r\ncache-control: no-store\r\n", events)
 
     async def _balance(self, account_id: str) -> Reply | Problem:
         """A balance inquiry; nothing is concluded from what Redis forgot."""
@@ -255,7 +286,7 @@ def _wishes(request: Request, wait_s: float) -> tuple[float, bool]:
     timed = False
     for name, value in request.headers:
         if name == b"holdfast-deadline-ms":
-            if not value.isdigit() or not 1 <= int(value) <= DEADLINE_MS_MAX:
+            if not value.isdigit() or len(value) > 9 or not 1 <= int(value) <= DEADLINE_MS_MAX:
                 raise InvalidRecord("holdfast-deadline-ms", f"is a number from 1 to {DEADLINE_MS_MAX}")
             wait_s = int(value) / 1000
         elif name == b"holdfast-timing":

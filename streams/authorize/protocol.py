@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import secrets
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
 from http import HTTPStatus
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote
@@ -48,6 +48,8 @@ class Special(NamedTuple):
     body: bytes
     head: bytes
     """Whole lines."""
+    kind: bytes = b""
+    """Its content type, where it is not JSON."""
 
 
 _COUNT, _PROCESS = itertools.count(1), secrets.token_hex(4)
@@ -56,6 +58,14 @@ _COUNT, _PROCESS = itertools.count(1), secrets.token_hex(4)
 def request_id() -> str:
     """What names a request: this process by chance, and a count."""
     return f"req_{_PROCESS}{next(_COUNT):08x}"
+
+
+class Stream(NamedTuple):
+    """An answer that goes on until one side ends it. The iterator is closed then."""
+
+    head: bytes
+    """Whole lines."""
+    parts: AsyncIterator[bytes]
 
 
 class Request(NamedTuple):
@@ -78,7 +88,7 @@ class Door(Protocol):
         """The body of a `503` for what cannot be answered in time, said before anything of it is read; None: it can."""
         ...
 
-    def reply(self, request: Request) -> Awaitable[Reply | Special]:
+    def reply(self, request: Request) -> Awaitable[Reply | Special | Stream]:
         """The answer to one request."""
         ...
 
@@ -94,6 +104,7 @@ class HttpProtocol(asyncio.Protocol):
         self._transport: Any = None
         self._waiting: deque[Request] = deque()
         self._answering: asyncio.Task[None] | None = None
+        self._pouring = False
         self._last = False
         """No request is taken any more after those that wait."""
         self._refusal: Problem | None = None
@@ -126,6 +137,7 @@ class HttpProtocol(asyncio.Protocol):
         self._last = True
         self._waiting.clear()
         self._roomy()
+        self._stop_pouring()
         if self._alarm is not None:
             self._alarm.cancel()
 
@@ -155,7 +167,8 @@ class HttpProtocol(asyncio.Protocol):
             self._transport.resume_reading()
 
     def shutdown(self) -> None:
-        """uvicorn stops: what was asked is answered, then the connection ends."""
+        """uvicorn stops: what was asked is answered, then the connection ends. A stream ends now: its host comes again, elsewhere."""
+        self._stop_pouring()
         self._end_after_answers()
 
     # What the parser tells.
@@ -229,6 +242,9 @@ class HttpProtocol(asyncio.Protocol):
             except Exception as error:  # noqa: BLE001 a bug must not leave the host without an answer
                 journal.logger().error("a request could not be answered", path=request.path, request_id=request.request_id, exc_info=error)
                 made = Problem("internal").reply(request.request_id)
+            if isinstance(made, Stream):
+                await self._pour(made, request)
+                return
             self._last = self._last or (self._door.is_draining and not self._waiting)
             more = bool(self._waiting) or self._refusal is not None or not self._last
             self._write(made, request.request_id, more, request.method != "HEAD")
@@ -239,11 +255,37 @@ class HttpProtocol(asyncio.Protocol):
         elif self._room is None and not self._transport.is_closing():
             self._transport.resume_reading()
 
+    async def _pour(self, stream: Stream, request: Request) -> None:
+        """Writes what comes, as fast as the host reads; the connection ends with it."""
+        self._pouring = True
+        parts: Any = stream.parts
+        try:
+            if not self._transport.is_closing():
+                head = b"HTTP/1.1 200 OK\r\n%brequest-id: %b\r\nconnection: close\r\n\r\n"
+                self._transport.write(head % (stream.head, request.request_id.encode()))
+            async for part in parts:
+                if self._room is not None:
+                    await self._room
+                if self._transport.is_closing():
+                    break
+                self._transport.write(part)
+        except asyncio.CancelledError:
+            pass  # the host has gone, or this process ends
+        except Exception as error:  # noqa: BLE001 the host comes again, and says what it had
+            journal.logger().error("a stream ended", path=request.path, request_id=request.request_id, exc_info=error)
+        finally:
+            await parts.aclose()
+            self._answering, self._last = None, True
+            self._waiting.clear()
+            self._end()
+
     def _write(self, made: Reply | Special, name: str, keep_alive: bool, whole: bool = True) -> None:
         if not self._transport.is_closing():
             ends = ENDS if keep_alive else b"connection: close\r\n" + ENDS
             body = made[1]
-            head = HEADS[made[0]] + made.head if isinstance(made, Special) else HEADS[made[0]]
+            head = HEADS[made[0]]
+            if isinstance(made, Special):
+                head = (head.replace(b"application/json", made.kind) if made.kind else head) + made.head
             self._transport.write(head + ends % (name.encode(), len(body)) + (body if whole else b""))
 
     def _count_head(self, size: int) -> None:
@@ -267,6 +309,8 @@ class HttpProtocol(asyncio.Protocol):
         if self._refusal is not None:
             name = request_id()
             self._write(self._refusal.reply(name), name, keep_alive=False)
+        if self._transport.is_closing():
+            return
         self._transport.close()
         if self._alarm is not None:
             self._alarm.cancel()
@@ -284,6 +328,10 @@ class HttpProtocol(asyncio.Protocol):
             self._end_after_answers()
             return
         self._alarm = self._loop.call_later(min(REQUEST_S, UNREAD_S, max(patience_s - silent_s, 0.1)), self._look)
+
+    def _stop_pouring(self) -> None:
+        if self._pouring and self._answering is not None:
+            self._answering.cancel()
 
     def _roomy(self) -> None:
         room, self._room = self._room, None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import signal
+import socket
 from collections.abc import Awaitable, Callable
 from types import FrameType
 from typing import Any
@@ -21,6 +22,7 @@ from streams.authorize.elements import Secrets
 from streams.authorize.http import HttpDoor
 from streams.authorize.iso8583 import Desk, Gateway, peers_of
 from streams.authorize.keys import KeyFile, Keyring
+from streams.authorize.live import Live
 from streams.authorize.protocol import Door, HttpProtocol
 from streams.authorize.tls import listening
 from streams.authorize.tokens import tokens_of
@@ -30,6 +32,7 @@ from streams.ready import forget_ready, tell_ready
 from streams.settings import Settings
 
 NAME = "authorize"
+BACKLOG, ACCEPTS = 2048, 16
 REFRESH_S, NOTED_EVERY = 2.0, 30
 
 
@@ -70,7 +73,7 @@ async def _serve(settings: Settings, make_world: Callable[[Settings, Bus], Await
     file = KeyFile(settings.keys_dir)
     keys, paths = Keyring(again=file.changed), frozenset(filter(None, settings.open_paths.split(",")))
     secrets = Secrets(settings.token_key.encode(), settings.token_key_id)
-    door = HttpDoor(world, *secrets, settings.request_deadline_ms, keys, paths, tokens_of(settings))
+    door = HttpDoor(world, *secrets, settings.request_deadline_ms, keys, paths, tokens_of(settings), Live(settings))
     server = http_server(door, settings)
 
     def drain() -> None:
@@ -85,7 +88,7 @@ async def _serve(settings: Settings, make_world: Callable[[Settings, Bus], Await
     saying = asyncio.create_task(_say_ready(server, settings))
     keeping = asyncio.create_task(_keep(keys, file))
     try:
-        await server.serve()
+        await server.serve(_listening(settings))
     finally:
         saying.cancel()
         keeping.cancel()
@@ -96,6 +99,13 @@ async def _serve(settings: Settings, make_world: Callable[[Settings, Bus], Await
         if world.close is not None:
             await world.close()
     return 0
+
+
+def _listening(settings: Settings) -> list[socket.socket]:
+    """The port, several times: the loop takes one connection from each of these in a tick, and under load its ticks are long."""
+    family = socket.AF_INET6 if ":" in settings.http_host else socket.AF_INET
+    first = socket.create_server((settings.http_host, settings.http_port), family=family, backlog=BACKLOG)
+    return [first, *[first.dup() for _ in range(ACCEPTS - 1)]]
 
 
 def http_server(door: Door, settings: Settings) -> Server:
@@ -115,7 +125,7 @@ def http_server(door: Door, settings: Settings) -> Server:
         server_header=False,
         date_header=False,
         timeout_graceful_shutdown=5,
-        backlog=2048,
+        backlog=BACKLOG,
     )
     config.load()
     config.ssl = listening(settings, settings.http_client_ca_file)

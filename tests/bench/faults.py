@@ -26,6 +26,7 @@ from schemas.transaction import EntryMode, Transaction, TransactionKind
 from streams.check import agreed
 from streams.settings import Settings
 from streams.stack import Stack, running
+from tests.bench.load import asking
 from tests.bench.walk import scratch
 
 MERCHANTS = 40
@@ -100,8 +101,10 @@ def payments(count: int, prefix: str, name: str, cards: int) -> list[Transaction
 class Host:
     """A host with some connections to the doors, which asks another door where one does not take its call."""
 
-    def __init__(self, ports: Sequence[int], deadline_ms: int) -> None:
-        self._ports, self._deadline_ms, self._idle = list(ports), deadline_ms, defaultdict(list)
+    def __init__(self, ports: Sequence[int], deadline_ms: int, api_key: str) -> None:
+        self._ports, self._idle = list(ports), defaultdict[int, list[Any]](list)
+        headers = asking(api_key) | {"host": "x", "holdfast-deadline-ms": str(deadline_ms)}
+        self._head = "POST /v1/authorizations HTTP/1.1\r\n" + "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
 
     async def ask(self, txn: Transaction) -> tuple[int, bytes]:
         """The answer of the first door that gives one."""
@@ -115,21 +118,32 @@ class Host:
     def request(self, txn: Transaction) -> bytes:
         """The bytes of a request."""
         body = msgspec.json.encode(txn)
-        head = f"POST /v1/authorizations HTTP/1.1\r\nhost: x\r\nholdfast-deadline-ms: {self._deadline_ms}\r\ncontent-length: {len(body)}\r\n\r\n"
-        return head.encode() + body
+        return f"{self._head}content-length: {len(body)}\r\n\r\n".encode() + body
 
     async def _on(self, port: int, request: bytes) -> tuple[int, bytes]:
-        idle: list[Any] = self._idle[port]
+        idle = self._idle[port]
+        while idle and idle[-1][0].at_eof():  # what the door has ended is not used again
+            idle.pop()[1].close()
         reader, writer = idle.pop() if idle else await asyncio.open_connection("127.0.0.1", port)
-        writer.write(request)
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = int(head.lower().partition(b"content-length:")[2].split(b"\r", 1)[0])
-        body = await reader.readexactly(length)
+        try:
+            writer.write(request)
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = int(head.lower().partition(b"content-length:")[2].split(b"\r", 1)[0])
+            body = await reader.readexactly(length)
+        except (OSError, EOFError):
+            writer.close()
+            raise
         if b"connection: close" in head.lower():
             writer.close()
         else:
             idle.append((reader, writer))
         return int(head[9:12]), body
+
+    def close(self) -> None:
+        """Ends the connections."""
+        for idle in self._idle.values():
+            for _, writer in idle:
+                writer.close()
 
 
 async def under_load(host: Host, txns: Sequence[Transaction], rate: float) -> list[Heard]:
@@ -222,7 +236,7 @@ def broken(stack: Stack, name: str, seconds: float, rate: float, deadline_ms: in
     """One fault, for so many seconds of a load that begins before and ends after it; then repeats of a part, and the check."""
 
     async def play() -> Found:
-        host = Host([stack.settings.http_port], deadline_ms)
+        host = Host([stack.settings.http_port], deadline_ms, stack.settings.api_key)
         txns = payments(int(rate * (seconds + 2)), tag, tag, cards := max(100, int(rate * seconds / 2)))
         await under_load(host, payments(cards, f"{tag}w", tag, cards), max(rate, 60))  # cards and merchants become known
         breaking = asyncio.get_running_loop().run_in_executor(None, lambda: (time.sleep(1), FAULTS[name](stack, seconds)))
@@ -233,6 +247,7 @@ def broken(stack: Stack, name: str, seconds: float, rate: float, deadline_ms: in
         found = judged(name, [one for one in heard if one.status or not killed], deadline_ms / 1000)
         for one in [one for one in heard if one.status == 200][:: max(1, len(heard) // 200)]:
             found.changed_repeats += await first_again(host, one) != one.body
+        host.close()
         return found
 
     found = asyncio.run(play())

@@ -1,7 +1,8 @@
 """`holdfast bench features`: what the features of one transaction cost, each figure beside its limit, measured in the same run.
 
 Online: a real redis-server on a socket, one client in one process; every entity of a transaction has 100 events behind it. The limit is
-one MGET of the same bytes over the same transport. Kernel: a card's 150 events, all rows of the card. Backfill: one core, all features.
+one MGET of the same bytes over the same transport. Kernel: a card's 150 events, all rows of the card.
+Backfill: one core, all features; and all cores, from file to file.
 Flat: the same transactions' features with 10^4 and then with 10^6 cards in Redis.
 """
 
@@ -34,8 +35,11 @@ from features.online import RedisMemory, Wire
 from features.row import Capped, Fold, Known, parts
 from features.tally import Update, payment_rows
 from schemas.transaction import BehaviouralSession, Fingerprint, Transaction, TransactionKind
+from streams.backfill import Given, backfilled
+from streams.mapping import TokenKey, mapping_in
 from streams.memory_server import answers, command, real_executable
 from streams.settings import Settings
+from streams.simulate import simulated, written
 
 P99_MS_MAX, MEDIAN_RATIO_MAX, PER_S_MIN, KERNEL_US_MAX, BACKFILL_PER_S_MIN, FLAT_MAX = 1.0, 1.5, 15_000, 10.0, 300_000, 1.2
 EVENTS, KERNEL_EVENTS, DAY_MS = 100, 150, 86_400_000
@@ -230,7 +234,21 @@ def filled_at_once(people: int, events: int) -> dict[str, float]:
     return {"backfill_per_s": len(history) / seconds, "backfill_cpu_us": cpu / len(history) * 1e6, "backfill_events": len(history)}
 
 
-def measured(count: int, cards: Sequence[int], backfilled: int) -> dict[str, float]:
+def from_file_to_file(customers: int) -> dict[str, float]:
+    """`holdfast backfill` as a user meets it, on all cores: simulated payments and account events in Parquet, every feature in Parquet."""
+    cores = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory(prefix="hf-bench-") as folder:
+        place = Path(folder)
+        written(simulated(np.random.default_rng(1), customers=customers, days=60, fraud_rate=0.01), place)
+        mapping, key = mapping_in(place / "mapping.toml"), TokenKey(b"a bench's key", "k1")
+        given = Given((place / "transactions.parquet",), mapping, key, place / "accounts.parquet", None, place / "account_events.parquet")
+        cpu = time.process_time()
+        made = backfilled(CATALOGUE, given, place / "out", now_ms=1 << 41, say=print, threads=cores)
+        cpu = time.process_time() - cpu
+    return {"file_rows": made.rows, "file_rows_per_s": made.rows / made.seconds, "file_cpu_us": cpu / made.rows * 1e6}
+
+
+def measured(count: int, cards: Sequence[int], backfill_events: int) -> dict[str, float]:
     """All figures."""
     uvloop.install()
     warm(CATALOGUE)
@@ -249,7 +267,8 @@ def measured(count: int, cards: Sequence[int], backfilled: int) -> dict[str, flo
         finally:
             server.terminate()
             server.wait(20)
-    return figures | kernel_alone(2_000) | filled_at_once(backfilled // EVENTS, EVENTS)
+    figures |= kernel_alone(2_000) | filled_at_once(backfill_events // EVENTS, EVENTS)
+    return figures | from_file_to_file(max(backfill_events // 100, 20))
 
 
 Check = tuple[str, float, str, str, float]
@@ -292,6 +311,7 @@ def features(argv: list[str], settings: Settings) -> int:
     for check in checks:
         print(line(check))
     print(f"one transaction: {len(CATALOGUE.rows)} features, {f['keys_read']:.1f} keys, {f['bytes_read']:,.0f} bytes read")
+    print(f"backfill from file to file: {f['file_rows']:,.0f} payments, {f['file_rows_per_s']:,.0f}/s, {f['file_cpu_us']:.1f} us of processor each")
     all_hold = all(holds(check) for check in checks)
     if args.json:
         print(json.dumps(f | {"flatness": flatness, "holds": all_hold}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -17,10 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.columns import columns_from_arrow, columns_of
+from schemas.account import AccountEvent
 from schemas.errors import InvalidRecord
 from schemas.transaction import Transaction
-from streams.columnar import Cells, ColumnReader, Rows, as_table, cells_in, parted
-from streams.mapping import Mapping, Row, RowReader, TokenKey, mapping_from, mapping_in, rows_in, values_of
+from streams.columnar import Cells, ColumnReader, Rows, as_table, cells_in, events_by_column, parted
+from streams.mapping import Mapping, Row, RowReader, TokenKey, events_in, mapping_from, mapping_in, rows_in, values_of
 
 KEY = TokenKey(b"a test's key", "k1")
 NOW_MS = 1_790_000_000_000
@@ -276,3 +278,53 @@ def test_a_file_in_pieces_from_some_row_on_has_all_its_rows(history: Path, tmp_p
         assert_same(rows[place : place + each.read], each)
         place += each.read
     assert place == len(rows)
+
+
+EVENTS = """
+[account_events]
+kind = "what"
+time = "when"
+account_id = "account"
+device_token = "device"
+customer_id = "who"
+ip_country = "from"
+counterparty_account_id = "to"
+kinds = { LOGIN_OK = "login", "" = "login_failed" }
+"""
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data(), st.sampled_from(TIMES[:6]), st.sampled_from(['event_id = "id"\n', 'row_id_prefix = "ev-"\n']))
+def test_every_account_event_is_by_column_what_it_is_by_itself(data: st.DataObject, time: str, named: str) -> None:
+    mapping = mapping_from(time + AMOUNTS[0] + TABLES + EVENTS + named)
+    assert mapping.account_events is not None
+    n, arrays = data.draw(st.integers(1, 8)), {}
+    sound = {"what": "login", "account": "a1", "when": "2026-03-01T12:00:00Z", "id": "e1"}
+    for name in mapping.account_events.columns:
+        kind, values = data.draw(st.sampled_from(_MOMENT_TYPES if name == "when" else _TEXTS))
+        usual = name in sound and data.draw(st.integers(0, 3))
+        arrays[name] = pa.array(
+            [sound[name]] * n if usual else data.draw(st.lists(st.none() | values, min_size=n, max_size=n)), None if usual else kind
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "events.parquet"
+        pq.write_table(pa.table(arrays), path)
+        rows = list(events_in(path, mapping, KEY, now_ms=NOW_MS))
+        (found,) = events_by_column(path, mapping, KEY, now_ms=NOW_MS)
+    good = [row.content for row in rows if isinstance(row.content, AccountEvent)]
+    assert said([(row.number, row.content) for row in rows if isinstance(row.content, InvalidRecord)]) == said(found.bad)
+    assert found.at_ms.tolist() == [event.at_ms for event in good]
+    assert found.columns.fact_matrix.tobytes() == columns_of(good).fact_matrix.tobytes()
+    for entity, tokens in columns_of(good).tokens.items():
+        assert found.columns.tokens[entity].tobytes() == tokens.tobytes(), entity
+    assert not found.columns.asks.any()
+
+
+def test_account_events_of_a_csv_file_are_those_of_the_parquet_file(history: Path, tmp_path: Path) -> None:
+    mapping = mapping_in(history / "mapping.toml")
+    table = pq.read_table(history / "account_events.parquet").slice(0, 500)
+    pq.write_table(table, tmp_path / "e.parquet")
+    pa_csv.write_csv(table.add_column(0, "more", pa.array(["x"] * 500)), tmp_path / "e.csv")
+    one, other = (next(events_by_column(tmp_path / name, mapping, KEY, now_ms=2**41)) for name in ("e.parquet", "e.csv"))
+    assert one.columns.n == 500
+    assert one.columns.fact_matrix.tobytes() == other.columns.fact_matrix.tobytes()

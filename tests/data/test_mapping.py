@@ -71,6 +71,16 @@ def read(path: Path, mapping: str = MINIMAL) -> list[Row]:
     return list(rows_in(path, mapping_from(mapping), KEY, now_ms=NOW_MS))
 
 
+def test_attributes_by_a_pattern_are_the_columns_that_nothing_else_names(tmp_path: Path) -> None:
+    header, record = [*HEADER, "V1", "V2", "W", ""], [*GOOD, "0.5", "red", "7", "x"]
+    path = a_csv(tmp_path / "a.csv", record, header=header)
+    with pytest.raises(SettingsError, match="column 'W' is neither mapped nor in `ignore`"):
+        read(path, MINIMAL + '[attributes]\nfirst = "V1"\n"*" = "V*"\n')
+    (row,) = read(path, MINIMAL.replace('"comment"', '"comment", ""') + '[attributes]\nfirst = "V1"\n"*" = "*"\n')
+    assert isinstance(row.content, Transaction)
+    assert [(attribute.name, attribute.value) for attribute in row.content.attributes] == [("first", "0.5"), ("V2", "red"), ("W", "7")]
+
+
 def test_a_row_becomes_a_transaction_with_tokens_for_raw_values(tmp_path: Path) -> None:
     (row,) = read(a_csv(tmp_path / "a.csv", GOOD))
     txn = row.content
@@ -211,6 +221,7 @@ def test_a_label_is_known_after_its_delay_or_when_the_file_says_so(tmp_path: Pat
         ("1772366400.25", TimeRule(format="epoch_s"), "2026-03-01T12:00:00.250"),
         (1772366400000, TimeRule(format="epoch_ms"), "2026-03-01T12:00:00.000"),
         ("36", TimeRule(format="offset_h", origin="2026-02-28T00:00:00"), "2026-03-01T12:00:00.000"),
+        ("2", TimeRule(format="offset_30d", origin="2026-01-01T00:00:00"), "2026-03-02T00:00:00.000"),
         (datetime(2026, 3, 1, 12, tzinfo=UTC), TimeRule(), "2026-03-01T12:00:00.000"),
         ("2026-10-25T02:30:00", TimeRule(zone="Europe/Berlin"), "2026-10-25T00:30:00.000"),
     ],

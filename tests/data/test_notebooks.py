@@ -9,8 +9,13 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from features.catalogue import CATALOGUE
+from streams.backfill import FEATURES_FILE
 from tests.data.test_lab import archived
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
@@ -54,6 +59,39 @@ def test_a_notebook_runs_from_top_to_bottom_and_its_plots_say_what_they_show(
     axes = [ax for number in plt.get_fignums() for ax in plt.figure(number).axes]
     assert len(axes) >= 2
     assert [ax for ax in axes if not (ax.get_title() and ax.get_xlabel())] == []
+
+
+@pytest.fixture(scope="module")
+def unchanging(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Vectors of a world in which nothing changes and fraud is plain to see: what the gates measure is good."""
+    folder, rng, rows = tmp_path_factory.mktemp("unchanging"), np.random.default_rng(1), 12_000
+    fraud = rng.random(rows) < 0.05
+    columns: dict[str, Any] = {name: np.zeros(rows) for name in CATALOGUE.names}
+    for name in CATALOGUE.names[::6]:
+        columns[name] = rng.normal(size=rows) + 2.0 * (fraud & (rng.random(rows) < 0.6))
+    at_ms = np.arange(rows) * 60_000
+    beside = {"at_ms": at_ms, "card_token": [f"c{n % 4000}" for n in range(rows)], "account_id": ["a"] * rows, "amount_minor": np.full(rows, 1000)}
+    beside |= {"fraud": fraud, "fraud_kind": pa.nulls(rows, pa.string()), "learned_at_ms": at_ms}
+    about = {"catalogue_id": CATALOGUE.catalogue_id, "label_delay_ms": "0"}
+    pq.write_table(pa.table(beside | columns).replace_schema_metadata(about), folder / FEATURES_FILE)
+    return folder
+
+
+def test_a_model_that_passes_its_gates_is_promoted_by_the_notebook(
+    unchanging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOLDFAST_ARCHIVE_DIR", str(unchanging))
+    monkeypatch.setenv("HOLDFAST_DATA_DIR", str(tmp_path / "data"))
+    names: dict[str, Any] = {}
+    for cell in cells(next(path for path in NOTEBOOKS if path.stem == "3_promote")):
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+    said = capsys.readouterr().out
+    assert "Every gate passes." in said
+    assert "validate by ana: refused" in said
+    assert "promote by cleo: done" in said
+    assert f"{names['model_id']} decides now" in said
+    assert names["registry"].champion_id() == names["model_id"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,12 @@ import pytest
 
 from features.catalogue import CATALOGUE
 from models.evaluate import Spans
+from models.policy import policy_from_toml
+from models.registry import default_policy_text
 from schemas.errors import ArtefactError, SettingsError
 from streams import backfill as backfill_job
-from streams import evaluate, train
+from streams import columnar, evaluate, train
+from streams.governance import served_here
 from streams.settings import Settings
 from streams.training_set import DAY_MS, given_in, training_set
 
@@ -78,16 +82,25 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_attributes_that_are_numbers_are_columns_for_training(foreign: Path) -> None:
+def test_attributes_are_columns_for_training_and_a_text_is_always_the_same_number(foreign: Path) -> None:
     history, delay_ms = given_in(foreign)
     given = pq.read_table(foreign / "payments.parquet")
-    assert history.names == (*CATALOGUE.names, "attribute.v1", "attribute.v2")
+    assert history.names == (*CATALOGUE.names, "clock.hour", "clock.weekday", "attribute.v1", "attribute.v2")
+    assert history.vectors[:, -4].tolist() == [second % 86_400 / 3600 for second in given["second"].to_pylist()]
+    assert history.vectors[[0, -1], -3].tolist() == [2, 6], "2025-01-01 was a Wednesday"
     assert history.vectors[:, -2].tolist() == [float(text) for text in given["V1"].to_pylist()]
-    numbers = [float(text) if text == "4.5" else np.nan for text in given["V2"].to_pylist()]
+    numbers = [{"": np.nan, "4.5": 4.5, "red": columnar.as_number("red")}[text] for text in given["V2"].to_pylist()]
     np.testing.assert_array_equal(history.vectors[:, -1], numbers)
     assert delay_ms == DAY_MS
     assert len(set(history.cards.tolist())) == 800
     assert history.amounts_minor.tolist() == [round(float(text) * 100) for text in given["sum"].to_pylist()]
+
+
+def test_a_text_is_a_number_below_all_others_and_no_number_is_infinite() -> None:
+    as_number = columnar.as_number
+    assert (as_number("1e3"), as_number("-7")) == (1000.0, -7.0)
+    assert as_number("gmail.com") != as_number("yahoo.com")
+    assert all(-2e10 < as_number(text) < -1e10 for text in ("gmail.com", "inf", "-Infinity", "M0"))
 
 
 def test_fraud_that_nobody_had_noticed_is_honest_in_training(foreign: Path) -> None:
@@ -133,8 +146,8 @@ def test_without_spans_the_longest_training_that_fits_is_taken(foreign: Path) ->
     said: list[str] = []
     recipe = train.recipe_in(foreign / "recipe.toml")
     found = evaluate.evaluation(foreign, recipe, count=1, resamples=2, say=said.append)
-    assert said[0] == "1 folds of 3/1/3 days (training, gap, test)"
-    again = evaluate.evaluation(foreign, recipe, spans=Spans(3, 1, 3), count=1, resamples=2)
+    assert said[0] == "1 folds of 7/1/3 days (training, gap, test)"
+    again = evaluate.evaluation(foreign, recipe, spans=Spans(7, 1, 3), count=1, resamples=2)
     assert found.folds == again.folds
 
 
@@ -159,3 +172,11 @@ def test_what_cannot_be_trained_on_is_named(tmp_path: Path) -> None:
         train.recipe_in(tmp_path / "nowhere.toml")
     with pytest.raises(SettingsError, match="three numbers"):
         evaluate.evaluate(["--data", str(tmp_path), "--spans", "7/7"], Settings())
+
+
+def test_a_model_that_reads_a_files_own_columns_is_not_promoted(foreign: Path) -> None:
+    history = given_in(foreign).history  # by a catalogue with another memory; as if by the one that serves
+    examples = replace(history.training_set(history.last_ms, DAY_MS), catalogue_id=CATALOGUE.catalogue_id)
+    made = train.trained(examples, train.recipe_in(foreign / "recipe.toml"), policy_from_toml(default_policy_text()), seed=1)
+    with pytest.raises(ArtefactError, match=r"reads 'clock\.hour', which no request carries"):
+        served_here(made.artefact.ensemble)

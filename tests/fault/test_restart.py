@@ -23,8 +23,8 @@ RATE, LOOK_S = 60, 0.1
 class Balancer(Host):
     """What a load balancer does: looks at `/ready`, asks the ready ones in turn, and never asks twice."""
 
-    def __init__(self, ports: list[int]) -> None:
-        super().__init__(ports, 5_000)
+    def __init__(self, ports: list[int], api_key: str) -> None:
+        super().__init__(ports, 5_000, api_key)
         self._all, self._turns = ports, itertools.count()
         self.errors: Counter[str] = Counter()
         self.asked: Counter[int] = Counter()
@@ -75,7 +75,7 @@ def test_a_rolling_restart_under_load_shows_no_error(stack: Stack) -> None:
     stack.wait_ready([other], 60)
 
     async def play() -> Balancer:
-        balancer, stopped = Balancer(ports), asyncio.Event()
+        balancer, stopped = Balancer(ports, stack.settings.api_key), asyncio.Event()
         looking = asyncio.create_task(balancer.look())
         await asyncio.sleep(3 * LOOK_S)
         load = asyncio.create_task(_load(balancer, stopped))
@@ -88,6 +88,8 @@ def test_a_rolling_restart_under_load_shows_no_error(stack: Stack) -> None:
         stopped.set()
         await load
         looking.cancel()
+        balancer.close()
+        await asyncio.sleep(0.01)
         return balancer
 
     balancer = asyncio.run(play())

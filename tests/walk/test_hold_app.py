@@ -37,9 +37,9 @@ class Scene:
         self.now_ms = NOON
         self.bus = ListBus()
         books, answers, memory = Books(wire), Answers(wire, 3600), RedisMemory(wire, CATALOGUE)
+        panel = Panel(Judges(an_ensemble(), a_policy()))
         self.world = World(
-            CATALOGUE, Panel(Judges(an_ensemble(), a_policy())), memory, books, answers, self.bus,
-            UnknownAccount.DECLINE, 30_000, 300_000, self.clock,
+            CATALOGUE, panel, memory, books, answers, self.bus, UnknownAccount.DECLINE, 30_000, 300_000, self.clock,
             lambda stop, seconds, count: None,
         )  # fmt: skip
         self.holds = HoldWorld(wire, books, answers, memory, self.bus, self.clock, self.log_end, memory.close)

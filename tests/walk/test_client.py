@@ -1,0 +1,109 @@
+"""The client of hosts: typed both ways, errors by their types, and repeats with the same id until it was answered or the deadline passed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from streams.answers import listed_of
+from streams.authorize.client import AsyncClient, Client, InvalidRequest, NotAllowed, NotNow, Refused, Unanswered
+from streams.authorize.requests import AuthorizationRequest, CaptureRequest, ReversalRequest
+from tests.walk.test_http import a_request
+from tests.walk.test_served import KEY, Served, served
+
+
+def an_ask(**changes: Any) -> AuthorizationRequest:
+    """What a host asks."""
+    return msgspec.convert(a_request(**changes), AuthorizationRequest)
+
+
+class InThread:
+    """The sync client, used from a loop, so that one scene serves both."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        return lambda *args, **more: asyncio.to_thread(getattr(self._client, name), *args, **more)
+
+
+@pytest.fixture(params=["sync", "async"])
+def with_client(request: pytest.FixtureRequest) -> Callable[[Callable[[Any, Served], Awaitable[None]]], None]:
+    """Runs a scene with a client of each kind."""
+
+    def run(play: Callable[[Any, Served], Awaitable[None]], key: str = KEY, deadline_s: float = 20.0) -> None:
+        async def scene(door: Served) -> None:
+            url = f"http://127.0.0.1:{door.port}"
+            if request.param == "sync":
+                with Client(url, key, deadline_s) as client:
+                    await play(InThread(client), door)
+            else:
+                async with AsyncClient(url, key, deadline_s) as client:
+                    await play(client, door)
+
+        served(scene)
+
+    return run
+
+
+def test_the_life_of_an_authorization(with_client: Any) -> None:
+    async def play(client: Any, door: Served) -> None:
+        answer = await client.authorize(an_ask())
+        assert (answer.outcome, answer.response_code, answer.held_minor) == ("approve", "00", 1_000)
+        assert await client.authorize(an_ask()) == answer
+        assert await client.decision("t1") == answer
+        assert (await client.balance("a1")).available_minor == 9_000
+        door.world.world.answers.enlist(listed_of(door.world.decisions[0]))
+        assert (await client.decisions("account", "a1")).decisions == (answer,)
+        assert (await client.increment("t1", an_ask(transaction_id="i1", amount_minor=500))).held_minor == 500
+        assert (await client.capture("t1", CaptureRequest(clearing_id="c1"))).amount_minor == 1_500
+        with pytest.raises(Refused) as refused:
+            await client.reverse("t1", ReversalRequest(clearing_id="c2"))
+        assert (refused.value.status, refused.value.fault.code) == (409, "already_posted")
+        with pytest.raises(InvalidRequest) as wrong:
+            await client.authorize(an_ask(amount_minor=7))
+        assert wrong.value.fault.code == "transaction_conflict"
+
+    with_client(play)
+
+
+def test_a_wrong_key_is_an_error_of_its_own_at_once(with_client: Any) -> None:
+    async def play(client: Any, door: Served) -> None:
+        with pytest.raises(NotAllowed):
+            await client.authorize(an_ask())
+
+    with_client(play, key="hf_guessed")
+
+
+def test_what_is_indefinite_is_asked_again_until_it_is_not(with_client: Any) -> None:
+    async def play(client: Any, door: Served) -> None:
+        door.world.bus.down = True
+        asking = asyncio.create_task(client.authorize(an_ask()))
+        await asyncio.sleep(0.5)
+        assert not asking.done()
+        door.world.bus.down = False
+        assert (await asking).outcome == "approve"
+        assert len(door.world.decisions) == 1
+
+    with_client(play)
+
+
+def test_past_the_deadline_it_says_that_the_result_is_indefinite(with_client: Any) -> None:
+    async def play(client: Any, door: Served) -> None:
+        door.world.bus.down = True
+        began = time.monotonic()
+        with pytest.raises((NotNow, Unanswered)):
+            await client.authorize(an_ask())
+        assert time.monotonic() - began < 10
+
+    with_client(play, deadline_s=0.5)
+
+
+def test_where_nobody_listens_it_is_unanswered() -> None:
+    with Client("http://127.0.0.1:1", KEY, 0.3) as client, pytest.raises(Unanswered):
+        client.authorize(an_ask())

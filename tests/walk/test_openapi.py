@@ -1,0 +1,128 @@
+"""The description of HTTP is what the door does: schemathesis asks by it, every example is true, every error has one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from typing import Any
+
+import msgspec
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
+
+from streams.authorize import openapi
+from streams.authorize.http import HttpDoor
+from streams.authorize.keys import Grant, Keyring, Scope, hash_of
+from streams.authorize.openapi import ANSWERS, READABLE, REQUESTS, SHAPES, document, page
+from streams.authorize.problem import ERRORS, ErrorBody
+from streams.authorize.routes import ROUTES
+from streams.authorize.serve import http_server
+from streams.cli import main
+from streams.settings import Settings
+from tests.world import a_world
+
+NOT_SAID = {"method_not_allowed"}
+"""Of no operation: it is said where there is none."""
+
+
+def test_each_route_is_described_and_each_error_shown() -> None:
+    assert {f"{route.method} {route.path}" for route in ROUTES} == SHAPES.keys()
+    told = {code for shape in SHAPES.values() for code in shape.errors} | {*READABLE, "scope_missing"} | NOT_SAID
+    assert told == ERRORS.keys()
+
+
+def test_every_example_is_one() -> None:
+    for records in (REQUESTS, ANSWERS):
+        for record, examples in records.items():
+            for example in examples.values():
+                msgspec.convert(example, record)
+    for path in document()["paths"].values():
+        for operation in path.values():
+            for status, answer in operation["responses"].items():
+                for name, example in answer["content"].get("application/json", {}).get("examples", {}).items():
+                    if status != "200":
+                        assert msgspec.convert(example["value"], ErrorBody).error.code == name
+
+
+class Links(HTMLParser):
+    """What a page names and where it points."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: set[str] = set()
+        self.to: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """One element."""
+        assert tag not in ("script", "link", "img", "iframe")
+        values = dict(attrs)
+        self.ids |= {values["id"] or ""} if "id" in values else set()
+        self.to |= {values["href"] or ""} if "href" in values else set()
+
+
+def test_the_page_has_all_of_it_and_nothing_from_elsewhere() -> None:
+    links = Links()
+    links.feed(page().decode())
+    assert {to.removeprefix("#") for to in links.to} - links.ids == {"openapi.json"}
+    assert document()["components"]["schemas"].keys() <= links.ids
+    assert all(code in page().decode() for code in ERRORS if code not in NOT_SAID)
+
+
+def test_the_command_prints_both(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["openapi"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(openapi.description())
+    assert main(["openapi", "--html"]) == 0
+    assert capsys.readouterr().out.startswith("<!doctype html>")
+
+
+@pytest.fixture(scope="module")
+def door() -> Iterator[str]:
+    """The address of a door over a world, in a thread of its own."""
+    began, ended = threading.Event(), threading.Event()
+    address: list[str] = []
+
+    async def serve() -> None:
+        world = a_world()
+        world.know(balance_minor=10_000)
+        world.world.clock_ms = lambda: world.now_ms
+        keys = Keyring([Grant(name="all", sha256=hash_of("hf_test"), scopes=(Scope.AUTHORIZE, Scope.CAPTURE, Scope.READ))])
+        server = http_server(HttpDoor(world.world, b"k" * 32, "k1", 10_000, keys), Settings(http_port=0))
+        server.install_signal_handlers = lambda: None
+        running = asyncio.create_task(server.serve())
+        while not server.started:
+            await asyncio.sleep(0.01)
+        address.append(f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}")
+        began.set()
+        while not ended.is_set():
+            await asyncio.sleep(0.05)
+        server.should_exit = True
+        await running
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    assert began.wait(120)
+    yield address[0]
+    ended.set()
+    thread.join()
+
+
+schema = schemathesis.openapi.from_dict(document())
+
+
+@schema.exclude(path="/v1/decisions/stream").parametrize()
+@settings(max_examples=25, deadline=None, phases=(Phase.explicit, Phase.generate), suppress_health_check=list(HealthCheck))
+def test_what_is_described_is_what_is_answered(case: Any, door: str) -> None:
+    response = case.call(base_url=door, headers={"Authorization": "Bearer hf_test"})
+    but = [positive_data_acceptance]  # no schema says that an id came before, or that a time is yet to come
+    if "x-schemathesis-unknown-property" in (case.headers or {}):
+        but.append(negative_data_rejection)  # HTTP lets everybody send headers of his own
+    if response.status_code == 503:
+        assert response.json()["error"]["code"] == "deadline", "it was asked to answer within so few milliseconds"
+        but.append(not_a_server_error)
+    case.validate_response(response, excluded_checks=but)
