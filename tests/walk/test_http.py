@@ -226,6 +226,19 @@ def test_only_the_banks_own_people_see_score_and_features() -> None:
     at_the_door(play)
 
 
+def test_the_banks_own_people_read_reasons_as_sentences_with_what_is_usual() -> None:
+    async def play(host: Host) -> None:
+        for number in range(8):
+            _, answer, _ = await host.authorize(transaction_id=f"t{number}")
+        host.carry("bank", Scope.READ, Scope.EXPLAIN)
+        whole = (await host.ask("GET", f"/v1/decisions/{answer['decision_id']}"))[1]
+        reason = next(r for r in whole["reasons"] if r["feature"] == "velocity.card_count_10m")
+        assert reason["value"] == 7
+        assert reason["sentence"] == f"7 payments on the card within ten minutes; usual: {reason['usual']:g}"
+
+    at_the_door(play)
+
+
 def test_the_decisions_of_a_card_and_an_account_come_in_pages_the_newest_first() -> None:
     async def play(host: Host) -> None:
         for number in range(7):
