@@ -262,7 +262,8 @@ def derived_identities(identities: Array, of: int | Array) -> Array:
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     z = (z ^ (z >> np.uint64(31))) & np.uint64(0xFFFFFFFF)
     z[z == 0] = 1
-    return (given & np.uint64(0xFFFFFFFF00000000) | z).view(np.int64)
+    derived: Array = (given & np.uint64(0xFFFFFFFF00000000) | z).view(np.int64)
+    return derived
 
 
 def fingerprint_codes(parts: Mapping[str, Any], n: int) -> Array:
