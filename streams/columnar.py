@@ -121,8 +121,11 @@ class _Found(NamedTuple):
         return pa.array(self.values, kind).take(pa.array(self.places))
 
     def texts(self) -> pa.DictionaryArray:
-        """The values of the rows, each different text once."""
-        return pa.DictionaryArray.from_arrays(pa.array(self.places, pa.int32()), pa.array(self.values, pa.string()))
+        """The values of the rows, each different text once; a row without one has no place, so that tables can be put together."""
+        given = np.array([value is not None for value in self.values], np.bool_)
+        places = (np.cumsum(given) - 1)[self.places] if len(self.places) else self.places
+        indices = pa.array(places, pa.int32(), mask=~given[self.places])
+        return pa.DictionaryArray.from_arrays(indices, pa.array([value for value in self.values if value is not None], pa.string()))
 
 
 def _different(column: pa.Array) -> tuple[Array, list[Any]]:

@@ -97,6 +97,15 @@ def test_some_features_are_columns_of_all_and_nothing_else_is_written(history: P
         backfill(asked(history, tmp_path, "--features", "velocity.nonsense"), SETTINGS)
 
 
+def test_lots_go_on_from_one_file_to_the_next(history: Path, whole: Path, tmp_path: Path) -> None:
+    table, files = pq.read_table(history / "transactions.parquet"), []
+    for number, (begin, end) in enumerate(((0, 700), (700, 710), (710, table.num_rows))):
+        pq.write_table(table.slice(begin, end - begin), tmp_path / f"t{number}.parquet", row_group_size=900)
+        files.append(str(tmp_path / f"t{number}.parquet"))
+    assert backfill([*files, *asked(history, tmp_path / "out")[1:]], SETTINGS) == 0
+    assert parts(tmp_path / "out") == parts(whole)
+
+
 def test_one_new_feature_alone_is_its_column_of_all(history: Path, whole: Path, tmp_path: Path) -> None:
     name = "network.account_cycles_of_3_7d"
     assert backfill(asked(history, tmp_path, "--only", name), SETTINGS) == 0
