@@ -18,20 +18,23 @@ from models.hold import (
     confirm,
     confirmed_event,
     contents,
+    controls_known,
     expire,
     part_event,
     resolved_event,
     state_known,
+    terms_of,
     told,
 )
 from schemas.account import AccountState
 from schemas.avro import decode, encode
+from schemas.controls import Controls
 from schemas.decision import Decision
 from schemas.errors import MemoryUnavailable, Unavailable
 from schemas.hold import Clearing, ClearingKind, HoldState
 from schemas.identity import hold_id
 from schemas.record import Record
-from schemas.topics import ACCOUNTS, CLEARINGS, DECISIONS, HOLDS
+from schemas.topics import ACCOUNT_CONTROLS, ACCOUNTS, CLEARINGS, DECISIONS, HOLDS
 from streams import journal
 from streams.answers import WHOLE, Answers, resolved_key, sound
 from streams.books import Books, DictBooks, book_key
@@ -86,8 +89,7 @@ async def on_decision(world: HoldWorld, decision: Decision, source: Source) -> S
         return ()
     if source[:3] not in source.logged:
         await world.bus.tell(HOLDS, account_id, encode(confirmed_event(decision, source.topic, source.partition, source.offset)))
-    amount, currency, end = decision.held_minor, str(decision.hold_currency), int(decision.hold_expires_at_ms or 0)
-    terms = (hold, decision.transaction_id, amount, currency, end, decision.hold_tolerance_minor)
+    terms, end = terms_of(decision), int(decision.hold_expires_at_ms or 0)
     await world.ask((b"ZADD", due_key(source.partition), str(end).encode(), f"{account_id}\x1f{hold}".encode()))
     await world.books.change(account_id, lambda before: confirm(before, *terms), seen=content)
     return ()
@@ -152,6 +154,13 @@ async def on_account(world: HoldWorld, state: AccountState, source: Source) -> S
     await world.ask()
     await world.books.change(state.account_id, lambda book: state_known(book, state))
     await world.memory.know_account(state)
+    return ()
+
+
+async def on_controls(world: HoldWorld, controls: Controls, source: Source) -> Sequence[Record]:
+    """Takes over what an account's owner or the bank forbids, if the door that was told of it did not."""
+    await world.ask()
+    await world.books.change(controls.account_id, lambda book: controls_known(book, controls))
     return ()
 
 
@@ -224,7 +233,7 @@ async def applied(world: HoldWorld, done: Mapping[Place, int]) -> Mapping[Place,
 
 APP = Follower(
     name="hold",
-    reads={DECISIONS: on_decision, CLEARINGS: on_clearing, ACCOUNTS: on_account},
+    reads={DECISIONS: on_decision, CLEARINGS: on_clearing, ACCOUNTS: on_account, ACCOUNT_CONTROLS: on_controls},
     writes=(HOLDS,),
     every=((1.0, expire_due),),
     settle=applied,

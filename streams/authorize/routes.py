@@ -25,6 +25,10 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/decisions", Scope.READ, "What was decided, by transaction"),
     Route("GET", "/v1/decisions/{decision_id}", Scope.READ, "A decision"),
     Route("GET", "/v1/accounts/{account_id}/balance", Scope.READ, "A balance inquiry"),
+    Route("PUT", "/v1/accounts/{account_id}/controls", Scope.RESTRICT, "Freeze an account, limit it, switch it"),
+    Route("GET", "/v1/accounts/{account_id}/controls", Scope.READ, "What is forbidden to an account"),
+    Route("PUT", "/v1/cards/{token}/controls", Scope.RESTRICT, "Freeze a card, limit it, switch it"),
+    Route("GET", "/v1/cards/{token}/controls", Scope.READ, "What is forbidden to a card"),
     Route("GET", "/health", Scope.READ, "Alive"),
     Route("GET", "/ready", Scope.READ, "Ready to decide"),
 )

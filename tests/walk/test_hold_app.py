@@ -11,6 +11,7 @@ import pytest
 from features.catalogue import CATALOGUE
 from features.online import RedisMemory, Wire
 from models.hold import EMPTY, Book, UnknownAccount, state_known
+from models.opinion import Judges, Panel
 from schemas.account import AccountState
 from schemas.avro import decode
 from schemas.decision import Decision
@@ -36,8 +37,9 @@ class Scene:
         self.now_ms = NOON
         self.bus = ListBus()
         books, answers, memory = Books(wire), Answers(wire, 3600), RedisMemory(wire, CATALOGUE)
+        panel = Panel(Judges(an_ensemble(), a_policy()))
         self.world = World(
-            CATALOGUE, an_ensemble(), a_policy(), memory, books, answers, self.bus, UnknownAccount.DECLINE, 30_000, 300_000, self.clock,
+            CATALOGUE, panel, memory, books, answers, self.bus, UnknownAccount.DECLINE, 30_000, 300_000, self.clock,
             lambda stop, seconds, count: None,
         )  # fmt: skip
         self.holds = HoldWorld(wire, books, answers, memory, self.bus, self.clock, self.log_end, memory.close)
