@@ -21,6 +21,8 @@ from schemas.transaction import Transaction
 
 FINAL = frozenset({HoldState.POSTED, HoldState.VOIDED, HoldState.EXPIRED})
 """States that end a hold."""
+CLOCK_PLACE = ("clock", -1, -1)
+"""What stands for the place of the record that caused an expiry: there is none."""
 PARTS_MAX = 99
 """Captures and reversals of one hold that leave something of it (source: two digits of Visa's multiple clearing sequence count)."""
 
@@ -476,6 +478,18 @@ def resolved_event(account_id: str, hold: OpenHold, topic: str, partition: int, 
         clearing_id=None if last is None else last.clearing_id,
         clearing_digest=b"" if last is None else last.digest,
     )
+
+
+def untold_events(account_id: str, hold: OpenHold) -> tuple[HoldEvent, ...]:
+    """What the log may not have yet of a hold, in order: parts by the bytes that their own clearings gave them, and then its end."""
+    by_clock = hold.state is HoldState.EXPIRED
+    ended = hold.state in FINAL
+    parts = hold.parts[:-1] if ended and not by_clock else hold.parts
+    events = [part_event(account_id, hold, part) for part in parts if not part.told]
+    if ended:
+        place = CLOCK_PLACE if by_clock else (CLEARINGS.name, hold.parts[-1].partition, hold.parts[-1].offset)
+        events.append(resolved_event(account_id, hold, *place))
+    return tuple(events)
 
 
 def _unresolved(book: Book, hold_id: str) -> OpenHold | Refusal:

@@ -9,6 +9,7 @@ from typing import Any
 from features.memory import Memory
 from features.online import Command, Wire
 from models.hold import (
+    CLOCK_PLACE,
     FINAL,
     Book,
     OpenHold,
@@ -20,11 +21,10 @@ from models.hold import (
     contents,
     controls_known,
     expire,
-    part_event,
-    resolved_event,
     state_known,
     terms_of,
     told,
+    untold_events,
 )
 from schemas.account import AccountState
 from schemas.avro import decode, encode
@@ -50,7 +50,7 @@ APPLIED = b"applied"
 """By topic and partition, the offset after the last record of which the books know."""
 UNTOLD_MS_MAX = 120_000
 """A kept decision that the log still does not have after this was given up by its asker: nobody answered for it."""
-CLOCK = Origin("clock", -1, -1)
+CLOCK = Origin(*CLOCK_PLACE)
 
 
 @dataclass(slots=True)
@@ -206,20 +206,14 @@ async def _tell(world: HoldWorld, account_id: str, hold: OpenHold, logged: Conta
 
     Whoever comes next to an untold part tells it, by the bytes that its own clearing would have given it: nothing ends before its parts.
     """
-    ended = hold.state in FINAL
-    parts = hold.parts[:-1] if ended and hold.state is not HoldState.EXPIRED else hold.parts
-    untold = [part for part in parts if not part.told]
-    for part in untold:
-        if (CLEARINGS.name, part.partition, part.offset) not in logged:
-            await world.bus.tell(HOLDS, account_id, encode(part_event(account_id, hold, part)))
-    if ended:
-        by = hold.parts[-1] if len(parts) < len(hold.parts) else None
-        source = CLOCK if by is None else Origin(CLEARINGS.name, by.partition, by.offset)
-        if by is None or source not in logged:
-            await world.bus.tell(HOLDS, account_id, encode(resolved_event(account_id, hold, *source)))
+    events = untold_events(account_id, hold)
+    for event in events:
+        if event.source_topic == CLOCK.topic or (event.source_topic, event.source_partition, event.source_offset) not in logged:
+            await world.bus.tell(HOLDS, account_id, encode(event))
+    if hold.state in FINAL:
         said = " ".join((str(hold.state), *(part.digest.hex() for part in hold.parts)))
         await world.ask((b"SET", resolved_key(hold.hold_id), said.encode(), b"EX", RESOLVED_TTL_S))
-    if ended or untold:
+    if events:
         await world.books.change(account_id, lambda book: told(book, hold))
         journal.logger().debug("hold moved", transaction_id=hold.transaction_id, hold_id=hold.hold_id, state=str(hold.state))
 

@@ -386,6 +386,17 @@ def test_an_authorization_is_captured_in_parts_and_reversed_in_part_and_each_rep
     at_the_door(play)
 
 
+def test_an_increment_that_the_log_does_not_have_takes_no_part_in_a_capture() -> None:
+    async def play(host: Host) -> None:
+        await host.authorize()
+        host.world.bus.down = True
+        assert (await host.step("increment", **a_request(transaction_id="i1", amount_minor=500)))[0] == 503
+        host.world.bus.down = False
+        assert (await host.step("capture", **CLEARING))[1]["amount_minor"] == 1_000
+
+    at_the_door(play)
+
+
 def test_captures_that_come_together_never_take_more_than_is_held() -> None:
     async def play(host: Host) -> None:
         await host.authorize()
