@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from features.carried import Labels, Logs, Lot, Repeats, State, Tallies, derived_identities, named, under
+from features.carried import Labels, Logs, Lot, Repeats, State, Tallies, named, under
 from features.catalogue import Catalogue
-from features.columns import TransactionColumns
+from features.columns import TransactionColumns, derived_identities
 from features.fact import AT_MS, DECLINED
 from features.swept import Own, Swept
 

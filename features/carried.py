@@ -10,7 +10,7 @@ import numpy as np
 
 from features import kernel, tally_kernel
 from features.catalogue import Catalogue
-from features.columns import TransactionColumns
+from features.columns import TransactionColumns, derived_identities
 from features.fact import AT_MS, DECLINED, FACTS, FRAUD, HASH, KIND
 from features.tally import LABEL_FACTS, LABELLED, TallyLayout
 
@@ -172,12 +172,17 @@ class Repeats:
     def answer(self, identities: Array, firsts: Array, number: int, told: Array) -> None:
         """Gives those that came again what the first one was told, and keeps what is told for those to come."""
         before = number - len(self._identities)
-        earlier, here = firsts < number, np.flatnonzero(firsts >= number)
+        again = np.flatnonzero(firsts != np.arange(number, number + len(firsts)))
+        earlier, here = again[firsts[again] < number], again[firsts[again] >= number]
         told[here] = told[firsts[here] - number]
         told[earlier] = self._told[firsts[earlier] - before]
-        self._identities = np.concatenate((self._identities, identities))[-self._reach :]
-        self._firsts = np.concatenate((self._firsts, firsts))[-self._reach :]
-        self._told = np.concatenate((self._told, told))[-self._reach :]
+        self._identities = self._last(self._identities, identities)
+        self._firsts, self._told = self._last(self._firsts, firsts), self._last(self._told, told)
+
+    def _last(self, before: Array, now: Array) -> Array:
+        """The last of what was kept and what came, as many as are kept."""
+        kept = max(self._reach - len(now), 0)
+        return np.concatenate((before[max(len(before) - kept, 0) :], now)) if kept else now[-self._reach :]
 
     def state(self) -> State:
         """All that another needs to go on."""
@@ -344,17 +349,6 @@ def _with(
     return whole, np.insert(declined, at, False), seen_from + np.searchsorted(at, seen_from, "right"), waits
 
 
-def derived_identities(identities: Array, of: int) -> Array:
-    """`fact.derived_identity(identity, of)` of each; int64 in, int64 out."""
-    given = identities.view(np.uint64)
-    z = given + np.uint64((of * 0x9E3779B97F4A7C15) & (1 << 64) - 1)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z = (z ^ (z >> np.uint64(31))) & np.uint64(0xFFFFFFFF)
-    z[z == 0] = 1
-    return (given & np.uint64(0xFFFFFFFF00000000) | z).view(np.int64)
-
-
 class Tallies:
     """The tallies of all entities, and the labels that are not learned yet.
 
@@ -376,7 +370,8 @@ class Tallies:
         out = np.full((n, self._folds), np.nan)
         if not self._tallies or n == 0:
             return out
-        clock = np.maximum(np.maximum.accumulate(lot.facts[:, AT_MS]), self._clock)
+        now = np.ascontiguousarray(lot.facts[:, AT_MS])
+        clock = np.maximum(np.maximum.accumulate(now), self._clock)
         first = np.flatnonzero(firsts == np.arange(number, number + n))
         labels, label_tokens = self._learned(lot, first, clock, number)
         told = _payments(lot, first, number)
@@ -393,7 +388,7 @@ class Tallies:
             taught = label_tokens[:, LABELLED.index(kind)] if kind in LABELLED else np.zeros(len(labels.rows), np.int64)
             owners = np.where(payments, tokens[rows.of], 0)
             owners[~payments] = taught[of_label[~payments]]
-            tally.tell(self._words, place, (owners, rows), (np.where(is_first, tokens, 0), reads, lot.facts[:, AT_MS]), out)
+            tally.tell(self._words, place, (owners, rows), (np.where(is_first, tokens, 0), reads, now), out)
         self._clock = int(clock[-1])
         return out
 

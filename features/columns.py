@@ -18,6 +18,7 @@ from features.fact import (
     AT_MS_MAX,
     DEGREE,
     ENTITIES,
+    EVENT_CODES,
     FACTS,
     KIND_CODES,
     MEASURES,
@@ -83,7 +84,7 @@ class TransactionColumns:
     @cached_property
     def fact_matrix(self) -> Array:
         """int64[n, facts], in the order of FACTS."""
-        matrix = np.zeros((self.n, len(FACTS)), np.int64)
+        matrix = np.full((self.n, len(FACTS)), 0, np.int64)  # not zeros: that memory is of small pages, and it is read in every order
         for number, fact in enumerate(FACTS):
             if fact.name in self.facts:
                 column = np.asarray(self.facts[fact.name])
@@ -101,8 +102,12 @@ class TransactionColumns:
 
     def part(self, begin: int, end: int) -> TransactionColumns:
         """Transactions begin to end, as a view."""
+        return self.taken(slice(begin, end))
+
+    def taken(self, which: slice | Array) -> TransactionColumns:
+        """Some of the transactions, in the order given."""
         facts, tokens, measures, known = (
-            {name: column[begin:end] if np.ndim(column) else column for name, column in part.items()}
+            {name: column[which] if np.ndim(column) else column for name, column in part.items()}
             for part in (self.facts, self.tokens, self.measures, self.known)
         )
         return TransactionColumns(
@@ -110,9 +115,19 @@ class TransactionColumns:
             tokens,
             measures,
             known,
-            None if self.asked is None else self.asked[begin:end],
-            None if self.learned is None else self.learned[begin:end],
+            None if self.asked is None else self.asked[which],
+            None if self.learned is None else self.learned[which],
         )
+
+
+def joined(parts: Sequence[TransactionColumns]) -> TransactionColumns:
+    """The columns of all parts, one after the other; each must have what the first has. Nothing is known of them, or learned."""
+
+    def of_all(named: Callable[[TransactionColumns], Mapping[str, Array]]) -> dict[str, Array]:
+        return {name: np.concatenate([named(part)[name] for part in parts]) for name in named(parts[0])}
+
+    asked = np.concatenate([part.asks for part in parts])
+    return TransactionColumns(of_all(lambda p: p.facts), of_all(lambda p: p.tokens), of_all(lambda p: p.measures), asked=asked)
 
 
 def _facts_in(record: Transaction | AccountEvent) -> tuple[int, ...]:
@@ -143,6 +158,27 @@ def columns_of(records: Sequence[Transaction | AccountEvent]) -> TransactionColu
         tokens,
         {measure.name: measures[:, number] for number, measure in enumerate(MEASURES)},
         asked=np.array([isinstance(record, Transaction) for record in records], np.bool_),
+    )
+
+
+def merged(columns: TransactionColumns, others: TransactionColumns, at: Array) -> TransactionColumns:
+    """The columns with each of the others put before the row `at` of them, of equals in their order. What is known is known of `columns` alone."""
+
+    def of_both(one: Mapping[str, Array], other: Mapping[str, Array], nothing: Any, kind: type) -> dict[str, Array]:
+        names = dict.fromkeys((*one, *other))
+        return {
+            name: np.insert(one[name] if name in one else np.full(columns.n, nothing, kind), at, other.get(name, nothing)).astype(kind, copy=False)
+            for name in names
+        }
+
+    facts = np.insert(columns.fact_matrix, at, others.fact_matrix, axis=0)
+    return TransactionColumns(
+        {fact.name: facts[:, number] for number, fact in enumerate(FACTS)},
+        of_both(columns.tokens, others.tokens, 0, np.uint64),
+        of_both(columns.measures, others.measures, math.nan, np.float64),
+        of_both(columns.known, {}, math.nan, np.float64),
+        np.insert(columns.asks, at, others.asks),
+        None if columns.learned is None else np.insert(columns.learned, at, 0),
     )
 
 
@@ -216,6 +252,17 @@ def row_identities(ids: Any, at_ms: Array) -> Array:
     hashes = _each_unique(ids, hash32, np.uint64)
     identities: Array = np.minimum(at_ms, AT_MS_MAX).astype(np.uint64) << np.uint64(32) | hashes
     return identities
+
+
+def derived_identities(identities: Array, of: int | Array) -> Array:
+    """`fact.derived_identity(identity, of)` of each; int64 in, int64 out. `of`: one code, or one for each."""
+    given = identities.view(np.uint64)
+    z = given + np.asarray(of, np.uint64).reshape(-1) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = (z ^ (z >> np.uint64(31))) & np.uint64(0xFFFFFFFF)
+    z[z == 0] = 1
+    return (given & np.uint64(0xFFFFFFFF00000000) | z).view(np.int64)
 
 
 def fingerprint_codes(parts: Mapping[str, Any], n: int) -> Array:
@@ -331,3 +378,20 @@ def columns_from_arrow(table: Any) -> TransactionColumns:
     tokens = {entity.name: hash64s(table[entity.field]) for entity in ENTITIES if entity.field in names}
     measures = {measure.name: _numbers(table[measure.name]) for measure in MEASURES if measure.name in names}
     return TransactionColumns(facts, tokens, measures)
+
+
+_EVENT_FACTS = {fact: _FACT_FIELDS[fact] for fact in ("account", "device", "customer", "counterparty", "ip_country")}
+
+
+def event_columns_from_arrow(table: Any) -> TransactionColumns:
+    """The same of account events, whose columns are named like AccountEvent's fields: `columns_of` them, of all at once."""
+    at_ms = table["at_ms"].to_numpy()
+    codes = _each_unique(table["kind"], EVENT_CODES.__getitem__, np.int64)
+    facts = {fact.name: np.zeros(len(at_ms), np.int64) for fact in FACTS}
+    facts |= {fact: make(table[column]) for fact, (column, make) in _EVENT_FACTS.items() if column in table.column_names}
+    identities = derived_identities(row_identities(table["event_id"], at_ms).view(np.int64), codes)
+    facts |= {"hash": identities, "at_ms": np.minimum(at_ms, AT_MS_MAX), "kind": codes}
+    tokens = {entity.name: np.zeros(len(at_ms), np.uint64) for entity in ENTITIES}
+    tokens |= {entity.name: hash64s(table["account_id"]) for entity in ENTITIES if entity.field == "account_id"}
+    measures = {measure.name: np.full(len(at_ms), math.nan) for measure in MEASURES}
+    return TransactionColumns(facts, tokens, measures, asked=np.zeros(len(at_ms), np.bool_))

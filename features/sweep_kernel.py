@@ -139,11 +139,17 @@ def _before(values: Array, at: int, count: int, into: int, table: Array) -> None
     while slots < 2 * count:
         slots *= 2
     table[:slots] = -1
+    slot = last = 0
     for k in range(count):
         value = word(values, at + k)
         if value == 0:
             put(values, into + k, NEVER)
             continue
+        if value == last:
+            put(values, into + k, word(table, slot))
+            table[slot] = k
+            continue
+        last = value
         slot = (value ^ (value >> 13)) & (slots - 1)
         while word(table, slot) >= 0 and word(values, at + word(table, slot)) != value:
             slot = (slot + 1) & (slots - 1)
@@ -432,6 +438,20 @@ def _laid(flat: Array, at: int, columns: int, frame: Array, room: int, rows: int
     return place
 
 
+@inlined
+def _laid_in_order(flat: Array, at: int, width: int, columns: int, frame: Array, room: int, rows: int, until: int) -> int:
+    """Puts rows up to `until` behind the others as long as their times do not fall, column by column; how many rows there are then."""
+    end, newest = rows, word(frame, rows - 1) if rows > 0 else -NEVER
+    while end < until and word(flat, at + end * width) >= newest:
+        newest = word(flat, at + end * width)
+        put(frame, end, newest)
+        end += 1
+    for column in range(1, columns):
+        for i in range(rows, end):
+            put(frame, column * room + i, word(flat, at + i * width + column))
+    return end
+
+
 @released
 def sweep(
     plan: Array,
@@ -465,7 +485,7 @@ def sweep(
     slots = 16
     while slots < 2 * room:
         slots *= 2
-    table = np.empty(slots, np.int64)
+    table, own_facts = np.empty(slots, np.int64), facts.ravel()
     for group in range(begin, end):
         at, gone = segments[touched[group], AT], segments[touched[group], GONE]
         by_position(order, starts[group], starts[group + 1], positions)
@@ -480,24 +500,21 @@ def sweep(
                 now[count], bases[count] = facts[number, AT_MS_FACT], number * plan[CELLS]
                 seen[count], known[count] = firsts[number] - from_, positions[number] - from_
                 for fact in range(plan[line + S_OWNS]):
-                    owns[fact * most + count] = facts[number, plan[plan[line + S_OWN_AT] + fact]]
+                    put(owns, fact * most + count, word(own_facts, number * facts.shape[1] + word(plan, plan[line + S_OWN_AT] + fact)))
                 count += 1
             rows, event = 0, 0
             lowest = NEVER
             row_at = at + (from_ - gone) * width
             while event < count:
                 while rows < known[event]:
-                    place = _laid(flat, row_at + rows * width, columns, frame, room, rows)
-                    lowest = lowest if place == rows else min(lowest, place)
-                    rows += 1
-                until, late = event + 1, False
-                while until < count and not late:
-                    while rows < known[until] and not late:
-                        late = rows > 0 and word(flat, row_at + rows * width) < frame[rows - 1]
-                        if not late:
-                            _laid(flat, row_at + rows * width, columns, frame, room, rows)
-                            rows += 1
-                    until += 0 if late else 1
+                    rows = _laid_in_order(flat, row_at, width, columns, frame, room, rows, known[event])
+                    if rows < known[event]:
+                        lowest = min(lowest, _laid(flat, row_at + rows * width, columns, frame, room, rows))
+                        rows += 1
+                rows = _laid_in_order(flat, row_at, width, columns, frame, room, rows, known[count - 1])
+                until = event + 1
+                while until < count and known[until] <= rows:
+                    until += 1
                 for each in range(event, until):
                     if seen[each] > 0 and lowest < seen[each]:
                         slow[order[done + each]] = True

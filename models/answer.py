@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from models.stand_in import is_stand_in
 from schemas.decision import Decision, Outcome, Reason, ReasonSource
 from schemas.record import Record
 
@@ -46,6 +47,14 @@ FIELD_39: dict[str, Field39] = {
     "day_count": Field39("65", "123"),
     "week_count": Field39("65", "123"),
     "month_count": Field39("65", "123"),
+    # Why the stand-in does not approve
+    "stand_in_not_covered": Field39("91", "912"),
+    "stand_in_unknown_card": Field39("91", "912"),
+    "stand_in_unknown_merchant": Field39("91", "912"),
+    "stand_in_amount": Field39("61", "121"),
+    "stand_in_card_count": Field39("65", "123"),
+    "stand_in_card_total": Field39("61", "121"),
+    "stand_in_day_total": Field39("91", "912"),
     # What became of a capture or a reversal
     "captured": Field39("00", "000"),
     "reversed": Field39("00", "400"),
@@ -70,9 +79,13 @@ FIELD_39: dict[str, Field39] = {
     "memory_unavailable": Field39("91", "912"),
     "log_unavailable": Field39("91", "912"),
     "deadline": Field39("91", "911"),
+    "overloaded": Field39("91", "910"),
     "error": Field39("96", "909"),
 }
 """ISO 8583 field 39 by outcome, refusal and error: the one table, for every door (source: FACTS of the field; ISO 8583:1993 annex A)."""
+
+
+_REFUSING = (ReasonSource.ACCOUNT, ReasonSource.DEGRADED)
 
 
 class Answer(Record, frozen=True, kw_only=True):
@@ -88,12 +101,13 @@ class Answer(Record, frozen=True, kw_only=True):
     currency: str | None
     hold_expires_at_ms: int | None
     decided_at_ms: int
+    stand_in: bool
 
 
 def answer_name(outcome: Outcome, reasons: tuple[Reason, ...]) -> str:
-    """The row of FIELD_39 that a decision is answered with: its outcome, or the account's own refusal."""
+    """The row of FIELD_39 that a decision is answered with: its outcome, or the refusal of the account or of the stand-in."""
     if outcome is Outcome.DECLINE:
-        return next((r.code for r in reasons if r.source is ReasonSource.ACCOUNT and r.code in FIELD_39), outcome)
+        return next((r.code for r in reasons if r.source in _REFUSING and r.code in FIELD_39), outcome)
     return outcome
 
 
@@ -106,9 +120,9 @@ def reason_category(outcome: Outcome, reasons: tuple[Reason, ...]) -> str:
     """`none`, `risk`, `account` or `unavailable`: all that leaves the bank of a reason."""
     if outcome is Outcome.APPROVE:
         return "none"
-    if outcome is Outcome.DECLINE:
-        return "account"
-    return "unavailable" if all(r.source is ReasonSource.DEGRADED for r in reasons) else "risk"
+    if all(r.source is ReasonSource.DEGRADED for r in reasons):
+        return "unavailable"
+    return "account" if outcome is Outcome.DECLINE else "risk"
 
 
 def host_view(decision: Decision) -> bytes:
@@ -124,6 +138,7 @@ def host_view(decision: Decision) -> bytes:
         currency=decision.hold_currency,
         hold_expires_at_ms=decision.hold_expires_at_ms,
         decided_at_ms=decision.decided_at_ms,
+        stand_in=bool(decision.degradations) and is_stand_in(decision.degradations),
     )
     return msgspec.json.encode(answer)
 

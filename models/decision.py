@@ -146,6 +146,16 @@ def refused(verdict: Verdict, refusal: Refusal) -> Verdict:
     return msgspec.structs.replace(verdict, outcome=Outcome.DECLINE, reasons=_distinct((reason, *verdict.reasons)), holds=False)
 
 
+def unjudged(policy: Policy, txn: Transaction, degradations: tuple[str, ...]) -> Verdict:
+    """The verdict where neither model nor rules can be asked, because they are broken: what the policy says of a missing score."""
+    missing = (*degradations, "score_missing")
+    outcome = max((policy.outcome_without(each) for each in missing), key=_severity)
+    told = () if outcome is Outcome.APPROVE else (Reason(code="score_missing", source=ReasonSource.DEGRADED),)
+    debits = txn.kind not in CREDITS
+    holds = debits and outcome in (Outcome.APPROVE, Outcome.REVIEW) and txn.own_amount_minor > 0
+    return Verdict(outcome, told, None, None, (), missing, debits, holds)
+
+
 def _severity(outcome: Outcome) -> int:
     return SEVERITY[outcome]
 

@@ -207,6 +207,11 @@ def default_policy_text() -> str:
     return DEFAULT_POLICY.read_text(encoding="utf-8")
 
 
+def default_stand_in_text() -> str:
+    """The text of the stand-in's policy that comes with the house."""
+    return DEFAULT_POLICY.with_name("stand_in.toml").read_text(encoding="utf-8")
+
+
 def _safe(name: str) -> str:
     """The id, if it can be nothing but a file's name here."""
     if not name.replace("_", "").isalnum():

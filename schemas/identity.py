@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import hmac
 import uuid
+from typing import Any
 
 NAMESPACE = uuid.UUID("6f1d3c5e-8a0b-5f3d-9c53-5d1f0a7be7a1")
 
@@ -13,6 +14,10 @@ INCREMENT = "inc_"
 _NAMESPACE = NAMESPACE.bytes
 _VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
 """The hexadecimal digit with its upper two bits as RFC 9562, 5.5 has them; the version's digit is 5. As `uuid.uuid5`, without a UUID object."""
+
+
+_BLOCK = 64
+_INNER, _OUTER = (bytes(byte ^ pad for byte in range(256)) for pad in (0x36, 0x5C))
 
 
 def derived_id(prefix: str, *parts: str) -> str:
@@ -67,5 +72,15 @@ def keyed_token(key: bytes, key_id: str, kind: str, value: str) -> str:
 
     `kind` separates the domains, `key_id` says which key made it: `crd_k1_<32 hex>`.
     """
-    mac = hmac.new(key, f"{kind}\x1f{value}".encode(), hashlib.sha256).hexdigest()
-    return f"{kind}_{key_id}_{mac[:32]}"
+    inner, outer = _begun(key)
+    within, around = inner.copy(), outer.copy()
+    within.update(f"{kind}\x1f{value}".encode())
+    around.update(within.digest())
+    return f"{kind}_{key_id}_{around.hexdigest()[:32]}"
+
+
+@functools.lru_cache(maxsize=8)
+def _begun(key: bytes) -> tuple[Any, Any]:
+    """Both hashes of HMAC-SHA-256 (RFC 2104) with the key taken in: to go on from copies of them is a quarter of the work of `hmac.new`."""
+    block = (key if len(key) <= _BLOCK else hashlib.sha256(key).digest()).ljust(_BLOCK, b"\0")
+    return hashlib.sha256(block.translate(_INNER)), hashlib.sha256(block.translate(_OUTER))

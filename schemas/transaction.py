@@ -146,7 +146,7 @@ class Transaction(Record, frozen=True, kw_only=True):
         return self.currency if self.billing_currency is None else self.billing_currency
 
 
-_TOKENS = ("card_token", "device_token", "email_token", "phone_token", "address_token")
+TOKENS = ("card_token", "device_token", "email_token", "phone_token", "address_token")
 _CARD_NUMBER = re.compile(r"[0-9](?:[ -]?[0-9]){11,18}")
 _OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _HEX = "[0-9A-Fa-f]{1,4}"
@@ -173,6 +173,11 @@ def _is_ipv6(text: str) -> bool:
     return True
 
 
+def is_ip_address(text: str) -> bool:
+    """Whether it is an IP address, of version 4 or 6."""
+    return _IP.match(text) is not None or _is_ipv6(text)
+
+
 def sound(txn: Transaction, now_ms: int, future_ms_max: int) -> Transaction:
     """The transaction, if it holds what types cannot say; else InvalidRecord naming the field.
 
@@ -190,8 +195,8 @@ def sound(txn: Transaction, now_ms: int, future_ms_max: int) -> Transaction:
     tokens = (txn.card_token, txn.device_token, txn.email_token, txn.phone_token, txn.address_token)
     for place, token in enumerate(tokens):
         if token is not None and token < ":" and is_card_number(token):  # what begins with a digit is less than a colon
-            raise InvalidRecord(_TOKENS[place], "is a card number, not a token of one", code="card_number")
-    if txn.ip is not None and _IP.match(txn.ip) is None and not _is_ipv6(txn.ip):
+            raise InvalidRecord(TOKENS[place], "is a card number, not a token of one", code="card_number")
+    if txn.ip is not None and not is_ip_address(txn.ip):
         raise InvalidRecord("ip", "is no IP address")
     if txn.at_ms > now_ms + future_ms_max:
         raise InvalidRecord("at_ms", f"is {(txn.at_ms - now_ms) // 1000} s in the future", code="time_in_future")

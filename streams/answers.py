@@ -10,10 +10,13 @@ from typing import Any, NamedTuple, TypeVar
 
 from features.memory import Aside
 from features.online import Command, Wire
+from schemas.decision import Decision
 from schemas.errors import Conflict, MemoryUnavailable
 
 T = TypeVar("T")
 KEPT, TOLD = b"K", b"T"
+LISTED_MAX = 1_000
+"""Of one card or account: the newest are found by it."""
 CLEARING_TTL_S = b"3456000"  # 40 days, as `streams/hold.py` remembers a resolved hold
 FORGOT = "Redis does not know how far it is: it must be rebuilt from the log"
 WHOLE = b"whole"
@@ -39,6 +42,37 @@ class Made(NamedTuple):
     message: bytes
 
 
+class Listed(NamedTuple):
+    """A decision that the log has, and by what it is to be found."""
+
+    transaction_id: str
+    decided_at_ms: int
+    account_id: str
+    card_token: str | None
+
+    @property
+    def keys(self) -> list[bytes]:
+        """Where it is listed."""
+        return [listed_key(name, of) for name, of in (("account", self.account_id), ("card", self.card_token)) if of]
+
+
+def listed_key(name: str, of: str) -> bytes:
+    """The sorted set of the transactions of an `account` or a `card`, by when they were decided."""
+    return f"of:{name}:{of}".encode()
+
+
+def listed_of(decision: Decision) -> Listed:
+    """By what a decision is to be found."""
+    return Listed(decision.transaction_id, decision.decided_at_ms, decision.account_id, decision.transaction.card_token)
+
+
+class Page(NamedTuple):
+    """Decisions' messages, the newest first; `cursor` asks for those after them, None where there are none."""
+
+    messages: list[bytes]
+    cursor: str | None
+
+
 class Restored(NamedTuple):
     """One decision as the log has it, and how long its answer is still to be kept."""
 
@@ -47,6 +81,7 @@ class Restored(NamedTuple):
     digest: bytes
     message: bytes
     ttl_s: int
+    listed: Listed | None = None
 
 
 _SWAP = b"""
@@ -159,11 +194,12 @@ class Answers:
     async def restore(self, decisions: list[Restored]) -> None:
         """Puts back what the log says was decided, over whatever is there: the log is the truth."""
         commands: list[tuple[bytes, ...]] = []
-        for transaction_id, decision_id, digest, message, ttl_s in decisions:
+        for transaction_id, decision_id, digest, message, ttl_s, listed in decisions:
             txn, ttl = transaction_id.encode(), str(ttl_s).encode()
             commands.append((b"SET", b"txn:" + txn, digest, b"EX", ttl))
             commands.append((b"SET", b"ans:" + txn, TOLD + message, b"EX", ttl))
             commands.append((b"SET", b"dec:" + decision_id.encode(), txn, b"EX", ttl))
+            commands.extend(self._listing(listed) if listed is not None else ())
         sound(await self._wire.send(*commands))
 
     async def of_transaction(self, transaction_id: str) -> Kept | None:
@@ -171,10 +207,41 @@ class Answers:
         (answer,) = sound(await self._wire.send((b"GET", b"ans:" + transaction_id.encode())))
         return Kept(answer[1:], answer[:1] == TOLD) if isinstance(answer, bytes) and len(answer) > 1 else None
 
+    async def forget(self, transaction_id: str) -> None:
+        """Forgets an answer that nobody was told."""
+        sound(await self._wire.send((b"DEL", b"ans:" + transaction_id.encode())))
+
     async def of_decision(self, decision_id: str) -> Kept | None:
         """The answer that a decision's id names, if there is one."""
         (txn,) = sound(await self._wire.send((b"GET", b"dec:" + decision_id.encode())))
         return await self.of_transaction(txn.decode()) if isinstance(txn, bytes) else None
+
+    def enlist(self, listed: Listed) -> None:
+        """Makes a decision that the log has to be found by its card and account; nobody needs to wait for it. Twice is once."""
+        self._wire.post(*self._listing(listed))
+
+    def _listing(self, listed: Listed) -> list[Command]:
+        at, txn = str(listed.decided_at_ms).encode(), listed.transaction_id.encode()
+        commands: list[Command] = []
+        for key in listed.keys:
+            commands += [(b"ZADD", key, at, txn), (b"ZREMRANGEBYRANK", key, b"0", b"-%d" % (LISTED_MAX + 1)), (b"EXPIRE", key, self._ttl)]
+        return commands
+
+    async def page(self, name: str, of: str, limit: int, cursor: str | None) -> Page:
+        """The decisions of an `account` or a `card` after the cursor, which is the last transaction that was seen."""
+        key, first = listed_key(name, of), 0
+        if cursor is not None:
+            (rank,) = sound(await self._wire.send((b"ZREVRANK", key, cursor.encode())))
+            if rank is None:
+                return Page([], None)
+            first = rank + 1
+        (found,) = sound(await self._wire.send((b"ZREVRANGE", key, str(first).encode(), str(first + limit).encode())))
+        shown = [txn for txn in found[:limit] if cursor is None or txn != cursor.encode()]
+        if not shown:
+            return Page([], None)
+        kept = sound(await self._wire.send(*[(b"GET", b"ans:" + txn) for txn in shown]))
+        messages = [answer[1:] for answer in kept if isinstance(answer, bytes) and len(answer) > 1]
+        return Page(messages, shown[-1].decode() if len(found) > limit else None)
 
     async def of_clearings(self, transaction_id: str) -> bytes | None:
         """What was asked of a transaction's holds, as `swap_clearings` put it."""
@@ -201,6 +268,7 @@ class DictAnswers:
         self.kept: dict[str, Kept] = {}
         self.ids: dict[str, str] = {}
         self.clearings: dict[str, bytes] = {}
+        self.lists: dict[bytes, dict[str, int]] = {}
 
     async def whole(self) -> bool:
         """See `Answers.whole`."""
@@ -238,9 +306,26 @@ class DictAnswers:
         """See `Answers.of_transaction`."""
         return self.kept.get(transaction_id)
 
+    async def forget(self, transaction_id: str) -> None:
+        """See `Answers.forget`."""
+        self.kept.pop(transaction_id, None)
+
     async def of_decision(self, decision_id: str) -> Kept | None:
         """See `Answers.of_decision`."""
         return self.kept.get(self.ids.get(decision_id, ""))
+
+    def enlist(self, listed: Listed) -> None:
+        """See `Answers.enlist`."""
+        for key in listed.keys:
+            self.lists.setdefault(key, {})[listed.transaction_id] = listed.decided_at_ms
+
+    async def page(self, name: str, of: str, limit: int, cursor: str | None) -> Page:
+        """See `Answers.page`."""
+        found = sorted(self.lists.get(listed_key(name, of), {}).items(), key=lambda one: (one[1], one[0]), reverse=True)
+        ids = [txn for txn, _ in found]
+        first = 0 if cursor is None else ids.index(cursor) + 1 if cursor in ids else len(ids)
+        shown = ids[first : first + limit]
+        return Page([self.kept[txn].message for txn in shown], shown[-1] if len(ids) > first + limit else None)
 
     async def of_clearings(self, transaction_id: str) -> bytes | None:
         """See `Answers.of_clearings`."""

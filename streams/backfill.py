@@ -13,13 +13,14 @@ import hashlib
 import hmac
 import inspect
 import io
-import itertools
 import json
 import os
 import shutil
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,15 +35,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from features.backfill import STATE_FORM, Backfill
 from features.catalogue import CATALOGUE, Catalogue
-from features.columns import columns_of
+from features.columns import TransactionColumns, columns_from_arrow, joined, merged
 from features.fact import PROFILES
 from features.profile import account_knowledge
-from schemas.account import AccountEvent, AccountState
+from schemas.account import AccountState
 from schemas.errors import InvalidRecord, SettingsError
-from schemas.transaction import Transaction
+from streams.columnar import ATTRIBUTE, Cells, ColumnReader, Rows, cells_in, events_by_column, parted
 from streams.folder import with_kept_secrets
 from streams.load import loaded
-from streams.mapping import Mapping, Row, TokenKey, accounts_in, events_in, mapping_in, rows_count, rows_in
+from streams.mapping import Mapping, TokenKey, accounts_in, mapping_in, rows_count
 from streams.settings import Settings
 
 FEATURES_FILE = "features.parquet"
@@ -53,6 +54,8 @@ STATE_SHARE = 20
 """A state is kept when so many times as long has passed since the last as that took: at most one part in so many goes into it."""
 Say = Callable[[str], None]
 Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 _BESIDE = [
     ("transaction_id", pa.string()),
@@ -67,8 +70,6 @@ _BESIDE = [
     ("learned_at_ms", pa.int64()),
 ]
 """What stands beside the features. `fraud` is null where the file says nothing; `learned_at_ms` is when the label became known."""
-ATTRIBUTE = "attribute."
-"""Columns of this prefix, after the features: what [attributes] of the mapping name, as numbers; NaN where the text is none. For training."""
 
 
 class Backfilled(NamedTuple):
@@ -114,62 +115,84 @@ class Done(NamedTuple):
 
 
 class _Lot(NamedTuple):
-    """Rows of the files, bad ones included, and the records of the good ones with the account events that come before them."""
+    """Rows of the files: the good ones as a table and as columns (with the account events that come before them), and the others.
+
+    `events`: how many account events have been taken in all.
+    """
 
     read: int
-    rows: list[Row]
-    records: list[Transaction | AccountEvent]
+    table: pa.Table
+    columns: TransactionColumns
+    declined: Bools
+    bad: list[tuple[Path, int, InvalidRecord]]
+    events: int
+
+
+class _Events:
+    """Account events in order of time, those of one millisecond as the file has them."""
+
+    def __init__(self, given: Given, now_ms: int, taken: int, say: Say) -> None:
+        parts = list(events_by_column(given.events, given.mapping, given.key, now_ms=now_ms)) if given.events else []
+        for number, fault in (each for part in parts for each in part.bad):
+            say(f"{given.events}: row {number}: {fault}")
+        kept = np.concatenate([np.zeros(0, np.int64), *(part.at_ms for part in parts)])
+        order = np.argsort(kept, kind="stable")
+        self.taken, self._at_ms = taken, kept[order]
+        self._columns = [joined([part.columns for part in parts]).taken(order)] if parts else []
+
+    def before(self, at_ms: Integers) -> tuple[TransactionColumns, Integers] | None:
+        """The events that come before these payments and were not taken, and before which of them each comes: the first not earlier than it."""
+        clock = np.maximum.accumulate(at_ms)
+        begin, end = self.taken, int(np.searchsorted(self._at_ms, clock[-1], "right"))
+        if end <= begin:
+            return None
+        self.taken = end
+        return self._columns[0].part(begin, end), np.searchsorted(clock, self._at_ms[begin:end])
 
 
 class _Reader:
     """The lots of files, from some row on."""
 
-    def __init__(self, given: Given, done: Done, say: Say) -> None:
-        self._given, self._now_ms, self._say = given, done.now_ms, say
-        self._skip, self.bad, self.events = done.read, done.bad_rows, done.events
-        self._events = self._in_order()[self.events :]
-        self._taken = 0
-
-    def _in_order(self) -> list[AccountEvent]:
-        """The account events in order of time, those of one millisecond as the file has them; bad ones are said and left out."""
-        if self._given.events is None:
-            return []
-        kept = []
-        for row in events_in(self._given.events, self._given.mapping, self._given.key, now_ms=self._now_ms):
-            if isinstance(row.content, AccountEvent):
-                kept.append(row.content)
-            else:
-                self._say(f"{self._given.events}: row {row.number}: {row.content}")
-        return sorted(kept, key=lambda event: event.at_ms)
+    def __init__(self, given: Given, done: Done, knowledge: _Knowledge, say: Say) -> None:
+        self._given, self._now_ms, self._skip = given, done.now_ms, done.read
+        self._knowledge, self._events = knowledge, _Events(given, done.now_ms, done.events, say)
 
     def lots(self, lot_rows: int) -> Iterator[_Lot]:
         """So many rows of the files at a time."""
-        left = self._rows()
-        while some := list(itertools.islice(left, lot_rows)):
-            good = [row for row in some if isinstance(row.content, Transaction)]
-            yield _Lot(len(some), good, [record for row in good for record in self._with_events(row.content)])
+        pieces: list[tuple[Path, Rows]] = []
+        left = lot_rows
+        for path, reader, cells in self._cells():
+            while cells.read:
+                some, cells = parted(cells, min(left, cells.read))
+                pieces.append((path, reader.rows(some)))
+                left -= some.read
+                if left == 0:
+                    yield self._lot(pieces)
+                    pieces, left = [], lot_rows
+        if pieces:
+            yield self._lot(pieces)
 
-    def _rows(self) -> Iterator[Row]:
-        """The rows of all files, without those that were read before; bad ones are counted, and the first ones said."""
-        for path in self._given.files:
-            if self._skip and self._skip >= (count := rows_count(path, self._given.mapping)):
+    def _cells(self) -> Iterator[tuple[Path, ColumnReader, Cells]]:
+        """The rows of all files as they are, without those that were read before."""
+        given = self._given
+        for path in given.files:
+            if self._skip and self._skip >= (count := rows_count(path, given.mapping)):
                 self._skip -= count
                 continue
-            for row in rows_in(path, self._given.mapping, self._given.key, now_ms=self._now_ms, skip=self._skip):
-                if isinstance(row.content, InvalidRecord):
-                    self.bad += 1
-                    if self.bad <= BAD_ROWS_SAID:
-                        self._say(f"{path}: row {row.number}: {row.content}")
-                yield row
+            columns, pieces = cells_in(path, given.mapping, self._skip)
+            reader = ColumnReader(given.mapping, columns, given.key, self._now_ms)
+            yield from ((path, reader, cells) for cells in pieces)
             self._skip = 0
 
-    def _with_events(self, txn: Any) -> Iterator[Transaction | AccountEvent]:
-        """The account events up to this payment, and the payment."""
-        while self._taken < len(self._events) and self._events[self._taken].at_ms <= txn.at_ms:
-            yield self._events[self._taken]
-            self._taken += 1
-            self.events += 1
-        yield txn
+    def _lot(self, pieces: list[tuple[Path, Rows]]) -> _Lot:
+        table = pa.concat_tables([rows.table for _, rows in pieces]).unify_dictionaries().combine_chunks()
+        columns, declined = columns_from_arrow(table), table["declined"].to_numpy()
+        columns = replace(columns, known=self._knowledge.columns(table), learned=_learned(table))
+        if table.num_rows and (before := self._events.before(table["at_ms"].to_numpy())) is not None:
+            events, at = before
+            columns, declined = merged(columns, events, at), np.insert(declined, at, False)
+        bad = [(path, number, fault) for path, rows in pieces for number, fault in rows.bad]
+        return _Lot(sum(rows.read for _, rows in pieces), table, columns, declined, bad, self._events.taken)
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,16 +207,15 @@ class _Knowledge:
         accounts = tuple(accounts_in(given.accounts, given.mapping, given.key, 0)) if given.accounts else ()
         return cls(accounts, pq.read_table(given.known) if given.known else None)
 
-    def columns(self, records: Sequence[Transaction | AccountEvent]) -> dict[str, Floats]:
-        """`known` of these records."""
-        ids = pa.chunked_array([pa.array([record.account_id for record in records], pa.string())])
-        return _known(ids, np.array([record.at_ms for record in records], np.int64), self.accounts, self.known)
+    def columns(self, table: pa.Table) -> dict[str, Floats]:
+        """`known` of these payments."""
+        return _known(table["account_id"], table["at_ms"].to_numpy(), self.accounts, self.known)
 
 
 def _known(account_ids: pa.ChunkedArray, at_ms: Any, accounts: Iterable[AccountState], known: pa.Table | None = None) -> dict[str, Floats]:
     """What profiles say of each row's account when it happens, NaN where nothing does: of `known` what was known last, else what `accounts` say."""
     of_account = {state.account_id: dict(account_knowledge(state)) for state in accounts}
-    codes = account_ids.combine_chunks().dictionary_encode()
+    codes = account_ids.cast(pa.string()).combine_chunks().dictionary_encode()
     places, names = codes.indices.to_numpy(), codes.dictionary.to_pylist()
     nothing: dict[str, float] = {}
     columns: dict[str, Floats] = {}
@@ -225,35 +247,18 @@ def _learned(table: pa.Table) -> npt.NDArray[np.int64]:
     return np.ascontiguousarray(learned.to_numpy(), np.int64)
 
 
-def _beside(rows: Sequence[Row]) -> pa.Table:
+def _beside(table: pa.Table) -> list[pa.Array]:
     """What stands beside the features of these rows."""
-    values = [_beside_one(row) for row in rows]
-    return pa.table([pa.array(column, kind) for column, (_, kind) in zip(zip(*values, strict=True), _BESIDE, strict=True)], schema=pa.schema(_BESIDE))
-
-
-def _beside_one(row: Row) -> tuple[Any, ...]:
-    txn, label = row.content, row.label
-    assert not isinstance(txn, InvalidRecord)
-    known = (None, None, None) if label is None else (label.fraud, label.fraud_kind, label.learned_at_ms)
-    return (txn.transaction_id, txn.account_id, txn.card_token, txn.own_amount_minor, txn.at_ms, str(txn.kind), row.declined, *known)
-
-
-def _attributes(rows: Sequence[Row], names: Sequence[str]) -> Floats:
-    """float64[rows, names]: the attributes of these names as numbers."""
-    values = np.full((len(rows), len(names)), np.nan)
-    place = {name: number for number, name in enumerate(names)}
-    for row, into in zip(rows, values, strict=True):
-        assert not isinstance(row.content, InvalidRecord)
-        for attribute in row.content.attributes:
-            with contextlib.suppress(ValueError):
-                into[place[attribute.name]] = float(attribute.value)
-    return values
+    own = dict(zip(table.column_names, table.columns, strict=True))
+    if "billing_amount_minor" in own:
+        own["amount_minor"] = pc.coalesce(own["billing_amount_minor"], own["amount_minor"])
+    return [own[name].cast(kind).combine_chunks() if name in own else pa.nulls(len(table), kind) for name, kind in _BESIDE]
 
 
 def _schema(catalogue: Catalogue, mapping: Mapping) -> pa.Schema:
     delay_ms = mapping.label.delay_ms if mapping.label else 0
     about = {"catalogue_id": catalogue.catalogue_id, "label_delay_ms": str(delay_ms)}
-    attributes = [f"{ATTRIBUTE}{name}" for name in mapping.attributes]
+    attributes = [f"{ATTRIBUTE}{name}" for name in mapping.attributes]  # after the features: for training
     return pa.schema([*_BESIDE, *((name, pa.float64()) for name in (*catalogue.names, *attributes))], metadata=about)
 
 
@@ -333,16 +338,20 @@ def backfilled(
     if done.lots:
         say(f"going on after {done.read} rows")
     done = done if done.lots else Done(now_ms=now_ms)
-    schema, knowledge, reader = _schema(catalogue, given.mapping), _Knowledge.of(given), _Reader(given, done, say)
+    reader = _Reader(given, done, _Knowledge.of(given), say)
     kept_at, cost_s = time.perf_counter(), 0.0
     total = sum(rows_count(path, given.mapping) for path in given.files) if bar else 0
-    with _progress(total, done.read) if bar else contextlib.nullcontext(lambda _: None) as said:
-        for lot in reader.lots(lot_rows):
-            rows = _write(place.part(done.lots), lot, under_way, knowledge, schema, tuple(given.mapping.attributes))
-            done = Done(done.lots + 1, done.rows + rows, reader.bad, done.read + lot.read, reader.events, done.now_ms)
+    with _progress(total, done.read) if bar else contextlib.nullcontext(lambda _: None) as said, _Writer(catalogue, given.mapping, threads) as writer:
+        for lot in reader.lots(lot_rows) if threads == 1 else _ahead(reader.lots(lot_rows)):
+            for path, number, fault in lot.bad[: max(BAD_ROWS_SAID - done.bad_rows, 0)]:
+                say(f"{path}: row {number}: {fault}")
+            vectors = under_way.vectors(lot.columns, lot.declined, into=writer.room(lot.table.num_rows))
+            writer.write(place.part(done.lots), lot.table, vectors)
+            done = Done(done.lots + 1, done.rows + len(vectors), done.bad_rows + len(lot.bad), done.read + lot.read, lot.events, done.now_ms)
             said(done.read)
             if time.perf_counter() - kept_at >= STATE_SHARE * cost_s:
                 kept_at = time.perf_counter()
+                writer.wait()
                 place.keep(under_way, done)
                 cost_s, kept_at = time.perf_counter() - kept_at, time.perf_counter()
     if not done.rows:
@@ -351,20 +360,55 @@ def backfilled(
     return Backfilled(done.rows, done.bad_rows, time.perf_counter() - began, out)
 
 
-def _write(path: Path, lot: _Lot, under_way: Backfill, knowledge: _Knowledge, schema: pa.Schema, attributes: Sequence[str]) -> int:
-    """The part of one lot, whole or not at all; how many rows it has."""
-    beside = _beside(lot.rows)
-    vectors = np.empty((0, len(under_way.catalogue.rows)))
-    if lot.records:
-        columns = columns_of(lot.records)
-        declined, learned = np.zeros(columns.n, np.bool_), np.zeros(columns.n, np.int64)
-        declined[columns.asks], learned[columns.asks] = beside["declined"].to_numpy(zero_copy_only=False), _learned(beside)
-        vectors = under_way.vectors(replace(columns, known=knowledge.columns(lot.records), learned=learned), declined)
-    parts = [pa.array(np.ascontiguousarray(column)) for matrix in (vectors, _attributes(lot.rows, attributes)) for column in matrix.T]
-    unfinished = path.with_name(f".{path.name}")
-    pq.write_table(pa.Table.from_arrays([*beside.combine_chunks().columns, *parts], schema=schema), unfinished, compression="zstd")
-    unfinished.replace(path)
-    return len(vectors)
+def _ahead(lots: Iterator[_Lot]) -> Iterator[_Lot]:
+    """The lots; the next one is read in a thread while one is worked on."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, lots, None)
+        while (lot := coming.result()) is not None:
+            coming = pool.submit(next, lots, None)
+            yield lot
+
+
+class _Writer:
+    """Writes the parts, each whole or not at all. With more threads than one, one part is written while the next is made."""
+
+    def __init__(self, catalogue: Catalogue, mapping: Mapping, threads: int) -> None:
+        self._schema, self._attributes = _schema(catalogue, mapping), [f"{ATTRIBUTE}{name}" for name in mapping.attributes]
+        self._rooms = [np.empty((0, len(catalogue.rows)))] * min(threads, 2)
+        self._writing: deque[Future[None]] = deque()
+        self._pool = ThreadPoolExecutor(1)
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown()
+        self.wait()
+
+    def room(self, rows: int) -> Floats:
+        """Where the next vectors go, when those that were there are written."""
+        while len(self._writing) >= len(self._rooms):
+            self._writing.popleft().result()
+        room = self._rooms.pop(0)
+        self._rooms.append(room if len(room) >= rows else np.empty((rows, room.shape[1])))
+        return self._rooms[-1]
+
+    def write(self, path: Path, table: pa.Table, vectors: Floats) -> None:
+        """Begins to write the part of a lot."""
+        self._writing.append(self._pool.submit(self._write, path, table, vectors))
+
+    def wait(self) -> None:
+        """Returns when all is written."""
+        while self._writing:
+            self._writing.popleft().result()
+
+    def _write(self, path: Path, table: pa.Table, vectors: Floats) -> None:
+        features = [pa.array(np.ascontiguousarray(column)) for column in vectors.T]
+        attributes = [table[name].combine_chunks() for name in self._attributes]
+        unfinished = path.with_name(f".{path.name}")
+        whole = pa.Table.from_arrays([*_beside(table), *features, *attributes], schema=self._schema)
+        pq.write_table(whole, unfinished, compression="zstd")
+        unfinished.replace(path)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import sys
 from streams.settings import Settings
 from streams.stack import ROOT
 
-BENCHES = ("walk", "features", "parity", "models", "evaluate", "terminals", "fuzz", "iso8583", "policy", "life")
+BENCHES = ("walk", "features", "parity", "models", "evaluate", "terminals", "fuzz", "iso8583", "policy", "swap", "faults", "authorize", "life")
 
 
 def bench(argv: list[str], settings: Settings) -> int:

@@ -46,6 +46,11 @@ class Bus(Protocol):
         """
         ...
 
+    @property
+    def well(self) -> bool:
+        """Whether the log takes what it is told: false from when it is late until it acknowledges again."""
+        ...
+
     async def close(self) -> None:
         """Waits (bounded) for what is under way and lets go."""
         ...
@@ -69,6 +74,8 @@ class KafkaBus:
             "queue.buffering.max.messages": 1_000_000,
         }
         self._timeout_s = settings.produce_timeout_ms / 1000
+        self._late_s = settings.request_deadline_ms / 2000
+        self._failed, self._heard_at = False, 0.0
         self._loop = asyncio.get_running_loop()
         self._under_way = 0
         self._waiting: deque[tuple[Topic, str, bytes, asyncio.Future[None]]] = deque()
@@ -88,6 +95,11 @@ class KafkaBus:
         except BufferError:
             self._wait_for_room(topic, key, value, future)
         return future
+
+    @property
+    def well(self) -> bool:
+        """See `Bus.well`. Late is half of the time that a host has: a record that waits, and nothing acknowledged for so long."""
+        return not self._failed and (not self._under_way or self._loop.time() - self._heard_at < self._late_s)
 
     async def close(self) -> None:
         """Waits for what is under way, at most as long as a delivery may take; then it is indefinite."""
@@ -115,12 +127,14 @@ class KafkaBus:
             return
         self._under_way += 1
         if self._under_way == 1 and not self._closed:
+            self._heard_at = self._loop.time()
             self._pump.cancel()
             self._pump = self._loop.call_later(POLL_S, self._serve)
 
     def _delivered(self, future: asyncio.Future[None], error: KafkaError | None, _: object) -> None:
         """Called by librdkafka within `poll`, so in the loop's own thread."""
         self._under_way -= 1
+        self._failed = error is not None and error.code() != KafkaError.MSG_SIZE_TOO_LARGE
         if future.done():
             return
         if error is None:
@@ -131,7 +145,8 @@ class KafkaBus:
     def _serve(self) -> None:
         """Takes what was acknowledged, as often as there is something under way, and now and then for errors."""
         try:
-            self._producer.poll(0)
+            if self._producer.poll(0):
+                self._heard_at = self._loop.time()
             if self._lost:
                 self._renew()
             self._send_waiting()
@@ -191,6 +206,11 @@ class ListBus:
     def records(self, topic: Topic) -> list[Record]:
         """What was told to a topic, decoded, oldest first."""
         return [decode(topic.record, message.value) for message in self.told[topic.name]]
+
+    @property
+    def well(self) -> bool:
+        """See `Bus.well`."""
+        return not self.down
 
     async def close(self) -> None:
         """Nothing to wait for."""

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from confluent_kafka import KafkaException, TopicPartition
@@ -13,7 +14,7 @@ from confluent_kafka import KafkaException, TopicPartition
 from models.governance import deciding
 from models.registry import Registry
 from schemas.avro import decode, encode
-from schemas.errors import InvalidRecord, Unavailable
+from schemas.errors import InvalidRecord, LogUnavailable, Unavailable
 from schemas.governance import Control, Kind
 from schemas.topics import CONTROL
 from streams import journal
@@ -23,7 +24,9 @@ from streams.settings import Settings
 Told = dict[str, Control]
 """The newest event of each place (`Control.place`)."""
 QUERY_S = 2.0
-HEAR_S, REACH_S = 0.5, 0.5
+HEAR_S, REACH_S = 0.5, 1.0
+PATIENCE_MS = 10_000
+"""A command waits longer than a payment for a log that answers."""
 
 
 def newest(told: Told, events: Iterable[Control]) -> Told:
@@ -52,9 +55,11 @@ async def tell(bus: Bus, event: Control) -> None:
 def told_once(settings: Settings, event: Control) -> None:
     """The same from a command, which has no loop and no bus. What librdkafka says of a log that is not there is said by whoever asked."""
     logging.getLogger("librdkafka").setLevel(logging.CRITICAL)
+    if not _answers(settings):
+        raise LogUnavailable(f"nobody answers at {settings.kafka_bootstrap}")
 
     async def once() -> None:
-        bus = KafkaBus(settings)
+        bus = KafkaBus(settings.changed(produce_timeout_ms=max(settings.produce_timeout_ms, PATIENCE_MS)))
         try:
             await tell(bus, event)
         finally:
@@ -65,12 +70,21 @@ def told_once(settings: Settings, event: Control) -> None:
 
 def told_so_far(settings: Settings) -> Told:
     """What stands on the topic now, for a command; nothing where no log answers."""
-    host, _, port = settings.kafka_bootstrap.partition(",")[0].rpartition(":")
     try:
-        socket.create_connection((host, int(port)), timeout=REACH_S).close()
-        return newest({}, (event for batch in read_topic(settings, CONTROL) for message in batch if (event := _read(message.value))))
-    except (OSError, ValueError, Unavailable, KafkaException):
+        heard = read_topic(settings, CONTROL) if _answers(settings) else iter(())
+        return newest({}, (event for batch in heard for message in batch if (event := _read(message.value))))
+    except (Unavailable, KafkaException):
         return {}
+
+
+def _answers(settings: Settings) -> bool:
+    """Whether any of the brokers takes a connection: a command does not wait for those that are not there."""
+    for address in settings.kafka_bootstrap.split(","):
+        host, _, port = address.strip().rpartition(":")
+        with suppress(OSError, ValueError):
+            socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
+            return True
+    return False
 
 
 class Ear:

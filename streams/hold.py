@@ -36,7 +36,7 @@ from schemas.identity import hold_id
 from schemas.record import Record
 from schemas.topics import ACCOUNT_CONTROLS, ACCOUNTS, CLEARINGS, DECISIONS, HOLDS
 from streams import journal
-from streams.answers import WHOLE, Answers, resolved_key, sound
+from streams.answers import WHOLE, Answers, listed_of, resolved_key, sound
 from streams.books import Books, DictBooks, book_key
 from streams.bus import Bus
 from streams.follow import Follower, Refused, Source
@@ -80,6 +80,7 @@ async def on_decision(world: HoldWorld, decision: Decision, source: Source) -> S
     A decision that lies in the log twice (an indefinite tell was told again) is followed once: the book says so.
     """
     world.answers.told(decision.transaction_id)  # its asker may have died before it noted that the log has it
+    world.answers.enlist(listed_of(decision))
     if decision.hold_id is None:
         return ()
     hold, account_id = decision.hold_id, decision.account_id

@@ -87,6 +87,8 @@ _EVENTS = ACCOUNT_EVENTS.name
 """The table of a file of account events, named as their topic is."""
 _DELAY = re.compile(r"^([0-9]+)([smhd])$")
 _EPOCH, _MS, _HALF_MS = datetime(1970, 1, 1, tzinfo=UTC), timedelta(milliseconds=1), timedelta(microseconds=500)
+LEARNED_MS = (0, 32_503_680_000_000)
+"""When a label may have been learned: what `schemas.record.EpochMs` allows."""
 _UNIT_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
@@ -441,15 +443,23 @@ def moment_ms(value: Any, rule: TimeRule, field: str = "at_ms") -> int:
             return _epoch_ms(datetime.fromisoformat(text), rule.zone, field)
         if "%" in rule.format:
             return _epoch_ms(datetime.strptime(text, rule.format), rule.zone, field)  # noqa: DTZ007 - the zone comes from the rule
-        return _counted_ms(text, rule, field)
+        return _counted_ms(text, rule)
     except (ValueError, InvalidOperation, OverflowError):
         raise InvalidRecord(field, f"{text!r} is not a time of format {rule.format}") from None
 
 
-def _counted_ms(text: str, rule: TimeRule, field: str) -> int:
-    """Times counted since 1970 or since the origin."""
-    unit_ms = {"epoch_s": 1000, "epoch_ms": 1, "offset_s": 1000, "offset_h": 3_600_000}[rule.format]
-    start_ms = 0 if rule.origin is None else _epoch_ms(datetime.fromisoformat(rule.origin), rule.zone or "UTC", field)
+COUNTED = {"epoch_s": 1000, "epoch_ms": 1, "offset_s": 1000, "offset_h": 3_600_000}
+"""Formats that count since 1970 or since the origin: milliseconds of their unit."""
+
+
+def counted_from_ms(rule: TimeRule) -> tuple[int, int]:
+    """Where such a time begins to count, and the milliseconds of its unit."""
+    start_ms = 0 if rule.origin is None else _epoch_ms(datetime.fromisoformat(rule.origin), rule.zone or "UTC", "at_ms")
+    return start_ms, COUNTED[rule.format]
+
+
+def _counted_ms(text: str, rule: TimeRule) -> int:
+    start_ms, unit_ms = counted_from_ms(rule)
     return start_ms + int((Decimal(text) * unit_ms).to_integral_value(ROUND_HALF_EVEN))
 
 
@@ -466,13 +476,13 @@ def amount_minor(value: Any, currency: str, rule: AmountRule, field: str) -> int
         plain = plain.replace(".", "").replace(",", ".")
     try:
         amount = Decimal(plain)
+        amount = abs(amount) if rule.negative == "absolute" else amount
+        if rule.unit == "minor" and currency in EXPONENTS:
+            amount = amount.scaleb(-EXPONENTS[currency])
+        if rule.rounding == "half_even" and amount.is_finite() and currency in EXPONENTS:
+            amount = amount.quantize(Decimal(1).scaleb(-EXPONENTS[currency]), ROUND_HALF_EVEN)
     except InvalidOperation:
         raise InvalidRecord(field, f"{text!r} is not an amount", code="invalid_amount") from None
-    amount = abs(amount) if rule.negative == "absolute" else amount
-    if rule.unit == "minor" and currency in EXPONENTS:
-        amount = amount.scaleb(-EXPONENTS[currency])
-    if rule.rounding == "half_even" and amount.is_finite() and currency in EXPONENTS:
-        amount = amount.quantize(Decimal(1).scaleb(-EXPONENTS[currency]), ROUND_HALF_EVEN)
     return to_minor(amount, currency, field)
 
 
@@ -488,10 +498,50 @@ def _field_types() -> dict[str, Any]:
 
 
 _FIELDS = _field_types()
-_FLOATS = frozenset(name for name, kind in _FIELDS.items() if float in (kind, *typing.get_args(kind)))
-_FLAGS = frozenset(name for name, kind in _FIELDS.items() if bool in (kind, *typing.get_args(kind)))
+FLOATS = frozenset(name for name, kind in _FIELDS.items() if float in (kind, *typing.get_args(kind)))
+FLAGS = frozenset(name for name, kind in _FIELDS.items() if bool in (kind, *typing.get_args(kind)))
 Cells = Sequence[Any]
-Reader = Callable[[Cells], Any]
+
+
+def field_of(field: str, cell: Any, words: dict[str, str] | None) -> Any:
+    """A cell as the field's type; None if it is not given. `words` says what words of the file mean."""
+    if field in FLOATS and words is None:
+        return _number(cell, field)
+    text = as_text(cell)
+    if words is not None:
+        text = words.get(text or "", words.get("*", text) if text is not None else None)
+    if text is None:
+        return None
+    if field in FLAGS:
+        if text.lower() not in _FLAG_WORDS:
+            raise InvalidRecord(field, f"{text!r} is neither true nor false")
+        return _FLAG_WORDS[text.lower()]
+    if field in _PADDED and text.isdigit():
+        return text.zfill(4)
+    return text.upper() if field in _UPPER else text
+
+
+def card_number(text: str) -> str:
+    """The digits of a card number; InvalidRecord, without them, if it is none."""
+    digits = text.replace(" ", "").replace("-", "")
+    if not _PAN.match(digits):
+        raise InvalidRecord("card_token", "is not a card number of 12 to 19 digits")
+    return digits
+
+
+def known_currency(cell: Any, field: str) -> str:
+    """A cell as a currency of ISO 4217; InvalidRecord if it is none."""
+    currency = as_text(cell)
+    if currency is None:
+        raise InvalidRecord(field, "is empty", code="missing_field")
+    if currency not in EXPONENTS:
+        raise InvalidRecord(field, f"unknown ISO 4217 currency {currency!r}", code="unknown_currency")
+    return currency
+
+
+def says_so(rule: DeclinedRule | LabelRule, cell: Any) -> bool:
+    """Whether a cell is one of the rule's words."""
+    return (as_text(cell) or "").lower() in {value.lower() for value in rule.values}
 
 
 class RowReader:
@@ -502,7 +552,7 @@ class RowReader:
         self._at = {name: columns.index(name) for name in mapping.columns}
         self._now_ms, self._future_ms_max = now_ms, future_ms_max
         self._plain = [(field, self._at[column], mapping.values.get(field)) for field, column in mapping.fields.items()]
-        self._token = functools.lru_cache(maxsize=200_000)(self._tokenised)
+        self.token = functools.lru_cache(maxsize=200_000)(self._tokenised)
 
     def row(self, number: int, cells: Cells) -> Row:
         """The row with this number; whatever is wrong with it is its content."""
@@ -511,13 +561,13 @@ class RowReader:
             label = self._label(txn, cells)
         except InvalidRecord as fault:
             return Row(number, fault, None, False)
-        return Row(number, txn, label, self._is_one_of(self._mapping.declined, cells))
+        return Row(number, txn, label, self._says_so(self._mapping.declined, cells))
 
     def _transaction(self, number: int, cells: Cells) -> Transaction:
         mapping = self._mapping
         values: dict[str, Any] = dict(mapping.constants)
         for field, at, words in self._plain:
-            value = self._cell(field, cells[at], words)
+            value = field_of(field, cells[at], words)
             if value is None:
                 continue
             record, dot, part = field.partition(".")
@@ -536,24 +586,6 @@ class RowReader:
             values["attributes"] = [{"name": name, "value": text} for name, text in named if text is not None]
         return sound(checked(lambda: msgspec.convert(values, Transaction)), self._now_ms, self._future_ms_max)
 
-    @staticmethod
-    def _cell(field: str, cell: Any, words: dict[str, str] | None) -> Any:
-        """A cell as the field's type; None if it is not given."""
-        if field in _FLOATS and words is None:
-            return _number(cell, field)
-        text = as_text(cell)
-        if words is not None:
-            text = words.get(text or "", words.get("*", text) if text is not None else None)
-        if text is None:
-            return None
-        if field in _FLAGS:
-            if text.lower() not in _FLAG_WORDS:
-                raise InvalidRecord(field, f"{text!r} is neither true nor false")
-            return _FLAG_WORDS[text.lower()]
-        if field in _PADDED and text.isdigit():
-            return text.zfill(4)
-        return text.upper() if field in _UPPER else text
-
     def _add_tokens(self, values: dict[str, Any], cells: Cells) -> None:
         """Tokens in place of raw values; of a card number also the BIN and the last four digits."""
         for field, column in self._mapping.tokens.items():
@@ -561,12 +593,10 @@ class RowReader:
             if raw is None:
                 continue
             if field == "card_token":
-                raw = raw.replace(" ", "").replace("-", "")
-                if not _PAN.match(raw):
-                    raise InvalidRecord(field, "is not a card number of 12 to 19 digits")
+                raw = card_number(raw)
                 values.setdefault("card_bin", raw[:6])
                 values.setdefault("card_last4", raw[-4:])
-            values[field] = self._token(TOKEN_KINDS[field], raw)
+            values[field] = self.token(TOKEN_KINDS[field], raw)
 
     def _tokenised(self, kind: str, raw: str) -> str:
         return keyed_token(self._key.key, self._key.key_id, kind, raw)
@@ -579,11 +609,8 @@ class RowReader:
         return moment_ms(" ".join(part for part in parts if part), self._mapping.time)
 
     def _amount(self, rule: AmountRule, field: str, currency_field: str, cells: Cells) -> tuple[str, int]:
-        currency = rule.currency or as_text(cells[self._at[rule.currency_column]])  # type: ignore[index]  # one of both is given, checked when read
-        if currency is None:
-            raise InvalidRecord(currency_field, "is empty", code="missing_field")
-        if currency not in EXPONENTS:
-            raise InvalidRecord(currency_field, f"unknown ISO 4217 currency {currency!r}", code="unknown_currency")
+        stated = rule.currency or cells[self._at[rule.currency_column]]  # type: ignore[index]  # one of both is given, checked when read
+        currency = known_currency(stated, currency_field)
         return currency, amount_minor(cells[self._at[rule.column]], currency, rule, field)
 
     def _add_billing(self, values: dict[str, Any], cells: Cells) -> None:
@@ -592,17 +619,19 @@ class RowReader:
             currency, amount = self._amount(rule, "billing_amount_minor", "billing_currency", cells)
             values["billing_currency"], values["billing_amount_minor"] = currency, amount
 
-    def _is_one_of(self, rule: DeclinedRule | LabelRule | None, cells: Cells) -> bool:
-        return rule is not None and (as_text(cells[self._at[rule.column]]) or "").lower() in {value.lower() for value in rule.values}
+    def _says_so(self, rule: DeclinedRule | LabelRule | None, cells: Cells) -> bool:
+        return rule is not None and says_so(rule, cells[self._at[rule.column]])
 
     def _label(self, txn: Transaction, cells: Cells) -> Label | None:
         """What became known of the row, and when; None where the cell is empty."""
         rule = self._mapping.label
         if rule is None or as_text(cells[self._at[rule.column]]) is None:
             return None
-        fraud = self._is_one_of(rule, cells)
+        fraud = self._says_so(rule, cells)
         learned = cells[self._at[rule.learned_at_column]] if rule.learned_at_column else None
         at_ms = moment_ms(learned, self._mapping.time, "learned_at_ms") if as_text(learned) is not None else txn.at_ms + rule.delay_ms
+        if not LEARNED_MS[0] <= at_ms <= LEARNED_MS[1]:
+            raise InvalidRecord("learned_at_ms", f"{as_text(learned)!r} is no time between 1970 and 3000")
         kind = as_text(cells[self._at[rule.kind_column]]) if rule.kind_column else None
         return Label(
             label_id=derived_id("lbl", txn.transaction_id, "file"),
@@ -676,12 +705,23 @@ def events_in(path: Path, mapping: Mapping, key: TokenKey, *, now_ms: int, futur
 
     SettingsError if the mapping has no [account_events], or the file has not the columns that it names, or cannot be read.
     """
+    reader, cells = event_reader(path, mapping, key, now_ms + future_ms_max), _cells_in(path, mapping.csv, *_of_events(mapping))[1]
+    return (EventRow(number, row if isinstance(row, InvalidRecord) else reader.event(number, row)) for number, row in enumerate(cells, 1))
+
+
+def event_reader(path: Path, mapping: Mapping, key: TokenKey, at_ms_max: int) -> EventReader:
+    """What reads the file's account events. SettingsError as `events_in`."""
+    columns = columns_in(path, mapping.csv, *_of_events(mapping))
+    assert mapping.account_events is not None, "that was refused"
+    return EventReader(mapping, mapping.account_events, columns, key, at_ms_max)
+
+
+def _of_events(mapping: Mapping) -> tuple[tuple[str, ...], Callable[[Sequence[str]], list[str]]]:
+    """The columns that account events have, and what is wrong with a file's."""
     rule = mapping.account_events
     if rule is None:
         raise SettingsError(f"the mapping has no [{_EVENTS}], which a file of account events needs")
-    columns, cells = _cells_in(path, mapping.csv, rule.columns, lambda names: _missing(rule.columns, names))
-    reader = EventReader(mapping, rule, columns, key, now_ms + future_ms_max)
-    return (EventRow(number, row if isinstance(row, InvalidRecord) else reader.event(number, row)) for number, row in enumerate(cells, 1))
+    return rule.columns, lambda names: _missing(rule.columns, names)
 
 
 def _missing(wanted: Sequence[str], names: Sequence[str]) -> list[str]:
@@ -692,11 +732,12 @@ class EventReader:
     """The rule of account events made ready for a file's columns and one key: turns a row of cells into an AccountEvent."""
 
     def __init__(self, mapping: Mapping, rule: AccountEventsRule, columns: Sequence[str], key: TokenKey, at_ms_max: int) -> None:
-        self._rule, self._time, self._at_ms_max = rule, rule.time_rule(mapping.time), at_ms_max
-        self._at = {name: columns.index(name) for name in rule.columns}
+        self.rule, self.time, self.at_ms_max = rule, rule.time_rule(mapping.time), at_ms_max
+        self.width = len(columns)
+        self.at = {name: columns.index(name) for name in rule.columns}
         raw = {field for field in rule.fields if field in mapping.tokens or (field in _EVENT_TOKENS and field not in mapping.fields)}
-        self._fields = [(field, self._at[column], TOKEN_KINDS.get(field) if field in raw else None) for field, column in rule.fields.items()]
-        self._token = functools.lru_cache(maxsize=200_000)(lambda kind, value: keyed_token(key.key, key.key_id, kind, value))
+        self.fields = [(field, self.at[column], TOKEN_KINDS.get(field) if field in raw else None) for field, column in rule.fields.items()]
+        self.token = functools.lru_cache(maxsize=200_000)(lambda kind, value: keyed_token(key.key, key.key_id, kind, value))
 
     def event(self, number: int, cells: Cells) -> AccountEvent | InvalidRecord:
         """The event of the row with this number, or what is wrong with it."""
@@ -706,24 +747,30 @@ class EventReader:
             return fault
 
     def _event(self, number: int, cells: Cells) -> AccountEvent:
-        values: dict[str, Any] = {"kind": self._kind(cells[self._at[self._rule.kind]])}
-        for field, at, token in self._fields:
-            text = as_text(cells[at])
-            if text is not None:
-                values[field] = self._token(token, text) if token else text.upper() if field in _UPPER else text
-        if self._rule.row_id_prefix is not None:
-            values["event_id"] = f"{self._rule.row_id_prefix}{number}"
-        values["at_ms"] = moment_ms(cells[self._at[self._rule.time]], self._time)
-        if values["at_ms"] > self._at_ms_max:
+        values: dict[str, Any] = {"kind": self.kind(cells[self.at[self.rule.kind]])}
+        for field, at, token in self.fields:
+            if (text := self.field(field, token, cells[at])) is not None:
+                values[field] = text
+        if self.rule.row_id_prefix is not None:
+            values["event_id"] = f"{self.rule.row_id_prefix}{number}"
+        values["at_ms"] = moment_ms(cells[self.at[self.rule.time]], self.time)
+        if values["at_ms"] > self.at_ms_max:
             raise InvalidRecord("at_ms", "is in the future", code="time_in_future")
         return checked(lambda: msgspec.convert(values, AccountEvent))
 
-    def _kind(self, cell: Any) -> str:
+    def field(self, field: str, token: str | None, cell: Any) -> str | None:
+        """A cell as the field's text, or as its token of that kind; None if it is empty."""
+        text = as_text(cell)
+        if text is None:
+            return None
+        return self.token(token, text) if token else text.upper() if field in _UPPER else text
+
+    def kind(self, cell: Any) -> str:
         """The kind by the rule's words; a word that it does not name must be a kind itself."""
         text = as_text(cell)
         if text is None:
             raise InvalidRecord("kind", "is empty", code="missing_field")
-        return self._rule.kinds.get(text, text)
+        return self.rule.kinds.get(text, text)
 
 
 def accounts_in(path: Path, mapping: Mapping, key: TokenKey, as_of_ms: int) -> Iterator[AccountState]:
@@ -763,17 +810,20 @@ def rows_count(path: Path, mapping: Mapping) -> int:
 def _cells_in(
     path: Path, rule: CsvRule, wanted: Sequence[str], faults: Callable[[Sequence[str]], list[str]]
 ) -> tuple[list[str], Iterator[Cells | InvalidRecord]]:
-    """Columns of a file (of Parquet only the wanted ones) and each row's cells. SettingsError names what `faults` says of all its columns."""
+    """The columns that `columns_in` says, and each row's cells in them."""
+    names = columns_in(path, rule, wanted, faults)
+    return names, _parquet_cells(path, names) if is_parquet(path) else csv_cells(path, rule, len(names))
+
+
+def columns_in(path: Path, rule: CsvRule, wanted: Sequence[str], faults: Callable[[Sequence[str]], list[str]]) -> list[str]:
+    """Columns of a file (of Parquet only the wanted ones). SettingsError names what `faults` says of all its columns."""
     try:
         names = _parquet_names(path) if is_parquet(path) else _csv_names(path, rule)
     except OSError as error:
         raise SettingsError(f"{path}: {error}") from None
     if found := faults(names):
         raise SettingsError(f"{path} does not fit its mapping:\n" + "\n".join(f"- {fault}" for fault in found))
-    if not is_parquet(path):
-        return names, _csv_cells(path, rule, len(names))
-    read = [name for name in names if name in wanted]
-    return read, _parquet_cells(path, read)
+    return [name for name in names if name in wanted] if is_parquet(path) else names
 
 
 def _csv_names(path: Path, rule: CsvRule) -> list[str]:
@@ -785,7 +835,7 @@ def _csv_names(path: Path, rule: CsvRule) -> list[str]:
         raise SettingsError(f"{path}: its header is not CSV in the encoding {rule.encoding!r}: {error}") from None
 
 
-def _csv_cells(path: Path, rule: CsvRule, width: int) -> Iterator[Cells | InvalidRecord]:
+def csv_cells(path: Path, rule: CsvRule, width: int) -> Iterator[Cells | InvalidRecord]:
     """Each record's cells or what is wrong with it; blank lines are no records."""
     with _csv_file(path, rule) as file:
         records = _csv_reader(file, rule)
@@ -839,11 +889,13 @@ def _parquet_cells(path: Path, columns: Sequence[str]) -> Iterator[Cells]:
     """Each row's cells in these columns."""
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(columns)):
-            yield from zip(*(_values(batch.column(name)) for name in columns), strict=True)
+            yield from zip(*(values_of(batch.column(name)) for name in columns), strict=True)
 
 
-def _values(column: pa.Array) -> list[Any]:
-    """The column's values as Python objects; a 32-bit float as the shortest decimal that means it."""
+def values_of(column: pa.Array) -> list[Any]:
+    """A column's values as Python objects; a 32-bit float as the shortest decimal that means it."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
     values: list[Any] = column.to_pylist()
     if pa.types.is_float32(column.type):
         return [None if value is None else float(str(np.float32(value))) for value in values]

@@ -31,6 +31,9 @@ TABLE: tuple[Row, ...] = (
     Row("holdfast_decisions_total", "counter", {"outcome": "Outcome"}, "decisions given, by outcome"),
     Row("holdfast_stop_seconds", "histogram", {"stop": "recall look judge hold keep tell total"}, "time of each stop of the walk, seconds"),
     Row("holdfast_degradations_total", "counter", {"kind": "names in the code"}, "decisions made while something was missing, by what"),
+    Row("holdfast_stand_ins_total", "counter", {"outcome": "Outcome"}, "answers kept on the stand-in's disk before the log had them, by outcome"),
+    Row("holdfast_stand_ins_apart_total", "counter", {}, "answers of the stand-in that the log contradicts: somebody must look"),
+    Row("holdfast_shed_total", "counter", {}, "requests refused at once because they could not be answered in time"),
     Row("holdfast_refused_total", "counter", {"code": "codes of schemas/errors.py"}, "requests refused, by code"),
     Row("holdfast_records_total", "counter", {"topic": "schemas/topics.py"}, "records followed to their end, by topic"),
     Row("holdfast_told_total", "counter", {"topic": "schemas/topics.py"}, "records written and acknowledged, by topic"),
@@ -79,6 +82,9 @@ _BY_NAME: dict[str, Any] = {row.name: _made(row) for row in TABLE if row.name !=
 
 DECISIONS = _BY_NAME["holdfast_decisions_total"]
 DEGRADATIONS = _BY_NAME["holdfast_degradations_total"]
+STAND_INS = _BY_NAME["holdfast_stand_ins_total"]
+STAND_INS_APART = _BY_NAME["holdfast_stand_ins_apart_total"]
+SHED = _BY_NAME["holdfast_shed_total"]
 REFUSED = _BY_NAME["holdfast_refused_total"]
 RECORDS = _BY_NAME["holdfast_records_total"]
 TOLD = _BY_NAME["holdfast_told_total"]

@@ -7,27 +7,32 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Container, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from features.catalogue import Catalogue
 from features.engine import Look, Past, look_all
 from features.memory import Aside, Memory
-from models.decision import Verdict, judge_all, refused
+from models.decision import Verdict, judge_all, refused, unjudged
 from models.hold import Book, OpenHold, Refusal, Step, UnknownAccount, place, standing
 from models.opinion import Judged, Judges, Panel
 from models.policy import hold_terms
+from models.stand_in import hold_of, said_before
 from schemas import avro, identity
 from schemas.decision import Decision, Outcome
-from schemas.errors import HoldfastError, MemoryUnavailable
+from schemas.errors import HoldfastError, LogUnavailable, MemoryUnavailable, Unavailable
 from schemas.topics import DECISIONS
 from schemas.transaction import Transaction
+from streams import journal
 from streams.answers import Answers, DictAnswers, Kept, Made, on_whole
 from streams.books import Books, Change, DictBooks
 from streams.bus import Bus
 from streams.control import Told
 from streams.opinion import Waiting
+
+if TYPE_CHECKING:
+    from streams.stand_in import StandIn
 
 
 class Origin(NamedTuple):
@@ -66,15 +71,33 @@ class World:
     opinions: Waiting = field(default_factory=Waiting)
     told: Told = field(default_factory=dict)
     """What the control topic says."""
+    stand_in: StandIn | None = None
+    telling: int = 0
+    """How many wait for the log alone."""
+
+
+class Course:
+    """What who asks sees of a decision on its way. Once it is `over` for them, nothing more of it is kept or told."""
+
+    __slots__ = ("over", "sent", "stops")
+
+    def __init__(self) -> None:
+        self.over = False
+        self.sent: bytes | None = None
+        """The message, once it is on its way to the log: from then on nobody knows whether the log has it."""
+        self.stops: list[tuple[str, float]] = []
+        """The stops that it passed, and the seconds that each took."""
 
 
 class Ask(NamedTuple):
-    """What `decide` is asked: see there."""
+    """What `decide` is asked: see there. `said` is what the stand-in has answered already: then only the rest is found out, and told."""
 
     txn: Transaction
     now_ms: int
     origin: Origin = HTTP
     logged: Container[Origin] = ()
+    course: Course | None = None
+    said: Decision | None = None
 
 
 class Decided(NamedTuple):
@@ -88,22 +111,9 @@ class Walk:
     """One transaction on its way: what each stop found. An error, or a first answer from before, ends it early."""
 
     __slots__ = (
-        "ask",
-        "book",
-        "content",
-        "decision",
-        "declined",
-        "digest",
-        "error",
-        "first",
-        "hold",
-        "judges",
-        "panel",
-        "past",
-        "seen",
-        "txn",
+        "ask", "book", "content", "counted", "decision", "declined", "digest", "error", "first", "hold", "judges", "panel", "past", "seen", "txn",
         "verdict",
-    )
+    )  # fmt: skip
     past: Past
     book: Any
     seen: Look
@@ -120,6 +130,14 @@ class Walk:
         self.declined: tuple[int, ...] = ()
         self.decision: Decision | None = None
         self.error: HoldfastError | None = None
+        self.counted = False
+        """Whether the stand-in counted it as an approval of its own."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether somebody else answers it."""
+        course = self.ask.course
+        return course is not None and course.over
 
     @property
     def is_new(self) -> bool:
@@ -209,15 +227,45 @@ async def decide_all(asks: Sequence[Ask], world: World) -> list[Decided | Holdfa
     look(new, world)
     stops.passed("look")
     weigh(new, world)
+    limit(new, world)
     stops.passed("judge")
     await settle(new, world)
     stops.passed("hold")
+    leave(new, world)
     await keep([walk for walk in new if walk.error is None], world)
     stops.passed("keep")
-    await tell([walk for walk in walks if walk.first is not None and not walk.first.told], world)
+    leave(walks, world)
+    await tell([walk for walk in walks if walk.first is not None and not walk.first.told and walk.error is None], world)
     stops.passed("tell")
     note([walk for walk in new if walk.decision is not None], world)
+    for walk in walks:
+        if walk.ask.course is not None:
+            walk.ask.course.stops = stops.times
     return [walk.end() for walk in walks]
+
+
+def limit(walks: Sequence[Walk], world: World) -> None:
+    """Where the log does not take what is decided, the stand-in's limits hold beside the policy; what it said already stands."""
+    stand_in = world.stand_in
+    if stand_in is None:
+        return
+    away = not world.bus.well
+    for walk in walks:
+        if walk.ask.said is not None:
+            walk.verdict, walk.hold = said_before(walk.verdict, walk.ask.said), hold_of(walk.ask.said)
+        elif away:
+            walk.verdict, walk.counted = stand_in.limited(walk.txn, walk.verdict, walk.ask.now_ms)
+
+
+def leave(walks: Sequence[Walk], world: World) -> None:
+    """Ends those that somebody else answers meanwhile, and takes back what was counted of those that were not approved after all."""
+    for walk in walks:
+        if walk.error is None and walk.is_over:
+            walk.error = Unavailable("somebody else answers it: it was late")
+        if walk.counted and (walk.error is not None or walk.verdict.outcome is not Outcome.APPROVE):
+            assert world.stand_in is not None
+            world.stand_in.uncount(walk.txn, walk.ask.now_ms)
+            walk.counted = False
 
 
 async def recall(walks: Sequence[Walk], world: World) -> None:
@@ -262,8 +310,12 @@ def weigh(walks: Sequence[Walk], world: World) -> None:
         walk.panel, walk.judges = panel, panel.judges_of(walk.txn) if splits else panel.champions
         parts.setdefault(walk.judges, []).append(walk)
     for judges, own in parts.items():
-        vectors, missing = np.array([walk.seen.values for walk in own]), [walk.degradations for walk in own]
-        verdicts = judge_all(*judges, world.catalogue.reason_of, [walk.txn for walk in own], vectors, missing)
+        vectors, missing, txns = np.array([walk.seen.values for walk in own]), [walk.degradations for walk in own], [walk.txn for walk in own]
+        try:
+            verdicts = judge_all(*judges, world.catalogue.reason_of, txns, vectors, missing)
+        except Exception as error:  # noqa: BLE001 a broken model is a fact that the policy handles, and the payment waits
+            journal.logger().error("the model cannot score", model_id=judges.model.model_id, error=repr(error))
+            verdicts = [unjudged(judges.policy, txn, each) for txn, each in zip(txns, missing, strict=True)]
         for walk, verdict in zip(own, verdicts, strict=True):
             walk.verdict = verdict
 
@@ -322,8 +374,16 @@ async def keep(walks: Sequence[Walk], world: World) -> None:
 async def tell(walks: Sequence[Walk], world: World) -> None:
     """Puts on the log what it does not have yet."""
     untold = [walk for walk in walks if walk.ask.origin not in walk.ask.logged]
-    sent = [world.bus.tell(DECISIONS, walk.txn.account_id, walk.message) for walk in untold]
-    for walk, failed in zip(untold, await asyncio.gather(*sent, return_exceptions=True), strict=True):
+    if world.stand_in is not None and not world.bus.well:
+        kept_back = [walk for walk in untold if walk.ask.said is None]
+        await keep_back(kept_back, world.stand_in)
+        walks, untold = ([walk for walk in some if walk.ask.said is not None] for some in (walks, untold))
+    world.telling += len(untold)
+    try:
+        answers = await asyncio.gather(*[told(walk, world) for walk in untold], return_exceptions=True)
+    finally:
+        world.telling -= len(untold)
+    for walk, failed in zip(untold, answers, strict=True):
         if isinstance(failed, HoldfastError):
             walk.error = failed
         elif failed is not None:
@@ -347,6 +407,23 @@ def judged(walk: Walk) -> Judged:
     return Judged(decision_id, txn.transaction_id, txn.account_id, now_ms, walk.seen.values, walk.degradations, walk.judges)
 
 
+def told(walk: Walk, world: World) -> asyncio.Future[None]:
+    """Sends one on its way to the log."""
+    if walk.ask.course is not None:
+        walk.ask.course.sent = walk.message
+    return world.bus.tell(DECISIONS, walk.txn.account_id, walk.message)
+
+
+async def keep_back(walks: Sequence[Walk], stand_in: StandIn) -> None:
+    """Puts on the stand-in's disk what the log does not take now; it tells the log later. LogUnavailable for what it may not answer for."""
+    made = [stand_in.kept_back(walk.message, walk.decision, walk.counted) for walk in walks]
+    for walk, failed in zip(walks, await asyncio.gather(*made, return_exceptions=True), strict=True):
+        if isinstance(failed, HoldfastError):
+            walk.error = failed
+        elif failed is not None:
+            walk.error = LogUnavailable(f"nor can it be kept here: {failed}")
+
+
 def decided(walk: Walk, world: World) -> Decision:
     """The record of it all."""
     txn, verdict, seen, hold, origin = walk.txn, walk.verdict, walk.seen, walk.hold, walk.ask.origin
@@ -366,7 +443,7 @@ def decided(walk: Walk, world: World) -> Decision:
         hold_currency=hold.currency if hold else None,
         hold_expires_at_ms=hold.expires_at_ms if hold else None,
         model_id=walk.judges.model.model_id,
-        policy_id=walk.judges.policy.policy_id,
+        policy_id=walk.judges.policy.policy_id if walk.ask.said is None else walk.ask.said.policy_id,
         catalogue_id=world.catalogue.catalogue_id,
         vector=seen.values.tobytes(),
         positions=seen.positions,
@@ -385,14 +462,17 @@ def decided(walk: Walk, world: World) -> Decision:
 class Stops:
     """Times the stops of walks that go together."""
 
-    __slots__ = ("_count", "_observe", "_since")
+    __slots__ = ("_count", "_observe", "_since", "times")
 
     def __init__(self, observe: Callable[[str, float, int], None], count: int) -> None:
         self._observe, self._count = observe, count
         self._since = perf_counter()
+        self.times: list[tuple[str, float]] = []
 
     def passed(self, stop: str) -> None:
         """The time since the stop before, in seconds, is this stop's, of each walk."""
         now = perf_counter()
-        self._observe(stop, now - self._since, self._count)
+        took = now - self._since
+        self._observe(stop, took, self._count)
+        self.times.append((stop, took))
         self._since = now

@@ -44,7 +44,7 @@ from schemas.hold import HoldEvent, HoldState
 from schemas.label import Label
 from schemas.record import Record
 from schemas.topics import ACCOUNT_CONTROLS, ACCOUNTS, DECISIONS, HOLDS, LABELS, PROFILES, REMEMBERED_EVENTS, Topic
-from streams.answers import WHOLE, Answers, Restored, resolved_key, sound
+from streams.answers import WHOLE, Answers, Restored, listed_of, resolved_key, sound
 from streams.books import book_key
 from streams.bus import committed_offsets, end_offsets, read_topic
 from streams.hold import APPLIED, RESOLVED_TTL_S, due_key
@@ -248,7 +248,7 @@ class Rebuild:
             left_s = self._settings.answer_ttl_s - (self._now_ms - decision.decided_at_ms) // 1000
             if left_s > 0:
                 digest = identity.digest(avro.body(decision.transaction))
-                kept.append(Restored(decision.transaction_id, decision.decision_id, digest, message, left_s))
+                kept.append(Restored(decision.transaction_id, decision.decision_id, digest, message, left_s, listed_of(decision)))
             await self._held(books, decision, partition, confirmed, moved)
             tallies.fold_if_many()
             if len(kept) >= BATCH:

@@ -37,9 +37,12 @@ from streams.opinion import give
 from streams.pipeline import World
 from streams.rebuild import ensure_whole, forget_if_behind, rebuilt
 from streams.settings import Settings
+from streams.stand_in import StandIn
 from streams.tally import TallyWorld
 
 REFRESH_S = 2.0
+MEMORY_SHARE = 0.4
+"""Of the time that a host waits: Redis is late when one answer takes longer, and then nobody waits for it until it answers again."""
 GARBAGE = 50_000
 """Objects made before a collection of the youngest: a decision's records hold no circles, so that collecting often finds nothing."""
 NOTHING_KNOWN = np.full(len(CATALOGUE.names), np.nan)
@@ -74,9 +77,9 @@ class Parts:
         await self.wire.close()
 
 
-async def connected(settings: Settings) -> Parts:
+async def connected(settings: Settings, timeout_s: float = 1.0) -> Parts:
     """The parts on the Redis of the settings, once it is whole: rebuilt from the log if it has forgotten, or has gone back in time."""
-    wire = await Wire.connect(settings.redis_url, settings.redis_password or None, settings.redis_username or None)
+    wire = await Wire.connect(settings.redis_url, settings.redis_password or None, settings.redis_username or None, timeout_s)
     parts = Parts(settings, wire, CATALOGUE, RedisMemory(wire, CATALOGUE), Answers(wire, settings.answer_ttl_s), Books(wire))
     await forget_if_behind(settings, wire)
     while True:
@@ -130,19 +133,42 @@ async def stay_level(parts: Parts) -> None:
 def beside(parts: Parts, work: Coroutine[Any, Any, None]) -> None:
     """Runs something beside the work. If it ends by an error, so does the process: it must not be missed in silence."""
 
-    def ended(task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and task.exception() is not None:
-            journal.logger().critical("failed beside the work", exc_info=task.exception())
-            os.kill(os.getpid(), signal.SIGTERM)
-
     task = asyncio.create_task(work)
-    task.add_done_callback(ended)
+    task.add_done_callback(_must_not_end)
     parts.tasks.append(task)
 
 
-async def deciding_world(settings: Settings, bus: Bus) -> World:
+def _must_not_end(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        journal.logger().critical("failed beside the work", exc_info=task.exception())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+async def authorizing_world(settings: Settings, bus: Bus) -> World:
+    """The World of `authorize`: whoever asks it waits, so that Redis is late sooner, and somebody stands in."""
+    world = await deciding_world(settings, bus, min(1.0, MEMORY_SHARE * settings.request_deadline_ms / 1000))
+    stand_in = world.stand_in = await asyncio.to_thread(StandIn.opened, settings, clock_ms())
+    if stand_in is None:
+        return world
+    await asyncio.to_thread(stand_in.learn, settings)
+    let_go = world.close
+
+    async def close() -> None:
+        telling.cancel()
+        await asyncio.gather(telling, return_exceptions=True)
+        await stand_in.close()
+        if let_go is not None:
+            await let_go()
+
+    telling = asyncio.create_task(stand_in.tell(world))
+    telling.add_done_callback(_must_not_end)
+    world.close = close
+    return world
+
+
+async def deciding_world(settings: Settings, bus: Bus, memory_timeout_s: float = 1.0) -> World:
     """The World of the apps that decide: `authorize` and `score`."""
-    parts = await connected(settings)
+    parts = await connected(settings, memory_timeout_s)
     ear, bench = Ear(settings), Bench(settings, parts.catalogue)
     told = newest({}, await asyncio.to_thread(ear.heard, LISTEN_S))
     panel = await first_panel(bench, told)
@@ -192,7 +218,7 @@ def run_authorize(settings: Settings) -> int:
     from streams.authorize.serve import serve
 
     required_keys(settings)
-    return serve(settings, deciding_world)
+    return serve(settings, authorizing_world)
 
 
 def run_score(settings: Settings) -> int:

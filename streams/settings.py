@@ -103,12 +103,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     unknown_account: Annotated[Literal["decline", "hold"], doc("an account that nobody described: `decline`, or `hold` without a funds check")] = (
         "decline"
     )
-    request_deadline_ms: Annotated[Milliseconds, doc("an authorization not answered by then gets a `503`: its result is indefinite")] = 1_500
+    request_deadline_ms: Annotated[
+        Milliseconds, doc("how long an authorization may take where its request does not say (`Holdfast-Deadline-Ms`); then the stand-in answers")
+    ] = 1_000
+    stand_in_policy: Annotated[
+        str, Meta(min_length=1), doc("what may be approved while Kafka or Redis does not answer: `default`, a TOML file, or `off`: nobody stands in")
+    ] = "default"
     hold_lease_ms: Annotated[Milliseconds, doc("a provisional hold that the log does not confirm lapses after this")] = 30_000
     answer_ttl_s: Annotated[int, Meta(ge=60, le=31_536_000), doc("how long the first answer of a transaction is kept in Redis")] = 691_200
     future_ms_max: Annotated[int, Meta(ge=0, le=86_400_000), doc("a transaction dated further ahead of our clock is refused")] = 300_000
 
     # Running
+    drain_ms: Annotated[
+        int,
+        Meta(ge=0, le=600_000),
+        doc("so long `authorize` goes on after SIGTERM, not ready, before it stops: more than a load balancer takes to see it"),
+    ] = 1_000
     watchdog_s: Annotated[int, Meta(ge=1, le=3_600), doc("an app with lag and no progress for this long ends, and is started again")] = 30
     log_level: Annotated[Literal["debug", "info", "warning", "error"], doc("least level of log lines that are written")] = "info"
 

@@ -18,7 +18,7 @@ MODEL_KEY = "7e57" * 16
 """The key that signs it."""
 
 
-MADE = "HOLDFAST_TESTS_MODEL"
+MADE = "TESTS_MODEL_DIR"
 """Names the folder where several runs of tests side by side find what one of them has trained (`python -m tests.conftest FOLDER`)."""
 
 

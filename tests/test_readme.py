@@ -159,11 +159,10 @@ def test_the_bench_of_mutated_models_serves_none(tmp_path: Path) -> None:
 def test_the_bench_measures_and_its_status_says_whether_it_holds(trained: Path, tmp_path: Path) -> None:
     command = next(c for c in commands() if c.startswith("holdfast bench walk"))
     done = ran(
-        f"{command} --seconds 3 --count 8000",
+        f"{command} --seconds 3 --count 8000 --registry {trained}",
         ROOT,
         timeout_s=400,
         HOLDFAST_DATA_DIR=str(tmp_path),
-        HOLDFAST_REGISTRY_DIR=str(trained),
         HOLDFAST_MODEL_KEY=MODEL_KEY,
     )
     figures = json.loads(done.stdout.splitlines()[-1])

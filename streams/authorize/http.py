@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from urllib.parse import parse_qs
 
 import msgspec
 import numpy as np
 
 from models.answer import FIELD_39, bank_view, host_view
 from models.hold import Book
+from models.stand_in import is_stand_in
 from schemas import avro
 from schemas.decision import Decision
 from schemas.errors import Conflict, InvalidRecord, MemoryUnavailable, Unavailable
@@ -21,17 +21,22 @@ from streams import answers, journal, metrics
 from streams.authorize.controls import SHAPE, controls
 from streams.authorize.keys import Grant, Key, Keyring, Scope, bearer
 from streams.authorize.life import clear, increment
+from streams.authorize.live import Live
 from streams.authorize.problem import INDEFINITE, Problem
-from streams.authorize.protocol import Reply, Request, Special
-from streams.authorize.requests import Balance, authorization_in, cleared, clearing_in, transaction_of
+from streams.authorize.protocol import Reply, Request, Special, Stream
+from streams.authorize.requests import Balance, authorization_in, cleared, clearing_in, decisions_in, transaction_of
 from streams.authorize.routes import is_known, scope_of
 from streams.authorize.tokens import Tokens
 from streams.authorize.under_way import UnderWay
-from streams.pipeline import World
+from streams.pipeline import Course, World
 
 AUTHORIZATIONS, DECISIONS, ACCOUNTS = "/v1/authorizations", "/v1/decisions", "/v1/accounts"
 BALANCE = "balance"
 OPEN_PATHS = frozenset(("/health", "/ready"))
+DEADLINE_MS_MAX = 60_000
+SHEDDABLE = AUTHORIZATIONS.encode()
+_, OVERLOADED = Problem("overloaded").reply("")
+"""One body for all of them: to make one for each would cost what is short."""
 STEPS = {"capture": ClearingKind.CAPTURE, "reversal": ClearingKind.REVERSAL}
 
 
@@ -51,16 +56,26 @@ class HttpDoor:
         keys: Keyring,
         open_paths: frozenset[str] = OPEN_PATHS,
         tokens: Tokens | None = None,
+        live: Live | None = None,
     ) -> None:
         self._world = world
         self._key, self._key_id = key, key_id
         self._keys, self._tokens, self._open_paths = keys, tokens, open_paths
+        self._live = live
         self._deadline_s = deadline_ms / 1000
         self._under_way = UnderWay(world, deadline_ms)
+        self.is_draining = False
 
-    async def reply(self, request: Request) -> Reply | Special:
+    def shed(self, url: bytes) -> bytes | None:
+        """See `protocol.Door.shed`: only new authorizations are refused."""
+        if url != SHEDDABLE or not self._under_way.is_full():
+            return None
+        metrics.SHED.inc()
+        return OVERLOADED
+
+    async def reply(self, request: Request) -> Reply | Special | Stream:
         """The answer to any request."""
-        made: Reply | Special | Problem
+        made: Reply | Special | Stream | Problem
         try:
             now_ms = self._world.clock_ms()
             key = self._keys.of(request.headers, now_ms)
@@ -104,11 +119,11 @@ class HttpDoor:
         journal.logger().info("refused", status=status, code=code, **about)
         return (status, body) if problem.retry_after_s is None else Special(status, body, b"retry-after: %d\r\n" % problem.retry_after_s)
 
-    async def _authorize(self, request: Request, key: Key, now_ms: int) -> Reply | Problem:
+    async def _authorize(self, request: Request, key: Key, now_ms: int) -> Reply | Special | Problem:
         if request.method != "POST":
             return Problem("method_not_allowed", "use POST")
         txn = self._transaction(request, key, now_ms)
-        return await self._decided(txn, now_ms) if isinstance(txn, Transaction) else txn
+        return await self._decided(txn, now_ms, request) if isinstance(txn, Transaction) else txn
 
     def _transaction(self, request: Request, key: Key, now_ms: int) -> Transaction | Problem:
         """The transaction that the body describes, if its card is one of the key's."""
@@ -117,18 +132,21 @@ class HttpDoor:
             return Problem("card_not_covered", param="card_number" if sent.card_number else "card_bin", about=sent.transaction_id)
         return sound(transaction_of(sent, self._key, self._key_id), now_ms, self._world.future_ms_max)
 
-    async def _decided(self, txn: Transaction, now_ms: int) -> Reply | Problem:
+    async def _decided(self, txn: Transaction, now_ms: int, request: Request) -> Reply | Special | Problem:
         started = time.perf_counter()
-        deciding = self._under_way.once(txn, now_ms)
-        if not await self._under_way.in_time(deciding):
+        wait_s, timed = _wishes(request, self._deadline_s)
+        try:
+            made, course = await self._under_way.answered(txn, now_ms, wait_s)
+        except TimeoutError:
             return Problem("deadline", about=txn.transaction_id)
-        made = deciding.result()
         decision = made.decision or avro.decode(Decision, made.message)
-        metrics.decided(decision.outcome, decision.degradations, time.perf_counter() - started)
+        if not is_stand_in(decision.degradations):
+            metrics.decided(decision.outcome, decision.degradations, time.perf_counter() - started)
         journal.decided(decision)
-        return 200, host_view(decision)
+        body = host_view(decision)
+        return Special(200, body, _timing(course, time.perf_counter() - started)) if timed else (200, body)
 
-    async def _other(self, request: Request, key: Key) -> Reply | Problem:
+    async def _other(self, request: Request, key: Key) -> Reply | Special | Stream | Problem:
         """The answer to what is none of the first."""
         path = request.path
         if path.startswith(AUTHORIZATIONS + "/"):
@@ -146,14 +164,18 @@ class HttpDoor:
             return 200, b'{"status":"alive"}'
         if path == "/ready":
             return await self._ready()
-        if path == DECISIONS or path.startswith(DECISIONS + "/"):
-            return await self._decision(request, path[len(DECISIONS) + 1 :], key)
+        if path == DECISIONS + "/stream":
+            return await self._stream(request, key)
+        if path == DECISIONS:
+            return await self._decisions(request, key)
+        if path.startswith(DECISIONS + "/"):
+            return self._shown(await self._world.answers.of_decision(path[len(DECISIONS) + 1 :]), key)
         account_id, _, asked = path.removeprefix(ACCOUNTS + "/").rpartition("/")
         if path.startswith(ACCOUNTS + "/") and account_id and asked == BALANCE:
             return await self._balance(account_id) if key.covers(None) else Problem("card_not_covered", "a key of some cards asks for no account")
         return Problem("not_found")
 
-    async def _step(self, request: Request, transaction_id: str, step: str, key: Key) -> Reply | Problem:
+    async def _step(self, request: Request, transaction_id: str, step: str, key: Key) -> Reply | Special | Problem:
         """Captures, reverses or raises an authorization; waits first for its decision if that is under way here."""
         if request.method != "POST":
             return Problem("method_not_allowed", "use POST")
@@ -173,7 +195,7 @@ class HttpDoor:
             raised = await increment(txn, transaction_id, self._world)
         if not isinstance(raised, Transaction):
             return Problem(raised, about=transaction_id)
-        return await self._decided(raised, now_ms)
+        return await self._decided(raised, now_ms, request)
 
     async def _covers(self, key: Key, transaction_id: str) -> bool:
         """Whether the card of an authorization is one of the key's: asked for keys of some cards alone, which it costs a round trip."""
@@ -192,34 +214,58 @@ class HttpDoor:
             return Problem(made, about=transaction_id)
         return 200, cleared(made, asked, FIELD_39["captured" if kind is ClearingKind.CAPTURE else "reversed"].v1987)
 
-    async def _ready(self) -> Reply:
+    async def _ready(self) -> Reply | Problem:
+        if self.is_draining:
+            return Problem("draining")
+        return await self._whole()
+
+    async def _whole(self) -> Reply:
         if not await self._world.answers.whole():
             raise MemoryUnavailable(answers.FORGOT)
         return 200, b'{"status":"ready"}'
 
-    async def _decision(self, request: Request, decision_id: str, key: Key) -> Reply | Problem:
-        if decision_id:
-            kept = await self._world.answers.of_decision(decision_id)
-        else:
-            ids = parse_qs(request.query).get("transaction_id")
-            if not ids:
-                return Problem("missing_field", "name one: /v1/decisions?transaction_id=...", "transaction_id")
-            kept = await self._world.answers.of_transaction(ids[0])
+    async def _decisions(self, request: Request, key: Key) -> Reply | Problem:
+        """One decision by its transaction, or a page of those of a card or an account."""
+        asked = decisions_in(request.query)
+        if asked.name == "transaction_id":
+            return self._shown(await self._world.answers.of_transaction(asked.of), key)
+        await self._ready()
+        page = await self._world.answers.page(asked.name, asked.of, asked.limit, asked.cursor)
+        decisions = [avro.decode(Decision, message) for message in page.messages]
+        shown = [self._view(decision, key) for decision in decisions if key.covers(decision.transaction.card_bin)]
+        return 200, b'{"decisions":[%b],"cursor":%b}' % (b",".join(shown), msgspec.json.encode(page.cursor))
+
+    def _shown(self, kept: answers.Kept | None, key: Key) -> Reply | Problem:
         if kept is None or not kept.told:
             return Problem("not_found", "no such decision, or it is older than answers are kept")
         decision = avro.decode(Decision, kept.message)
         if not key.covers(decision.transaction.card_bin):
             return Problem("card_not_covered", about=decision.transaction_id)
-        if Scope.EXPLAIN in key.scopes:
-            known = decision.catalogue_id == self._world.catalogue.catalogue_id
-            values = tuple(np.frombuffer(decision.vector, dtype="<f8").tolist())
-            names = self._world.catalogue.names if known else tuple(f"feature_{i}" for i in range(len(values)))
-            return 200, bank_view(decision, names, values)
-        return 200, host_view(decision)
+        return 200, self._view(decision, key)
+
+    def _view(self, decision: Decision, key: Key) -> bytes:
+        """What the key may see of a decision."""
+        if Scope.EXPLAIN not in key.scopes:
+            return host_view(decision)
+        known = decision.catalogue_id == self._world.catalogue.catalogue_id
+        values = tuple(np.frombuffer(decision.vector, dtype="<f8").tolist())
+        names = self._world.catalogue.names if known else tuple(f"feature_{i}" for i in range(len(values)))
+        return bank_view(decision, names, values)
+
+    async def _stream(self, request: Request, key: Key) -> Stream | Problem:
+        """What is decided from now on, or since the last event that the client had."""
+        if self._live is None or not self._live.has_room:
+            return Problem("streams_busy")
+        sent = dict(request.headers).get(b"last-event-id")
+        events = await self._live.begin(
+            None if sent is None else sent.decode("latin-1"),
+            lambda decision: self._view(decision, key) if key.covers(decision.transaction.card_bin) else None,
+        )
+        return Stream(b"content-type: text/event-stream\r\ncache-control: no-store\r\n", events)
 
     async def _balance(self, account_id: str) -> Reply | Problem:
         """A balance inquiry; nothing is concluded from what Redis forgot."""
-        await self._ready()
+        await self._whole()
         (content,) = answers.sound([*await self._world.books.read(account_id)])
         book = Book.from_bytes(content)
         if not book.known:
@@ -232,6 +278,25 @@ class HttpDoor:
             response_code=FIELD_39["approve"].v1987,
         )
         return 200, msgspec.json.encode(balance)
+
+
+def _wishes(request: Request, wait_s: float) -> tuple[float, bool]:
+    """How long the host waits, and whether it wants to know where the time goes."""
+    timed = False
+    for name, value in request.headers:
+        if name == b"holdfast-deadline-ms":
+            if not value.isdigit() or not 1 <= int(value) <= DEADLINE_MS_MAX:
+                raise InvalidRecord("holdfast-deadline-ms", f"is a number from 1 to {DEADLINE_MS_MAX}")
+            wait_s = int(value) / 1000
+        elif name == b"holdfast-timing":
+            timed = value == b"1"
+    return wait_s, timed
+
+
+def _timing(course: Course, total_s: float) -> bytes:
+    """The header that says how long each stop took, milliseconds."""
+    stops = [*course.stops, ("total", total_s)]
+    return b"server-timing: " + ", ".join([f"{stop};dur={seconds * 1000:.3f}" for stop, seconds in stops]).encode() + b"\r\n"
 
 
 class _Named(Record, frozen=True):

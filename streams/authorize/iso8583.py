@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 from models.answer import FIELD_39, answer_name
 from models.hold import Book
+from models.stand_in import is_stand_in
 from schemas import avro
 from schemas.decision import Decision, Outcome
 from schemas.errors import Conflict, InvalidRecord, SettingsError, Unavailable
@@ -150,6 +151,9 @@ class Desk:
         return self.codec.encode(Message(request.prefix, answered, fields))
 
     async def _authorize(self, fields: Fields, now_ms: int) -> Answer:
+        if self._under_way.is_full():
+            metrics.SHED.inc()
+            return Answer("overloaded", {})
         started = time.perf_counter()
         elements = self._elements
         original = elements.original(fields)
@@ -159,12 +163,10 @@ class Desk:
             if not isinstance(raised, Transaction):
                 return self.refused(raised, raised)
             txn = raised
-        task = self._under_way.once(sound(txn, now_ms, self._world.future_ms_max), now_ms)
-        if not await self._under_way.in_time(task):
-            return self.refused("deadline", "deadline")
-        made = task.result()
+        made, _ = await self._under_way.answered(sound(txn, now_ms, self._world.future_ms_max), now_ms, self._deadline_s)
         decision = made.decision or avro.decode(Decision, made.message)
-        metrics.decided(decision.outcome, decision.degradations, time.perf_counter() - started)
+        if not is_stand_in(decision.degradations):
+            metrics.decided(decision.outcome, decision.degradations, time.perf_counter() - started)
         journal.decided(decision)
         added: Fields = {}
         if decision.outcome is Outcome.APPROVE:

@@ -70,7 +70,10 @@ ERRORS: dict[str, Row] = {
     "memory_unavailable": Row(503, _U, "memory_unavailable", f"Redis does not answer, or is being rebuilt; {INDEFINITE}"),
     "log_unavailable": Row(503, _U, "log_unavailable", f"Kafka has not acknowledged; {INDEFINITE}"),
     "unavailable": Row(503, _U, "memory_unavailable", f"a part does not answer; {INDEFINITE}"),
+    "overloaded": Row(503, _U, "overloaded", "more is asked than can be answered in time: nothing was begun; ask again later"),
+    "draining": Row(503, _U, "overloaded", "this process will stop: ask another one"),
     "deadline": Row(503, _U, "deadline", f"not done in time; {INDEFINITE}"),
+    "streams_busy": Row(503, _U, "memory_unavailable", "this process has as many live streams as it can bear: again, or at another"),
     "internal": Row(500, ErrorType.INTERNAL, "error", "a bug on this side; it was noted"),
 }
 """Errors by their stable codes: the one table, for the door, its description and its client."""

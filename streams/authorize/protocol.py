@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import secrets
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
 from http import HTTPStatus
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote
@@ -58,6 +58,14 @@ def request_id() -> str:
     return f"req_{_PROCESS}{next(_COUNT):08x}"
 
 
+class Stream(NamedTuple):
+    """An answer that goes on until one side ends it. The iterator is closed then."""
+
+    head: bytes
+    """Whole lines."""
+    parts: AsyncIterator[bytes]
+
+
 class Request(NamedTuple):
     """One request. The body is cut where it is longer than it may be, one byte beyond. Header names are in lower case."""
 
@@ -70,9 +78,15 @@ class Request(NamedTuple):
 
 
 class Door(Protocol):
-    """What answers."""
+    """What answers. `is_draining`: it will stop soon, so that connections end with the answer that they wait for."""
 
-    def reply(self, request: Request) -> Awaitable[Reply | Special]:
+    is_draining: bool
+
+    def shed(self, url: bytes) -> bytes | None:
+        """The body of a `503` for what cannot be answered in time, said before anything of it is read; None: it can."""
+        ...
+
+    def reply(self, request: Request) -> Awaitable[Reply | Special | Stream]:
         """The answer to one request."""
         ...
 
@@ -88,6 +102,7 @@ class HttpProtocol(asyncio.Protocol):
         self._transport: Any = None
         self._waiting: deque[Request] = deque()
         self._answering: asyncio.Task[None] | None = None
+        self._pouring = False
         self._last = False
         """No request is taken any more after those that wait."""
         self._refusal: Problem | None = None
@@ -120,6 +135,7 @@ class HttpProtocol(asyncio.Protocol):
         self._last = True
         self._waiting.clear()
         self._roomy()
+        self._stop_pouring()
         if self._alarm is not None:
             self._alarm.cancel()
 
@@ -149,7 +165,8 @@ class HttpProtocol(asyncio.Protocol):
             self._transport.resume_reading()
 
     def shutdown(self) -> None:
-        """uvicorn stops: what was asked is answered, then the connection ends."""
+        """uvicorn stops: what was asked is answered, then the connection ends. A stream ends now: its host comes again, elsewhere."""
+        self._stop_pouring()
         self._end_after_answers()
 
     # What the parser tells.
@@ -186,6 +203,12 @@ class HttpProtocol(asyncio.Protocol):
         self._in_request, self._heard_at = False, self._loop.time()
         if self._last:
             return
+        if self._answering is None and not self._door.is_draining and (shed := self._door.shed(self._url)) is not None:
+            self._write((503, shed), request_id(), keep_alive=True)
+            self._last = not self._parser.should_keep_alive()
+            if self._last:
+                self._end()
+            return
         path, query = self._url, b""
         if b"?" in path:
             path, _, query = path.partition(b"?")
@@ -217,6 +240,10 @@ class HttpProtocol(asyncio.Protocol):
             except Exception as error:  # noqa: BLE001 a bug must not leave the host without an answer
                 journal.logger().error("a request could not be answered", path=request.path, request_id=request.request_id, exc_info=error)
                 made = Problem("internal").reply(request.request_id)
+            if isinstance(made, Stream):
+                await self._pour(made, request)
+                return
+            self._last = self._last or (self._door.is_draining and not self._waiting)
             more = bool(self._waiting) or self._refusal is not None or not self._last
             self._write(made, request.request_id, more, request.method != "HEAD")
             self._state.total_requests += 1
@@ -225,6 +252,30 @@ class HttpProtocol(asyncio.Protocol):
             self._end()
         elif self._room is None and not self._transport.is_closing():
             self._transport.resume_reading()
+
+    async def _pour(self, stream: Stream, request: Request) -> None:
+        """Writes what comes, as fast as the host reads; the connection ends with it."""
+        self._pouring = True
+        parts: Any = stream.parts
+        try:
+            if not self._transport.is_closing():
+                head = b"HTTP/1.1 200 OK\r\n%brequest-id: %b\r\nconnection: close\r\n\r\n"
+                self._transport.write(head % (stream.head, request.request_id.encode()))
+            async for part in parts:
+                if self._room is not None:
+                    await self._room
+                if self._transport.is_closing():
+                    break
+                self._transport.write(part)
+        except asyncio.CancelledError:
+            pass  # the host has gone, or this process ends
+        except Exception as error:  # noqa: BLE001 the host comes again, and says what it had
+            journal.logger().error("a stream ended", path=request.path, request_id=request.request_id, exc_info=error)
+        finally:
+            await parts.aclose()
+            self._answering, self._last = None, True
+            self._waiting.clear()
+            self._end()
 
     def _write(self, made: Reply | Special, name: str, keep_alive: bool, whole: bool = True) -> None:
         if not self._transport.is_closing():
@@ -254,6 +305,8 @@ class HttpProtocol(asyncio.Protocol):
         if self._refusal is not None:
             name = request_id()
             self._write(self._refusal.reply(name), name, keep_alive=False)
+        if self._transport.is_closing():
+            return
         self._transport.close()
         if self._alarm is not None:
             self._alarm.cancel()
@@ -271,6 +324,10 @@ class HttpProtocol(asyncio.Protocol):
             self._end_after_answers()
             return
         self._alarm = self._loop.call_later(min(REQUEST_S, UNREAD_S, max(patience_s - silent_s, 0.1)), self._look)
+
+    def _stop_pouring(self) -> None:
+        if self._pouring and self._answering is not None:
+            self._answering.cancel()
 
     def _roomy(self) -> None:
         room, self._room = self._room, None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from typing import Annotated, NamedTuple
+from urllib.parse import parse_qsl
 
 import msgspec
 
@@ -72,6 +74,16 @@ class Balance(Record, frozen=True, kw_only=True):
     response_code: Annotated[str, doc("ISO 8583:1987 field 39")]
 
 
+class DecisionsAsked(NamedTuple):
+    """Which decisions: of one `transaction_id`, or a page of those of a `card` or an `account`."""
+
+    name: str
+    of: str
+    limit: int
+    cursor: str | None
+
+
+PAGE, PAGE_MAX = 50, 200
 RAW_FIELDS = {"card_number": "crd", "device_id": "dev", "email": "eml", "phone": "phn", "address": "adr"}
 TOKEN_FIELDS = {"crd": "card_token", "dev": "device_token", "eml": "email_token", "phn": "phone_token", "adr": "address_token"}
 _NAMES = Transaction.__struct_fields__
@@ -101,6 +113,30 @@ def transaction_of(request: AuthorizationRequest, key: bytes, key_id: str) -> Tr
 def authorization_in(request: Request) -> AuthorizationRequest:
     """What the body asks for; InvalidRecord names the field that is wrong."""
     return avro.checked(lambda: _AUTHORIZATIONS.decode(body_of(request)))
+
+
+def decisions_in(query: str) -> DecisionsAsked:
+    """What the query asks for; InvalidRecord names the parameter that is missing, unknown, given twice or wrong."""
+    pairs = parse_qsl(query, keep_blank_values=True)
+    values = dict(pairs)
+    named = [name for name in ("transaction_id", "card", "account") if name in values]
+    if unknown := [name for name, _ in pairs if name not in ("transaction_id", "card", "account", "limit", "cursor")]:
+        raise InvalidRecord(unknown[0], "is none of transaction_id, card, account, limit, cursor", code="unknown_field")
+    if len(named) != 1 or len(values) < len(pairs):
+        raise InvalidRecord(
+            "transaction_id", "name one, and once: transaction_id, card or account", code="invalid_field" if named else "missing_field"
+        )
+    (name,) = named
+    of, limit, cursor = values[name], values.get("limit", str(PAGE)), values.get("cursor")
+    if not 1 <= len(of) <= 128 or "\0" in of:
+        raise InvalidRecord(name, "has 1 to 128 characters")
+    if name == "card" and re.fullmatch(r"[0-9 -]{12,25}", of):
+        raise InvalidRecord(name, "is a card number: ask by its token, addresses are written into logs", code="card_number")
+    if not re.fullmatch(r"[0-9]{1,3}", limit) or not 1 <= int(limit) <= PAGE_MAX:
+        raise InvalidRecord("limit", f"is a number from 1 to {PAGE_MAX}")
+    if cursor is not None and not 1 <= len(cursor) <= 128:
+        raise InvalidRecord("cursor", "is what the page before gave")
+    return DecisionsAsked(name, of, int(limit), cursor)
 
 
 def clearing_in(request: Request, kind: ClearingKind, transaction_id: str, now_ms: int) -> Asked:

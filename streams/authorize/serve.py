@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import signal
+import socket
 from collections.abc import Awaitable, Callable
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -20,6 +22,7 @@ from streams.authorize.elements import Secrets
 from streams.authorize.http import HttpDoor
 from streams.authorize.iso8583 import Desk, Gateway, peers_of
 from streams.authorize.keys import KeyFile, Keyring
+from streams.authorize.live import Live
 from streams.authorize.protocol import Door, HttpProtocol
 from streams.authorize.tls import listening
 from streams.authorize.tokens import tokens_of
@@ -29,7 +32,25 @@ from streams.ready import forget_ready, tell_ready
 from streams.settings import Settings
 
 NAME = "authorize"
+BACKLOG, ACCEPTS = 2048, 16
 REFRESH_S, NOTED_EVERY = 2.0, 30
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which at the first signal goes on for `drain_s` after `drain`, so that a load balancer sees in time that it is not ready."""
+
+    drain: Callable[[], None] | None = None
+    drain_s = 0.0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """See `uvicorn.Server.handle_exit`: called as the handler of signals. A second signal ends it at once."""
+        drain, self.drain = self.drain, None
+        if drain is None or not self.started:
+            super().handle_exit(sig, frame)
+            return
+        loop = asyncio.get_running_loop()
+        loop.call_soon_threadsafe(drain)
+        loop.call_soon_threadsafe(loop.call_later, self.drain_s, super().handle_exit, sig, frame)
 
 
 def serve(settings: Settings, make_world: Callable[[Settings, Bus], Awaitable[World]]) -> int:
@@ -52,15 +73,22 @@ async def _serve(settings: Settings, make_world: Callable[[Settings, Bus], Await
     file = KeyFile(settings.keys_dir)
     keys, paths = Keyring(again=file.changed), frozenset(filter(None, settings.open_paths.split(",")))
     secrets = Secrets(settings.token_key.encode(), settings.token_key_id)
-    door = HttpDoor(world, *secrets, settings.request_deadline_ms, keys, paths, tokens_of(settings))
+    door = HttpDoor(world, *secrets, settings.request_deadline_ms, keys, paths, tokens_of(settings), Live(settings))
     server = http_server(door, settings)
+
+    def drain() -> None:
+        door.is_draining = True
+        forget_ready(settings, NAME)
+        journal.logger().info("draining", ms=settings.drain_ms)
+
+    server.drain, server.drain_s = drain, settings.drain_ms / 1000
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them once more after its own clean end, for whom was there before
         signal.signal(number, lambda *_: None)
     gateway = await _gateway(settings, world)
     saying = asyncio.create_task(_say_ready(server, settings))
     keeping = asyncio.create_task(_keep(keys, file))
     try:
-        await server.serve()
+        await server.serve(_listening(settings))
     finally:
         saying.cancel()
         keeping.cancel()
@@ -73,7 +101,14 @@ async def _serve(settings: Settings, make_world: Callable[[Settings, Bus], Await
     return 0
 
 
-def http_server(door: Door, settings: Settings) -> uvicorn.Server:
+def _listening(settings: Settings) -> list[socket.socket]:
+    """The port, several times: the loop takes one connection from each of these in a tick, and under load its ticks are long."""
+    family = socket.AF_INET6 if ":" in settings.http_host else socket.AF_INET
+    first = socket.create_server((settings.http_host, settings.http_port), family=family, backlog=BACKLOG)
+    return [first, *[first.dup() for _ in range(ACCEPTS - 1)]]
+
+
+def http_server(door: Door, settings: Settings) -> Server:
     """uvicorn around the door, on the address and with the TLS of the settings."""
     app: Any = door
     config = uvicorn.Config(
@@ -90,11 +125,11 @@ def http_server(door: Door, settings: Settings) -> uvicorn.Server:
         server_header=False,
         date_header=False,
         timeout_graceful_shutdown=5,
-        backlog=2048,
+        backlog=BACKLOG,
     )
     config.load()
     config.ssl = listening(settings, settings.http_client_ca_file)
-    return uvicorn.Server(config)
+    return Server(config)
 
 
 async def _gateway(settings: Settings, world: World) -> Gateway:

@@ -5,42 +5,99 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
-from schemas.errors import Conflict
+from schemas.errors import Conflict, Unavailable
 from schemas.transaction import Transaction
-from streams.pipeline import HTTP, Ask, Decided, Origin, World
+from streams.pipeline import HTTP, Ask, Course, Decided, Origin, World
+
+SHARE = 0.9
+"""Of the time that a host gives: what is not decided by then is answered by the stand-in, which needs the rest for its disk."""
+LATE = "deadline"
+SHED_SHARE = 0.3
+"""Of the time that a host gives: who would wait longer for those before it is refused at once."""
+WINDOW_S = 0.1
+FEW = 32
+"""So many under way are never too many, and how fast a service is cannot be seen from fewer."""
 
 
 class UnderWay:
-    """The decisions under way in this process. `deadline_ms` is how long a host waits."""
+    """The decisions under way in this process. `deadline_ms` is how long a host waits that does not say."""
 
     def __init__(self, world: World, deadline_ms: int, origin: Origin = HTTP) -> None:
         self._world = world
         self._origin = origin
-        self._deadline_s = deadline_ms / 1000
-        self._deciding: dict[str, tuple[Transaction, asyncio.Future[Decided]]] = {}
+        self.deadline_s = deadline_ms / 1000
+        self._deciding: dict[str, tuple[Transaction, asyncio.Future[Decided], Course]] = {}
+        self._ended_count = self._ended_before = 0
+        self._window_at_s = self._per_s = 0.0
 
-    def once(self, txn: Transaction, now_ms: int) -> asyncio.Future[Decided]:
+    def is_full(self) -> bool:
+        """Whether one more would wait too long behind those under way, by how fast they ended lately (Little's law).
+
+        What only waits for the log is not counted: it takes nobody's time, and where the log is late the stand-in answers.
+        """
+        ahead = len(self._deciding) - self._world.telling
+        if ahead <= FEW:
+            self._window_at_s = 0.0
+            return False
+        now_s = asyncio.get_running_loop().time()
+        if not self._window_at_s:
+            self._window_at_s, self._ended_before, self._per_s = now_s, self._ended_count, 0.0
+        elapsed_s = now_s - self._window_at_s
+        if elapsed_s >= WINDOW_S:
+            per_s = (self._ended_count - self._ended_before) / elapsed_s
+            self._per_s = (self._per_s + per_s) / 2 if self._per_s else per_s
+            self._window_at_s, self._ended_before = now_s, self._ended_count
+        return 0 < self._per_s * self.deadline_s * SHED_SHARE < ahead
+
+    async def answered(self, txn: Transaction, now_ms: int, wait_s: float) -> tuple[Decided, Course]:
+        """The decision, within `wait_s`: that of every door, or the stand-in's where that is late or cannot be had.
+
+        TimeoutError if nobody answers in time; Unavailable if that is known before. Then the result is indefinite.
+        """
+        stand_in = self._world.stand_in
+        if stand_in is not None and (given := stand_in.first(txn)) is not None:
+            return await stand_in.repeated(given), Course()
+        deciding, course = self.once(txn, now_ms)
+        gone = LATE
+        if await self._ends_within(deciding, wait_s if stand_in is None else wait_s * SHARE):
+            try:
+                made = deciding.result()
+            except Unavailable as error:
+                if stand_in is None:
+                    raise
+                gone = error.code
+            else:
+                if stand_in is not None:
+                    stand_in.note(made, txn, now_ms)
+                return made, course
+        if stand_in is None:
+            raise TimeoutError
+        async with asyncio.timeout(wait_s * (1 - SHARE)):
+            return await stand_in.answer(txn, now_ms, course, gone, self._world), course
+
+    def once(self, txn: Transaction, now_ms: int) -> tuple[asyncio.Future[Decided], Course]:
         """One decision under way for each transaction in this process: a repeat during the first waits for the first."""
         running = self._deciding.get(txn.transaction_id)
         if running is not None:
             if running[0] != txn:
                 raise Conflict(txn.transaction_id)
-            return running[1]
-        deciding = self._world.together.decided(Ask(txn, now_ms, self._origin), self._world)
-        self._deciding[txn.transaction_id] = (txn, deciding)
+            return running[1:]
+        course = Course()
+        deciding = self._world.together.decided(Ask(txn, now_ms, self._origin, course=course), self._world)
+        self._deciding[txn.transaction_id] = (txn, deciding, course)
         deciding.add_done_callback(partial(self._ended, txn.transaction_id))
-        return deciding
+        return deciding, course
 
     def of(self, transaction_id: str) -> asyncio.Future[Decided] | None:
         """The decision of that transaction, if it is under way here."""
         running = self._deciding.get(transaction_id)
         return running[1] if running else None
 
-    async def in_time(self, deciding: asyncio.Future[Decided]) -> bool:
-        """Whether it ends before the host has waited long enough; it goes on if not. (`asyncio.wait` with one, at half its price.)"""
+    async def _ends_within(self, deciding: asyncio.Future[Decided], wait_s: float) -> bool:
+        """Whether it ends in time; it goes on if not. (`asyncio.wait` with one, at half its price.)"""
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[bool] = loop.create_future()
-        alarm = loop.call_later(self._deadline_s, _settle, ended, False)
+        alarm = loop.call_later(wait_s, _settle, ended, False)
         deciding.add_done_callback(lambda _: _settle(ended, True))
         try:
             return await ended
@@ -49,6 +106,7 @@ class UnderWay:
 
     def _ended(self, transaction_id: str, deciding: asyncio.Future[Decided]) -> None:
         del self._deciding[transaction_id]
+        self._ended_count += 1
         if not deciding.cancelled():
             deciding.exception()  # looked at here, because a deadline may have left nobody else to look
 

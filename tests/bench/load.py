@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import random
+import resource
 import sys
 import time
 from typing import Any
@@ -97,18 +98,26 @@ async def open_loop(port: int, requests: list[bytes], connections: int, rate: fl
     idle = [(await loop.create_connection(Connection, "127.0.0.1", port))[1] for _ in range(connections)]
     took: list[float] = []
     late: list[float] = []
+    good: list[float] = []
     failed = 0
     chance = random.Random(7)
     under_way: set[asyncio.Task[None]] = set()
 
+    async def another() -> Connection:
+        return (await loop.create_connection(Connection, "127.0.0.1", port))[1]
+
     async def ask(request: bytes, scheduled: float) -> None:
         nonlocal failed
-        connection = idle.pop() if idle else (await loop.create_connection(Connection, "127.0.0.1", port))[1]
-        failed += not await connection.ask(request)
-        took.append(time.perf_counter() - scheduled)
+        connection = idle.pop() if idle else await another()
+        ok = await connection.ask(request)
+        seconds = time.perf_counter() - scheduled
+        failed += not ok
+        took.append(seconds)
+        if ok:
+            good.append(seconds)
         idle.append(connection)
 
-    scheduled = time.perf_counter()
+    began = scheduled = time.perf_counter()
     end = scheduled + seconds
     for request in requests:
         scheduled += chance.expovariate(rate)
@@ -122,7 +131,10 @@ async def open_loop(port: int, requests: list[bytes], connections: int, rate: fl
         under_way.add(task)
         task.add_done_callback(under_way.discard)
     await asyncio.gather(*under_way)
-    return {"per_s": len(took) / seconds, "failed": failed, **quantiles_ms(took), "stall_ms": quantiles_ms(late)["p99_ms"]}
+    lasted = max(seconds, time.perf_counter() - began)
+    answered = {"good_per_s": len(good) / lasted, "good_p99_ms": quantiles_ms(good)["p99_ms"]}
+    stalls = {"stall_ms": quantiles_ms(late)["p99_ms"], "stall_max_ms": max(late, default=0.0) * 1e3}
+    return {"per_s": len(took) / lasted, "asked_per_s": len(late) / lasted, "failed": failed, **quantiles_ms(took), **answered, **stalls}
 
 
 def quantiles_ms(seconds: list[float]) -> dict[str, float]:
@@ -140,6 +152,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--rate", type=float, default=0)
     args = parser.parse_args()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     requests = requests_of(sys.stdin.buffer.read().splitlines(), args.path, os.environ.get("HOLDFAST_API_KEY", ""))
     if args.path == "/health":
         requests = requests * 1000

@@ -196,13 +196,14 @@ def walk(argv: list[str], settings: Settings) -> int:
     parser.add_argument("--seconds", type=float, default=8, help="length of each HTTP part")
     parser.add_argument("--count", type=int, default=40_000, help="transactions in the topic's backlog")
     parser.add_argument("--json", action="store_true", help="end with one JSON object of the figures")
+    parser.add_argument("--registry", type=Path, metavar="DIR", help="whose champion decides (default: a first model is trained)")
     args = parser.parse_args(argv)
     from streams.lab import ensure_champion
 
     figures: dict[str, float] = {}
     with scratch() as folder:
-        registry = folder / "registry"
-        settings = settings.changed(model_key="be" * 32, data_dir=folder, registry_dir=registry)
+        registry = args.registry or folder / "registry"
+        settings = settings.changed(model_key=settings.model_key or "be" * 32, data_dir=folder, registry_dir=registry)
         ensure_champion(settings, lambda text: print(text, file=sys.stderr))
         figures |= http(settings.changed(data_dir=folder / "http", registry_dir=registry), args.seconds)
         figures |= score(settings.changed(data_dir=folder / "score", registry_dir=registry), args.count)

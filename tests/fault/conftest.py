@@ -17,5 +17,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Iterator[S
     """All apps, with a trained model; accounts that nobody described are held without a funds check."""
     data = tmp_path_factory.mktemp("whole")
     settings = Settings(data_dir=data, registry_dir=trained, http_port=0, unknown_account="hold", request_deadline_ms=5_000, model_key=MODEL_KEY)
+    settings = settings.changed(drain_ms=3_000)  # a load balancer on a busy machine takes that long to see that a service is not ready
     with running(settings, broker_name="real") as stack:
         yield stack

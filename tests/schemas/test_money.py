@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import uuid
 from decimal import Decimal
 
@@ -44,6 +46,11 @@ def test_ids_are_derived_and_never_change() -> None:
 @given(st.text(max_size=30))
 def test_a_derived_id_is_a_uuid_of_version_5(text: str) -> None:
     assert decision_id(text) == f"dec_{uuid.uuid5(NAMESPACE, f'dec:{text}').hex}"
+
+
+@given(st.binary(max_size=200), st.text(max_size=80).filter(lambda text: text.isprintable()))
+def test_a_token_is_the_hmac_of_the_whole_value(key: bytes, value: str) -> None:
+    assert keyed_token(key, "k1", "crd", value) == f"crd_k1_{hmac.new(key, f'crd{chr(31)}{value}'.encode(), hashlib.sha256).hexdigest()[:32]}"
 
 
 def test_a_token_needs_its_key() -> None:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 from pathlib import Path
 
 import msgspec
+import pytest
 from structlog.testing import capture_logs
 
 from models.artefact import Keys, public_of
-from models.governance import deciding
+from models.governance import BREAKER, breaker_event, deciding
 from models.opinion import Judges, Panel
 from models.registry import Registry, default_policy_text
 from schemas.avro import decode
 from schemas.governance import Cause, Control, Kind
 from schemas.topics import CONTROL
 from streams import breaker, metrics
-from streams.control import newest
+from streams.clerk import entered
+from streams.control import Standing, newest, told_once, told_so_far
 from streams.governance import brought_up
+from streams.settings import Settings
 from tests.world import TestWorld, a_world
 
 PRIVATE = b"k" * 32
@@ -104,3 +108,22 @@ def test_an_event_that_came_late_changes_nothing(tmp_path: Path) -> None:
     later = msgspec.structs.replace(event, number=event.number + 4, item_id=now)
     assert newest({}, [later, event])[Kind.POLICY] == later
     assert newest({}, [event, later])[Kind.POLICY] == later
+
+
+@pytest.mark.integration
+def test_who_asks_who_decides_hears_the_breaker_before_it_is_entered_and_the_entry_says_the_same(tmp_path: Path, real: Settings) -> None:
+    registry, (before, now) = a_registry(tmp_path, ("before", "now"))
+    items = registry.inventory().items
+    standing = Standing(registry, real)
+    assert standing.item_id(Kind.POLICY) == now
+    told_once(real, breaker_event(items[now], items[before], "block: 100.0% of 30 decisions", 50))
+    until = time.monotonic() + 10
+    while standing.item_id(Kind.POLICY) != before and time.monotonic() < until:
+        pass
+    assert standing.item_id(Kind.POLICY) == before
+    assert registry.inventory().moves[-1].item_id == now
+    (move,) = entered(registry, told_so_far(real).values())
+    assert (move.item_id, move.by, move.why, move.at_ms) == (before, BREAKER, "block: 100.0% of 30 decisions", 50)
+    assert entered(registry, told_so_far(real).values()) == []
+    assert standing.item_id(Kind.POLICY) == before
+    standing.close()

@@ -18,6 +18,12 @@ POST = b"POST /echo?x=1 HTTP/1.1\r\nhost: h\r\n"
 class Echo:
     """Answers with what it was asked, after a while if the path says so."""
 
+    is_draining = False
+
+    def shed(self, url: bytes) -> bytes | None:
+        """Refuses one path, as a door does that has too much to do."""
+        return b'{"error":"full"}' if url == b"/full" else None
+
     def __init__(self) -> None:
         self.asked: list[Request] = []
 
@@ -205,5 +211,28 @@ def test_a_clean_stop_answers_what_was_asked_and_takes_no_more() -> None:
         status, headers, _ = await host.answer()
         assert (status, headers["connection"], await host.cut()) == (200, "close", True)
         assert [request.path for request in host.echo.asked] == ["/slow"]
+
+    on_a_connection(play)
+
+
+def test_what_is_too_much_is_refused_at_once_and_the_connection_stands() -> None:
+    async def play(host: Host) -> None:
+        status, headers, body = await host.ask(b"POST /full HTTP/1.1\r\nhost: h\r\ncontent-length: 2\r\n\r\nhi")
+        assert (status, headers["retry-after"], body) == (503, "1", b'{"error":"full"}')
+        assert host.echo.asked == []
+        assert (await host.ask(POST + b"content-length: 2\r\n\r\nhi"))[0] == 200
+
+    on_a_connection(play)
+
+
+def test_a_door_that_is_draining_answers_and_ends_the_connection() -> None:
+    async def play(host: Host) -> None:
+        assert "connection" not in (await host.ask(POST + b"content-length: 2\r\n\r\nhi"))[1]
+        host.echo.is_draining = True
+        two = b"GET /slow HTTP/1.1\r\nhost: h\r\n\r\n" * 2
+        assert "connection" not in (await host.ask(two))[1], "what was asked behind it is answered first"
+        status, headers, _ = await host.answer()
+        assert (status, headers["connection"]) == (200, "close")
+        assert await host.cut()
 
     on_a_connection(play)

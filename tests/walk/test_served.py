@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import ssl
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,19 +22,26 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from schemas.avro import decode, encode
+from schemas.decision import Decision
 from schemas.errors import SettingsError
-from streams.authorize import protocol
+from schemas.topics import DECISIONS
+from streams.authorize import live, protocol
 from streams.authorize.dialect import dialect_of
 from streams.authorize.elements import Secrets
 from streams.authorize.http import HttpDoor
 from streams.authorize.iso8583 import Desk, Gateway, peers_of
 from streams.authorize.keys import Grant, Keyring, Scope, hash_of
+from streams.authorize.live import Live
 from streams.authorize.serve import http_server
 from streams.authorize.tls import listening
 from streams.authorize.tokens import tokens_of
+from streams.bus import KafkaBus
+from streams.pipeline import decide
 from streams.settings import Settings
+from streams.stack import running
 from tests.walk.test_http import a_request
-from tests.world import TestWorld, a_world
+from tests.world import NOON, TestWorld, a_transaction, a_world
 
 KEY = "hf_test"
 BEARER = b"authorization: Bearer hf_test\r\n"
@@ -107,7 +115,7 @@ def served(play: Callable[[Served], Awaitable[None]], settings: Settings | None 
         test.know(balance_minor=10_000)
         test.world.clock_ms = lambda: test.now_ms
         keys = Keyring([Grant(name="all", sha256=hash_of(KEY), scopes=(Scope.ADMIN,))])
-        server = http_server(HttpDoor(test.world, b"k" * 32, "k1", 5_000, keys, tokens=tokens_of(one)), one)
+        server = http_server(HttpDoor(test.world, b"k" * 32, "k1", 5_000, keys, tokens=tokens_of(one), live=Live(one)), one)
         running = asyncio.create_task(server.serve())
         while not server.started:
             await asyncio.sleep(0.01)
@@ -372,10 +380,9 @@ def test_who_drips_bytes_is_cut_while_others_are_answered(monkeypatch: pytest.Mo
 
 def test_who_asks_and_does_not_read_is_read_no_more_and_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "UNREAD_S", 0.3)
+    monkeypatch.setattr(protocol, "REQUEST_S", 0.5)
 
     async def play(door: Served) -> None:
-        import socket
-
         loop = asyncio.get_running_loop()
         with socket.socket() as host:
             host.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
@@ -391,6 +398,92 @@ def test_who_asks_and_does_not_read_is_read_no_more_and_cut(monkeypatch: pytest.
             assert (await door.ask(HEALTH))[0] == 200
 
     served(play)
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """Settings that reach a log of decisions."""
+    with running(Settings(data_dir=tmp_path_factory.mktemp("log"), http_port=0), broker_name="embedded", apps=()) as stack:
+        yield stack.settings
+
+
+def test_live_decisions_go_on_after_the_last_that_was_heard(log: Settings) -> None:
+    decided: list[Decision] = []
+
+    async def told(door: Served, *names: str) -> None:
+        bus = KafkaBus(log.changed(produce_timeout_ms=10_000))
+        for name in names:
+            decision = decode(Decision, (await decide(a_transaction(name, account_id=f"a-{name}"), door.world.world, NOON)).message)
+            decided.append(decision)
+            await bus.tell(DECISIONS, decision.account_id, encode(decision))
+        await bus.close()
+
+    async def heard(door: Served, count: int, headers: bytes = b"") -> tuple[list[str], bytes]:
+        """The transactions of so many events of a stream, and the last one's id."""
+        reader, writer = await door.opened()
+        writer.write(b"GET /v1/decisions/stream HTTP/1.1\r\n" + BEARER + headers + b"\r\n")
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200"), head
+        assert b"content-type: text/event-stream" in head
+        assert await reader.readuntil(b"\n\n") == b"retry: 1000\n\n"
+        found, last = [], b""
+        while len(found) < count:
+            event = (await reader.readuntil(b"\n\n")).decode().splitlines()
+            fields = dict(line.split(": ", 1) for line in event if line)
+            found.append(json.loads(fields["data"])["transaction_id"])
+            last = fields["id"].encode()
+        writer.close()
+        return found, last
+
+    async def play(door: Served) -> None:
+        await told(door, *(f"p{n}" for n in range(5)))  # the topic is there from now on
+        first = asyncio.create_task(heard(door, 10))
+        await asyncio.sleep(1.0)
+        await told(door, *(f"q{n}" for n in range(10)))
+        names, last = await first
+        assert sorted(names) == [f"q{n}" for n in range(10)]
+        await told(door, *(f"r{n}" for n in range(10)))
+        assert sorted((await heard(door, 10, b"last-event-id: " + last + b"\r\n"))[0]) == sorted(f"r{n}" for n in range(10))
+        zero = b".".join([b"0"] * last.count(b".") + [b"0"])
+        whole = sorted(decision.transaction_id for decision in decided)
+        assert sorted((await heard(door, 25, b"last-event-id: " + zero + b"\r\n"))[0]) == whole
+        for bad in (b"1", b"x.y", zero + b".0", b"-1" + zero[1:]):
+            status, _, error = await door.ask(b"GET /v1/decisions/stream HTTP/1.1\r\n" + BEARER + b"last-event-id: " + bad + b"\r\n\r\n")
+            assert (status, error["error"]["param"]) == (422, "last-event-id")
+
+    served(play, log)
+
+
+def test_streams_end_with_the_service_and_are_no_more_than_it_can_bear(log: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "STREAMS_MAX", 2)
+    asked = b"GET /v1/decisions/stream HTTP/1.1\r\n" + BEARER + b"\r\n"
+
+    def begun(port: int) -> tuple[socket.socket, bytes]:
+        """A connection that asked for a stream, and the first line that it got."""
+        host = socket.create_connection(("127.0.0.1", port), timeout=20)
+        host.sendall(asked)
+        return host, host.recv(12)
+
+    async def play(door: Served) -> None:
+        opened = [await asyncio.to_thread(begun, door.port) for _ in range(3)]
+        assert [line[9:12] for _, line in opened] == [b"200", b"200", b"503"]
+        for host, _ in opened[1:]:
+            host.close()
+        left.append(opened[0][0])
+        while len(left) < 2:  # what ended leaves room, a moment later
+            host, line = await asyncio.to_thread(begun, door.port)
+            if line[9:12] == b"200":
+                left.append(host)
+            else:
+                host.close()
+                await asyncio.sleep(0.05)
+
+    left: list[socket.socket] = []
+    served(play, log)  # ends, though two listen
+    for host in left:
+        while host.recv(65_536):
+            pass
+        host.close()
 
 
 def test_past_the_most_connections_those_that_are_here_go_on(monkeypatch: pytest.MonkeyPatch) -> None:

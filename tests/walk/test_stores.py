@@ -15,7 +15,7 @@ from features.online import RedisMemory, Wire
 from models.hold import EMPTY, Book, Refusal, Step, UnknownAccount, place, state_known
 from schemas.account import AccountEvent, AccountEventKind, AccountState
 from schemas.errors import Conflict, MemoryUnavailable
-from streams.answers import WHOLE, Answers, DictAnswers, Kept, Restored, on_whole, sound
+from streams.answers import WHOLE, Answers, DictAnswers, Kept, Listed, Page, Restored, on_whole, sound
 from streams.books import Books, Change, DictBooks
 from tests.world import a_transaction
 
@@ -99,6 +99,24 @@ def test_what_was_asked_of_a_hold_grows_only_from_what_is_there(using: Callable[
         assert await answers.of_clearings("t") == b"one two"
         assert await answers.of_transaction("t") is None, "answers and clearings do not meet"
         assert await answers.ended("h") is None
+
+    using(use)
+
+
+def test_a_list_gives_its_newest_first_in_pages_that_nothing_new_disturbs(using: Callable[[Use], None]) -> None:
+    async def use(stores: Any) -> None:
+        answers = stores[0]
+        for number in range(6):
+            await answers.keep(f"t{number}", f"dec_{number}", b"%d" % number)
+            answers.enlist(Listed(f"t{number}", 1_000 + number // 2, "a1", "c1" if number % 2 else None))
+        answers.enlist(Listed("t0", 1_000, "a1", None))  # what is followed twice
+        assert (await answers.page("card", "c1", 9, None)) == Page([b"5", b"3", b"1"], None)
+        page = await answers.page("account", "a1", 4, None)
+        assert page == Page([b"5", b"4", b"3", b"2"], "t2")
+        await answers.keep("t9", "dec_9", b"9")
+        answers.enlist(Listed("t9", 2_000, "a1", None))
+        assert await answers.page("account", "a1", 4, page.cursor) == Page([b"1", b"0"], None)
+        assert await answers.page("account", "a1", 4, "nobody") == await answers.page("account", "a2", 4, None) == Page([], None)
 
     using(use)
 

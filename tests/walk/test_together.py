@@ -63,8 +63,21 @@ def test_a_bug_is_everybodys_and_nobody_waits_for_ever(monkeypatch: pytest.Monke
     def bug(*_: Any) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(pipeline, "judge_all", bug)
+    monkeypatch.setattr(pipeline, "look_all", bug)
     assert {type(each) for each in together(a_world(), [a_transaction(f"t{n}") for n in range(30)])} == {ZeroDivisionError}
+
+
+def test_a_model_that_breaks_is_a_reason_to_review_and_no_reason_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise IndexError("a broken tree")
+
+    monkeypatch.setattr(pipeline, "judge_all", broken)
+    world = a_world()
+    world.know()
+    together(world, [a_transaction("t1"), a_transaction("t2", account_id="a2")])
+    one, other = sorted(world.decisions, key=lambda decision: decision.transaction_id)
+    assert (one.outcome, one.score, one.degradations, one.held_minor) == (Outcome.REVIEW, None, ("score_missing",), 1_000)
+    assert other.outcome is Outcome.DECLINE, "its account is unknown"
 
 
 @given(st.integers(1, 5_000))

@@ -1,0 +1,257 @@
+"""What the stand-in may approve while log or Redis does not answer: rows of limits, and what was approved under them today. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from decimal import Decimal
+from itertools import islice
+from typing import Annotated, NamedTuple, TypeVar
+
+import msgspec
+
+from models.decision import Verdict
+from models.hold import OpenHold
+from models.policy import DAY_MS, Policy, hold_lifetime_ms
+from schemas import identity
+from schemas.decision import Decision, Outcome, Reason, ReasonSource
+from schemas.errors import InvalidRecord, SettingsError
+from schemas.hold import HoldState
+from schemas.money import to_minor
+from schemas.record import Word
+from schemas.transaction import CREDITS, Transaction, TransactionKind
+
+T = TypeVar("T")
+STAND_IN = "stand_in"
+"""What the degradations of its decisions start with; what did not answer comes after the colon."""
+CARDS_MAX, MERCHANTS_MAX = 500_000, 100_000
+
+
+class Refusal(Word):
+    """Why the stand-in does not approve; the order of the lines is the precedence. Each is a row of FIELD_39."""
+
+    NOT_COVERED = "stand_in_not_covered"
+    UNKNOWN_CARD = "stand_in_unknown_card"
+    UNKNOWN_MERCHANT = "stand_in_unknown_merchant"
+    AMOUNT = "stand_in_amount"
+    CARD_COUNT = "stand_in_card_count"
+    CARD_TOTAL = "stand_in_card_total"
+    DAY_TOTAL = "stand_in_day_total"
+
+
+class Row(NamedTuple):
+    """One row: payments of these kinds in this currency, and how much of them. Amounts are minor units."""
+
+    currency: str
+    kinds: frozenset[TransactionKind]
+    amount_max_minor: int
+    card_day_max_minor: int
+    card_day_count_max: int
+    day_max_minor: int
+
+
+class StandInPolicy(NamedTuple):
+    """The rows; the first that covers a payment stands."""
+
+    policy_id: str
+    name: str
+    known_ms: int
+    rows: tuple[Row, ...]
+
+    def row_of(self, txn: Transaction) -> Row | None:
+        """The row that covers a payment, if one does."""
+        return next((row for row in self.rows if row.currency == txn.own_currency and txn.kind in row.kinds), None)
+
+
+class _RowText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    currency: str
+    kinds: tuple[TransactionKind, ...]
+    amount_max: Decimal
+    card_day_max: Decimal
+    card_day_count_max: Annotated[int, msgspec.Meta(ge=0)]
+    day_max: Decimal
+
+
+class _Text(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    known_days: Annotated[float, msgspec.Meta(gt=0, le=366)]
+    rows: tuple[_RowText, ...]
+
+
+def stand_in_from_toml(text: str) -> StandInPolicy:
+    """The policy that the file's text says; SettingsError naming what is missing, unknown or out of bounds."""
+    try:
+        read = msgspec.convert(tomllib.loads(text), _Text)
+        rows = tuple([_row(row) for row in read.rows])
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError, ValueError, InvalidRecord) as error:
+        raise SettingsError(f"stand-in policy: {error}") from error
+    policy_id = f"sin_{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+    return StandInPolicy(policy_id, read.name, int(read.known_days * DAY_MS), rows)
+
+
+def _row(row: _RowText) -> Row:
+    credits = sorted(CREDITS & set(row.kinds))
+    if credits:
+        raise ValueError(f"{credits[0]} brings money in: the stand-in does not decide it")
+    amount, card_day, day = (to_minor(each, row.currency) for each in (row.amount_max, row.card_day_max, row.day_max))
+    return Row(row.currency, frozenset(row.kinds), amount, card_day, row.card_day_count_max, day)
+
+
+class Approval(msgspec.Struct, frozen=True, array_like=True):
+    """What is counted of one approval."""
+
+    currency: str
+    card_token: str
+    amount_minor: int
+    at_ms: int
+
+
+def approval_of(txn: Transaction, at_ms: int) -> Approval:
+    """A payment as it is counted."""
+    return Approval(txn.own_currency, str(txn.card_token), txn.own_amount_minor, at_ms)
+
+
+class Approved:
+    """What was approved under the rows in one day of UTC: a later day begins with nothing."""
+
+    def __init__(self) -> None:
+        self.day = -1
+        self._cards: dict[tuple[str, str], tuple[int, int]] = {}
+        """By currency and card: how many, and how much."""
+        self._totals: dict[str, int] = {}
+
+    def refusal(self, row: Row, txn: Transaction, at_ms: int) -> Refusal | None:
+        """Which limit one more approval would pass, if any."""
+        self._turn(at_ms)
+        count, minor = self._cards.get((row.currency, str(txn.card_token)), (0, 0))
+        amount = txn.own_amount_minor
+        if amount > row.amount_max_minor:
+            return Refusal.AMOUNT
+        if count >= row.card_day_count_max:
+            return Refusal.CARD_COUNT
+        if minor + amount > row.card_day_max_minor:
+            return Refusal.CARD_TOTAL
+        return Refusal.DAY_TOTAL if self._totals.get(row.currency, 0) + amount > row.day_max_minor else None
+
+    def add(self, one: Approval, times: int = 1) -> None:
+        """Counts an approval; `times` -1 takes it back. One of a day before counts nothing."""
+        self._turn(one.at_ms)
+        if one.at_ms // DAY_MS != self.day:
+            return
+        place = one.currency, one.card_token
+        count, minor = self._cards.get(place, (0, 0))
+        self._cards[place] = count + times, minor + times * one.amount_minor
+        self._totals[one.currency] = self._totals.get(one.currency, 0) + times * one.amount_minor
+
+    def _turn(self, at_ms: int) -> None:
+        if at_ms // DAY_MS > self.day:
+            self.day = at_ms // DAY_MS
+            self._cards.clear()
+            self._totals.clear()
+
+
+def newer_half(kept: dict[str, T]) -> dict[str, T]:
+    """What came last into a dict, half of it: so that a full one is not looked through at each new entry."""
+    return dict(islice(kept.items(), len(kept) // 2, None))
+
+
+class Known:
+    """The cards whose last answer was an approval, and the merchants that had one."""
+
+    def __init__(self, known_ms: int) -> None:
+        self._known_ms = known_ms
+        self._cards: dict[str, int] = {}
+        self._merchants: dict[str, int] = {}
+
+    def note(self, txn: Transaction, outcome: Outcome, at_ms: int) -> None:
+        """Learns from a decision."""
+        card = txn.card_token
+        if card is None:
+            return
+        if outcome is not Outcome.APPROVE:
+            self._cards.pop(card, None)
+            return
+        self._cards[card] = at_ms
+        if txn.merchant_id is not None:
+            self._merchants[txn.merchant_id] = at_ms
+        if len(self._cards) > CARDS_MAX:
+            self._cards = newer_half(self._cards)
+        if len(self._merchants) > MERCHANTS_MAX:
+            self._merchants = newer_half(self._merchants)
+
+    def refusal(self, txn: Transaction, at_ms: int) -> Refusal | None:
+        """Who is not known, if one is not."""
+        if at_ms - self._cards.get(txn.card_token or "", -self._known_ms - 1) > self._known_ms:
+            return Refusal.UNKNOWN_CARD
+        if at_ms - self._merchants.get(txn.merchant_id or "", -self._known_ms - 1) > self._known_ms:
+            return Refusal.UNKNOWN_MERCHANT
+        return None
+
+
+def refusal(policy: StandInPolicy, known: Known, approved: Approved, txn: Transaction, at_ms: int) -> Refusal | None:
+    """Why the stand-in does not approve a payment; None if it does."""
+    row = policy.row_of(txn)
+    if row is None or txn.card_token is None:
+        return Refusal.NOT_COVERED
+    return known.refusal(txn, at_ms) or approved.refusal(row, txn, at_ms)
+
+
+def limited(verdict: Verdict, why: Refusal | None, gone: str) -> Verdict:
+    """The verdict as the stand-in gives it: an approval that it refuses is a decline for its own reason. `gone` is what did not answer."""
+    degradations = (*verdict.degradations, f"{STAND_IN}:{gone}")
+    if why is None or verdict.outcome is not Outcome.APPROVE:
+        return msgspec.structs.replace(verdict, degradations=degradations)
+    reasons = (Reason(code=why, source=ReasonSource.DEGRADED),)
+    return msgspec.structs.replace(verdict, outcome=Outcome.DECLINE, reasons=reasons, degradations=degradations, holds=False)
+
+
+def alone(policy: StandInPolicy, expiry: Policy, txn: Transaction, at_ms: int, why: Refusal | None, gone: str) -> Decision:
+    """The stand-in's decision where nothing of the past is known: it has no vector and no score; `said_before` goes with those."""
+    holds = why is None and txn.own_amount_minor > 0
+    return Decision(
+        decision_id=identity.decision_id(txn.transaction_id),
+        transaction_id=txn.transaction_id,
+        account_id=txn.account_id,
+        at_ms=txn.at_ms,
+        decided_at_ms=at_ms,
+        outcome=Outcome.DECLINE if why else Outcome.APPROVE,
+        reasons=(Reason(code=why, source=ReasonSource.DEGRADED),) if why else (),
+        score=None,
+        risk=None,
+        contributions=(),
+        hold_id=identity.hold_id(txn.transaction_id) if holds else None,
+        held_minor=txn.own_amount_minor if holds else 0,
+        hold_currency=txn.own_currency if holds else None,
+        hold_expires_at_ms=at_ms + hold_lifetime_ms(expiry, txn) if holds else None,
+        model_id="",
+        policy_id=policy.policy_id,
+        catalogue_id="",
+        vector=b"",
+        positions=(),
+        declined_positions=(),
+        degradations=(f"{STAND_IN}:{gone}",),
+        source_topic="http",
+        source_partition=-1,
+        source_offset=-1,
+        transaction=txn,
+    )
+
+
+def said_before(verdict: Verdict, decision: Decision) -> Verdict:
+    """What the stand-in said, with the score that the model gives it afterwards. The account is not asked: the host has its answer."""
+    degradations = tuple(dict.fromkeys((*decision.degradations, *verdict.degradations)))
+    return Verdict(decision.outcome, decision.reasons, verdict.score, verdict.risk, verdict.contributions, degradations, debits=False, holds=False)
+
+
+def hold_of(decision: Decision) -> OpenHold | None:
+    """The hold that a decision speaks of."""
+    if decision.hold_id is None or decision.hold_currency is None or decision.hold_expires_at_ms is None:
+        return None
+    return OpenHold(
+        decision.hold_id, decision.transaction_id, decision.held_minor, decision.hold_currency, HoldState.PROVISIONAL, 0, decision.hold_expires_at_ms
+    )
+
+
+def is_stand_in(degradations: tuple[str, ...]) -> bool:
+    """Whether the stand-in had a part in a decision."""
+    return any(each.startswith(STAND_IN) for each in degradations)

@@ -1,0 +1,289 @@
+"""`holdfast bench authorize`: the doors on real Kafka and Redis, every decision durable before its answer, each figure beside its limit.
+
+Open loop: Poisson arrivals, each timed from its scheduled moment, the generator's own stalls beside it. In the same run: a null handler on
+the same server (`/health`), and a bare produce-and-wait (acks=all) at the same rate. The curve past capacity is drawn as an SVG file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import psutil
+import uvloop
+
+from schemas.avro import encode
+from schemas.topics import TRANSACTIONS
+from streams.authorize.codec import Codec, Message
+from streams.authorize.dialect import dialect_of
+from streams.authorize.iso8583 import HEADERS
+from streams.bus import KafkaBus
+from streams.settings import Settings
+from streams.stack import ROOT, Stack, running
+from tests.bench.load import asking, quantiles_ms
+from tests.bench.walk import load, pinned, score, scratch, transactions
+from tests.iso8583.host import fields_of
+
+DEADLINE_MS = 1_000
+STEPS = (0.5, 0.8, 1.0, 1.5, 2.0, 3.0)
+"""The curve's rates, as multiples of the capacity measured before."""
+AUTHORIZATIONS = "/v1/authorizations"
+Figures = dict[str, float]
+CONNECTIONS, MANY = 64, 1_000
+CURVE = ROOT / "tests" / "bench" / "overload.svg"
+
+
+class Goal(NamedTuple):
+    """A promise: what was measured, and what it must be at least or at most."""
+
+    name: str
+    value: float
+    least: float = float("-inf")
+    most: float = float("inf")
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is kept."""
+        return self.least <= self.value <= self.most
+
+    def line(self) -> str:
+        """For people."""
+        asked = f"at least {self.least:,.2f}" if self.least > float("-inf") else f"at most {self.most:,.2f}"
+        return f"{self.name:<58} {self.value:>12,.2f}   {asked:<22} {'holds' if self.holds else 'DOES NOT HOLD'}"
+
+
+class Bodies:
+    """Requests that nobody has sent yet."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix, self._lots = prefix, 0
+
+    def more(self, count: int) -> list[bytes]:
+        """So many of them."""
+        self._lots += 1
+        made = transactions(count, f"{self._prefix}{self._lots}-", time.time_ns() // 1_000_000)
+        return [msgspec.json.encode(txn) for txn in made]
+
+
+def produced(settings: Settings, rate: float, seconds: float) -> dict[str, float]:
+    """A bare produce-and-wait of records as large as a decision, open loop: what durability alone costs."""
+
+    async def main() -> dict[str, float]:
+        bus, loop, chance, took = KafkaBus(settings), asyncio.get_running_loop(), random.Random(5), list[float]()
+        value = encode(transactions(1, "p", time.time_ns() // 1_000_000)[0]) * 8
+
+        async def one(scheduled: float, number: int) -> None:
+            await bus.tell(TRANSACTIONS, f"acc{number}", value)
+            took.append(loop.time() - scheduled)
+
+        under_way = set[asyncio.Task[None]]()
+        end = (scheduled := loop.time()) + seconds
+        number = 0
+        while (scheduled := scheduled + chance.expovariate(rate)) < end:
+            await asyncio.sleep(max(0.0, scheduled - loop.time()))
+            task = asyncio.create_task(one(scheduled, number := number + 1))
+            under_way.add(task)
+            task.add_done_callback(under_way.discard)
+        await asyncio.gather(*under_way)
+        await bus.close()
+        return quantiles_ms(took)
+
+    return uvloop.run(main())
+
+
+def opened(door: Settings, bodies: list[bytes], rate: float, seconds: float, path: str = AUTHORIZATIONS, connections: int = CONNECTIONS) -> Figures:
+    """An open loop at this rate."""
+    return offered(door, bodies, "--path", path, "--connections", str(connections), "--seconds", str(seconds), "--rate", str(rate))
+
+
+def offered(door: Settings, bodies: list[bytes], *options: str) -> Figures:
+    """What a load on the service of these settings measured."""
+    return load(door.http_port, bodies, *options, api_key=door.api_key)
+
+
+def overloaded(door: Settings, bodies: Bodies, rate: float, seconds: float) -> Figures:
+    """An open loop by two generators together: one cannot ask fast enough."""
+    each, halves = bodies.more(int(rate * seconds * 1.1) + 100), list[dict[str, float]]()
+    middle = len(each) // 2
+
+    def generate(lot: list[bytes]) -> None:
+        halves.append(opened(door, lot, rate / 2, seconds, connections=MANY))
+
+    threads = [threading.Thread(target=generate, args=(lot,)) for lot in (each[:middle], each[middle:])]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    summed = {name: sum(half[name] for half in halves) for name in ("per_s", "asked_per_s", "good_per_s", "failed")}
+    return summed | {name: max(half[name] for half in halves) for name in ("good_p99_ms", "p99_ms", "stall_ms")}
+
+
+def iso_frames(count: int) -> bytes:
+    """Purchases as frames of the default dialect, one after the other."""
+    codec, header, now = Codec(dialect_of("1987-ascii")), HEADERS["binary2"], time.gmtime()
+    sent = {"f7": time.strftime("%m%d%H%M%S", now), "f12": time.strftime("%H%M%S", now), "f13": time.strftime("%m%d", now)}
+    made = (fields_of(**sent, f11=f"{i % 1_000_000:06}", f37=f"{i:012}", f102=f"acc{i % 5_000}", f42=f"MERCHANT{i % 900:07}") for i in range(count))
+    return b"".join([header.framed(codec.encode(Message(b"", "0100", fields))) for fields in made])
+
+
+def iso_closed(port: int, count: int, seconds: float) -> dict[str, float]:
+    """The ISO 8583 door in a closed loop."""
+    command = [sys.executable, "-m", "tests.bench.load_iso", str(port), "--seconds", str(seconds)]
+    ran = subprocess.run(command, input=iso_frames(count), capture_output=True, cwd=ROOT, check=False)
+    if ran.returncode:
+        raise RuntimeError(ran.stderr.decode())
+    figures: dict[str, float] = json.loads(ran.stdout)
+    return figures
+
+
+def stops(door: Settings, bodies: list[bytes]) -> dict[str, float]:
+    """Where the time of single requests goes, as their answers say: mean milliseconds of each stop."""
+    sums: dict[str, float] = {}
+    for body in bodies:
+        request = urllib.request.Request(f"http://127.0.0.1:{door.http_port}{AUTHORIZATIONS}", body, asking(door.api_key) | {"Holdfast-Timing": "1"})
+        with urllib.request.urlopen(request) as answer:
+            for part in answer.headers["server-timing"].split(", "):
+                stop, _, took = part.partition(";dur=")
+                sums[stop] = sums.get(stop, 0.0) + float(took) / len(bodies)
+    return {stop: round(took, 3) for stop, took in sums.items()}
+
+
+def doors(stack: Stack, args: argparse.Namespace) -> dict[str, Any]:
+    """All that is measured of one service on one core."""
+    door, pid = stack.settings, stack.part("authorize").pid
+    pinned(pid, {sorted(os.sched_getaffinity(0))[0]})
+    bodies, seconds = Bodies("b"), args.seconds
+    offered(door, bodies.more(int(3_000 * seconds)), "--seconds", str(min(3.0, seconds)))  # warm
+    found: dict[str, Any] = {"rate_per_s": args.rate, "stops_ms": stops(door, bodies.more(50))}
+    found["null"] = opened(door, [], args.rate, seconds, "/health")
+    found["produce"] = produced(stack.settings, args.rate, seconds)
+    found["authorize"] = opened(door, bodies.more(int(args.rate * seconds * 1.2)), args.rate, seconds)
+    before = sum(psutil.Process(pid).cpu_times()[:2])
+    found["closed"] = offered(door, bodies.more(int(15_000 * seconds)), "--connections", str(CONNECTIONS), "--seconds", str(seconds))
+    found["cpu_us"] = (sum(psutil.Process(pid).cpu_times()[:2]) - before) / (found["closed"]["per_s"] * seconds) * 1e6
+    found["iso8583"] = iso_closed(door.iso8583_port, int(15_000 * seconds), seconds)
+    capacity = found["closed"]["per_s"]
+    found["typical"] = typical(stack.settings.redis_url, bodies.more(int(300 * seconds)), min(seconds, 20))
+    found["overload"] = [{"times": step} | overloaded(door, bodies, capacity * step, min(seconds, args.step_seconds)) for step in STEPS]
+    return found
+
+
+def typical(redis_url: str, bodies: list[bytes], seconds: float) -> dict[str, float]:
+    """A typical stack (`tests.bench.typical`) in the same closed loop, on one core and the same Redis."""
+    port = _free_port()
+    process = subprocess.Popen([sys.executable, "-m", "tests.bench.typical", str(port), redis_url], cwd=ROOT)
+    try:
+        for _ in range(1_200):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.1)
+        pinned(process.pid, {sorted(os.sched_getaffinity(0))[0]})
+        return load(port, bodies, "--connections", "32", "--seconds", str(seconds), api_key="")
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def drawn(found: dict[str, Any], path: Path) -> None:
+    """The overload curve: asked against answered, and the answered ones' p99."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot as plt
+
+    asked = [row["asked_per_s"] for row in found["overload"]]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
+    left.plot(asked, [row["good_per_s"] for row in found["overload"]], marker="o")
+    left.plot(asked, asked, linestyle=":", color="grey")
+    left.axhline(found["closed"]["per_s"], linestyle="--", color="grey")
+    left.set(xlabel="asked /s", ylabel="answered 200 /s", title="goodput (dashed: capacity)", ylim=(0, found["closed"]["per_s"] * 1.5))
+    right.plot(asked, [row["good_p99_ms"] for row in found["overload"]], marker="o")
+    right.axhline(DEADLINE_MS, linestyle="--", color="grey")
+    right.set(xlabel="asked /s", ylabel="p99 of those answered, ms", title="latency (dashed: deadline)")
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def goals(found: dict[str, Any]) -> list[Goal]:
+    """The promises of issue 6, as far as they are measured here."""
+    one, floor, capacity, most = found["authorize"], {}, found["closed"]["per_s"], found["overload"][-1]
+    floor = {q: found["null"][q] + found["produce"][q] for q in ("p50_ms", "p99_ms")}
+    made = [
+        Goal(f"p50 at {found['rate_per_s']:.0f}/s, ms", one["p50_ms"], most=2),
+        Goal(f"p99 at {found['rate_per_s']:.0f}/s, ms", one["p99_ms"], most=8),
+        Goal(f"p99.9 at {found['rate_per_s']:.0f}/s, ms", one["p999_ms"], most=25),
+        Goal("p50 over null handler and bare produce", one["p50_ms"] / floor["p50_ms"], most=2),
+        Goal("p99 over null handler and bare produce", one["p99_ms"] / floor["p99_ms"], most=2),
+        Goal("not answered 200", one["failed"], most=0),
+        Goal("capacity of one core, /s", capacity, least=8_000),
+        Goal("capacity over that of a typical stack", capacity / found["typical"]["per_s"], least=250),
+        Goal("ISO 8583 over HTTP", found["iso8583"]["per_s"] / capacity, least=0.8),
+        Goal("goodput at 3 times capacity, over capacity", most["good_per_s"] / capacity, least=0.8),
+        Goal("p99 of those answered at 3 times capacity, ms", most["good_p99_ms"], most=DEADLINE_MS),
+    ]
+    if "score" in found:
+        made += [
+            Goal("`score`, one worker, /s", found["score"]["score_per_s"], least=10_000),
+            Goal("`score` over an app that does nothing", found["score"]["score_over_limit"], least=0.55),
+        ]
+    return made
+
+
+def authorize(argv: list[str], settings: Settings) -> int:
+    """`holdfast bench authorize [--seconds S] [--rate R] [--score N] [--plot FILE] [--json]`: exit status 0 if every goal holds."""
+    parser = argparse.ArgumentParser(prog="holdfast bench authorize", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60, help="length of each part (default %(default)s)")
+    parser.add_argument("--step-seconds", type=float, default=10, help="length of each step of the overload curve, at most")
+    parser.add_argument("--rate", type=float, default=1_000, help="of the open loop, a second")
+    parser.add_argument("--score", type=int, default=100_000, metavar="N", help="transactions of the `score` agent's backlog; 0: leave it out")
+    parser.add_argument("--plot", type=Path, default=CURVE, help="where the overload curve is drawn")
+    parser.add_argument("--json", action="store_true", help="end with one JSON object of the figures")
+    args = parser.parse_args(argv)
+    from streams.lab import ensure_champion
+
+    with scratch() as folder:
+        registry = folder / "registry"
+        own = settings.changed(model_key="be" * 32, data_dir=folder, registry_dir=registry, http_port=0, unknown_account="hold")
+        ensure_champion(own, lambda text: print(text, file=sys.stderr))
+        iso = own.changed(data_dir=folder / "doors", registry_dir=registry, request_deadline_ms=DEADLINE_MS, iso8583_port=_free_port())
+        with running(iso, broker_name="real", apps=("authorize",)) as stack:
+            found = doors(stack, args)
+        if args.score:
+            found["score"] = score(own.changed(data_dir=folder / "score", registry_dir=registry), args.score)
+    drawn(found, args.plot)
+    said = goals(found)
+    print("where the time of one request goes, ms:", found["stops_ms"])
+    for name in ("null", "produce", "authorize"):
+        row = found[name]
+        stalls = f"  generator's stalls p99 {row['stall_ms']:.2f}, longest {row['stall_max_ms']:.2f}" if "stall_ms" in row else ""
+        print(f"{name:<10} p50 {row['p50_ms']:>7.2f}  p99 {row['p99_ms']:>7.2f}  p99.9 {row['p999_ms']:>7.2f} ms{stalls}")
+    for row in found["overload"]:
+        print(
+            f"asked {row['asked_per_s']:>8,.0f}/s ({row['times']:.1f} x)  answered {row['good_per_s']:>8,.0f}/s  p99 {row['good_p99_ms']:>7,.1f} ms"
+        )
+    print(*[goal.line() for goal in said], sep="\n")
+    holds = all(goal.holds for goal in said)
+    print("holds" if holds else "does NOT hold")
+    if args.json:
+        told = {goal.name: {"value": goal.value, "holds": goal.holds} for goal in said}
+        print(json.dumps({"goals": told, "holds": holds, **found}))
+    return 0 if holds else 1
+
+
+def _free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])

@@ -1,0 +1,87 @@
+"""The stand-in's limits: what it approves of whom, and that no order of payments passes them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.registry import default_stand_in_text
+from models.stand_in import Approved, Known, Refusal, approval_of, refusal, stand_in_from_toml
+from schemas.decision import Outcome
+from schemas.errors import SettingsError
+from schemas.transaction import TransactionKind
+from tests.world import NOON, a_transaction
+
+POLICY = stand_in_from_toml(default_stand_in_text())
+ROW = POLICY.rows[0]
+DAY_MS = 86_400_000
+
+
+def people(*cards: str) -> Known:
+    """Those that are known."""
+    known = Known(POLICY.known_ms)
+    for card in cards or ("crd_k1_1",):
+        known.note(a_transaction(card_token=card), Outcome.APPROVE, NOON)
+    return known
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({}, None),
+        ({"amount_minor": ROW.amount_max_minor}, None),
+        ({"amount_minor": ROW.amount_max_minor + 1}, Refusal.AMOUNT),
+        ({"currency": "JPY"}, Refusal.NOT_COVERED),
+        ({"kind": TransactionKind.ATM}, Refusal.NOT_COVERED),
+        ({"card_token": None}, Refusal.NOT_COVERED),
+        ({"card_token": "crd_k1_2"}, Refusal.UNKNOWN_CARD),
+        ({"merchant_id": "m2"}, Refusal.UNKNOWN_MERCHANT),
+        ({"amount_minor": 90_000, "billing_amount_minor": 4_000, "billing_currency": "EUR"}, None),
+    ],
+)
+def test_it_approves_small_payments_of_known_cards_at_known_merchants(changes: dict[str, object], why: Refusal | None) -> None:
+    assert refusal(POLICY, people(), Approved(), a_transaction(**changes), NOON) is why
+
+
+def test_a_card_is_known_until_it_is_declined_or_too_long_ago() -> None:
+    known, txn = people(), a_transaction()
+    assert refusal(POLICY, known, Approved(), txn, NOON + POLICY.known_ms) is None
+    assert refusal(POLICY, known, Approved(), txn, NOON + POLICY.known_ms + 1) is Refusal.UNKNOWN_CARD
+    known.note(txn, Outcome.BLOCK, NOON)
+    assert refusal(POLICY, known, Approved(), txn, NOON) is Refusal.UNKNOWN_CARD
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, ROW.amount_max_minor + 500), st.integers(0, 3 * DAY_MS)), max_size=60))
+def test_no_card_gets_more_in_a_day_than_the_rows_say(asked: list[tuple[int, int, int]]) -> None:
+    approved, known, given_out = Approved(), people("c0", "c1", "c2"), dict[tuple[int, int], list[int]]()
+    for card, amount, later in sorted(asked, key=lambda one: one[2]):
+        txn, at_ms = a_transaction(card_token=f"c{card}", amount_minor=amount), NOON + later
+        if refusal(POLICY, known, approved, txn, at_ms) is None:
+            approved.add(approval_of(txn, at_ms))
+            given_out.setdefault((card, at_ms // DAY_MS), []).append(amount)
+    for amounts in given_out.values():
+        assert len(amounts) <= ROW.card_day_count_max
+        assert sum(amounts) <= ROW.card_day_max_minor
+        assert max(amounts) <= ROW.amount_max_minor
+
+
+def test_what_was_taken_back_counts_no_more() -> None:
+    approved, txn = Approved(), a_transaction(amount_minor=ROW.amount_max_minor)
+    for _ in range(10):
+        approved.add(approval_of(txn, NOON))
+        approved.add(approval_of(txn, NOON), -1)
+    assert approved.refusal(ROW, txn, NOON) is None
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "named"),
+    [
+        ('amount_max = "50.00"', 'amount_max = "50.001"', "amount"),
+        ('["card_present"', '["refund"', "refund"),
+        ("known_days = 30", "known_days = 0", "known_days"),
+    ],
+)
+def test_a_wrong_policy_is_refused_by_name(before: str, after: str, named: str) -> None:
+    with pytest.raises(SettingsError, match=named):
+        stand_in_from_toml(default_stand_in_text().replace(before, after, 1))

@@ -1,0 +1,178 @@
+"""The stand-in at the door: what hosts hear while log or Redis is gone, and that the log gets it once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from models.registry import default_stand_in_text
+from models.stand_in import stand_in_from_toml
+from schemas.errors import MemoryUnavailable
+from schemas.hold import ClearingKind
+from schemas.topics import CLEARINGS, Topic
+from streams import stand_in as standing
+from streams.spool import Spool
+from streams.stand_in import StandIn
+from tests.walk.test_http import Host, a_request
+from tests.world import NOON, a_world
+
+POLICY = stand_in_from_toml(default_stand_in_text())
+CARD = {"card_number": "4111111111111111"}
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(standing, "PAUSE_S", 0.005)
+
+
+def opened(folder: Path) -> StandIn:
+    """The stand-in on this disk."""
+    return StandIn(POLICY, *Spool.opened(folder, lambda found: standing._needed(found, NOON // 86_400_000)))
+
+
+def at_the_door(folder: Path, play: Callable[[Host], Awaitable[None]]) -> None:
+    """Runs a scene with a stand-in, after a payment by which card and merchant are known."""
+
+    async def main() -> None:
+        world = a_world()
+        world.know(balance_minor=100_000)
+        world.world.stand_in = opened(folder)
+        host = Host(world, 1_500)
+        status, answer, _ = await host.authorize(transaction_id="known")
+        assert (status, answer["outcome"], answer["stand_in"]) == (200, "approve", False)
+        await play(host)
+        await world.world.stand_in.close()
+
+    asyncio.run(main())
+
+
+def minutes_apart(number: int) -> int:
+    """Times that are no attack."""
+    return NOON - (10 - number) * 1_200_000
+
+
+async def told_all(host: Host) -> None:
+    """Returns when the log has all that the stand-in answered."""
+    stand_in = host.world.world.stand_in
+    assert stand_in is not None
+    telling = asyncio.create_task(stand_in.tell(host.world.world))
+    async with asyncio.timeout(5):
+        while stand_in.pending:
+            await asyncio.sleep(0.005)
+    telling.cancel()
+    with suppress(asyncio.CancelledError):
+        await telling
+
+
+def test_a_log_that_is_down_leaves_small_payments_of_those_that_are_known(tmp_path: Path) -> None:
+    async def play(host: Host) -> None:
+        host.world.bus.down = True
+        _, small, bytes_ = await host.authorize(transaction_id="small", amount_minor=4_000)
+        _, large, _ = await host.authorize(transaction_id="large", amount_minor=6_000)
+        assert (small["outcome"], small["response_code"], small["held_minor"], small["stand_in"]) == ("approve", "00", 4_000, True)
+        assert (large["outcome"], large["response_code"], large["reason_category"], large["stand_in"]) == ("decline", "61", "unavailable", True)
+        assert large["hold_id"] is None
+        assert (await host.authorize(transaction_id="small", amount_minor=4_000))[2] == bytes_
+        assert (await host.authorize(transaction_id="small", amount_minor=4_001))[0] == 409
+        assert [d.transaction_id for d in host.world.decisions] == ["known"]
+        host.world.bus.down = False
+        await told_all(host)
+        assert [(d.transaction_id, d.outcome, d.degradations) for d in host.world.decisions[1:]] == [
+            ("small", "approve", ("stand_in:log_unavailable",)),
+            ("large", "decline", ("stand_in:log_unavailable",)),
+        ]
+        assert (await host.authorize(transaction_id="small", amount_minor=4_000))[2] == bytes_
+
+    at_the_door(tmp_path, play)
+
+
+def test_after_a_crash_the_log_gets_what_hosts_heard_and_the_day_is_not_forgotten(tmp_path: Path) -> None:
+    heard: dict[str, bytes] = {}
+
+    async def before(host: Host) -> None:
+        host.world.bus.down = True
+        for number in range(7):
+            _, answer, heard[f"t{number}"] = await host.authorize(transaction_id=f"t{number}", amount_minor=2_900, at_ms=minutes_apart(number))
+            assert answer["outcome"] == ("approve" if number < 5 else "decline"), "five a day"
+
+    async def after(host: Host) -> None:
+        host.world.bus.down = True
+        for name, bytes_ in heard.items():
+            assert (await host.authorize(transaction_id=name, amount_minor=2_900, at_ms=minutes_apart(int(name[1:]))))[2] == bytes_
+        _, more, _ = await host.authorize(transaction_id="more", amount_minor=100)
+        assert (more["outcome"], more["response_code"]) == ("decline", "65")
+        host.world.bus.down = False
+        await told_all(host)
+        assert sorted(d.transaction_id for d in host.world.decisions) == sorted(["known", "more", *heard])
+
+    at_the_door(tmp_path, before)
+    at_the_door(tmp_path, after)
+
+
+def test_a_memory_that_is_gone_is_made_up_for_afterwards(tmp_path: Path) -> None:
+    async def play(host: Host) -> None:
+        world = host.world.world
+        recall_all = world.memory.recall_all
+
+        async def gone(*_: object) -> None:
+            raise MemoryUnavailable("gone")
+
+        world.memory.recall_all = gone  # type: ignore[method-assign,assignment]
+        _, small, bytes_ = await host.authorize(transaction_id="small", amount_minor=4_000)
+        assert (small["outcome"], small["stand_in"]) == ("approve", True)
+        _, unknown, _ = await host.authorize(transaction_id="new", merchant_id="m9")
+        assert (unknown["outcome"], unknown["response_code"]) == ("decline", "91")
+        world.memory.recall_all = recall_all  # type: ignore[method-assign]
+        await told_all(host)
+        small_one, new_one = host.world.decisions[1:]
+        assert small_one.score is not None
+        assert small_one.vector
+        assert small_one.held_minor == 4_000
+        assert new_one.declined_positions
+        assert (await host.authorize(transaction_id="small", amount_minor=4_000))[2] == bytes_
+
+    at_the_door(tmp_path, play)
+
+
+def test_an_approval_above_the_limit_that_the_log_may_have_is_declined_and_reversed(tmp_path: Path) -> None:
+    async def play(host: Host) -> None:
+        world, tell = host.world.world, host.world.bus.tell
+
+        def late(topic: Topic, key: str, value: bytes) -> asyncio.Future[None]:
+            tell(topic, key, value)
+            return asyncio.get_running_loop().create_future()
+
+        world.bus.tell = late  # type: ignore[method-assign]
+        _, large, bytes_ = await host.authorize(transaction_id="large", amount_minor=6_000)
+        _, small, _ = await host.authorize(transaction_id="small", amount_minor=4_000)
+        assert (large["outcome"], large["response_code"], large["stand_in"]) == ("decline", "61", True)
+        assert small["outcome"] == "approve"
+        world.bus.tell = tell  # type: ignore[method-assign]
+        await told_all(host)
+        (clearing,) = host.world.bus.records(CLEARINGS)
+        assert (clearing.kind, clearing.transaction_id) == (ClearingKind.REVERSAL, "large")  # type: ignore[attr-defined]
+        assert (await host.authorize(transaction_id="large", amount_minor=6_000))[2] == bytes_
+
+    at_the_door(tmp_path, play)
+
+
+def test_a_host_says_how_long_it_waits_and_may_ask_where_the_time_goes() -> None:
+    async def main() -> None:
+        world = a_world()
+        world.know()
+        host = Host(world)
+        body = __import__("json").dumps(a_request()).encode()
+        for wrong in ("0", "-1", "soon", "60001"):
+            status, answer, _ = await host.ask("POST", "/v1/authorizations", body, {"Holdfast-Deadline-Ms": wrong})
+            assert (status, answer["error"]["param"]) == (422, "holdfast-deadline-ms")
+        world.bus.tell = lambda *_: asyncio.get_running_loop().create_future()  # type: ignore[method-assign]
+        began = asyncio.get_running_loop().time()
+        status, answer, _ = await host.ask("POST", "/v1/authorizations", body, {"Holdfast-Deadline-Ms": "30"})
+        assert (status, answer["error"]["code"]) == (503, "deadline")
+        assert 0.03 <= asyncio.get_running_loop().time() - began < 0.5
+
+    asyncio.run(main())
