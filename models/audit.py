@@ -308,13 +308,14 @@ def _terms(event: HoldEvent) -> tuple[int, int, str, int]:
 
 def _beyond(confirmed: HoldEvent, steps: list[HoldEvent]) -> Iterable[Disagreement]:
     """Where the steps of a hold took or gave back more than there was, or the last one does not say what was left."""
-    held, hold_id = confirmed.held_minor, confirmed.hold_id
+    held, tolerance, hold_id, last = confirmed.held_minor, confirmed.tolerance_minor, confirmed.hold_id, steps[-1]
     posted, released = sum(step.posted_minor for step in steps), sum(step.released_minor for step in steps)
-    if posted > held + confirmed.tolerance_minor:
-        yield Disagreement("posted_above_hold", hold_id, f"posted {posted} of {held}, with {confirmed.tolerance_minor} of tolerance")
-    elif released > max(0, held - posted):
+    above = posted + released - held
+    if posted > held + tolerance:
+        yield Disagreement("posted_above_hold", hold_id, f"posted {posted} of {held}, with {tolerance} of tolerance")
+    elif above > (tolerance if last.state is HoldState.POSTED else 0):  # only the last capture may take more than was left
         yield Disagreement("released_above_hold", hold_id, f"released {released} of {held}, of which {posted} were posted")
-    elif steps[-1].state in FINAL and released and released != max(0, held - posted):
+    elif last.state in FINAL and released and above < 0:
         yield Disagreement("rest_differs", hold_id, f"ended, but {released} released and {posted} posted are not the {held} that were held")
 
 

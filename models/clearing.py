@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 
@@ -96,6 +96,20 @@ def _reversals(holds: list[OpenHold], asked: Asked) -> tuple[Clearing, ...] | Re
             made.append(_clearing(asked, hold, ClearingKind.REVERSAL, given, True))
             left -= given
     return tuple(made)
+
+
+def unconfirmed_increments(book: Book, transaction_id: str) -> tuple[str, ...]:
+    """Increments of a transaction of whose decisions the book does not know whether the log has them. One that nobody told takes no part."""
+    return tuple(
+        h.transaction_id for h in book.holds if h.state is HoldState.PROVISIONAL and h.transaction_id != transaction_id and _is_of(h, transaction_id)
+    )
+
+
+def without(book: Book, transaction_ids: Collection[str]) -> Book:
+    """The book to judge by, without the holds of these transactions."""
+    if not transaction_ids:
+        return book
+    return msgspec.structs.replace(book, holds=tuple(h for h in book.holds if h.transaction_id not in transaction_ids))
 
 
 def ahead(book: Book, coming: Sequence[Clearing]) -> Book:

@@ -2,46 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
 
+from models.controls import Spending, Usage, counted, forbidden
+from models.refusal import Refusal as Refusal
 from schemas import avro, identity
 from schemas.account import AccountState, AccountStatus
+from schemas.controls import Controls
 from schemas.decision import Decision
 from schemas.hold import Clearing, ClearingKind, HoldEvent, HoldState
-from schemas.identity import derived_id
+from schemas.identity import INCREMENT, derived_id
 from schemas.record import Word
 from schemas.topics import CLEARINGS
+from schemas.transaction import Transaction
 
 FINAL = frozenset({HoldState.POSTED, HoldState.VOIDED, HoldState.EXPIRED})
 """States that end a hold."""
+CLOCK_PLACE = ("clock", -1, -1)
+"""What stands for the place of the record that caused an expiry: there is none."""
 PARTS_MAX = 99
 """Captures and reversals of one hold that leave something of it (source: two digits of Visa's multiple clearing sequence count)."""
 
 
-class Refusal(Word):
-    """Facts for which a move is refused; the order of the lines is the precedence."""
-
-    UNKNOWN_ACCOUNT = "unknown_account"
-    ACCOUNT_FROZEN = "account_frozen"
-    ACCOUNT_CLOSED = "account_closed"
-    CURRENCY_MISMATCH = "currency_mismatch"
-    INSUFFICIENT_FUNDS = "insufficient_funds"
-    UNKNOWN_HOLD = "unknown_hold"
-    NOT_CONFIRMED = "not_confirmed"
-    ALREADY_POSTED = "already_posted"
-    ALREADY_VOIDED = "already_voided"
-    ALREADY_EXPIRED = "already_expired"
-    LATE_CAPTURE = "late_capture"
-    CLEARING_CONFLICT = "clearing_conflict"
-    HOLD_CURRENCY_MISMATCH = "hold_currency_mismatch"
-    EXCEEDS_HOLD = "exceeds_hold"
-    TOO_MANY_PARTS = "too_many_parts"
-    NOT_YET_EXPIRED = "not_yet_expired"
-    NOT_RESOLVED = "not_resolved"
-
-
+_CLOSED = {
+    AccountStatus.FROZEN: Refusal.ACCOUNT_FROZEN,
+    AccountStatus.DORMANT: Refusal.ACCOUNT_DORMANT,
+    AccountStatus.CLOSED: Refusal.ACCOUNT_CLOSED,
+}
 _RESOLVED_ALREADY = {
     HoldState.POSTED: Refusal.ALREADY_POSTED,
     HoldState.VOIDED: Refusal.ALREADY_VOIDED,
@@ -84,6 +74,14 @@ class OpenHold(msgspec.Struct, frozen=True, array_like=True):
     tolerance_minor: int = 0
     released_minor: int = 0
     parts: tuple[Part, ...] = ()
+    card: str = ""
+    placed_at_ms: int = 0
+
+    @property
+    def spending(self) -> Spending:
+        """What it adds to limits: what it holds or took, less what it gave back. An increment is no transaction more."""
+        minor = self.posted_minor if self.state in FINAL else max(self.posted_minor, self.amount_minor - self.released_minor)
+        return Spending(self.card, self.placed_at_ms, minor, int(minor > 0 and not self.transaction_id.startswith(INCREMENT)))
 
     @property
     def left_minor(self) -> int:
@@ -115,6 +113,8 @@ class Book(msgspec.Struct, frozen=True, array_like=True):
     status: AccountStatus = AccountStatus.OPEN
     as_of_ms: int = -1
     holds: tuple[OpenHold, ...] = ()
+    controls: tuple[Controls, ...] = ()
+    usage: tuple[Usage, ...] = ()
 
     def available_minor(self, now_ms: int) -> int:
         """Balance and limit less live holds in the account's currency, minor units. Negative after a reinstated hold."""
@@ -164,14 +164,19 @@ class Cause(NamedTuple):
 UNNAMED = Cause()
 
 
-def standing(book: Book, currency: str, unknown: UnknownAccount) -> Refusal | None:
-    """Why the account may not be debited in this currency, whatever the amount; None if it may."""
+def standing(book: Book, currency: str, unknown: UnknownAccount, txn: Transaction | None = None, now_ms: int = 0) -> Refusal | None:
+    """Why the account may not be debited in this currency, or by this transaction; None if it may. An account without controls pays nothing."""
+    refusal = _standing(book, currency, unknown)
+    if refusal is not None or not book.controls or txn is None:
+        return refusal
+    return forbidden(book.controls, book.usage, txn, now_ms)
+
+
+def _standing(book: Book, currency: str, unknown: UnknownAccount) -> Refusal | None:
     if not book.known:
         return Refusal.UNKNOWN_ACCOUNT if unknown is UnknownAccount.DECLINE else None
-    if book.status is AccountStatus.FROZEN:
-        return Refusal.ACCOUNT_FROZEN
-    if book.status is AccountStatus.CLOSED:
-        return Refusal.ACCOUNT_CLOSED
+    if book.status is not AccountStatus.OPEN:
+        return _CLOSED[book.status]
     return Refusal.CURRENCY_MISMATCH if currency != book.currency else None
 
 
@@ -186,6 +191,7 @@ def place(
     expires_at_ms: int,
     unknown: UnknownAccount,
     tolerance_minor: int = 0,
+    txn: Transaction | None = None,
 ) -> Step | Refusal:
     """A provisional hold on the account's funds, leased until `now_ms + lease_ms`, or why not.
 
@@ -196,17 +202,41 @@ def place(
     earlier = book.hold(hold_id)
     if earlier is not None and (earlier.state is not HoldState.PROVISIONAL or earlier.live(now_ms)):
         return Step(book, earlier)
-    refusal = standing(book, currency, unknown)
+    if book.controls:
+        book = _without_lapsed(book, now_ms)
+    refusal = standing(book, currency, unknown, txn, now_ms)
     if refusal is not None:
         return refusal
     if book.known and amount_minor > book.available_minor(now_ms):
         return Refusal.INSUFFICIENT_FUNDS
-    hold = OpenHold(hold_id, transaction_id, amount_minor, currency, HoldState.PROVISIONAL, now_ms + lease_ms, expires_at_ms, 0, 0, tolerance_minor)
-    kept = [h for h in book.holds if h.state is not HoldState.PROVISIONAL or h.live(now_ms)]
-    return Step(_changed(book, (*kept, hold)), hold)
+    card = (txn and txn.card_token) or ""
+    terms = (HoldState.PROVISIONAL, now_ms + lease_ms, expires_at_ms, 0, 0, tolerance_minor, 0, (), card, now_ms)
+    hold = OpenHold(hold_id, transaction_id, amount_minor, currency, *terms)
+    return Step(_with(_without_lapsed(book, now_ms), hold), hold)
 
 
-def confirm(book: Book, hold_id: str, transaction_id: str, amount_minor: int, currency: str, expires_at_ms: int, tolerance_minor: int = 0) -> Step:
+def _without_lapsed(book: Book, now_ms: int) -> Book:
+    """The book, in the same version, without provisional holds whose lease is over: what they were to spend, limits count no more."""
+    lapsed = [h for h in book.holds if h.state is HoldState.PROVISIONAL and not h.live(now_ms)]
+    if not lapsed:
+        return book
+    usage = book.usage
+    for hold in lapsed if book.controls else ():
+        usage = counted(book.controls, usage, hold.spending, None)
+    return msgspec.structs.replace(book, holds=tuple([h for h in book.holds if h not in lapsed]), usage=usage)
+
+
+def confirm(
+    book: Book,
+    hold_id: str,
+    transaction_id: str,
+    amount_minor: int,
+    currency: str,
+    expires_at_ms: int,
+    tolerance_minor: int = 0,
+    card: str = "",
+    placed_at_ms: int = 0,
+) -> Step:
     """The hold that a decision in the log speaks of, without a lease: the log is the truth.
 
     One that has lapsed, or is not in the book, is reinstated as the decision says, even past the limit. One that is
@@ -215,16 +245,33 @@ def confirm(book: Book, hold_id: str, transaction_id: str, amount_minor: int, cu
     earlier = book.hold(hold_id)
     if earlier is not None and earlier.state is not HoldState.PROVISIONAL:
         return Step(book, earlier)
-    hold = OpenHold(hold_id, transaction_id, amount_minor, currency, HoldState.CONFIRMED, 0, expires_at_ms, 0, 0, tolerance_minor)
+    terms = (HoldState.CONFIRMED, 0, expires_at_ms, 0, 0, tolerance_minor, 0, (), card, placed_at_ms)
+    hold = OpenHold(hold_id, transaction_id, amount_minor, currency, *terms)
     return Step(_with(book, hold), hold)
 
 
 def with_provisional(
-    book: Book, hold_id: str, transaction_id: str, amount_minor: int, currency: str, expires_at_ms: int, tolerance_minor: int = 0
+    book: Book,
+    hold_id: str,
+    transaction_id: str,
+    amount_minor: int,
+    currency: str,
+    expires_at_ms: int,
+    tolerance_minor: int = 0,
+    card: str = "",
+    placed_at_ms: int = 0,
 ) -> Book:
     """The book with a hold that the log speaks of and nobody has confirmed yet: provisional for as long as it lives, funds unasked."""
-    held = OpenHold(hold_id, transaction_id, amount_minor, currency, HoldState.PROVISIONAL, expires_at_ms, expires_at_ms, 0, 0, tolerance_minor)
-    return _with(book, held)
+    terms = (HoldState.PROVISIONAL, expires_at_ms, expires_at_ms, 0, 0, tolerance_minor, 0, (), card, placed_at_ms)
+    return _with(book, OpenHold(hold_id, transaction_id, amount_minor, currency, *terms))
+
+
+def terms_of(decision: Decision) -> tuple[str, str, int, str, int, int, str, int]:
+    """What `confirm` and `with_provisional` need to know of the hold that a decision placed."""
+    assert decision.hold_id is not None
+    amount, currency, expires_at_ms = decision.held_minor, str(decision.hold_currency), int(decision.hold_expires_at_ms or 0)
+    card = decision.transaction.card_token or ""
+    return decision.hold_id, decision.transaction_id, amount, currency, expires_at_ms, decision.hold_tolerance_minor, card, decision.decided_at_ms
 
 
 def cleared(book: Book, clearing: Clearing, partition: int = -1, offset: int = -1) -> Step | Refusal:
@@ -320,7 +367,37 @@ def state_known(book: Book, state: AccountState) -> Book:
     """
     if book.known and state.as_of_ms <= book.as_of_ms:
         return book
-    return Book(book.version + 1, True, state.currency, state.balance_minor, state.credit_limit_minor, state.status, state.as_of_ms, book.holds)
+    said = (True, state.currency, state.balance_minor, state.credit_limit_minor, state.status, state.as_of_ms)
+    return Book(book.version + 1, *said, book.holds, book.controls, book.usage)
+
+
+def controls_known(book: Book, controls: Controls) -> Book:
+    """The book with these controls in the place of those of the same card or account; what is not newer is ignored.
+
+    Their limits go on counting; where they begin to, the holds that were placed since are counted.
+    """
+    earlier = next((c for c in book.controls if c.controls_id == controls.controls_id), None)
+    if earlier is not None and controls.at_ms <= earlier.at_ms:
+        return book
+    others = tuple(c for c in book.controls if c.controls_id != controls.controls_id)
+    usage = tuple(one for one in book.usage if one.controls_id != controls.controls_id or _goes_on(one, controls))
+    if controls.counts and len(usage) == len([c for c in others if c.counts]):
+        (fresh,) = usage_of(book.holds, controls)
+        usage = (*usage, fresh)
+    book = msgspec.structs.replace(book, controls=(*others, controls))
+    return _changed(book, book.holds, usage)
+
+
+def usage_of(holds: Sequence[OpenHold], controls: Controls) -> tuple[Usage, ...]:
+    """What the limits of these controls count of these holds."""
+    usage: tuple[Usage, ...] = (Usage(controls.controls_id, controls.counted_since_ms),)
+    for hold in holds:
+        usage = counted((controls,), usage, None, hold.spending)
+    return usage
+
+
+def _goes_on(usage: Usage, controls: Controls) -> bool:
+    return controls.counts and usage.since_ms == controls.counted_since_ms
 
 
 def untold(book: Book) -> tuple[OpenHold, ...]:
@@ -403,6 +480,18 @@ def resolved_event(account_id: str, hold: OpenHold, topic: str, partition: int, 
     )
 
 
+def untold_events(account_id: str, hold: OpenHold) -> tuple[HoldEvent, ...]:
+    """What the log may not have yet of a hold, in order: parts by the bytes that their own clearings gave them, and then its end."""
+    by_clock = hold.state is HoldState.EXPIRED
+    ended = hold.state in FINAL
+    parts = hold.parts[:-1] if ended and not by_clock else hold.parts
+    events = [part_event(account_id, hold, part) for part in parts if not part.told]
+    if ended:
+        place = CLOCK_PLACE if by_clock else (CLEARINGS.name, hold.parts[-1].partition, hold.parts[-1].offset)
+        events.append(resolved_event(account_id, hold, *place))
+    return tuple(events)
+
+
 def _unresolved(book: Book, hold_id: str) -> OpenHold | Refusal:
     """The confirmed hold of that id, or why it cannot be resolved."""
     hold = book.hold(hold_id)
@@ -433,12 +522,16 @@ def _cleared(book: Book, hold: OpenHold, part: Part, ends: bool) -> Step | Refus
 
 
 def _with(book: Book, hold: OpenHold) -> Book:
-    """The book with this hold in the place of the one with its id, or at the end."""
-    if book.hold(hold.hold_id) is None:
-        return _changed(book, (*book.holds, hold))
-    return _changed(book, tuple(hold if h.hold_id == hold.hold_id else h for h in book.holds))
+    """The book with this hold in the place of the one with its id, or at the end, and what limits count of it."""
+    earlier, usage = book.hold(hold.hold_id), book.usage
+    if book.controls:
+        usage = counted(book.controls, usage, earlier.spending if earlier else None, hold.spending)
+    if earlier is None:
+        return _changed(book, (*book.holds, hold), usage)
+    return _changed(book, tuple(hold if h.hold_id == hold.hold_id else h for h in book.holds), usage)
 
 
-def _changed(book: Book, holds: tuple[OpenHold, ...]) -> Book:
+def _changed(book: Book, holds: tuple[OpenHold, ...], usage: tuple[Usage, ...] | None = None) -> Book:
     """The next version of the book, with these holds."""
-    return Book(book.version + 1, book.known, book.currency, book.balance_minor, book.credit_limit_minor, book.status, book.as_of_ms, holds)
+    said = (book.known, book.currency, book.balance_minor, book.credit_limit_minor, book.status, book.as_of_ms)
+    return Book(book.version + 1, *said, holds, book.controls, book.usage if usage is None else usage)

@@ -13,6 +13,7 @@ class AccountStatus(Word):
 
     OPEN = "open"
     FROZEN = "frozen"
+    DORMANT = "dormant"
     CLOSED = "closed"
 
 

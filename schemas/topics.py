@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from schemas.account import AccountEvent, AccountState, ProfileValue, RememberedEvent
+from schemas.controls import Controls
 from schemas.dead_letter import DeadLetter
 from schemas.decision import Decision
 from schemas.governance import Control
@@ -35,6 +36,7 @@ class Topic(NamedTuple):
 
 TRANSACTIONS = Topic("transactions", Transaction, "account_id", 4, 7 * DAY_MS, False, ("hosts", "replay"), ("score",))
 ACCOUNTS = Topic("accounts", AccountState, "account_id", 4, FOREVER, True, ("bank",), ("hold",))
+ACCOUNT_CONTROLS = Topic("account_controls", Controls, "controls_id", 4, FOREVER, True, ("authorize", "bank"), ("hold",))
 ACCOUNT_EVENTS = Topic("account_events", AccountEvent, "account_id", 4, 90 * DAY_MS, False, ("bank",), ("score",))
 REMEMBERED_EVENTS = Topic("remembered_events", RememberedEvent, "account_id", 4, FOREVER, False, ("score",), ("rebuild", "check"))
 PROFILES = Topic("profiles", ProfileValue, "value_id", 4, FOREVER, True, ("cluster",), ("rebuild", "check"))
@@ -53,6 +55,7 @@ CONTROL = Topic("control", Control, "place", 1, FOREVER, True, ("risk team", "ev
 TOPICS: tuple[Topic, ...] = (
     TRANSACTIONS,
     ACCOUNTS,
+    ACCOUNT_CONTROLS,
     ACCOUNT_EVENTS,
     REMEMBERED_EVENTS,
     PROFILES,

@@ -8,7 +8,10 @@ import sys
 from streams.settings import Settings
 from streams.stack import ROOT
 
-BENCHES = ("walk", "features", "parity", "models", "evaluate", "terminals", "layouts", "fuzz", "iso8583", "http", "policy", "swap", "faults", "authorize")
+BENCHES = (
+    "walk", "features", "parity", "models", "evaluate", "terminals", "layouts", "fuzz", "iso8583", "http", "policy", "swap", "faults", "authorize",
+    "life",
+)  # fmt: skip
 
 
 def bench(argv: list[str], settings: Settings) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from features.memory import Memory
 from features.online import Command, Wire
 from models.hold import (
+    CLOCK_PLACE,
     FINAL,
     Book,
     OpenHold,
@@ -18,20 +19,22 @@ from models.hold import (
     confirm,
     confirmed_event,
     contents,
+    controls_known,
     expire,
-    part_event,
-    resolved_event,
     state_known,
+    terms_of,
     told,
+    untold_events,
 )
 from schemas.account import AccountState
 from schemas.avro import decode, encode
+from schemas.controls import Controls
 from schemas.decision import Decision
 from schemas.errors import MemoryUnavailable, Unavailable
 from schemas.hold import Clearing, ClearingKind, HoldState
 from schemas.identity import hold_id
 from schemas.record import Record
-from schemas.topics import ACCOUNTS, CLEARINGS, DECISIONS, HOLDS
+from schemas.topics import ACCOUNT_CONTROLS, ACCOUNTS, CLEARINGS, DECISIONS, HOLDS
 from streams import journal
 from streams.answers import WHOLE, Answers, listed_of, resolved_key, sound
 from streams.books import Books, DictBooks, book_key
@@ -47,7 +50,7 @@ APPLIED = b"applied"
 """By topic and partition, the offset after the last record of which the books know."""
 UNTOLD_MS_MAX = 120_000
 """A kept decision that the log still does not have after this was given up by its asker: nobody answered for it."""
-CLOCK = Origin("clock", -1, -1)
+CLOCK = Origin(*CLOCK_PLACE)
 
 
 @dataclass(slots=True)
@@ -87,8 +90,7 @@ async def on_decision(world: HoldWorld, decision: Decision, source: Source) -> S
         return ()
     if source[:3] not in source.logged:
         await world.bus.tell(HOLDS, account_id, encode(confirmed_event(decision, source.topic, source.partition, source.offset)))
-    amount, currency, end = decision.held_minor, str(decision.hold_currency), int(decision.hold_expires_at_ms or 0)
-    terms = (hold, decision.transaction_id, amount, currency, end, decision.hold_tolerance_minor)
+    terms, end = terms_of(decision), int(decision.hold_expires_at_ms or 0)
     await world.ask((b"ZADD", due_key(source.partition), str(end).encode(), f"{account_id}\x1f{hold}".encode()))
     await world.books.change(account_id, lambda before: confirm(before, *terms), seen=content)
     return ()
@@ -156,6 +158,13 @@ async def on_account(world: HoldWorld, state: AccountState, source: Source) -> S
     return ()
 
 
+async def on_controls(world: HoldWorld, controls: Controls, source: Source) -> Sequence[Record]:
+    """Takes over what an account's owner or the bank forbids, if the door that was told of it did not."""
+    await world.ask()
+    await world.books.change(controls.account_id, lambda book: controls_known(book, controls))
+    return ()
+
+
 async def expire_due(world: HoldWorld, partitions: frozenset[int]) -> Sequence[Record]:
     """Ends the holds of these partitions that nobody resolved in time, and notes that they need no more watching."""
     now_ms = world.clock_ms()
@@ -198,20 +207,14 @@ async def _tell(world: HoldWorld, account_id: str, hold: OpenHold, logged: Conta
 
     Whoever comes next to an untold part tells it, by the bytes that its own clearing would have given it: nothing ends before its parts.
     """
-    ended = hold.state in FINAL
-    parts = hold.parts[:-1] if ended and hold.state is not HoldState.EXPIRED else hold.parts
-    untold = [part for part in parts if not part.told]
-    for part in untold:
-        if (CLEARINGS.name, part.partition, part.offset) not in logged:
-            await world.bus.tell(HOLDS, account_id, encode(part_event(account_id, hold, part)))
-    if ended:
-        by = hold.parts[-1] if len(parts) < len(hold.parts) else None
-        source = CLOCK if by is None else Origin(CLEARINGS.name, by.partition, by.offset)
-        if by is None or source not in logged:
-            await world.bus.tell(HOLDS, account_id, encode(resolved_event(account_id, hold, *source)))
+    events = untold_events(account_id, hold)
+    for event in events:
+        if event.source_topic == CLOCK.topic or (event.source_topic, event.source_partition, event.source_offset) not in logged:
+            await world.bus.tell(HOLDS, account_id, encode(event))
+    if hold.state in FINAL:
         said = " ".join((str(hold.state), *(part.digest.hex() for part in hold.parts)))
         await world.ask((b"SET", resolved_key(hold.hold_id), said.encode(), b"EX", RESOLVED_TTL_S))
-    if ended or untold:
+    if events:
         await world.books.change(account_id, lambda book: told(book, hold))
         journal.logger().debug("hold moved", transaction_id=hold.transaction_id, hold_id=hold.hold_id, state=str(hold.state))
 
@@ -225,7 +228,7 @@ async def applied(world: HoldWorld, done: Mapping[Place, int]) -> Mapping[Place,
 
 APP = Follower(
     name="hold",
-    reads={DECISIONS: on_decision, CLEARINGS: on_clearing, ACCOUNTS: on_account},
+    reads={DECISIONS: on_decision, CLEARINGS: on_clearing, ACCOUNTS: on_account, ACCOUNT_CONTROLS: on_controls},
     writes=(HOLDS,),
     every=((1.0, expire_due),),
     settle=applied,

@@ -333,7 +333,7 @@ async def settle(walks: Sequence[Walk], world: World) -> None:
         else:
             walk.hold = result.hold
     for walk in asking:
-        refusal = standing(Book.from_bytes(walk.book), walk.txn.own_currency, world.unknown_account)
+        refusal = standing(Book.from_bytes(walk.book), walk.txn.own_currency, world.unknown_account, walk.txn, walk.ask.now_ms)
         walk.verdict = refused(walk.verdict, refusal) if refusal else walk.verdict
     unkind = [walk for walk in walks if walk.error is None and walk.verdict.outcome in (Outcome.DECLINE, Outcome.BLOCK)]
     await asyncio.gather(*(remember_decline(walk, world) for walk in unkind))
@@ -345,7 +345,7 @@ def placing(walk: Walk, world: World) -> Callable[[Book], Step | Refusal]:
     hold_id, amount_minor, terms = identity.hold_id(txn.transaction_id), txn.own_amount_minor, hold_terms(walk.judges.policy, txn)
     own = (hold_id, txn.transaction_id, amount_minor, txn.own_currency, now_ms, world.hold_lease_ms, now_ms + terms.lifetime_ms)
     tolerance_minor = amount_minor * terms.tolerance_percent // 100
-    return lambda before: place(before, *own, world.unknown_account, tolerance_minor)
+    return lambda before: place(before, *own, world.unknown_account, tolerance_minor, txn)
 
 
 async def remember_decline(walk: Walk, world: World) -> None:

@@ -18,15 +18,32 @@ import msgspec
 from features.catalogue import CATALOGUE, Catalogue
 from features.online import RedisMemory, Wire
 from features.tally import updated
-from models.hold import EMPTY, FINAL, Book, Cause, Refusal, Step, confirm, expire, post, state_known, told, void, with_provisional
+from models.hold import (
+    EMPTY,
+    FINAL,
+    Book,
+    Cause,
+    Refusal,
+    Step,
+    confirm,
+    controls_known,
+    expire,
+    post,
+    state_known,
+    terms_of,
+    told,
+    void,
+    with_provisional,
+)
 from schemas import avro, identity
 from schemas.account import AccountEvent, AccountState, ProfileValue, RememberedEvent
+from schemas.controls import Controls
 from schemas.decision import Decision
 from schemas.errors import InvalidRecord, MemoryUnavailable
 from schemas.hold import HoldEvent, HoldState
 from schemas.label import Label
 from schemas.record import Record
-from schemas.topics import ACCOUNTS, DECISIONS, HOLDS, LABELS, PROFILES, REMEMBERED_EVENTS, Topic
+from schemas.topics import ACCOUNT_CONTROLS, ACCOUNTS, DECISIONS, HOLDS, LABELS, PROFILES, REMEMBERED_EVENTS, Topic
 from streams.answers import WHOLE, Answers, Restored, listed_of, resolved_key, sound
 from streams.books import book_key
 from streams.bus import committed_offsets, end_offsets, read_topic
@@ -169,6 +186,8 @@ class Rebuild:
         for *_, state in self._records(ACCOUNTS, AccountState):
             books[state.account_id] = state_known(books.get(state.account_id, EMPTY), state)
             await self._memory.know_account(state)
+        for *_, controls in self._records(ACCOUNT_CONTROLS, Controls):
+            books[controls.account_id] = controls_known(books.get(controls.account_id, EMPTY), controls)
         for *_, known in self._records(PROFILES, ProfileValue):
             await self._memory.know(known.kind, known.token, known.column, known.value, known.known_at_ms)
         confirmed: set[str] = set()
@@ -290,8 +309,7 @@ def held(book: Book, decision: Decision, confirmed: bool, steps: Sequence[HoldEv
     One that the log of holds does not confirm yet stays provisional until it would expire: the `hold` app is on its way to it.
     """
     assert decision.hold_id is not None
-    amount, currency, expires_at_ms = decision.held_minor, str(decision.hold_currency), int(decision.hold_expires_at_ms or 0)
-    terms = (decision.hold_id, decision.transaction_id, amount, currency, expires_at_ms, decision.hold_tolerance_minor)
+    terms = terms_of(decision)
     if not confirmed:
         return with_provisional(book, *terms)
     book = confirm(book, *terms).book

@@ -103,6 +103,7 @@ ALSO_WORDS = {
     "streams/mapping.py": {"accounts"},  # a table of the mapping file
     "streams/simulate.py": {"accounts"},  # a figure of its JSON
     "streams/rebuild.py": {"decisions"},  # a figure of its JSON
+    "streams/authorize/openapi.py": {"decisions"},  # a field of a page
 }
 """Words that happen to be topics' names, and mean something else there."""
 

@@ -18,6 +18,7 @@ from schemas.hold import ClearingKind
 from schemas.record import Id, Record
 from schemas.transaction import Transaction, sound
 from streams import answers, journal, metrics
+from streams.authorize.controls import SHAPE, controls
 from streams.authorize.keys import Grant, Key, Keyring, Scope, bearer
 from streams.authorize.life import clear, increment
 from streams.authorize.live import Live
@@ -155,6 +156,10 @@ class HttpDoor:
             if transaction_id and (step in STEPS or step == "increment"):
                 return await self._step(request, transaction_id, step, key)
             return Problem("not_found")
+        if SHAPE.match(path):
+            async with asyncio.timeout(self._deadline_s):
+                covered = key.covers(None)
+                return await controls(request, self._world, self._world.clock_ms()) if covered else Problem("card_not_covered")
         if request.method != "GET":
             return Problem("method_not_allowed", "use GET")
         if path == "/health":

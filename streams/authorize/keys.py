@@ -30,6 +30,7 @@ class Scope(Word):
     AUTHORIZE = "authorize"
     CAPTURE = "capture"
     READ = "read"
+    RESTRICT = "restrict"
     EXPLAIN = "explain"
     ADMIN = "admin"
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from models.clearing import WHOLE, Asked, ahead, applied, clearings, named, open_holds
+from models.clearing import WHOLE, Asked, ahead, applied, clearings, named, open_holds, unconfirmed_increments, without
 from models.hold import Book, Refusal
 from schemas.avro import decode, encode
 from schemas.decision import Decision
@@ -176,7 +176,15 @@ async def _standing(asked: Asked, world: World, now_ms: int) -> _Standing | Refu
         return NotCleared.NOTHING_HELD
     if now_ms >= (decision.hold_expires_at_ms or 0):
         return Refusal.LATE_CAPTURE if asked.kind is ClearingKind.CAPTURE else Refusal.ALREADY_EXPIRED
-    return _Standing(msgspec.structs.replace(asked, account_id=decision.account_id), await _book(decision.account_id, world))
+    book = await _book(decision.account_id, world)
+    untold = [name for name in unconfirmed_increments(book, asked.transaction_id) if not await _is_told(name, world)]
+    return _Standing(msgspec.structs.replace(asked, account_id=decision.account_id), without(book, untold))
+
+
+async def _is_told(transaction_id: str, world: World) -> bool:
+    """Whether the log is not known to lack the decision."""
+    kept = await world.answers.of_transaction(transaction_id)
+    return kept is None or kept.told
 
 
 async def _of_an_old_one(asked: Asked, world: World) -> _Standing | Refusal:

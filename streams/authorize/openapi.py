@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from models.answer import FIELD_39, Answer
+from schemas.controls import Controls, Usability
 from schemas.record import Record
+from streams.authorize.controls import ControlsRequest
 from streams.authorize.problem import ERRORS, ErrorBody, Problem
 from streams.authorize.requests import (
     PAGE,
@@ -63,6 +65,16 @@ REQUESTS: dict[type[Record], Examples] = {
         "part": {"clearing_id": "c-1", "amount_minor": 500, "currency": "EUR"},
         "one_of_several": {"clearing_id": "c-1", "amount_minor": 500, "currency": "EUR", "final": False},
     },
+    ControlsRequest: {
+        "account_frozen": {"status": "frozen"},
+        "card_limited": {
+            "account_id": "a-1",
+            "limits": [{"period": "day", "amount_minor": 50_000, "count": 10}, {"period": "transaction", "amount_minor": 20_000}],
+            "categories_blocked": ["7800-7802", "7995"],
+            "countries_allowed": ["DE", "FR"],
+            "atm": False,
+        },
+    },
     ReversalRequest: {"whole": {"clearing_id": "c-2"}, "part": {"clearing_id": "c-2", "amount_minor": 500, "currency": "EUR"}},
 }
 DECLINES = ("unknown_account", "account_frozen", "account_closed", "currency_mismatch", "insufficient_funds")
@@ -89,6 +101,7 @@ def _answer(name: str, outcome: str, category: str, stand_in: bool = False) -> d
 
 
 _CLEARED = {"clearing_id": "c-1", "transaction_id": "t-1", "amount_minor": 500, "currency": "EUR", "response_code": "00", "at_ms": NOON_MS}
+_CONTROLS = Controls(controls_id="ctl_1", account_id="a-1", status=Usability.FROZEN, counted_since_ms=NOON_MS, at_ms=NOON_MS)
 ANSWERS: dict[type[Record], Examples] = {
     Answer: {
         "approve": _answer("approve", "approve", "none"),
@@ -100,6 +113,7 @@ ANSWERS: dict[type[Record], Examples] = {
     },
     ClearingAnswer: {"captured": _CLEARED | {"kind": "capture"}, "reversed": _CLEARED | {"kind": "reversal", "amount_minor": 0}},
     Balance: {"balance": {"account_id": "a-1", "currency": "EUR", "balance_minor": 10_000, "available_minor": 8_001, "response_code": "00"}},
+    Controls: {"account_frozen": msgspec.to_builtins(_CONTROLS)},
     DecisionPage: {"page": {"decisions": [_answer("approve", "approve", "none")], "cursor": "t-1"}, "last": {"decisions": [], "cursor": None}},
     Status: {"alive": {"status": "alive"}, "ready": {"status": "ready"}},
 }
@@ -131,6 +145,8 @@ _LISTED = (
     _parameter("cursor", "query", "those after the page that gave it", _TEXT),
 )
 _LAST = _parameter("Last-Event-ID", "header", "the id of the last event that was heard: those after it", _TEXT)
+_ACCOUNT = _parameter("account_id", "query", "the account that the card belongs to", _TEXT)
+_RESTRICTED = ("not_found", "card_not_covered", "missing_field", "invalid_field", "card_number", *ABSENT)
 _FOUND = ("not_found", "card_not_covered", *ABSENT)
 SHAPES: dict[str, Shape] = {
     "POST /v1/authorizations": Shape((Answer,), AuthorizationRequest, DECIDING, _WAITS),
@@ -141,6 +157,10 @@ SHAPES: dict[str, Shape] = {
     "GET /v1/decisions/stream": Shape((), None, ("streams_busy", "invalid_field", "log_unavailable"), (_LAST,), "text/event-stream"),
     "GET /v1/decisions/{decision_id}": Shape((Answer,), None, _FOUND),
     "GET /v1/accounts/{account_id}/balance": Shape((Balance,), None, ("not_found", "unknown_account", "card_not_covered", *ABSENT)),
+    "PUT /v1/accounts/{account_id}/controls": Shape((Controls,), ControlsRequest, (*_RESTRICTED, *FIELDS)),
+    "GET /v1/accounts/{account_id}/controls": Shape((Controls,), None, _RESTRICTED),
+    "PUT /v1/cards/{token}/controls": Shape((Controls,), ControlsRequest, (*_RESTRICTED, *FIELDS)),
+    "GET /v1/cards/{token}/controls": Shape((Controls,), None, _RESTRICTED, (_ACCOUNT,)),
     "GET /openapi.json": Shape(),
     "GET /docs": Shape(media="text/html"),
     "GET /health": Shape((Status,)),

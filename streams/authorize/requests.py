@@ -126,7 +126,7 @@ def transaction_of(request: AuthorizationRequest, key: bytes, key_id: str) -> Tr
 
 def authorization_in(request: Request) -> AuthorizationRequest:
     """What the body asks for; InvalidRecord names the field that is wrong."""
-    return avro.checked(lambda: _AUTHORIZATIONS.decode(_body(request)))
+    return avro.checked(lambda: _AUTHORIZATIONS.decode(body_of(request)))
 
 
 def decisions_in(query: str) -> DecisionsAsked:
@@ -155,7 +155,7 @@ def decisions_in(query: str) -> DecisionsAsked:
 
 def clearing_in(request: Request, kind: ClearingKind, transaction_id: str, now_ms: int) -> Asked:
     """The capture or reversal that the body asks for. Without an amount it is WHOLE."""
-    sent = avro.checked(lambda: _CLEARINGS[kind].decode(_body(request)))
+    sent = avro.checked(lambda: _CLEARINGS[kind].decode(body_of(request)))
     if (sent.amount_minor is None) != (sent.currency is None):
         raise InvalidRecord("currency", "amount_minor and currency come together")
     return Asked(
@@ -184,7 +184,8 @@ def cleared(made: tuple[Clearing, ...], asked: Asked, code: str) -> bytes:
     return msgspec.json.encode(answer)
 
 
-def _body(request: Request) -> bytes:
+def body_of(request: Request) -> bytes:
+    """The body, if it may be read."""
     if any(name == b"content-encoding" for name, _ in request.headers):
         raise InvalidRecord("content-encoding", "compressed bodies are not read")
     if len(request.body) > BODY_BYTES_MAX:

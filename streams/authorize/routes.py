@@ -28,6 +28,10 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/accounts/{account_id}/balance", Scope.READ, "A balance inquiry"),
     Route("GET", "/openapi.json", Scope.READ, "This description"),
     Route("GET", "/docs", Scope.READ, "The same as a page"),
+    Route("PUT", "/v1/accounts/{account_id}/controls", Scope.RESTRICT, "Freeze an account, limit it, switch it"),
+    Route("GET", "/v1/accounts/{account_id}/controls", Scope.READ, "What is forbidden to an account"),
+    Route("PUT", "/v1/cards/{token}/controls", Scope.RESTRICT, "Freeze a card, limit it, switch it"),
+    Route("GET", "/v1/cards/{token}/controls", Scope.READ, "What is forbidden to a card"),
     Route("GET", "/health", Scope.READ, "Alive"),
     Route("GET", "/ready", Scope.READ, "Ready to decide"),
 )

@@ -11,6 +11,7 @@ import pytest
 
 from models.answer import FIELD_39
 from models.hold import Refusal
+from models.refusal import DECLINES
 from schemas.identity import keyed_token
 from schemas.topics import CLEARINGS, DECISIONS
 from schemas.transaction import TransactionKind
@@ -307,6 +308,10 @@ ASKS = [
     ("POST", "/v1/authorizations/t1/increment", Scope.AUTHORIZE),
     ("POST", "/v1/authorizations/t1/capture", Scope.CAPTURE),
     ("POST", "/v1/authorizations/t1/reversal", Scope.CAPTURE),
+    ("PUT", "/v1/accounts/a1/controls", Scope.RESTRICT),
+    ("GET", "/v1/accounts/a1/controls", Scope.READ),
+    ("PUT", "/v1/cards/crd_k1_1/controls", Scope.RESTRICT),
+    ("GET", "/v1/cards/crd_k1_1/controls?account_id=a1", Scope.READ),
     ("GET", "/v1/decisions?transaction_id=t1", Scope.READ),
     ("GET", "/v1/decisions/dec_1", Scope.READ),
     ("GET", "/v1/decisions/stream", Scope.READ),
@@ -331,7 +336,7 @@ def test_nothing_is_open_and_each_ask_needs_its_scope(method: str, path: str, sc
 
 def test_every_row_of_the_routes_is_asked_above_or_open() -> None:
     asked = {(method, path.partition("?")[0].replace("t1", "{transaction_id}")) for method, path, _ in ASKS}
-    asked = {(m, p.replace("dec_1", "{decision_id}").replace("a1", "{account_id}")) for m, p in asked}
+    asked = {(m, p.replace("dec_1", "{decision_id}").replace("a1", "{account_id}").replace("crd_k1_1", "{token}")) for m, p in asked}
     assert {(route.method, route.path) for route in ROUTES if route.path not in {*OPEN_PATHS, "/docs"}} == asked  # /docs is no JSON
 
 
@@ -401,7 +406,7 @@ def test_every_error_has_the_one_body_and_names_the_request() -> None:
 
 def test_whatever_a_host_can_be_told_is_a_row_of_the_table() -> None:
     moves = {"not_confirmed", "not_yet_expired", "not_resolved"}  # of the books, never of a host
-    decided = {"account_frozen", "account_closed", "currency_mismatch", "insufficient_funds"}  # a decline, with status 200
+    decided = {str(refusal) for refusal in DECLINES}  # a decline, with status 200
     assert {str(refusal) for refusal in (*Refusal, *NotCleared)} - moves - decided <= ERRORS.keys()
     assert {row.answer for row in ERRORS.values()} <= FIELD_39.keys()
     assert {row.status for row in ERRORS.values()} <= HEADS.keys()
@@ -445,6 +450,17 @@ def test_an_authorization_is_captured_in_parts_and_reversed_in_part_and_each_rep
         assert (await host.step("capture", clearing_id="c5"))[1]["error"]["code"] == "already_posted"
         taken = [c.amount_minor for c in host.world.bus.records(CLEARINGS) if c.kind == "capture"]  # type: ignore[attr-defined]
         assert sum(taken) == 1_400
+
+    at_the_door(play)
+
+
+def test_an_increment_that_the_log_does_not_have_takes_no_part_in_a_capture() -> None:
+    async def play(host: Host) -> None:
+        await host.authorize()
+        host.world.bus.down = True
+        assert (await host.step("increment", **a_request(transaction_id="i1", amount_minor=500)))[0] == 503
+        host.world.bus.down = False
+        assert (await host.step("capture", **CLEARING))[1]["amount_minor"] == 1_000
 
     at_the_door(play)
 
