@@ -38,6 +38,7 @@ from streams.lab import ensure_champion
 from streams.settings import Settings
 from streams.stack import Stack, running
 from tests.bench.features import Check, holds, line
+from tests.bench.load import asking
 from tests.bench.walk import transactions
 
 CONVERGED_MS_MAX, BROKEN_MS_MAX = 5_000, 15_000
@@ -98,7 +99,7 @@ class Load:
         wrong = ""
         while time.monotonic() < until:
             try:
-                connection.request("POST", "/v1/authorizations", body, {"content-type": "application/json"})
+                connection.request("POST", "/v1/authorizations", body, asking(self._stack.settings.api_key))
                 response = connection.getresponse()
                 content = response.read()
                 if response.status == 200:

@@ -85,7 +85,7 @@ def test_a_decision_becomes_one_row_with_its_features_by_name(tmp_path: Path) ->
     assert {old[name] for name in CATALOGUE.names} == {None}
     assert old["vector"] == VECTOR.tobytes()
     assert (known["outcome"], known["score"], known["txn_amount_minor"], known["txn_session_session_age_s"]) == ("review", 700, 1_000, 3.5)
-    assert known["reasons"] == [{"code": "many", "source": "rule", "feature": "velocity.card_count_10m", "value": 9.0}]
+    assert known["reasons"] == [{"code": "many", "source": "rule", "feature": "velocity.card_count_10m", "value": 9.0, "usual": None}]
     assert (known["log_partition"], known["log_offset"], known["day"].isoformat() if hasattr(known["day"], "isoformat") else known["day"]) == (
         0,
         0,

@@ -1,4 +1,7 @@
-"""Parts of the live system are broken while hosts ask: all are answered in time, within the stand-in's limits, and the books agree."""
+"""Parts of the live system are broken while hosts ask: all are answered in time, within the stand-in's limits, and the books agree.
+
+Last of this folder: hosts here take a `503` for an answer and never ask again, so that Redis remembers payments that the log never had.
+"""
 
 from __future__ import annotations
 
