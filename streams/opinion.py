@@ -17,7 +17,7 @@ from streams.bus import Bus
 WAITING_MAX = 2_000
 """Decisions that wait for second opinions, at most: what finds no room is dropped."""
 LOT = 8
-"""So many are judged at a time: a payment that comes meanwhile waits for them, a third of a millisecond with one shadow."""
+"""So many are judged at a time: a payment that comes meanwhile waits for them."""
 SHARE = 0.1
 """Of the process's time second opinions take so much at most, however many wait; under more load they are dropped first."""
 
