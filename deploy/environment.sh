@@ -43,7 +43,7 @@ make_environment() {
     wanted=$(cat deploy/requirements.lock pyproject.toml | sha256sum)
     if [ "$(cat .venv/lock 2>/dev/null)" = "$wanted" ] && .venv/bin/python -c '' 2>/dev/null; then return; fi
     python=$(find_python) || fail "Python 3.11 is missing (Debian and Ubuntu: apt-get install python3.11 python3.11-venv; or https://www.python.org/downloads/)"
-    say "making the virtual environment .venv with $("$python" --version) (900 MB, once)"
+    say "making the virtual environment .venv with $("$python" --version) (once)"
     "$python" -m venv --clear .venv ||
         fail "$python cannot make a virtual environment (Debian and Ubuntu: apt-get install python3-venv, as the message above says)"
     : >.venv/install.log

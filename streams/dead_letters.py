@@ -24,6 +24,9 @@ from schemas.topics import DEAD_LETTERS, TOPICS, Topic
 from streams.bus import KafkaBus, read_topic
 from streams.settings import Settings
 
+PATIENCE_MS = 10_000
+"""A person waits for a new connection to Kafka longer than a payment may."""
+
 
 def dead_letters(argv: list[str], settings: Settings) -> int:
     """`holdfast dead-letters [--json] [--code C]` and `holdfast dead-letters resend ID [--value-file F | --set field=value ...]`.
@@ -143,7 +146,7 @@ def _change(fields: dict[str, Any], change: str) -> None:
 
 
 async def _send(settings: Settings, topic: Topic, record: Record) -> None:
-    bus = KafkaBus(settings)
+    bus = KafkaBus(settings.changed(produce_timeout_ms=max(settings.produce_timeout_ms, PATIENCE_MS)))
     try:
         await bus.tell(topic, str(getattr(record, topic.key)), encode(record))
     finally:
