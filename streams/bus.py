@@ -56,6 +56,14 @@ class Bus(Protocol):
         ...
 
 
+PATIENCE_MS = 10_000
+
+
+def patient(settings: Settings) -> Settings:
+    """The settings of a command: a person waits longer for a new connection to the log than a payment may."""
+    return settings.changed(produce_timeout_ms=max(settings.produce_timeout_ms, PATIENCE_MS))
+
+
 class KafkaBus:
     """An idempotent acks=all producer, polled by the loop itself: no thread of Python's competes with the loop for the interpreter.
 

@@ -18,15 +18,13 @@ from schemas.errors import InvalidRecord, LogUnavailable, Unavailable
 from schemas.governance import Control, Kind
 from schemas.topics import CONTROL
 from streams import journal
-from streams.bus import Bus, KafkaBus, read_topic, reader
+from streams.bus import Bus, KafkaBus, patient, read_topic, reader
 from streams.settings import Settings
 
 Told = dict[str, Control]
 """The newest event of each place (`Control.place`)."""
 QUERY_S = 2.0
 HEAR_S, REACH_S = 0.5, 1.0
-PATIENCE_MS = 10_000
-"""A command waits longer than a payment for a log that answers."""
 
 
 def newest(told: Told, events: Iterable[Control]) -> Told:
@@ -59,7 +57,7 @@ def told_once(settings: Settings, event: Control) -> None:
         raise LogUnavailable(f"nobody answers at {settings.kafka_bootstrap}")
 
     async def once() -> None:
-        bus = KafkaBus(settings.changed(produce_timeout_ms=max(settings.produce_timeout_ms, PATIENCE_MS)))
+        bus = KafkaBus(patient(settings))
         try:
             await tell(bus, event)
         finally:

@@ -21,11 +21,8 @@ from schemas.dead_letter import DeadLetter
 from schemas.errors import InvalidRecord, SettingsError, UnreadableBytes
 from schemas.record import Record
 from schemas.topics import DEAD_LETTERS, TOPICS, Topic
-from streams.bus import KafkaBus, read_topic
+from streams.bus import KafkaBus, patient, read_topic
 from streams.settings import Settings
-
-PATIENCE_MS = 10_000
-"""A person waits for a new connection to Kafka longer than a payment may."""
 
 
 def dead_letters(argv: list[str], settings: Settings) -> int:
@@ -146,7 +143,7 @@ def _change(fields: dict[str, Any], change: str) -> None:
 
 
 async def _send(settings: Settings, topic: Topic, record: Record) -> None:
-    bus = KafkaBus(settings.changed(produce_timeout_ms=max(settings.produce_timeout_ms, PATIENCE_MS)))
+    bus = KafkaBus(patient(settings))
     try:
         await bus.tell(topic, str(getattr(record, topic.key)), encode(record))
     finally:

@@ -17,7 +17,7 @@ from schemas.errors import InvalidRecord, SettingsError
 from schemas.identity import derived_id
 from schemas.label import Label, LabelSource
 from schemas.topics import LABELS
-from streams.bus import KafkaBus
+from streams.bus import KafkaBus, patient
 from streams.mapping import TimeRule, moment_ms
 from streams.run import clock_ms
 from streams.settings import Settings
@@ -76,7 +76,7 @@ def _of_row(row: Mapping[str, str | None], number: int, path: Path, now_ms: int)
 
 
 async def _told(settings: Settings, labels: list[Label]) -> None:
-    bus = KafkaBus(settings)
+    bus = KafkaBus(patient(settings))
     try:
         await asyncio.gather(*(bus.tell(LABELS, label.account_id, encode(label)) for label in labels))
     finally:
