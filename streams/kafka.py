@@ -84,9 +84,10 @@ def formatted(libs: Path, nodes: Sequence[Node]) -> None:
     if not name.exists():
         name.write_text(urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("="), encoding="utf-8")
     tool = ("java", "-XX:TieredStopAtLevel=1", "-Xshare:auto", "-cp", f"{libs}/*", "kafka.tools.StorageTool", "format")
+    cluster = f"--cluster-id={name.read_text(encoding='utf-8')}"  # which may begin with a dash
     runs = [
         subprocess.Popen(
-            [*tool, "--ignore-formatted", "-t", name.read_text(encoding="utf-8"), "-c", str(_properties_file(node))],
+            [*tool, "--ignore-formatted", cluster, "-c", str(_properties_file(node))],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for node in nodes

@@ -122,7 +122,8 @@ class Run:
         try:
             for i, txn in enumerate(self.by_http):
                 answer = self.answers[txn.transaction_id] = asked(self.stack, txn, 60)
-                if i % 3 == 0 and msgspec.json.decode(answer)["hold_id"]:
+                said = msgspec.json.decode(answer)
+                if i % 3 == 0 and said["hold_id"] and not said["stand_in"]:  # what the stand-in approved the log may not have yet
                     self._clear(txn, i)
         except BaseException as error:  # noqa: BLE001  a thread's assertion is the test's
             self.errors.append(error)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from confluent_kafka import Consumer, Producer
 
 from schemas.errors import SettingsError, Unavailable
 from schemas.topics import ACCOUNTS, DECISIONS, TOPICS
+from streams import kafka
 from streams.kafka import describe_topics
 from streams.lag import lags
 from streams.settings import Settings, librdkafka
@@ -76,3 +79,10 @@ def test_three_brokers_keep_three_copies_and_two_must_have_each_record(settings:
         stack.part("kafka-2").kill9()
         tell(stack.settings, b"one")
         assert told(stack.settings, 1) == [b"one"]
+
+
+def test_a_cluster_whose_id_begins_with_a_dash_is_formatted(tmp_path: Path) -> None:
+    (tmp_path / "cluster_id").write_text("-GqEvV5ySuOY3RUDVlvSLQ")
+    node = kafka.Node(1, tmp_path / "1", 19092, 19093)
+    kafka.formatted(kafka.fetched(Settings(data_dir=tmp_path), lambda text: None), [node])
+    assert "cluster.id=-GqEvV5ySuOY3RUDVlvSLQ" in (tmp_path / "1" / "data" / "meta.properties").read_text()
