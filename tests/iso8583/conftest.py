@@ -51,6 +51,7 @@ def gateway_stack(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> It
         iso8583_port=a_free_port(),
         unknown_account="hold",
         request_deadline_ms=10_000,
+        produce_timeout_ms=5_000,
         model_key=MODEL_KEY,
         log_level="debug",
     )
