@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 import msgspec
 
-from models.hold import Book, OpenHold, Refusal, Step, cleared, confirm
+from models.hold import Book, OpenHold, Refusal, Step, Terms, cleared, confirm
 from schemas.hold import Clearing, ClearingKind, HoldState
 from schemas.identity import INCREMENT, derived_id, hold_id, increment_end, increments_of
 
@@ -117,8 +117,8 @@ def ahead(book: Book, coming: Sequence[Clearing]) -> Book:
     for clearing in coming:
         hold = book.hold(hold_id(clearing.transaction_id))
         if hold is not None and hold.state is HoldState.PROVISIONAL:  # the log has its decision, or nobody would have cleared it
-            terms = (hold.amount_minor, hold.currency, hold.expires_at_ms, hold.tolerance_minor)
-            book = confirm(book, hold.hold_id, hold.transaction_id, *terms).book
+            terms = Terms(hold.hold_id, hold.transaction_id, hold.amount_minor, hold.currency, hold.expires_at_ms, hold.tolerance_minor)
+            book = confirm(book, terms).book
         step = cleared(book, clearing)
         book = step.book if isinstance(step, Step) else book
     return book

@@ -86,17 +86,6 @@ def counted(controls: Sequence[Controls], usage: Sequence[Usage], before: Spendi
     return tuple([_added(one, at.placed_at_ms, minor, count) if one.controls_id in mine else one for one in usage])
 
 
-def room_minor(controls: Sequence[Controls], usage: Sequence[Usage], card_token: str | None, now_ms: int) -> int | None:
-    """How much the limits in money leave for one more transaction; None if there are none."""
-    rooms = [
-        limit.amount_minor - _window(usage, c, limit.period, now_ms).spent_minor
-        for c in applying(controls, card_token)
-        for limit in c.limits
-        if limit.amount_minor is not None
-    ]
-    return max(0, min(rooms)) if rooms else None
-
-
 def _added(usage: Usage, at_ms: int, minor: int, count: int) -> Usage:
     windows = []
     for period, window in zip(PERIODS, usage.windows, strict=True):

@@ -145,6 +145,24 @@ EMPTY = Book()
 """The book of an account that nobody has described and that holds nothing."""
 
 
+class Terms(NamedTuple):
+    """What is said of a hold when it is placed. Amounts in minor units."""
+
+    hold_id: str
+    transaction_id: str
+    amount_minor: int
+    currency: str
+    expires_at_ms: int
+    tolerance_minor: int = 0
+    card: str = ""
+    placed_at_ms: int = 0
+
+    def hold(self, state: HoldState, until_ms: int) -> OpenHold:
+        """The hold of which nothing is taken or given back yet; `until_ms` is the end of its lease, if it is provisional."""
+        own = (self.hold_id, self.transaction_id, self.amount_minor, self.currency, state, until_ms, self.expires_at_ms)
+        return OpenHold(*own, tolerance_minor=self.tolerance_minor, card=self.card, placed_at_ms=self.placed_at_ms)
+
+
 class Step(NamedTuple):
     """The book after a move, and the hold that it was about. A move that changed nothing returns the very book it got."""
 
@@ -202,17 +220,16 @@ def place(
     earlier = book.hold(hold_id)
     if earlier is not None and (earlier.state is not HoldState.PROVISIONAL or earlier.live(now_ms)):
         return Step(book, earlier)
-    if book.controls:
-        book = _without_lapsed(book, now_ms)
+    book = _without_lapsed(book, now_ms)
     refusal = standing(book, currency, unknown, txn, now_ms)
     if refusal is not None:
         return refusal
     if book.known and amount_minor > book.available_minor(now_ms):
         return Refusal.INSUFFICIENT_FUNDS
     card = (txn and txn.card_token) or ""
-    terms = (HoldState.PROVISIONAL, now_ms + lease_ms, expires_at_ms, 0, 0, tolerance_minor, 0, (), card, now_ms)
-    hold = OpenHold(hold_id, transaction_id, amount_minor, currency, *terms)
-    return Step(_with(_without_lapsed(book, now_ms), hold), hold)
+    terms = Terms(hold_id, transaction_id, amount_minor, currency, expires_at_ms, tolerance_minor, card, now_ms)
+    hold = terms.hold(HoldState.PROVISIONAL, now_ms + lease_ms)
+    return Step(_with(book, hold), hold)
 
 
 def _without_lapsed(book: Book, now_ms: int) -> Book:
@@ -226,52 +243,32 @@ def _without_lapsed(book: Book, now_ms: int) -> Book:
     return msgspec.structs.replace(book, holds=tuple([h for h in book.holds if h not in lapsed]), usage=usage)
 
 
-def confirm(
-    book: Book,
-    hold_id: str,
-    transaction_id: str,
-    amount_minor: int,
-    currency: str,
-    expires_at_ms: int,
-    tolerance_minor: int = 0,
-    card: str = "",
-    placed_at_ms: int = 0,
-) -> Step:
+def confirm(book: Book, terms: Terms) -> Step:
     """The hold that a decision in the log speaks of, without a lease: the log is the truth.
 
     One that has lapsed, or is not in the book, is reinstated as the decision says, even past the limit. One that is
     confirmed or resolved stays as it is. Whoever calls knows that the hold was not resolved and released before.
     """
-    earlier = book.hold(hold_id)
+    earlier = book.hold(terms.hold_id)
     if earlier is not None and earlier.state is not HoldState.PROVISIONAL:
         return Step(book, earlier)
-    terms = (HoldState.CONFIRMED, 0, expires_at_ms, 0, 0, tolerance_minor, 0, (), card, placed_at_ms)
-    hold = OpenHold(hold_id, transaction_id, amount_minor, currency, *terms)
+    hold = terms.hold(HoldState.CONFIRMED, 0)
     return Step(_with(book, hold), hold)
 
 
-def with_provisional(
-    book: Book,
-    hold_id: str,
-    transaction_id: str,
-    amount_minor: int,
-    currency: str,
-    expires_at_ms: int,
-    tolerance_minor: int = 0,
-    card: str = "",
-    placed_at_ms: int = 0,
-) -> Book:
+def with_provisional(book: Book, terms: Terms) -> Book:
     """The book with a hold that the log speaks of and nobody has confirmed yet: provisional for as long as it lives, funds unasked."""
-    terms = (HoldState.PROVISIONAL, expires_at_ms, expires_at_ms, 0, 0, tolerance_minor, 0, (), card, placed_at_ms)
-    return _with(book, OpenHold(hold_id, transaction_id, amount_minor, currency, *terms))
+    return _with(book, terms.hold(HoldState.PROVISIONAL, terms.expires_at_ms))
 
 
-def terms_of(decision: Decision) -> tuple[str, str, int, str, int, int, str, int]:
-    """What `confirm` and `with_provisional` need to know of the hold that a decision placed."""
+def terms_of(decision: Decision) -> Terms:
+    """The terms of the hold that a decision placed."""
     assert decision.hold_id is not None
     amount, currency, expires_at_ms = decision.held_minor, str(decision.hold_currency), int(decision.hold_expires_at_ms or 0)
     card = decision.transaction.card_token or ""
-    return decision.hold_id, decision.transaction_id, amount, currency, expires_at_ms, decision.hold_tolerance_minor, card, decision.decided_at_ms
+    return Terms(
+        decision.hold_id, decision.transaction_id, amount, currency, expires_at_ms, decision.hold_tolerance_minor, card, decision.decided_at_ms
+    )
 
 
 def cleared(book: Book, clearing: Clearing, partition: int = -1, offset: int = -1) -> Step | Refusal:

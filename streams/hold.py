@@ -92,7 +92,7 @@ async def on_decision(world: HoldWorld, decision: Decision, source: Source) -> S
         await world.bus.tell(HOLDS, account_id, encode(confirmed_event(decision, source.topic, source.partition, source.offset)))
     terms, end = terms_of(decision), int(decision.hold_expires_at_ms or 0)
     await world.ask((b"ZADD", due_key(source.partition), str(end).encode(), f"{account_id}\x1f{hold}".encode()))
-    await world.books.change(account_id, lambda before: confirm(before, *terms), seen=content)
+    await world.books.change(account_id, lambda before: confirm(before, terms), seen=content)
     return ()
 
 

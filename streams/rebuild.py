@@ -311,8 +311,8 @@ def held(book: Book, decision: Decision, confirmed: bool, steps: Sequence[HoldEv
     assert decision.hold_id is not None
     terms = terms_of(decision)
     if not confirmed:
-        return with_provisional(book, *terms)
-    book = confirm(book, *terms).book
+        return with_provisional(book, terms)
+    book = confirm(book, terms).book
     for event in steps:
         step = _moved(book, event)
         book = told(step.book, step.hold) if isinstance(step, Step) else book

@@ -132,7 +132,6 @@ async def stay_level(parts: Parts) -> None:
 
 def beside(parts: Parts, work: Coroutine[Any, Any, None]) -> None:
     """Runs something beside the work. If it ends by an error, so does the process: it must not be missed in silence."""
-
     task = asyncio.create_task(work)
     task.add_done_callback(_must_not_end)
     parts.tasks.append(task)

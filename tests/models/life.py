@@ -196,7 +196,7 @@ class Life(RuleBasedStateMachine):
         self.followed += 1
         event = confirmed_event(decision, "decisions", 0, self.followed - 1)
         self.events[event.event_id] = event
-        self.book = confirm(self.book, *terms_of(decision)).book
+        self.book = confirm(self.book, terms_of(decision)).book
         self.sheets[decision.transaction_id].confirmed = True
 
     @rule(dies=st.sampled_from([False, False, True]))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.clearing import WHOLE, Asked, ahead, applied, clearings, named
-from models.hold import EMPTY, Book, Refusal, UnknownAccount, confirm, place, post, void
+from models.hold import EMPTY, Book, Refusal, Terms, UnknownAccount, confirm, place, post, void
 from schemas.hold import ClearingKind
 from schemas.identity import hold_id, increment_id
 
@@ -19,7 +19,7 @@ def a_book(*held: int, tolerance: int = 0) -> Book:
     book = EMPTY
     for number, amount in enumerate(held):
         txn = increment_id("t1", f"i{number}") if number else "t1"
-        book = confirm(book, hold_id(txn), txn, amount, "EUR", 7 * DAY, tolerance).book
+        book = confirm(book, Terms(hold_id(txn), txn, amount, "EUR", 7 * DAY, tolerance)).book
     return book
 
 

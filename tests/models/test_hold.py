@@ -16,6 +16,7 @@ from models.hold import (
     OpenHold,
     Refusal,
     Step,
+    Terms,
     UnknownAccount,
     confirm,
     expire,
@@ -71,7 +72,7 @@ class Desk:
         return place(self.book, name, f"T{name}", int(amount), currency, self.now_ms, LEASE_MS, self.now_ms + LIFE_MS, UnknownAccount(unknown))
 
     def confirm(self, name: str, amount: str, currency: str = "EUR", tolerance: str = "0") -> Step:
-        return confirm(self.book, name, f"T{name}", int(amount), currency, self.now_ms + LIFE_MS, int(tolerance))
+        return confirm(self.book, Terms(name, f"T{name}", int(amount), currency, self.now_ms + LIFE_MS, int(tolerance)))
 
     def post(self, name: str, amount: str, currency: str = "EUR") -> Step | Refusal:
         return post(self.book, name, int(amount), currency, self.now_ms)
@@ -383,7 +384,7 @@ class AnyMoves(RuleBasedStateMachine):
             amount = before.amount_minor
         if name in self.endings and before is None:
             return
-        hold = self.took(confirm(self.book, name, f"T{name}", amount, "EUR", before.expires_at_ms if before else self.now_ms + 100))
+        hold = self.took(confirm(self.book, Terms(name, f"T{name}", amount, "EUR", before.expires_at_ms if before else self.now_ms + 100)))
         assert hold is not None
         assert hold.state is not HoldState.PROVISIONAL
         if hold.state is HoldState.CONFIRMED:
@@ -443,7 +444,7 @@ test_whatever_happens_money_is_conserved_and_a_hold_resolves_once = AnyMoves.Tes
 
 
 def test_a_hold_has_only_so_many_parts_and_then_it_must_end() -> None:
-    book = confirm(EMPTY, "H1", "TH1", 10_000, "EUR", LIFE_MS).book
+    book = confirm(EMPTY, Terms("H1", "TH1", 10_000, "EUR", LIFE_MS)).book
     for number in range(PARTS_MAX):
         step = post(book, "H1", 1, "EUR", 1, Cause(f"c{number}"), final=False)
         assert isinstance(step, Step)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.audit import Audit
-from models.hold import EMPTY, Step, confirm, confirmed_event, expire, post, resolved_event, void
+from models.hold import EMPTY, Step, Terms, confirm, confirmed_event, expire, post, resolved_event, void
 from models.ledger import customer, settlement, transfer_of_credit, transfers_of_hold
 from schemas.avro import encode
 from schemas.decision import Decision, Outcome
@@ -20,7 +20,7 @@ def events(decision: Decision, ending: HoldState | None, part_minor: int = 0) ->
     """The events of the hold that a decision placed, through the moves themselves."""
     told = [confirmed_event(decision, "decisions", 0, 1)]
     hold, end = str(decision.hold_id), int(decision.hold_expires_at_ms or 0)
-    book = confirm(EMPTY, hold, decision.transaction_id, decision.held_minor, str(decision.hold_currency), end).book
+    book = confirm(EMPTY, Terms(hold, decision.transaction_id, decision.held_minor, str(decision.hold_currency), end)).book
     moves = {
         HoldState.POSTED: lambda: post(book, hold, part_minor, str(decision.hold_currency), end - 1),
         HoldState.VOIDED: lambda: void(book, hold, end - 1),

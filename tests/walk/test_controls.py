@@ -100,7 +100,7 @@ def test_what_is_given_back_or_expires_is_counted_no_more_also_after_a_rebuild()
         book = host.world.books.books["a1"]
         assert spent(book) == (4_000, 4)
         for d in host.world.decisions:
-            book = confirm(book, *terms_of(d)).book
+            book = confirm(book, terms_of(d)).book
         moves = [("t0", ClearingKind.REVERSAL, 0, True), ("t1", ClearingKind.REVERSAL, 400, True), ("t2", ClearingKind.CAPTURE, 300, True)]
         for name, kind, amount, final in moves:
             clearing = Clearing(
@@ -119,7 +119,7 @@ def test_what_is_given_back_or_expires_is_counted_no_more_also_after_a_rebuild()
 
 def followed(host: Host) -> None:
     """The `hold` app confirms the newest hold, which would lapse else."""
-    host.world.books.books["a1"] = confirm(host.world.books.books["a1"], *terms_of(host.world.decisions[-1])).book
+    host.world.books.books["a1"] = confirm(host.world.books.books["a1"], terms_of(host.world.decisions[-1])).book
 
 
 def spent(book: Book) -> tuple[int, int]:
