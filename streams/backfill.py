@@ -40,6 +40,7 @@ from features.fact import PROFILES
 from features.profile import account_knowledge
 from schemas.account import AccountState
 from schemas.errors import InvalidRecord, SettingsError
+from streams.clock import clock_ms
 from streams.columnar import ATTRIBUTE, CLOCK, Cells, ColumnReader, Rows, cells_in, events_by_column, parted
 from streams.folder import with_kept_secrets
 from streams.load import loaded
@@ -519,15 +520,11 @@ def backfill(argv: list[str], settings: Settings) -> int:
     given = Given(tuple(args.files), mapping, key, args.accounts, args.known, args.events)
     for path in (path for path in (*args.files, args.accounts, args.known, args.events) if path is not None and not path.is_file()):
         raise SettingsError(f"{path}: there is no such file")
-    made = backfilled(catalogue, given, args.out, now_ms=_now_ms(), say=_say, lot_rows=args.lot, threads=args.threads, bar=True)
+    made = backfilled(catalogue, given, args.out, now_ms=clock_ms(), say=_say, lot_rows=args.lot, threads=args.threads, bar=True)
     print(f"{made.rows} rows, {made.bad_rows} bad ones left out, in {made.seconds:.1f} s -> {made.folder / FEATURES_FILE}")
     if args.json:
         print(json.dumps({"rows": made.rows, "bad_rows": made.bad_rows, "seconds": made.seconds, "rows_per_s": made.rows / made.seconds}))
     return 0 if made.rows else 1
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def _say(text: str) -> None:

@@ -20,6 +20,7 @@ from schemas.sar import SarCandidate
 from schemas.topics import CLEARINGS, DEAD_LETTERS, DECISIONS, HOLDS, LEDGER, SAR_CANDIDATES, TRANSACTIONS, Topic
 from schemas.transaction import Transaction
 from streams.bus import Message, end_offsets, read_topic
+from streams.clock import clock_ms
 from streams.folder import is_owned
 from streams.parity import check_features
 from streams.settings import Settings
@@ -83,7 +84,7 @@ def check_books(settings: Settings, grace_ms: int = GRACE_MS) -> Report:
         for batch in read_topic(settings, topic):
             for message in batch:
                 _feed(audit, topic, message)
-    now_ms = time.time_ns() // 1_000_000
+    now_ms = clock_ms()
     return Report(audit.counts, audit.outcomes, audit.sums(), audit.disagreements(now_ms, grace_ms, first_offsets), aged)
 
 

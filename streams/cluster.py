@@ -49,6 +49,7 @@ from schemas.topics import LABELS as LABELS_TOPIC
 from schemas.transaction import Transaction
 from streams.answers import sound
 from streams.bus import Bus, KafkaBus
+from streams.clock import clock_ms
 from streams.folder import with_kept_secrets
 from streams.mapping import Mapping, TimeRule, TokenKey, mapping_in, moment_ms, rows_in
 from streams.settings import Settings
@@ -332,7 +333,7 @@ def command(argv: list[str], settings: Settings) -> int:
         raise SettingsError("a job that runs again and again runs as of then: --every or --as-of, not both")
     settings = settings if args.archive is None else settings.changed(archive_dir=args.archive)
     if args.every is None:
-        _tell(run_once(settings, _now_ms() if as_of_ms is None else as_of_ms, window_ms, args.hub, args.seed), args.json)
+        _tell(run_once(settings, clock_ms() if as_of_ms is None else as_of_ms, window_ms, args.hub, args.seed), args.json)
         return 0
     return _again_and_again(settings, args, window_ms)
 
@@ -343,7 +344,7 @@ def _on_files(args: argparse.Namespace, settings: Settings, as_of_ms: int | None
     mapping = mapping_in(args.map)
     if mapping.tokens and not settings.token_key:
         settings = with_kept_secrets(settings)
-    past = past_of_files(args.file, mapping, TokenKey(settings.token_key.encode(), settings.token_key_id), _now_ms())
+    past = past_of_files(args.file, mapping, TokenKey(settings.token_key.encode(), settings.token_key_id), clock_ms())
     args.out.parent.mkdir(parents=True, exist_ok=True)
     every_ms = None if args.every is None else int(args.every * 1000)
     for figures in run_on_files(past, _moments(past, as_of_ms, every_ms), window_ms, args.hub, args.seed, args.out):
@@ -359,7 +360,7 @@ def _again_and_again(settings: Settings, args: argparse.Namespace, window_ms: in
     next_s = time.monotonic()
     while not over.is_set():
         try:
-            _tell(run_once(settings, _now_ms(), window_ms, args.hub, args.seed), args.json)
+            _tell(run_once(settings, clock_ms(), window_ms, args.hub, args.seed), args.json)
         except (Unavailable, SettingsError) as error:
             print(f"holdfast cluster: {error}; again in {args.every:.0f} s", file=sys.stderr, flush=True)
         next_s = max(next_s + args.every, time.monotonic())
@@ -392,7 +393,3 @@ def _moment_ms(text: str) -> int:
         return moment_ms(text, TimeRule(zone="UTC"), "--as-of")
     except InvalidRecord as error:
         raise SettingsError(str(error)) from None
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -37,6 +37,7 @@ from schemas.topics import ACCOUNT_EVENTS, CLEARINGS, DECISIONS, HOLDS, LABELS, 
 from schemas.transaction import Transaction
 from streams.bus import end_offsets
 from streams.check import Report, agreed
+from streams.clock import clock_ms
 from streams.folder import with_kept_secrets
 from streams.lab import ensure_champion
 from streams.lag import lags
@@ -231,7 +232,7 @@ class Network:
             kind=ClearingKind.CAPTURE if part else ClearingKind.REVERSAL,
             amount_minor=int(decision.held_minor * part) if part else 0,
             currency=decision.hold_currency or "",
-            at_ms=time.time_ns() // 1_000_000,
+            at_ms=clock_ms(),
         )
         self._line.send(CLEARINGS.name, decision.account_id.encode(), encode(clearing))
 
@@ -385,7 +386,7 @@ def demo(argv: list[str], settings: Settings) -> int:
     with steps.step("a first model, trained on simulated history"):
         ensure_champion(settings, steps.say)
     with steps.step("simulating customers and fraudsters"):
-        who = cast(args.data / "cast", settings, round(args.seconds * args.rate), time.time_ns() // 1_000_000)
+        who = cast(args.data / "cast", settings, round(args.seconds * args.rate), clock_ms())
     board = Board(who.kinds, time.monotonic() - steps.elapsed_s)
     with contextlib.ExitStack() as ending:
         with steps.step("starting broker, Redis and six apps"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 
 import msgspec
 from redis.exceptions import RedisError
@@ -13,6 +12,7 @@ from redis.exceptions import RedisError
 from features.catalogue import CATALOGUE, Catalogue
 from features.meaning import meaning
 from schemas.errors import MemoryUnavailable, SettingsError
+from streams.clock import clock_ms
 from streams.settings import Settings
 from streams.size import CARD_BYTES_MAX, CARD_EVENTS, Sizes, card_bytes, client_of, filled_sizes, sizes_of
 from streams.size import table as size_table
@@ -87,6 +87,6 @@ def sizes(args: argparse.Namespace, settings: Settings) -> int:
 def _running_sizes(sample: int, settings: Settings) -> Sizes:
     try:
         with client_of(settings) as redis:
-            return sizes_of(redis, CATALOGUE, sample, time.time_ns() // 1_000_000)
+            return sizes_of(redis, CATALOGUE, sample, clock_ms())
     except (RedisError, OSError) as error:
         raise MemoryUnavailable(f"Redis: {error}") from error

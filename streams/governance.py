@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +22,7 @@ from models.train import HELD_OUT_FROM
 from schemas.errors import ArtefactError, SettingsError, Unavailable
 from schemas.governance import Act, Band, Kind, Move, Tier
 from streams.clerk import entered
+from streams.clock import clock_ms
 from streams.control import told_once, told_so_far
 from streams.settings import Settings
 from streams.training_set import training_set
@@ -42,11 +42,6 @@ ACTS: dict[str, tuple[Act, str]] = {
 }
 """By command the act, and what it means."""
 TO_DECIDE = frozenset({Act.PROMOTE, Act.ROLL_BACK, Act.CHALLENGE})
-
-
-def now_ms() -> int:
-    """The clock of these commands."""
-    return time.time_ns() // 1_000_000
 
 
 def done(outcome: Move | Refused) -> Move:
@@ -125,12 +120,12 @@ def moved(args: argparse.Namespace, kind: Kind, registry: Registry, settings: Se
     inventory = registry.inventory()
     item = found(inventory, kind, args.item_id)
     before = inventory.champion(kind)
-    move = done(registry.move(kind, item, act, args.by, args.why, now_ms(), **_terms(args, act, kind, item, registry)))
+    move = done(registry.move(kind, item, act, args.by, args.why, clock_ms(), **_terms(args, act, kind, item, registry)))
     print(f"{item}: {act} by {move.by}; now {registry.inventory().items[item].state}")
     if act in TOLD:
         _told(settings, move, before)
     if args.json:
-        print(json.dumps(described(registry.inventory(), item, now_ms())))
+        print(json.dumps(described(registry.inventory(), item, clock_ms())))
     return move
 
 
@@ -160,7 +155,7 @@ def _terms(args: argparse.Namespace, act: Act, kind: Kind, item_id: str, registr
     if not args.valid_days > 0:
         raise SettingsError("--valid-days: a validation holds for some time")
     figures = compared(registry, item_id, args.data) if kind is Kind.MODEL and args.data else {}
-    return {"expires_at_ms": now_ms() + int(args.valid_days * DAY_MS), "figures": figures}
+    return {"expires_at_ms": clock_ms() + int(args.valid_days * DAY_MS), "figures": figures}
 
 
 def compared(registry: Registry, item_id: str, data: Path) -> dict[str, float]:
@@ -246,7 +241,7 @@ def served_here(ensemble: Ensemble) -> None:
 
 def print_moves(inventory: Inventory, items: Sequence[Item], as_json: bool) -> None:
     """Items with all that was done with them."""
-    at_ms = now_ms()
+    at_ms = clock_ms()
     for item in items:
         print("\n".join(item_lines(inventory, item, at_ms)))
     if as_json:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +13,7 @@ from rich.table import Table
 
 from schemas.errors import SettingsError
 from streams.authorize.keys import Grant, KeyFile, Scope, hash_of, new_key
+from streams.clock import clock_ms
 from streams.settings import Settings
 
 HOUR_MS = 3_600_000
@@ -22,7 +22,7 @@ HOUR_MS = 3_600_000
 def command(argv: list[str], settings: Settings) -> int:
     """`holdfast keys create|list|rotate|revoke`: status 0, or 1 where no key has that name."""
     args = _parser().parse_args(argv)
-    file, now_ms = KeyFile(settings.keys_dir), time.time_ns() // 1_000_000
+    file, now_ms = KeyFile(settings.keys_dir), clock_ms()
     if args.what == "list":
         return _list(file, args.json)
     if args.what == "create":

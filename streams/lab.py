@@ -19,6 +19,7 @@ from models.registry import Listed, Registry, save
 from schemas.errors import ArtefactError
 from schemas.governance import Act, Kind
 from streams.backfill import Given, backfilled
+from streams.clock import clock_ms
 from streams.compare import add_compare, compare
 from streams.folder import keys_of, with_kept_secrets
 from streams.governance import (
@@ -35,7 +36,6 @@ from streams.governance import (
     found,
     gate_line,
     moved,
-    now_ms,
     print_moves,
     served_here,
     standing,
@@ -64,7 +64,7 @@ def register(argv: list[str], settings: Settings) -> int:
     registry = registry_of(settings)
     model_id = registry.register(args.artefact)
     if model_id not in registry.inventory().items:
-        done(registry.move(Kind.MODEL, model_id, Act.REGISTER, args.by, args.why, now_ms()))
+        done(registry.move(Kind.MODEL, model_id, Act.REGISTER, args.by, args.why, clock_ms()))
     print(model_id)
     public = keys_of(with_kept_secrets(settings)).public.hex()
     print(f"services check it with HOLDFAST_MODEL_PUBLIC_KEY={public}", file=sys.stderr, flush=True)
@@ -107,7 +107,7 @@ def models(argv: list[str], settings: Settings) -> int:
 
 
 def _list(registry: Registry, as_json: bool) -> None:
-    listed, at_ms = registry.models(), now_ms()
+    listed, at_ms = registry.models(), clock_ms()
     for model in listed:
         figures, about = model.card["figures"], model.card["trained"]
         said = ", ".join(f"{name} {figures[name]:.3f}" for name in ("auc", "average_precision") if figures.get(name) is not None)
@@ -159,7 +159,7 @@ def ensure_champion(settings: Settings, say: Say) -> str:
     place = settings.data_dir / "first_model"
     made = first_model(place, settings, registry.policy(), say)
     model_id = registry.register(place / "artefact")
-    brought_up(registry, Kind.MODEL, model_id, "the first model of an empty system, trained on simulated history", now_ms())
+    brought_up(registry, Kind.MODEL, model_id, "the first model of an empty system, trained on simulated history", clock_ms())
     quality = made.artefact.figures
     say(f"no person has seen it: entered by {TRAINER}, validated by {CHECKER}, approved and promoted by {STARTER}")
     say(f"{model_id} decides (held out: AUC {quality['auc'] or 0:.3f}, average precision {quality['average_precision'] or 0:.3f})")
@@ -189,7 +189,7 @@ def first_model(place: Path, settings: Settings, policy: Policy, say: Say) -> Tr
     key = TokenKey(settings.token_key.encode(), settings.token_key_id)
     source, mapping = place / "history", mapping_in(place / "history" / "mapping.toml")
     given = Given((source / "transactions.parquet",), mapping, key, accounts=source / "accounts.parquet")
-    backfilled(CATALOGUE, given, place / "features", now_ms=now_ms(), say=say)
+    backfilled(CATALOGUE, given, place / "features", now_ms=clock_ms(), say=say)
     say("training five members")
     made = trained(training_set(place / "features"), recipe_in(), policy, seed=1, threads=len(os.sched_getaffinity(0)))
     save(made.artefact, place / "artefact")

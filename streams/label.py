@@ -18,8 +18,8 @@ from schemas.identity import derived_id
 from schemas.label import Label, LabelSource
 from schemas.topics import LABELS
 from streams.bus import KafkaBus, patient
+from streams.clock import clock_ms
 from streams.mapping import TimeRule, moment_ms
-from streams.run import clock_ms
 from streams.settings import Settings
 
 UTC = TimeRule(zone="UTC")

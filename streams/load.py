@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-import time
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -33,6 +32,7 @@ from schemas.record import Record
 from schemas.topics import ACCOUNTS, DECISIONS, LABELS, PROFILES, REMEMBERED_EVENTS, Topic
 from streams.answers import WHOLE, sound
 from streams.bus import GROUP, Message, committed_offsets, end_offsets, read_tail, read_topic
+from streams.clock import clock_ms
 from streams.follow import TAIL
 from streams.lane import Place
 from streams.loaded import LOADER, beginnings, fill, filled, is_kept, keep, not_kept
@@ -215,7 +215,7 @@ class Load:
         """Whether it decides, and no other has done so for a while: from now on its keys are kept by who decides."""
         own = self._decided_ms[catalogue.catalogue_id]
         other = max((at for name, at in self._decided_ms.items() if name != catalogue.catalogue_id), default=0)
-        return own > other and _now_ms() - other > quiet_ms
+        return own > other and clock_ms() - other > quiet_ms
 
     def _given(self) -> dict[Place, int]:
         """Up to where the `tally` app has given tallies what they get."""
@@ -230,7 +230,7 @@ class Load:
 
     async def _begin(self, side: Side, stopped: Callable[[], bool]) -> None:
         """Gathers all that the topics have, and writes it."""
-        lost_before_ms = _now_ms() - self._patience_ms
+        lost_before_ms = clock_ms() - self._patience_ms
         tallies, known = await asyncio.to_thread(self._gather, side, stopped)
         for record in known:
             await _know(side, record)
@@ -240,7 +240,7 @@ class Load:
 
     def _gather(self, side: Side, stopped: Callable[[], bool]) -> tuple[dict[tuple[int, str], bytes], list[Record]]:
         """Gathers the rows of logs; the bytes of all tallies, and what profiles are told. In a thread: the lock is renewed meanwhile."""
-        oldest_ms = _now_ms() - side.catalogue.keep_ms - side.catalogue.cap.slack_ms
+        oldest_ms = clock_ms() - side.catalogue.keep_ms - side.catalogue.cap.slack_ms
         known: list[Record] = []
         tallied = Tallied(side.catalogue)
         tallied.rows = side.updates
@@ -307,7 +307,7 @@ class Load:
             while True:
                 for message in await asyncio.to_thread(_polled, consumer):
                     await self._take(sides, message)
-                lost_before_ms = _now_ms() - self._patience_ms
+                lost_before_ms = clock_ms() - self._patience_ms
                 for side in sides:
                     await side.give(lost_before_ms)
                 await self._noted(sides, frozenset())
@@ -380,10 +380,6 @@ def _polled(consumer: Any) -> list[Message]:
     except KafkaException as error:
         raise LogUnavailable(str(error)) from error
     return [Message(m.topic(), m.partition(), m.offset(), m.timestamp()[1], m.key(), m.value()) for m in raw if m.error() is None]
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 @asynccontextmanager

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 from schemas.errors import Unavailable
+from streams.clock import clock_ms
 
 TETHER = Path(__file__).with_name("tether.py")
 LOOK_S = 0.05
@@ -161,7 +162,7 @@ class Running:
         part.log.parent.mkdir(parents=True, exist_ok=True)
         if part.log.exists() and part.log.stat().st_size > LOG_BYTES_MAX:
             part.log.replace(part.log.with_name(part.log.name + ".1"))
-        self._ready, self._started_at, self._started_at_ms = False, now, time.time_ns() // 1_000_000
+        self._ready, self._started_at, self._started_at_ms = False, now, clock_ms()
         with part.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(TETHER), str(os.getpid()), *part.command],

@@ -15,8 +15,9 @@ from models.registry import Registry
 from schemas.errors import SettingsError
 from schemas.governance import Act, Kind
 from streams import backtest as replay
+from streams.clock import clock_ms
 from streams.compare import add_compare, compare
-from streams.governance import ACTS, TO_DECIDE, add_moves, add_signature, done, found, moved, now_ms, print_moves
+from streams.governance import ACTS, TO_DECIDE, add_moves, add_signature, done, found, moved, print_moves
 from streams.registry import registry_of
 from streams.settings import Settings
 
@@ -44,7 +45,7 @@ def entered(registry: Registry, text: str, by: str, why: str) -> str:
     """Puts this text into the registry as a draft, and returns its id; twice is once."""
     policy_id = registry.put_policy(text)
     if policy_id not in registry.inventory().items:
-        done(registry.move(Kind.POLICY, policy_id, Act.REGISTER, by, why, now_ms()))
+        done(registry.move(Kind.POLICY, policy_id, Act.REGISTER, by, why, clock_ms()))
     return policy_id
 
 
@@ -82,7 +83,7 @@ def command(argv: list[str], settings: Settings) -> int:
     registry = registry_of(settings)
     if args.action in ACTS:
         if ACTS[args.action][0] in TO_DECIDE and args.item_id:
-            in_force(registry.load_policy(found(registry.inventory(), Kind.POLICY, args.item_id)), now_ms())
+            in_force(registry.load_policy(found(registry.inventory(), Kind.POLICY, args.item_id)), clock_ms())
         moved(args, Kind.POLICY, registry, settings)
     elif args.action == "compare":
         return compare(args, Kind.POLICY, registry, settings)

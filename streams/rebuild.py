@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import json
 import sys
-import time
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -47,6 +46,7 @@ from schemas.topics import ACCOUNT_CONTROLS, ACCOUNTS, DECISIONS, HOLDS, LABELS,
 from streams.answers import WHOLE, Answers, Restored, listed_of, resolved_key, sound
 from streams.books import book_key
 from streams.bus import committed_offsets, end_offsets, read_topic
+from streams.clock import clock_ms
 from streams.hold import APPLIED, RESOLVED_TTL_S, due_key
 from streams.loaded import keep
 from streams.settings import Settings
@@ -172,7 +172,7 @@ class Rebuild:
         self._wire = wire
         self._answers, self._memory = Answers(wire, settings.answer_ttl_s), RedisMemory(wire, CATALOGUE)
         self._say = say
-        self._now_ms = time.time_ns() // 1_000_000
+        self._now_ms = clock_ms()
         self.counts: Counter[str] = Counter()
 
     async def run(self) -> Counter[str]:

@@ -43,6 +43,7 @@ from schemas.label import Label
 from schemas.topics import ACCOUNT_EVENTS, ACCOUNTS, DEAD_LETTERS, DECISIONS, LABELS, TRANSACTIONS, Topic
 from streams.bus import end_offsets, read_topic
 from streams.check import agreed
+from streams.clock import clock_ms
 from streams.folder import Remembered, held_in, running_settings, with_kept_secrets
 from streams.lab import ensure_champion
 from streams.mapping import EventRow, Mapping, Row, TokenKey, accounts_in, events_in, mapping_in, rows_count, rows_in
@@ -382,7 +383,7 @@ class Replay:
         self._more = True
         self._events = deque(events)
         self._batch = BATCH_AFTER_EVENTS if self._events else BATCH
-        self._now_ms = time.time_ns() // 1_000_000
+        self._now_ms = clock_ms()
 
     def run(self) -> None:
         """Sends, listens and writes until all rows are written."""
@@ -600,7 +601,7 @@ def _on_own_system(settings: Settings, args: Any, mapping: Mapping, results: Res
 def _replayed(settings: Settings, args: Any, mapping: Mapping, results: Results, total: int) -> dict[str, Any]:
     """Sends the file through the system of these settings; returns the figures of the run."""
     key = TokenKey(settings.token_key.encode(), settings.token_key_id)
-    rows = rows_in(args.file, mapping, key, now_ms=time.time_ns() // 1_000_000, future_ms_max=settings.future_ms_max)
+    rows = rows_in(args.file, mapping, key, now_ms=clock_ms(), future_ms_max=settings.future_ms_max)
     events = in_order(_events(args, mapping, key, settings), say_on_stderr)
     began = time.monotonic()
     try:
@@ -634,7 +635,7 @@ def _replayed(settings: Settings, args: Any, mapping: Mapping, results: Results,
 def _events(args: Any, mapping: Mapping, key: TokenKey, settings: Settings) -> Iterable[EventRow]:
     if args.events is None:
         return ()
-    return events_in(args.events, mapping, key, now_ms=time.time_ns() // 1_000_000, future_ms_max=settings.future_ms_max)
+    return events_in(args.events, mapping, key, now_ms=clock_ms(), future_ms_max=settings.future_ms_max)
 
 
 def _peeked(rows: Iterator[Row]) -> tuple[int, Iterator[Row]]:

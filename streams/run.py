@@ -8,7 +8,6 @@ import gc
 import os
 import signal
 import threading
-import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from streams.answers import WHOLE, Answers, sound
 from streams.books import Books
 from streams.breaker import watch_rates
 from streams.bus import Bus, end_offsets
+from streams.clock import clock_ms
 from streams.control import Ear, newest
 from streams.folder import required_keys
 from streams.hold import HoldWorld
@@ -47,11 +47,6 @@ GARBAGE = 50_000
 """Objects made before a collection of the youngest: a decision's records hold no circles, so that collecting often finds nothing."""
 NOTHING_KNOWN = np.full(len(CATALOGUE.names), np.nan)
 """The vector with which the compiled code is made to load before the first payment."""
-
-
-def clock_ms() -> int:
-    """The one clock, milliseconds since 1970-01-01 UTC."""
-    return time.time_ns() // 1_000_000
 
 
 @dataclass

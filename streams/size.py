@@ -11,7 +11,6 @@ import itertools
 import os
 import random
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +31,7 @@ from features.tally import TallyLayout, Update, payment_rows, updated
 from schemas.identity import keyed_token
 from schemas.transaction import Transaction, TransactionKind
 from streams import memory_server
+from streams.clock import clock_ms
 from streams.parts import Keeper, Part
 from streams.settings import Settings
 
@@ -353,7 +353,7 @@ def _know(pipe: Any, catalogue: Catalogue, kind: str, entity: int, now_ms: int) 
 
 def filled_sizes(catalogue: Catalogue, entities: int, events: int, sample: int, say: Say) -> Sizes:
     """The sizes of a Redis of our own, filled."""
-    now_ms = time.time_ns() // 1_000_000
+    now_ms = clock_ms()
     with own_redis() as redis:
         fill(redis, catalogue, entities, events, now_ms, say)
         return sizes_of(redis, catalogue, sample, now_ms)

@@ -15,6 +15,7 @@ from schemas.errors import SettingsError
 from streams import broker, folder, kafka, memory_server
 from streams.authorize.keys import with_local
 from streams.clerk import entering
+from streams.clock import clock_ms
 from streams.parts import Keeper, Part, Running, Say, Seen
 from streams.ready import forget_ready, is_ready
 from streams.settings import BENEATH_DATA, PREFIX, Settings
@@ -50,7 +51,7 @@ class Stack:
         self.apps: tuple[str, ...] = ()
         self.brokers: tuple[str, ...] = ()
         self._memory = folder.remembered(settings.data_dir, settings.broker_kind, brokers)
-        self._started_at_ms = time.time_ns() // 1_000_000
+        self._started_at_ms = clock_ms()
         self._wanted = tuple(wanted)
         self._keeper = Keeper(say, self._changed)
 

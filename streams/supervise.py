@@ -18,6 +18,7 @@ from rich.table import Table
 
 from schemas.errors import HoldfastError, LogUnavailable, SettingsError
 from streams.authorize.keys import is_valid
+from streams.clock import clock_ms
 from streams.folder import State, is_owned, kept_secret, running_settings, state_of
 from streams.lag import Lag, lags
 from streams.parts import Seen
@@ -101,7 +102,7 @@ def _watch(stack: Stack) -> int:
             if time.monotonic() >= next_look:
                 next_look = time.monotonic() + PROGRESS_EVERY_S
                 with contextlib.suppress(LogUnavailable):
-                    progress = grown(progress, behind.look(), time.time_ns() // 1_000_000)
+                    progress = grown(progress, behind.look(), clock_ms())
                     write_whole(_progress_file(stack.settings), msgspec.json.encode(progress))
             time.sleep(LOOK_S)
     return 1
@@ -142,7 +143,7 @@ def ps(argv: list[str], settings: Settings) -> int:
     settings = settings.changed(data_dir=asked.data)
     state = state_of(settings.data_dir)
     alive = state is not None and is_owned(settings.data_dir)
-    lines = _lines(settings, state, time.time_ns() // 1_000_000) if state is not None and alive else []
+    lines = _lines(settings, state, clock_ms()) if state is not None and alive else []
     if asked.json:
         print(msgspec.json.encode({"running": alive, "data": str(settings.data_dir), "parts": lines}).decode())
     elif alive:

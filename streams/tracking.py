@@ -9,11 +9,11 @@ from __future__ import annotations
 import importlib
 import os
 import re
-import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from schemas.errors import SettingsError
+from streams.clock import clock_ms
 from streams.settings import Settings
 
 EXPERIMENT = "holdfast"
@@ -48,7 +48,7 @@ def tracked(run: Run, settings: Settings) -> str:
     try:
         client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
         made = client.create_run(_experiment(client, settings), run_name=run.name, tags=dict(run.tags))
-        now_ms = time.time_ns() // 1_000_000
+        now_ms = clock_ms()
         metrics = [entities.Metric(_safe(name), value, now_ms, 0) for name, value in run.metrics.items() if value is not None]
         params = [entities.Param(name, str(value)) for name, value in run.params.items()]
         client.log_batch(made.info.run_id, metrics=metrics, params=params)

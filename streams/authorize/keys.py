@@ -8,7 +8,6 @@ import hmac
 import math
 import os
 import secrets
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ import msgspec
 
 from schemas.errors import SettingsError
 from schemas.record import EpochMs, Id, Record, Word, doc
+from streams.clock import clock_ms
 from streams.ready import write_whole
 
 LOCAL = "local"
@@ -236,7 +236,7 @@ def with_local(folder: Path, key: str) -> None:
     """Lets that key do everything, where no key was ever made: afterwards it is for `holdfast keys` to say who may."""
     file = KeyFile(folder)
     if file.is_new:
-        file.add(Grant(name=LOCAL, sha256=hash_of(key), scopes=(Scope.ADMIN,), made_ms=time.time_ns() // 1_000_000))
+        file.add(Grant(name=LOCAL, sha256=hash_of(key), scopes=(Scope.ADMIN,), made_ms=clock_ms()))
 
 
 def is_valid(folder: Path, key: str) -> bool:

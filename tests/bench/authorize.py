@@ -31,6 +31,7 @@ from streams.authorize.codec import Codec, Message
 from streams.authorize.dialect import dialect_of
 from streams.authorize.iso8583 import HEADERS
 from streams.bus import KafkaBus
+from streams.clock import clock_ms
 from streams.settings import Settings
 from streams.stack import ROOT, Stack, running
 from tests.bench.load import asking, quantiles_ms
@@ -74,7 +75,7 @@ class Bodies:
     def more(self, count: int) -> list[bytes]:
         """So many of them."""
         self._lots += 1
-        made = transactions(count, f"{self._prefix}{self._lots}-", time.time_ns() // 1_000_000)
+        made = transactions(count, f"{self._prefix}{self._lots}-", clock_ms())
         return [msgspec.json.encode(txn) for txn in made]
 
 
@@ -83,7 +84,7 @@ def produced(settings: Settings, rate: float, seconds: float) -> dict[str, float
 
     async def main() -> dict[str, float]:
         bus, loop, chance, took = KafkaBus(settings), asyncio.get_running_loop(), random.Random(5), list[float]()
-        value = encode(transactions(1, "p", time.time_ns() // 1_000_000)[0]) * 8
+        value = encode(transactions(1, "p", clock_ms())[0]) * 8
 
         async def one(scheduled: float, number: int) -> None:
             await bus.tell(TRANSACTIONS, f"acc{number}", value)

@@ -24,6 +24,7 @@ from models.registry import default_stand_in_text
 from models.stand_in import stand_in_from_toml
 from schemas.transaction import EntryMode, Transaction, TransactionKind
 from streams.check import agreed
+from streams.clock import clock_ms
 from streams.settings import Settings
 from streams.stack import Stack, running
 from tests.bench.load import asking
@@ -77,7 +78,7 @@ HEAD = f"{'broken':<28} {'asked':>7} {'in deadline':>11} {'stand-ins':>9} {'appr
 
 def payments(count: int, prefix: str, name: str, cards: int) -> list[Transaction]:
     """Small and large payments by the cards of that name in some order, at few merchants, now."""
-    chance, now_ms = random.Random(prefix), time.time_ns() // 1_000_000
+    chance, now_ms = random.Random(prefix), clock_ms()
     return [
         Transaction(
             transaction_id=f"{prefix}{i:07d}",

@@ -34,6 +34,7 @@ from schemas.record import Record
 from schemas.topics import ACCOUNT_EVENTS, ACCOUNTS, DECISIONS, LABELS, TRANSACTIONS, Topic
 from schemas.transaction import BehaviouralSession, Fingerprint, Transaction, TransactionKind
 from streams.bus import KafkaBus, committed_offsets, end_offsets
+from streams.clock import clock_ms
 from streams.cluster import KNOWN, make_known
 from streams.lab import ensure_champion
 from streams.parity import Parity, check_features
@@ -291,7 +292,7 @@ def compared(settings: Settings, count: int, name: str, redis_url: str | None = 
     """Sends `count` payments through such a system and compares; how long sending and comparing took, seconds."""
     with two_of_each(settings, redis_url) as (stack, ports):
         began = time.perf_counter()
-        sent(stack, ports, Traffic(count, name, time.time_ns() // 1_000_000))
+        sent(stack, ports, Traffic(count, name, clock_ms()))
         worked_off(stack.settings)
         decided_s = time.perf_counter() - began
         parity = check_features(stack.settings)

@@ -31,9 +31,10 @@ from schemas.governance import Act, Kind, Move, State, Tier
 from schemas.topics import DEAD_LETTERS, DECISIONS, SECOND_OPINIONS, TRANSACTIONS, Topic
 from schemas.transaction import Transaction
 from streams.bus import end_offsets, read_tail, read_topic
+from streams.clock import clock_ms
 from streams.control import told_once
 from streams.folder import keys_of
-from streams.governance import brought_up, done, now_ms
+from streams.governance import brought_up, done
 from streams.lab import ensure_champion
 from streams.settings import Settings
 from streams.stack import Stack, running
@@ -85,7 +86,7 @@ class Load:
 
     def _http(self, door: Door) -> None:
         with closing(http.client.HTTPConnection("127.0.0.1", door.port, timeout=ASKED_AGAIN_S)) as connection:
-            for txn in transactions(10_000, door.name, now_ms()):
+            for txn in transactions(10_000, door.name, clock_ms()):
                 if self._over.wait(self._pause_s):
                     return
                 self.sent.append(txn.transaction_id)
@@ -115,7 +116,7 @@ class Load:
 
     def _topic(self, door: Door) -> None:
         producer = Producer({"bootstrap.servers": self._stack.settings.kafka_bootstrap, "acks": "all", "partitioner": "murmur2_random"})
-        for txn in transactions(10_000, door.name, now_ms()):
+        for txn in transactions(10_000, door.name, clock_ms()):
             if self._over.wait(self._pause_s):
                 break
             producer.produce(TRANSACTIONS.name, encode(txn), txn.account_id.encode())
@@ -137,10 +138,10 @@ def another_model(registry: Registry, place: Path, turns: int) -> str:
         shutil.copy(files / ARRAYS, Path(made) / ARRAYS)
         model_id = registry.register(Path(made))
     if model_id not in registry.inventory().items:
-        done(registry.move(Kind.MODEL, model_id, Act.REGISTER, "ana", "weights passed on", now_ms()))
-        done(registry.move(Kind.MODEL, model_id, Act.VALIDATE, "ben", "a test", now_ms(), figures={"against_champion_low": 0.0}))
+        done(registry.move(Kind.MODEL, model_id, Act.REGISTER, "ana", "weights passed on", clock_ms()))
+        done(registry.move(Kind.MODEL, model_id, Act.VALIDATE, "ben", "a test", clock_ms(), figures={"against_champion_low": 0.0}))
     if registry.inventory().items[model_id].state is State.VALIDATED:
-        done(registry.move(Kind.MODEL, model_id, Act.APPROVE, "cleo", "a test", now_ms(), tier=Tier.LOW))
+        done(registry.move(Kind.MODEL, model_id, Act.APPROVE, "cleo", "a test", clock_ms(), tier=Tier.LOW))
     return model_id
 
 
@@ -155,7 +156,7 @@ class Swaps:
 
     def move(self, what: str, kind: Kind, item_id: str, act: Act, **terms: Any) -> None:
         """Makes it, tells it, and lets payments go on for a while."""
-        move = done(self.registry.move(kind, item_id, act, "dora", "under load", now_ms(), **terms))
+        move = done(self.registry.move(kind, item_id, act, "dora", "under load", clock_ms(), **terms))
         told_once(self.stack.settings, control_of(move, None))
         self.moves.append((what, move))
         until = time.monotonic() + GIVEN_UP_S
@@ -172,9 +173,9 @@ class Swaps:
 def broken_policy(registry: Registry) -> str:
     """A policy that blocks everybody, approved: nobody looked."""
     policy_id = registry.put_policy(default_policy_text().replace('"default"', '"everybody"').replace("rules = [", BROKEN_RULE, 1))
-    done(registry.move(Kind.POLICY, policy_id, Act.REGISTER, "ana", "a slip", now_ms()))
-    done(registry.move(Kind.POLICY, policy_id, Act.VALIDATE, "ben", "a slip", now_ms()))
-    done(registry.move(Kind.POLICY, policy_id, Act.APPROVE, "cleo", "a slip", now_ms(), tier=Tier.LOW))
+    done(registry.move(Kind.POLICY, policy_id, Act.REGISTER, "ana", "a slip", clock_ms()))
+    done(registry.move(Kind.POLICY, policy_id, Act.VALIDATE, "ben", "a slip", clock_ms()))
+    done(registry.move(Kind.POLICY, policy_id, Act.APPROVE, "cleo", "a slip", clock_ms(), tier=Tier.LOW))
     return policy_id
 
 
@@ -228,7 +229,7 @@ def swapped(stack: Stack, doors: Sequence[Door], per_s: float, between_s: float)
         swaps.move("broken", Kind.POLICY, broken_policy(swaps.registry), Act.PROMOTE)
         line_ = entered(swaps)
         time.sleep(between_s + 1)
-    done(swaps.registry.move(Kind.MODEL, third, Act.RETIRE, "dora", "the test is over", now_ms()))
+    done(swaps.registry.move(Kind.MODEL, third, Act.RETIRE, "dora", "the test is over", clock_ms()))
     made = all_made(stack, started[DECISIONS], len(load.sent))
     known = {name: swaps.registry.load(name) for name in (first, second, third)}
     steps = [step(what, move, swaps.moves[n + 1 :], made, doors) for n, (what, move) in enumerate(swaps.moves) if what in ("promoted", "rolled back")]
@@ -264,12 +265,12 @@ def house_policy(registry: Registry) -> None:
     policy_id = registry.put_policy(default_policy_text())
     item = registry.inventory().items.get(policy_id)
     if item is None or not item.decided_since:
-        brought_up(registry, Kind.POLICY, policy_id, "the policy of the house", now_ms())
+        brought_up(registry, Kind.POLICY, policy_id, "the policy of the house", clock_ms())
 
 
 def step(what: str, move: Move, later: Sequence[tuple[str, Move]], made: Sequence[Decision], doors: Sequence[Door]) -> Step:
     """What a door decided after the move by another model than it names, until the next move."""
-    until = later[0][1].at_ms if later else now_ms()
+    until = later[0][1].at_ms if later else clock_ms()
     counts, converged = {}, {}
     for door in doors:
         span = [d for d in made if move.at_ms < d.decided_at_ms < until and d.transaction_id.startswith(door.name)]

@@ -25,6 +25,7 @@ from schemas.account import AccountState
 from schemas.avro import encode
 from schemas.topics import ACCOUNTS, DECISIONS, TRANSACTIONS
 from schemas.transaction import Transaction
+from streams.clock import clock_ms
 from streams.settings import Settings, librdkafka
 from streams.stack import ROOT, Stack, running
 
@@ -107,7 +108,7 @@ def http(settings: Settings, seconds: float) -> dict[str, float]:
     """The HTTP door on the embedded stack: `authorize` alone on one core; broker, Redis and the load share the others."""
     import msgspec
 
-    now_ms = time.time_ns() // 1_000_000
+    now_ms = clock_ms()
     asked = [msgspec.json.encode(t) for t in transactions(int(seconds * 30_000), "h", now_ms)]
     with running(settings.changed(http_port=0, unknown_account="hold"), broker_name="embedded", apps=("authorize",)) as stack:
         port, pid = stack.settings.http_port, stack.part("authorize").pid
@@ -163,7 +164,7 @@ def worked_off(stack: Stack, count: int, app: str) -> float:
 
 def score(settings: Settings, count: int) -> dict[str, float]:
     """One `score` worker on real Kafka with a backlog of `count` transactions."""
-    now_ms = time.time_ns() // 1_000_000
+    now_ms = clock_ms()
     with running(settings.changed(http_port=0, unknown_account="hold"), broker_name="real", apps=("score",)) as stack:
         stack.part("score").stop()
         fed(stack.settings, transactions(count, "s", now_ms))

@@ -17,6 +17,7 @@ from schemas.topics import DEAD_LETTERS, DECISIONS, TRANSACTIONS, Topic
 from schemas.transaction import Transaction
 from streams.bus import read_topic
 from streams.check import agreed
+from streams.clock import clock_ms
 from streams.dead_letters import dead_letters
 from streams.stack import Stack
 from tests.bench.walk import transactions
@@ -58,7 +59,7 @@ def letters(stack: Stack, count: int, seconds: float = 30) -> list[DeadLetter]:
 
 def test_bad_records_are_dead_letters_and_the_stream_goes_on(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
     before = len(letters(stack, 0, 0))
-    now_ms = time.time_ns() // 1_000_000
+    now_ms = clock_ms()
     good = transactions(40, f"good-{now_ms}-", now_ms)
     one = good[0]
     bad: list[tuple[bytes, str, str]] = [

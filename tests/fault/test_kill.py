@@ -28,6 +28,7 @@ from schemas.topics import ACCOUNT_EVENTS, CLEARINGS, DEAD_LETTERS, DECISIONS, R
 from schemas.transaction import Transaction, TransactionKind
 from streams.bus import committed_offsets, end_offsets, read_topic
 from streams.check import Report, agreed
+from streams.clock import clock_ms
 from streams.parity import check_features
 from streams.rebuild import Tallied
 from streams.stack import APPS, Stack
@@ -85,7 +86,7 @@ class Run:
 
     def __init__(self, stack: Stack, name: str) -> None:
         self.stack = stack
-        now_ms = time.time_ns() // 1_000_000
+        now_ms = clock_ms()
         self.name = name
         self.by_topic = mixed(transactions(BY_TOPIC, f"{name}-t", now_ms))
         self.by_http = mixed(transactions(BY_HTTP, f"{name}-h", now_ms))
@@ -137,7 +138,7 @@ class Run:
             kind=ClearingKind.CAPTURE if capture else ClearingKind.REVERSAL,
             amount_minor=txn.amount_minor if capture else 0,
             currency=txn.currency,
-            at_ms=time.time_ns() // 1_000_000,
+            at_ms=clock_ms(),
         )
         self._producer.produce(CLEARINGS.name, encode(clearing), txn.account_id.encode())
 
@@ -228,7 +229,7 @@ def test_a_redis_that_lost_everything_is_rebuilt_from_the_log(stack: Stack) -> N
     assert at_rest(remembered(stack, "log:*")) == at_rest(logs), "every log, byte for byte"
     assert remembered(stack, "tally:*") == tallies, "every tally, byte for byte"
     assert {key: kept[1:] for key, kept in remembered(stack, "ans:*").items()} == {key: kept[1:] for key, kept in answers.items()}
-    now_ms = time.time_ns() // 1_000_000
+    now_ms = clock_ms()
     for key, content in remembered(stack, "book:*").items():
         assert Book.from_bytes(content).available_minor(now_ms) == books[key].available_minor(now_ms), key
     for txn in run.by_http[::10]:

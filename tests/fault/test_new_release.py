@@ -38,6 +38,7 @@ from schemas.label import Label
 from schemas.topics import ACCOUNT_EVENTS, DECISIONS, LABELS, REMEMBERED_EVENTS
 from schemas.transaction import Transaction
 from streams.bus import end_offsets, read_topic
+from streams.clock import clock_ms
 from streams.folder import keys_of
 from streams.governance import brought_up
 from streams.load import QUIET_MS, connected_to, ends_now
@@ -81,7 +82,7 @@ def payment(name: str, who: int, number: int) -> Transaction:
     """One of many: card, account and address of one of some people, devices and e-mails of several."""
     return a_transaction(
         f"{name}-{number}-{who}",
-        at_ms=time.time_ns() // 1_000_000 - random.Random(f"{name}{number}{who}").randrange(86_400_000),
+        at_ms=clock_ms() - random.Random(f"{name}{number}{who}").randrange(86_400_000),
         amount_minor=100 + number,
         account_id=f"{name}-a{who}",
         card_token=f"crd_k1_{name}{who}-{number % 2}",
@@ -234,7 +235,7 @@ def new_keys(stack: Stack) -> list[bytes]:
 def tell_events(stack: Stack, name: str) -> None:
     """A login for each account, and a label for each."""
     producer = Producer({"bootstrap.servers": stack.settings.kafka_bootstrap, "acks": "all", "partitioner": "murmur2_random"})
-    now_ms = time.time_ns() // 1_000_000
+    now_ms = clock_ms()
     for who in range(PEOPLE):
         event = AccountEvent(event_id=f"{name}-e{who}", account_id=f"{name}-a{who}", kind=AccountEventKind.LOGIN, at_ms=now_ms)
         producer.produce(ACCOUNT_EVENTS.name, encode(event), event.account_id.encode())

@@ -23,6 +23,7 @@ from streams.authorize.dialect import dialect_of
 from streams.authorize.iso8583 import HEADERS
 from streams.bus import read_topic
 from streams.check import check_books
+from streams.clock import clock_ms
 from streams.stack import ROOT, Stack
 from tests.iso8583.host import Host, Scene, about, at_the_gateway, fields_of
 
@@ -74,7 +75,7 @@ def test_a_bank_on_j8583_has_everything_its_own_way(gateway_stack: Stack, bank: 
 def test_packed_digits_are_what_j8583_packs(bank: str) -> None:
     async def play(scene: Scene, host: Host) -> None:
         scene.world.world.unknown_account = UnknownAccount.HOLD
-        scene.world.now_ms = time.time_ns() // 1_000_000
+        scene.world.now_ms = clock_ms()
         command = ["java", "-cp", bank, "Bank", "127.0.0.1", str(scene.port), "binary", "200"]
         process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         said, _ = await process.communicate()

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from schemas.topics import DECISIONS, LABELS
 from streams import backfill as backfill_job
 from streams import cluster
 from streams.archive import Archive
+from streams.clock import clock_ms
 from streams.rebuild import rebuild
 from streams.settings import Settings
 from streams.stack import running
@@ -202,7 +202,7 @@ def test_the_scheduled_job_runs_again_and_ends_when_asked(job: Settings) -> None
     process.communicate(timeout=30)
     assert process.returncode == 0
     assert [run["rows_written"] for run in runs] == [5, 0, 0]
-    assert next_payment(job, "ring2", time.time_ns() // 1_000_000) == [4.0, 0.0, 3.0]
+    assert next_payment(job, "ring2", clock_ms()) == [4.0, 0.0, 3.0]
 
 
 def test_a_backfill_knows_of_clusters_what_was_known_at_the_time(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from schemas.decision import Decision
 from schemas.topics import DECISIONS
 from streams.answers import WHOLE
 from streams.bus import KafkaBus, end_offsets
+from streams.clock import clock_ms
 from streams.hold import APPLIED
-from streams.run import clock_ms, connected
+from streams.run import connected
 from streams.settings import Settings, librdkafka
 from tests.streams.test_archive import a_decision
 
