@@ -18,6 +18,7 @@ from models.decision import Verdict, judge_all, refused, unjudged
 from models.hold import Book, OpenHold, Refusal, Step, UnknownAccount, place, standing
 from models.opinion import Judged, Judges, Panel
 from models.policy import hold_terms
+from models.sandbox import Cards, forced
 from models.stand_in import hold_of, said_before
 from schemas import avro, identity
 from schemas.decision import Decision, Outcome
@@ -74,6 +75,8 @@ class World:
     stand_in: StandIn | None = None
     telling: int = 0
     """How many wait for the log alone."""
+    cards: Cards | None = None
+    """The test cards of a sandbox; a service has none."""
 
 
 class Course:
@@ -227,6 +230,8 @@ async def decide_all(asks: Sequence[Ask], world: World) -> list[Decided | Holdfa
     look(new, world)
     stops.passed("look")
     weigh(new, world)
+    if world.cards is not None:
+        force(new, world.cards)
     limit(new, world)
     stops.passed("judge")
     await settle(new, world)
@@ -242,6 +247,12 @@ async def decide_all(asks: Sequence[Ask], world: World) -> list[Decided | Holdfa
         if walk.ask.course is not None:
             walk.ask.course.stops = stops.times
     return [walk.end() for walk in walks]
+
+
+def force(walks: Sequence[Walk], cards: Cards) -> None:
+    """In a sandbox: the verdicts that test cards force, and the mark of one on all others."""
+    for walk in walks:
+        walk.verdict = forced(cards, walk.txn, walk.verdict)
 
 
 def limit(walks: Sequence[Walk], world: World) -> None:
