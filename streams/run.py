@@ -39,6 +39,7 @@ from streams.pipeline import World
 from streams.rebuild import ensure_whole, forget_if_behind, rebuilt
 from streams.settings import Settings
 from streams.tally import TallyWorld
+from streams.tracing import Tracer
 
 REFRESH_S = 2.0
 MEMORY_SHARE = 0.4
@@ -141,6 +142,7 @@ def _must_not_end(task: asyncio.Task[None]) -> None:
 async def authorizing_world(settings: Settings, bus: Bus) -> World:
     """The World of `authorize`: whoever asks it waits, so that Redis is late sooner, and somebody stands in."""
     world = await deciding_world(settings, bus, min(1.0, MEMORY_SHARE * settings.request_deadline_ms / 1000))
+    world.tracer = Tracer.of(settings, "authorize")
     stand_in = world.stand_in = await asyncio.to_thread(stand_in_of, settings, world.cards, clock_ms())
     if stand_in is None:
         return world
