@@ -36,10 +36,14 @@ class Message(NamedTuple):
     value: bytes | None
 
 
+Headers = tuple[tuple[str, bytes], ...]
+"""What goes with a record and is no part of it."""
+
+
 class Bus(Protocol):
     """What `decide` and the apps need of the log."""
 
-    def tell(self, topic: Topic, key: str, value: bytes) -> asyncio.Future[None]:
+    def tell(self, topic: Topic, key: str, value: bytes, headers: Headers = ()) -> asyncio.Future[None]:
         """Sends; the future is done once all in-sync replicas have it.
 
         LogUnavailable: indefinite, it may be in the log or not. InvalidRecord: it is too large, and is not in the log.
@@ -86,22 +90,22 @@ class KafkaBus:
         self._failed, self._heard_at = False, 0.0
         self._loop = asyncio.get_running_loop()
         self._under_way = 0
-        self._waiting: deque[tuple[Topic, str, bytes, asyncio.Future[None]]] = deque()
+        self._waiting: deque[tuple[Topic, str, bytes, Headers, asyncio.Future[None]]] = deque()
         self._lost = False
         self._closed = False
         self._producer = self._new_producer()
         self._pump = self._loop.call_later(IDLE_S, self._serve)
 
-    def tell(self, topic: Topic, key: str, value: bytes) -> asyncio.Future[None]:
+    def tell(self, topic: Topic, key: str, value: bytes, headers: Headers = ()) -> asyncio.Future[None]:
         """See `Bus.tell`. Where the producer's queue is full the record waits its turn, for as long as a delivery may take."""
         future: asyncio.Future[None] = self._loop.create_future()
         if self._waiting:
-            self._wait_for_room(topic, key, value, future)
+            self._wait_for_room(topic, key, value, headers, future)
             return future
         try:
-            self._produce(topic, key, value, future)
+            self._produce(topic, key, value, headers, future)
         except BufferError:
-            self._wait_for_room(topic, key, value, future)
+            self._wait_for_room(topic, key, value, headers, future)
         return future
 
     @property
@@ -125,9 +129,13 @@ class KafkaBus:
     def _new_producer(self) -> Any:
         return Producer(self._conf | {"error_cb": self.on_error}, logger=_LOGGER)
 
-    def _produce(self, topic: Topic, key: str, value: bytes, future: asyncio.Future[None]) -> None:
+    def _produce(self, topic: Topic, key: str, value: bytes, headers: Headers, future: asyncio.Future[None]) -> None:
         try:
-            self._producer.produce(topic.name, value, key.encode(), on_delivery=functools.partial(self._delivered, future))
+            delivered = functools.partial(self._delivered, future)
+            if headers:
+                self._producer.produce(topic.name, value, key.encode(), on_delivery=delivered, headers=list(headers))
+            else:
+                self._producer.produce(topic.name, value, key.encode(), on_delivery=delivered)
         except KafkaException as error:
             if error.args[0].fatal():
                 self._lost = True
@@ -163,10 +171,10 @@ class KafkaBus:
 
     def _send_waiting(self) -> None:
         while self._waiting:
-            topic, key, value, future = self._waiting[0]
+            topic, key, value, headers, future = self._waiting[0]
             try:
                 if not future.done():
-                    self._produce(topic, key, value, future)
+                    self._produce(topic, key, value, headers, future)
             except BufferError:
                 return
             self._waiting.popleft()
@@ -177,8 +185,8 @@ class KafkaBus:
         lost.purge(in_queue=True, in_flight=True, blocking=False)
         lost.flush(self._timeout_s)
 
-    def _wait_for_room(self, topic: Topic, key: str, value: bytes, future: asyncio.Future[None]) -> None:
-        self._waiting.append((topic, key, value, future))
+    def _wait_for_room(self, topic: Topic, key: str, value: bytes, headers: Headers, future: asyncio.Future[None]) -> None:
+        self._waiting.append((topic, key, value, headers, future))
         self._loop.call_later(self._timeout_s, _give_up, future)
 
 
@@ -200,7 +208,7 @@ class ListBus:
         self.told: dict[str, list[Message]] = defaultdict(list)
         self.down = False
 
-    def tell(self, topic: Topic, key: str, value: bytes) -> asyncio.Future[None]:
+    def tell(self, topic: Topic, key: str, value: bytes, headers: Headers = ()) -> asyncio.Future[None]:
         """See `Bus.tell`: acknowledged at once, or LogUnavailable at once while `down`."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self.down:

@@ -23,6 +23,7 @@ class Command(NamedTuple):
 
 COMMANDS: dict[str, Command] = {
     "demo": Command("streams.demo:demo", "the whole system for a minute on embedded parts, and whether its books agree"),
+    "sandbox": Command("streams.sandbox:command", "both doors on embedded parts, where test cards force every outcome; `sandbox cards`: which"),
     "up": Command("streams.supervise:up", "start broker, Redis and all apps, and keep them running"),
     "ps": Command("streams.supervise:ps", "each part's state, lag and last progress"),
     "run": Command("streams.run:run", "one app, against the Kafka and Redis of the settings"),

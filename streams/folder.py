@@ -51,6 +51,21 @@ class State(msgspec.Struct, frozen=True):
     """The apps that are to run: those that are not among the parts are yet to be started."""
 
 
+SANDBOX = "sandbox"
+"""The file that says of a data folder that `holdfast sandbox` made it."""
+
+
+def is_sandbox(settings: Settings) -> bool:
+    """Whether test cards decide here. SettingsError where that is asked for with a real Kafka, or in a folder that no sandbox was made in."""
+    if settings.sandbox == "off":
+        return False
+    if settings.broker_kind != "embedded":
+        raise SettingsError("HOLDFAST_SANDBOX: test cards decide on the embedded broker alone: no real Kafka takes what they force")
+    if not (settings.data_dir / SANDBOX).is_file():
+        raise SettingsError(f"HOLDFAST_SANDBOX: {settings.data_dir} is the folder of no sandbox (`holdfast sandbox` makes one)")
+    return True
+
+
 @contextlib.contextmanager
 def owned(data_dir: Path) -> Iterator[None]:
     """Holds the folder for this process, until it leaves or dies. SettingsError when another one holds it."""

@@ -67,6 +67,8 @@ TABLE: tuple[Row, ...] = (
         {"why": "full log failed"},
         "decisions without second opinions: no room under load, not acknowledged, or a challenger or shadow failed",
     ),
+    Row("holdfast_traces_total", "counter", {}, "traces that the collector has taken"),
+    Row("holdfast_traces_dropped_total", "counter", {"why": "full unheard"}, "traces lost: no room under load, or the collector did not take them"),
     Row("holdfast_taken_out_total", "counter", {"kind": "model policy"}, "times that the breaker went back to the last good one"),
 )
 
@@ -98,6 +100,8 @@ MESSAGES = _BY_NAME["holdfast_iso8583_messages_total"]
 CUT = _BY_NAME["holdfast_iso8583_cut_total"]
 LINES = _BY_NAME["holdfast_iso8583_lines"]
 BREACH = _BY_NAME["holdfast_breach"]
+TRACES = _BY_NAME["holdfast_traces_total"]
+TRACES_DROPPED = _BY_NAME["holdfast_traces_dropped_total"]
 TAKEN_OUT = _BY_NAME["holdfast_taken_out_total"]
 OPINIONS = _BY_NAME["holdfast_second_opinions_total"]
 OPINIONS_DROPPED = _BY_NAME["holdfast_second_opinions_dropped_total"]

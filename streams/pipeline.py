@@ -18,6 +18,7 @@ from models.decision import Verdict, judge_all, refused, unjudged
 from models.hold import Book, OpenHold, Refusal, Step, UnknownAccount, place, standing
 from models.opinion import Judged, Judges, Panel
 from models.policy import approved_in_part, hold_terms, least_minor
+from models.sandbox import Cards, forced
 from models.stand_in import hold_of, is_stand_in, said_before
 from schemas import avro, identity
 from schemas.decision import Decision, Outcome
@@ -30,6 +31,7 @@ from streams.books import Books, Change, DictBooks
 from streams.bus import Bus
 from streams.control import Told
 from streams.opinion import Waiting
+from streams.tracing import Traced, Tracer
 
 if TYPE_CHECKING:
     from streams.stand_in import StandIn
@@ -74,12 +76,16 @@ class World:
     stand_in: StandIn | None = None
     telling: int = 0
     """How many wait for the log alone."""
+    tracer: Tracer | None = None
+    """Who tells traces of authorizations."""
+    cards: Cards | None = None
+    """The test cards of a sandbox; a service has none."""
 
 
 class Course:
     """What who asks sees of a decision on its way. Once it is `over` for them, nothing more of it is kept or told."""
 
-    __slots__ = ("over", "sent", "stops")
+    __slots__ = ("over", "sent", "since_s", "stops", "traced")
 
     def __init__(self) -> None:
         self.over = False
@@ -87,6 +93,10 @@ class Course:
         """The message, once it is on its way to the log: from then on nobody knows whether the log has it."""
         self.stops: list[tuple[str, float]] = []
         """The stops that it passed, and the seconds that each took."""
+        self.since_s = 0.0
+        """When the first of them began, by `perf_counter`."""
+        self.traced: Traced | None = None
+        """The span that it is a part of, if that is to be told."""
 
 
 class Ask(NamedTuple):
@@ -227,6 +237,8 @@ async def decide_all(asks: Sequence[Ask], world: World) -> list[Decided | Holdfa
     look(new, world)
     stops.passed("look")
     weigh(new, world)
+    if world.cards is not None:
+        force(new, world.cards)
     limit(new, world)
     stops.passed("judge")
     await settle(new, world)
@@ -240,8 +252,14 @@ async def decide_all(asks: Sequence[Ask], world: World) -> list[Decided | Holdfa
     note([walk for walk in new if walk.decision is not None], world)
     for walk in walks:
         if walk.ask.course is not None:
-            walk.ask.course.stops = stops.times
+            walk.ask.course.stops, walk.ask.course.since_s = stops.times, stops.began_s
     return [walk.end() for walk in walks]
+
+
+def force(walks: Sequence[Walk], cards: Cards) -> None:
+    """In a sandbox: the verdicts that test cards force, and the mark of one on all others."""
+    for walk in walks:
+        walk.verdict = forced(cards, walk.txn, walk.verdict)
 
 
 def limit(walks: Sequence[Walk], world: World) -> None:
@@ -410,10 +428,13 @@ def judged(walk: Walk) -> Judged:
 
 
 def told(walk: Walk, world: World) -> asyncio.Future[None]:
-    """Sends one on its way to the log."""
-    if walk.ask.course is not None:
-        walk.ask.course.sent = walk.message
-    return world.bus.tell(DECISIONS, walk.txn.account_id, walk.message)
+    """Sends one on its way to the log, with the trace that it is a part of."""
+    course = walk.ask.course
+    if course is None:
+        return world.bus.tell(DECISIONS, walk.txn.account_id, walk.message)
+    course.sent = walk.message
+    headers = () if course.traced is None else (("traceparent", course.traced.traceparent),)
+    return world.bus.tell(DECISIONS, walk.txn.account_id, walk.message, headers)
 
 
 async def keep_back(walks: Sequence[Walk], stand_in: StandIn) -> None:
@@ -465,11 +486,11 @@ def decided(walk: Walk, world: World) -> Decision:
 class Stops:
     """Times the stops of walks that go together."""
 
-    __slots__ = ("_count", "_observe", "_since", "times")
+    __slots__ = ("_count", "_observe", "_since", "began_s", "times")
 
     def __init__(self, observe: Callable[[str, float, int], None], count: int) -> None:
         self._observe, self._count = observe, count
-        self._since = perf_counter()
+        self._since = self.began_s = perf_counter()
         self.times: list[tuple[str, float]] = []
 
     def passed(self, stop: str) -> None:

@@ -29,6 +29,7 @@ from streams.bus import Bus, end_offsets
 from streams.clock import clock_ms
 from streams.control import Ear, newest
 from streams.folder import required_keys
+from streams.forced import cards_of, force, stand_in_of
 from streams.hold import HoldWorld
 from streams.judgement import LISTEN_S, Bench, first_panel, stay_current
 from streams.load import ensure_loaded, load
@@ -37,8 +38,8 @@ from streams.opinion import give
 from streams.pipeline import World
 from streams.rebuild import ensure_whole, forget_if_behind, rebuilt
 from streams.settings import Settings
-from streams.stand_in import StandIn
 from streams.tally import TallyWorld
+from streams.tracing import Tracer
 
 REFRESH_S = 2.0
 MEMORY_SHARE = 0.4
@@ -141,7 +142,8 @@ def _must_not_end(task: asyncio.Task[None]) -> None:
 async def authorizing_world(settings: Settings, bus: Bus) -> World:
     """The World of `authorize`: whoever asks it waits, so that Redis is late sooner, and somebody stands in."""
     world = await deciding_world(settings, bus, min(1.0, MEMORY_SHARE * settings.request_deadline_ms / 1000))
-    stand_in = world.stand_in = await asyncio.to_thread(StandIn.opened, settings, clock_ms())
+    world.tracer = Tracer.of(settings, "authorize")
+    stand_in = world.stand_in = await asyncio.to_thread(stand_in_of, settings, world.cards, clock_ms())
     if stand_in is None:
         return world
     await asyncio.to_thread(stand_in.learn, settings)
@@ -162,6 +164,7 @@ async def authorizing_world(settings: Settings, bus: Bus) -> World:
 
 async def deciding_world(settings: Settings, bus: Bus, memory_timeout_s: float = 1.0) -> World:
     """The World of the apps that decide: `authorize` and `score`."""
+    cards = cards_of(settings)
     parts = await connected(settings, memory_timeout_s)
     ear, bench = Ear(settings), Bench(settings, parts.catalogue)
     told = newest({}, await asyncio.to_thread(ear.heard, LISTEN_S))
@@ -187,7 +190,10 @@ async def deciding_world(settings: Settings, bus: Bus, memory_timeout_s: float =
     )
     beside(parts, stay_whole(parts))
     beside(parts, stay_current(world, bench, ear, told))
-    beside(parts, watch_rates(world, bench.registry))
+    if cards is None:
+        beside(parts, watch_rates(world, bench.registry))
+    else:  # where cards decide, what is decided says nothing of the model
+        force(world, cards)
     beside(parts, give(world.opinions, bus))
     gc.collect()
     gc.freeze()

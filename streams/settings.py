@@ -92,6 +92,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     )
     metrics_host: Annotated[str, doc("address on which each app serves Prometheus metrics")] = "127.0.0.1"
     metrics_port: Annotated[Port, doc("port of this app's metrics; 0: none. `holdfast up` gives each app its own")] = 0
+    trace_endpoint: Annotated[
+        str, Meta(pattern=r"^($|https?://.+)"), doc("where `authorize` tells traces, OTLP over HTTP: `http://host:4318/v1/traces`; empty: nowhere")
+    ] = ""
+    trace_share: Annotated[float, Meta(ge=0, le=1), doc("share of authorizations that are traced, of those whose `traceparent` does not say")] = 0.01
 
     # Deciding
     token_key: Annotated[Secret, doc("key of the tokens that stand for card numbers, devices, e-mails, phones")] = ""
@@ -109,6 +113,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     stand_in_policy: Annotated[
         str, Meta(min_length=1), doc("what may be approved while Kafka or Redis does not answer: `default`, a TOML file, or `off`: nobody stands in")
     ] = "default"
+    sandbox: Annotated[
+        Literal["off", "on"], doc("`on`: test cards force what is decided; only with the embedded broker and in the folder of `holdfast sandbox`")
+    ] = "off"
     hold_lease_ms: Annotated[Milliseconds, doc("a provisional hold that the log does not confirm lapses after this")] = 30_000
     answer_ttl_s: Annotated[int, Meta(ge=60, le=31_536_000), doc("how long the first answer of a transaction is kept in Redis")] = 691_200
     future_ms_max: Annotated[int, Meta(ge=0, le=86_400_000), doc("a transaction dated further ahead of our clock is refused")] = 300_000
@@ -173,11 +180,14 @@ def _rows() -> tuple[Row, ...]:
     return tuple(_row(field.name, hints[field.name], field.default) for field in fields)
 
 
+_KINDS = {"str": "text", "int": "number", "float": "number", "Path": "folder"}
+
+
 def _row(name: str, hint: Any, default: Any) -> Row:
     plain, *metas = get_args(hint)
     meaning = next(meta.description for meta in metas if meta.description)
     words = get_args(plain)
-    kind = " or ".join(f"`{word}`" for word in words) if words else {"str": "text", "int": "number", "Path": "folder"}[plain.__name__]
+    kind = " or ".join(f"`{word}`" for word in words) if words else _KINDS[plain.__name__]
     return Row(name, hint, kind, default, meaning, any(meta.extra and meta.extra.get("secret") for meta in metas))
 
 

@@ -212,6 +212,7 @@ def running(
     part did not become ready (`ready_s` is the apps' time together; None does not wait for them).
     """
     kind: Literal["kafka", "embedded"] = "kafka" if broker_name == "real" else "embedded"
+    folder.is_sandbox(settings.changed(broker_kind=kind))
     with folder.owned(settings.data_dir), contextlib.ExitStack() as ending:
         settings = folder.with_kept_secrets(settings.changed(broker_kind=kind))
         stack = Stack(_own_archive(settings, say) if kind == "embedded" else settings, brokers, say, apps)

@@ -22,7 +22,7 @@ from tests.conftest import MODEL_KEY
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BIN = Path(sys.executable).parent
-RUN_APART = ("deploy/test", "deploy/demo", "holdfast up", "holdfast bench")
+RUN_APART = ("deploy/test", "deploy/demo", "holdfast up", "holdfast bench", "holdfast sandbox")
 """Commands with a test of their own: `deploy/test` is what runs this test."""
 
 
@@ -47,7 +47,7 @@ def ran(command: str, cwd: Path, timeout_s: float = 300, **environ: str) -> subp
     return subprocess.run(["bash", "-c", command], cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout_s, check=False)
 
 
-@pytest.mark.parametrize("name", ["topics", "settings", "metrics"])
+@pytest.mark.parametrize("name", ["topics", "settings", "metrics", "sandbox"])
 def test_each_table_is_what_its_command_prints(name: str, tmp_path: Path) -> None:
     found = re.search(rf"<!-- {name}: (.*?) -->\n(.*?)<!-- /{name} -->", README, re.DOTALL)
     assert found

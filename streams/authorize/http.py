@@ -136,9 +136,9 @@ class HttpDoor:
 
     async def _decided(self, txn: Transaction, now_ms: int, request: Request) -> Reply | Special | Problem:
         started = time.perf_counter()
-        wait_s, timed = _wishes(request, self._deadline_s)
+        wait_s, timed, traceparent = _wishes(request, self._deadline_s)
         try:
-            made, course = await self._under_way.answered(txn, now_ms, wait_s)
+            made, course = await self._under_way.answered(txn, now_ms, wait_s, traceparent)
         except TimeoutError:
             return Problem("deadline", about=txn.transaction_id)
         decision = made.decision or avro.decode(Decision, made.message)
@@ -286,9 +286,9 @@ class HttpDoor:
         return 200, msgspec.json.encode(balance)
 
 
-def _wishes(request: Request, wait_s: float) -> tuple[float, bool]:
-    """How long the host waits, and whether it wants to know where the time goes."""
-    timed = False
+def _wishes(request: Request, wait_s: float) -> tuple[float, bool, bytes | None]:
+    """How long the host waits, whether it wants to know where the time goes, and what trace this is a part of."""
+    timed, traceparent = False, None
     for name, value in request.headers:
         if name == b"holdfast-deadline-ms":
             if not value.isdigit() or len(value) > 9 or not 1 <= int(value) <= DEADLINE_MS_MAX:
@@ -296,7 +296,9 @@ def _wishes(request: Request, wait_s: float) -> tuple[float, bool]:
             wait_s = int(value) / 1000
         elif name == b"holdfast-timing":
             timed = value == b"1"
-    return wait_s, timed
+        elif name == b"traceparent":
+            traceparent = value
+    return wait_s, timed, traceparent
 
 
 def _timing(course: Course, total_s: float) -> bytes:

@@ -140,7 +140,8 @@ def _parameter(name: str, place: str, meaning: str, schema: dict[str, Any]) -> d
 _TEXT = {"type": "string", "minLength": 1, "maxLength": 128}
 _DEADLINE = _parameter("Holdfast-Deadline-Ms", "header", "how long the host waits", {"type": "integer", "minimum": 1, "maximum": 60_000})
 _TIMING = _parameter("Holdfast-Timing", "header", "1: the header `server-timing` says where the time went", {"type": "string"})
-_WAITS = (_DEADLINE, _TIMING)
+_TRACE = _parameter("traceparent", "header", "the trace that this is a part of, and whether it is kept (W3C Trace Context)", {"type": "string"})
+_WAITS = (_DEADLINE, _TIMING, _TRACE)
 _LISTED = (
     _parameter("transaction_id", "query", "the one decision of this transaction", _TEXT),
     _parameter("card", "query", "those of this card, by its token", _TEXT),

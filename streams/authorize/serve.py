@@ -98,6 +98,8 @@ async def _serve(settings: Settings, make_world: Callable[[Settings, Bus], Await
         forget_ready(settings, NAME)
         await gateway.close()
         await bus.close()
+        if world.tracer is not None:
+            await asyncio.to_thread(world.tracer.close)
         if world.close is not None:
             await world.close()
     return 0

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from functools import partial
+from time import perf_counter
 
-from schemas.errors import Conflict, Unavailable
+from schemas.errors import Conflict, HoldfastError, Unavailable
 from schemas.transaction import Transaction
 from streams.pipeline import HTTP, Ask, Course, Decided, Origin, World
+from streams.tracing import Traced, Tracer
 
 SHARE = 0.9
 """Of the time that a host gives: what is not decided by then is answered by the stand-in, which needs the rest for its disk."""
@@ -49,15 +52,35 @@ class UnderWay:
             self._window_at_s, self._ended_before = now_s, self._ended_count
         return 0 < self._per_s * self.deadline_s * SHED_SHARE < ahead
 
-    async def answered(self, txn: Transaction, now_ms: int, wait_s: float) -> tuple[Decided, Course]:
+    def answered(self, txn: Transaction, now_ms: int, wait_s: float, traceparent: bytes | None = None) -> Awaitable[tuple[Decided, Course]]:
         """The decision, within `wait_s`: that of every door, or the stand-in's where that is late or cannot be had.
 
-        TimeoutError if nobody answers in time; Unavailable if that is known before. Then the result is indefinite.
+        TimeoutError if nobody answers in time; Unavailable if that is known before. Then the result is indefinite. `traceparent` is what
+        the host says of the trace that this is a part of.
         """
+        tracer = self._world.tracer
+        traced = None if tracer is None else tracer.begin(traceparent)
+        if tracer is None or traced is None:
+            return self._answered(txn, now_ms, wait_s, None)
+        return self._told(tracer, traced, self._answered(txn, now_ms, wait_s, traced))
+
+    async def _told(self, tracer: Tracer, traced: Traced, answering: Awaitable[tuple[Decided, Course]]) -> tuple[Decided, Course]:
+        """The same, and its trace told."""
+        began_s, name = perf_counter(), f"authorize {self._origin.topic}"
+        try:
+            made, course = await answering
+        except (HoldfastError, TimeoutError) as error:
+            tracer.end(traced, name, began_s, None, {"error.type": getattr(error, "code", LATE)}, failed=True)
+            raise
+        said = {} if made.decision is None else {"holdfast.decision_id": made.decision.decision_id, "holdfast.outcome": str(made.decision.outcome)}
+        tracer.end(traced, name, began_s, course, said)
+        return made, course
+
+    async def _answered(self, txn: Transaction, now_ms: int, wait_s: float, traced: Traced | None) -> tuple[Decided, Course]:
         stand_in = self._world.stand_in
         if stand_in is not None and (given := stand_in.first(txn)) is not None:
             return await stand_in.repeated(given), Course()
-        deciding, course = self.once(txn, now_ms)
+        deciding, course = self.once(txn, now_ms, traced)
         gone = LATE
         if await self._ends_within(deciding, wait_s if stand_in is None else wait_s * SHARE):
             try:
@@ -75,7 +98,7 @@ class UnderWay:
         async with asyncio.timeout(wait_s * (1 - SHARE)):
             return await stand_in.answer(txn, now_ms, course, gone, self._world), course
 
-    def once(self, txn: Transaction, now_ms: int) -> tuple[asyncio.Future[Decided], Course]:
+    def once(self, txn: Transaction, now_ms: int, traced: Traced | None = None) -> tuple[asyncio.Future[Decided], Course]:
         """One decision under way for each transaction in this process: a repeat during the first waits for the first."""
         running = self._deciding.get(txn.transaction_id)
         if running is not None:
@@ -83,6 +106,7 @@ class UnderWay:
                 raise Conflict(txn.transaction_id)
             return running[1:]
         course = Course()
+        course.traced = traced
         deciding = self._world.together.decided(Ask(txn, now_ms, self._origin, course=course), self._world)
         self._deciding[txn.transaction_id] = (txn, deciding, course)
         deciding.add_done_callback(partial(self._ended, txn.transaction_id))

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 from aiokafka.partitioner import DefaultPartitioner
-from confluent_kafka import KafkaError, Producer
+from confluent_kafka import Consumer, KafkaError, Producer
 
 from schemas.avro import encode
 from schemas.errors import InvalidRecord, LogUnavailable
 from schemas.topics import CLEARINGS, DECISIONS, SAR_CANDIDATES
 from streams.bus import KafkaBus, ListBus, end_offsets, read_tail, read_topic
-from streams.settings import Settings
+from streams.settings import Settings, librdkafka
 from tests.streams.conftest import Bench, a_clearing, messages
 
 
@@ -39,6 +39,21 @@ def test_a_topic_is_read_from_an_offset_and_from_its_tail(bench: Bench) -> None:
     assert sorted(late) == sorted(tail)
     assert sorted((m.partition, m.offset) for m in tail) == sorted((p, end - n) for p, end in ends.items() for n in (1, 2) if end)
     assert not list(read_topic(bench.settings, CLEARINGS._replace(name="not_there")))
+
+
+def test_what_goes_with_a_record_is_in_the_log_beside_it(bench: Bench) -> None:
+    async def story() -> None:
+        bus = KafkaBus(bench.settings)
+        await bus.tell(bench.topic, "a1", b"with", (("traceparent", b"00-1-2-01"),))
+        await bus.tell(bench.topic, "a1", b"without")
+        await bus.close()
+
+    asyncio.run(story())
+    consumer = Consumer(librdkafka(bench.settings) | {"group.id": "headers", "auto.offset.reset": "earliest"})
+    consumer.subscribe([bench.topic.name])
+    found = {m.value(): m.headers() for m in consumer.consume(2, 60)}
+    consumer.close()
+    assert found == {b"with": [("traceparent", b"00-1-2-01")], b"without": None}
 
 
 def test_without_brokers_the_result_is_indefinite_in_time(tmp_path: Path) -> None:
