@@ -131,5 +131,5 @@ def forced(cards: Cards, txn: Transaction, verdict: Verdict) -> Verdict:
     outcome = Outcome.APPROVE if refusal or card.effect is Effect.LATE else Outcome(card.answer)
     reasons = () if outcome is Outcome.APPROVE else (Reason(code=FORCED, source=ReasonSource.RULE),)
     pays = verdict.debits and refusal is None and outcome in (Outcome.APPROVE, Outcome.REVIEW)
-    made = msgspec.structs.replace(marked, outcome=outcome, reasons=reasons, debits=pays, holds=pays and txn.own_amount_minor > 0)
+    made = msgspec.structs.replace(marked, outcome=outcome, reasons=reasons, debits=pays, holds=pays and txn.own_amount_minor > 0, action=None)
     return made if refusal is None else refused(made, refusal)
