@@ -87,11 +87,13 @@ def short_hash(text: str | None, bits: int = 32) -> int:
     return 0 if text is None else hash32(text) & (1 << bits) - 1 or 1
 
 
+@functools.cache
 def country_code(country: str | None) -> int:
     """ISO 3166-1 alpha-2 as ten bits, five a letter with A = 1; 0 if not given."""
     return 0 if country is None else (ord(country[0]) - 64) << 5 | (ord(country[1]) - 64)
 
 
+@functools.cache
 def mcc_code(mcc: str | None) -> int:
     """The merchant category plus one; 0 if not given."""
     return 0 if mcc is None else int(mcc) + 1
@@ -129,7 +131,10 @@ def yes_code(yes: bool | None) -> int:
 
 def short_code(value: float | None, steps: float) -> int:
     """A positive number in steps, halves to even, at least 1 and at most SHORT_MAX; 0 if not given."""
-    return 0 if value is None or value != value else round(max(1.0, min(value * steps, float(SHORT_MAX))))
+    if value is None or value != value:
+        return 0
+    value *= steps
+    return 1 if value < 1.0 else SHORT_MAX if value > SHORT_MAX else round(value)
 
 
 def _hashed(bits: int) -> Callable[[str], int]:
@@ -138,7 +143,8 @@ def _hashed(bits: int) -> Callable[[str], int]:
 
 
 def _of_session(field: str, steps: float) -> Callable[[BehaviouralSession], int]:
-    return lambda session: short_code(getattr(session, field), steps)
+    given = attrgetter(field)
+    return lambda session: short_code(given(session), steps)
 
 
 class Fact(NamedTuple):
@@ -156,9 +162,9 @@ class Fact(NamedTuple):
 
 FACTS: tuple[Fact, ...] = (
     Fact("hash", 32, False, "transaction_id", hash32),
-    Fact("at_ms", 42, False, "at_ms", lambda at_ms: min(at_ms, AT_MS_MAX)),
+    Fact("at_ms", 42, False, "at_ms", lambda at_ms: at_ms if at_ms < AT_MS_MAX else AT_MS_MAX),
     Fact("kind", 6, False, "kind", KIND_CODES.__getitem__),
-    Fact("amount_minor", 40, False, "own_amount_minor", lambda amount: min(amount, AMOUNT_MAX)),
+    Fact("amount_minor", 40, False, "own_amount_minor", lambda amount: amount if amount < AMOUNT_MAX else AMOUNT_MAX),
     Fact("merchant_id", 20, True, "merchant_id", _hashed(20)),
     Fact("terminal_id", 20, True, "terminal_id", _hashed(20)),
     Fact("card", 24, True, "card_token", _hashed(24)),
@@ -213,7 +219,8 @@ MEASURE_NUMBER: dict[str, int] = {measure.name: number for number, measure in en
 _FIELDS_OF = attrgetter(*[fact.field for fact in FACTS])
 _CODES = tuple(fact.code for fact in FACTS)
 _MEASURES_OF = tuple(measure.of for measure in MEASURES)
-_NO_MEASURES = (_NAN,) * len(MEASURES)
+NO_MEASURES = (_NAN,) * len(MEASURES)
+"""What a transaction without a behavioural session says."""
 
 
 def facts_of(txn: Transaction) -> tuple[int, ...]:
@@ -226,7 +233,7 @@ def facts_of(txn: Transaction) -> tuple[int, ...]:
 def measures_of(txn: Transaction) -> tuple[float, ...]:
     """The transaction's own measures, in the order of MEASURES; NaN where not given."""
     if txn.session is None:
-        return _NO_MEASURES
+        return NO_MEASURES
     return tuple([_NAN if (value := of(txn.session)) is None else float(value) for of in _MEASURES_OF])
 
 
