@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from features import kernel
 from features.catalogue import Catalogue
-from features.fact import FACTS, MEASURES, facts_of, measures_of
+from features.fact import FACTS, MEASURES, NO_MEASURES, facts_of, measures_of
 from features.layout import beginning_of
 from features.profile import seen_in
 from features.tally import head_of, lengths_of, longs, told_to_all
 from schemas.transaction import Transaction
 
 _OWN = struct.Struct(f"<Q{len(FACTS) - 1}q{len(MEASURES)}d")
+OWN_BYTES = _OWN.size
+"""A transaction's facts and measures, as the kernels read them."""
 _BEYOND = bytes(8)
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -28,7 +30,8 @@ class Past(NamedTuple):
 
     `logs` is in the order of the catalogue's `logs`, `profiles` of its `profiles`. `missing` names the entity kinds whose log or tally
     (or, as `account_profile`, whose profile) could not be read. The transaction's own rows are in its logs already. `tallies` is in
-    the order of the catalogue's `tallies`: None is 'no such entity', or not readable; b"" a tally without a row.
+    the order of the catalogue's `tallies`: None is 'no such entity', or not readable; b"" a tally without a row. `section` is all of it
+    as the kernels read it, if who recalled has made that already.
     """
 
     logs: tuple[bytes | None, ...]
@@ -36,6 +39,7 @@ class Past(NamedTuple):
     missing: tuple[str, ...] = ()
     facts: tuple[int, ...] | None = None
     tallies: tuple[bytes | None, ...] = ()
+    section: bytes | None = None
 
     @classmethod
     def nothing(cls, catalogue: Catalogue) -> Past:
@@ -78,18 +82,62 @@ def row_bytes(catalogue: Catalogue, txn: Transaction) -> tuple[bytes | None, ...
     return packed(catalogue, txn, facts_of(txn))
 
 
-def section(catalogue: Catalogue, txn: Transaction, past: Past) -> list[bytes]:
+def own_bytes(txn: Transaction, facts: tuple[int, ...]) -> bytes:
+    """A transaction's facts and its own measures: how its section begins."""
+    return _OWN.pack(*facts, *measures_of(txn))
+
+
+def event_bytes(facts: tuple[int, ...]) -> bytes:
+    """As `own_bytes`, of what has no measures."""
+    return _OWN.pack(*facts, *NO_MEASURES)
+
+
+def row_slices(catalogue: Catalogue) -> tuple[slice, ...]:
+    """Where the row of each log lies in what `rows_of` gives of one transaction."""
+    ends = list(accumulate((layout.row_bytes for layout in catalogue.log_layouts), initial=0))
+    return tuple(slice(begin, end) for begin, end in pairwise(ends))
+
+
+def rows_of(catalogue: Catalogue, owns: Sequence[bytes]) -> list[bytes]:
+    """The rows that transactions with these `own_bytes` append to all logs, one behind the other: what `packed` gives, at once."""
+    size = sum(layout.row_bytes for layout in catalogue.log_layouts)
+    out = np.zeros(len(owns) * size + len(_BEYOND), np.uint8)
+    kernel.rows_of(catalogue.program, np.frombuffer(b"".join(owns), np.uint8), OWN_BYTES, out)
+    rows = out.tobytes()
+    return [rows[one * size : (one + 1) * size] for one in range(len(owns))]
+
+
+def section(own: bytes, contents: Sequence[bytes | None]) -> bytes:
     """A transaction's part of the kernels' buffer: own facts and measures, how long each log, profile and tally is, and their bytes."""
+    return b"".join((own, longs(len(contents))(*lengths_of(contents)), *filter(None, contents)))
+
+
+def _section(catalogue: Catalogue, txn: Transaction, past: Past) -> bytes:
+    if past.section is not None:
+        return past.section
     facts = facts_of(txn) if past.facts is None else past.facts
-    contents = (*past.logs, *past.profiles, *(past.tallies or (None,) * len(catalogue.tallies)))
-    lengths = lengths_of(contents)
-    return [_OWN.pack(*facts, *measures_of(txn)), longs(len(lengths))(*lengths), *filter(None, contents)]
+    return section(own_bytes(txn, facts), (*past.logs, *past.profiles, *(past.tallies or (None,) * len(catalogue.tallies))))
+
+
+def buffer_of(sections: Iterable[bytes]) -> Bytes:
+    """The kernels' buffer (uint8): these sections, and eight bytes more."""
+    return np.frombuffer(b"".join((*sections, _BEYOND)), np.uint8)
 
 
 def assembled(catalogue: Catalogue, txns: Sequence[Transaction], pasts: Sequence[Past]) -> Bytes:
-    """The kernels' buffer (uint8): the sections of these transactions, and eight bytes more."""
-    sections = chain.from_iterable(section(catalogue, txn, past) for txn, past in zip(txns, pasts, strict=True))
-    return np.frombuffer(b"".join((*sections, _BEYOND)), np.uint8)
+    """The kernels' buffer of these transactions."""
+    return buffer_of([_section(catalogue, txn, past) for txn, past in zip(txns, pasts, strict=True)])
+
+
+KEPT_ON, UNTIDY = kernel.KEPT_ON, kernel.UNTIDY
+
+
+def kept_up(catalogue: Catalogue, sections: Sequence[bytes], refresh_ms: int, rewritten: int) -> list[tuple[int, int, int]]:
+    """What the appends of these transactions leave to do: which of them, the number of the log, and KEPT_ON and UNTIDY as bits."""
+    out = np.empty((len(sections), len(catalogue.logs)), np.uint8)
+    kernel.kept_up(catalogue.program, buffer_of(sections), len(MEASURES), len(catalogue.tallies), refresh_ms, rewritten, out)
+    width, flags = len(catalogue.logs), out.tobytes()
+    return [(at // width, at % width, flag) for at, flag in enumerate(flags) if flag] if any(flags) else []
 
 
 def computed(catalogue: Catalogue, buffer: Bytes, count: int) -> Floats:

@@ -17,6 +17,7 @@ from numba.extending import intrinsic
 
 F = TypeVar("F", bound=Callable[..., Any])
 Array = np.ndarray[Any, np.dtype[Any]]
+Scratch = tuple[Array, Array, Array, Array]
 
 # The head of a plan: counts, caps, and where each table begins.
 LOGS, FACTS, MEASURES, PROFILES, REGISTERS, OUTS, STEPS, CONSTANTS, KNOWNS = range(9)
@@ -52,6 +53,7 @@ EARTH_KM = 6371.0088
 LANES = 16
 """Transactions whose vectors a backfill ends side by side."""
 HEADER_NEWEST_AT, HEADER_COUNT_AT, HEADER_MASK = 8, 14, (1 << 48) - 1
+AT_MS_BYTE, AT_MS_MASK = 4, (1 << 42) - 1
 
 
 def compiled(function: F) -> F:
@@ -104,16 +106,41 @@ def _put(typing_context: Any, array: Any, index: Any, value: Any) -> Any:
     return types.void(array, types.int64, array.dtype), generate
 
 
+def _or64(typing_context: Any, buffer: Any, offset: Any, value: Any) -> Any:
+    """Sets bits of the eight bytes at any offset, as `load64` reads them; the buffer must reach eight bytes beyond."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        address = builder.bitcast(builder.gep(array.data, [args[1]]), context.get_value_type(types.int64).as_pointer())
+        before = builder.load(address)
+        before.align = 1
+        builder.store(builder.or_(before, args[2]), address).align = 1
+        return context.get_dummy_value()
+
+    return types.void(buffer, types.int64, types.int64), generate
+
+
 word: Callable[[Array, int], Any] = cast(Any, intrinsic(_word))
 put: Callable[[Array, int, Any], None] = cast(Any, intrinsic(_put))
 load64: Callable[[Array, int], int] = cast(Any, intrinsic(_load64))
+or64: Callable[[Array, int, int], None] = cast(Any, intrinsic(_or64))
+
+
+@inlined
+def _slots(rows: int) -> int:
+    """Words of a table in which so many values are looked for: a power of two, half of it empty."""
+    slots = 16
+    while slots < 2 * rows:
+        slots *= 2
+    return slots
 
 
 @compiled
-def uniques(buffer: Array, start: int, length: int, size: int, own: int, offsets: Array, found: Array) -> int:
+def uniques(buffer: Array, start: int, length: int, size: int, own: int, offsets: Array, found: Array, table: Array) -> int:
     """Offsets of the unique rows before the first row with identity `own`, in arrival order; returns how many.
 
-    `found` gets: unique rows trimmed before, newest event time among those, whether `own` occurs twice.
+    `found` gets: unique rows trimmed before, newest event time among those, whether `own` occurs twice. `table` is for the search: a power of
+    two of words, twice as many as rows at least.
     """
     found[0], found[1], found[2] = 0, 0, 0
     at, end = start, start + length // size * size
@@ -121,22 +148,19 @@ def uniques(buffer: Array, start: int, length: int, size: int, own: int, offsets
         found[0] = load64(buffer, at + HEADER_COUNT_AT) & HEADER_MASK
         found[1] = load64(buffer, at + HEADER_NEWEST_AT) & HEADER_MASK
         at += size
-    slots = 16
-    while slots < 2 * (length // size):
-        slots *= 2
-    table = np.zeros(slots, np.int64)
+    slots = _slots(length // size)
+    table[:slots] = 0
     count = 0
     while at < end:
         hash_ = load64(buffer, at)
         if hash_ == own:
             break
         slot = (hash_ ^ (hash_ >> 23)) & (slots - 1)
-        while table[slot] != 0 and table[slot] != hash_:
+        while word(table, slot) != 0 and word(table, slot) != hash_:
             slot = (slot + 1) & (slots - 1)
-        if table[slot] == 0:
-            table[slot] = hash_
-            offsets[count] = at
-            count += 1
+        put(offsets, count, at)
+        count += 1 if word(table, slot) == 0 else 0
+        put(table, slot, hash_)
         at += size
     at += size
     while at < end:
@@ -155,7 +179,7 @@ def place_of(buffer: Array, size: int, own: int) -> tuple[int, int]:
     length = buffer.size - 8
     offsets = np.empty(length // size + 1, np.int64)
     found = np.empty(3, np.int64)
-    count = uniques(buffer, 0, length, size, own, offsets, found)
+    count = uniques(buffer, 0, length, size, own, offsets, found, np.empty(_slots(length // size), np.int64))
     return found[0] + count, found[2]
 
 
@@ -177,6 +201,87 @@ def visible_from(
     while first < judged and flat[at + (first - trimmed) * stride] <= known - keep_ms:
         first += 1
     return first
+
+
+@compiled
+def rows_of(plan: Array, owns: Array, stride: int, out: Array) -> None:
+    """The row that each transaction appends to each log, all logs of one after the other; its facts begin at each `stride` bytes of `owns`.
+
+    `out` is zero, and has eight bytes more.
+    """
+    at = 0
+    for own in range(0, owns.size - stride + 1, stride):
+        for log in range(plan[LOGS]):
+            line = plan[LOG_AT] + log * LOG_LINE
+            or64(out, at, load64(owns, own))
+            for place in range(plan[line + L_COLUMN_AT], plan[line + L_COLUMN_AT] + plan[line + L_COLUMNS] * COLUMN_LINE, COLUMN_LINE):
+                or64(out, at + plan[place], load64(owns, own + 8 * plan[place + 3]) << plan[place + 1])
+            at += plan[line + L_SIZE]
+
+
+KEPT_ON, UNTIDY = 1, 2
+
+
+@compiled
+def kept_up(plan: Array, buffer: Array, own: int, tallies: int, refresh_ms: int, rewritten: int, out: Array) -> None:
+    """What the append of each transaction, of which `look_all` reads the same buffer, leaves to do for each log: bits of `out` (uint8[n, logs]).
+
+    `own`: own measures of a transaction.
+
+    KEPT_ON: expiry is to be put off, as the row is the first one or in another span of `refresh_ms` than the one before it. UNTIDY: the row
+    is there twice, or was the last of a chunk, or of `rewritten` rows. Nothing where the log is not there or has no such row.
+    """
+    memories, at = plan[LOGS] + plan[PROFILES] + tallies, 0
+    for one in range(out.shape[0]):
+        identity, span = load64(buffer, at), load64(buffer, at + 8 * AT_MS_FACT) // refresh_ms
+        lengths = at + 8 * (plan[FACTS] + own)
+        at = lengths + 8 * memories
+        for log in range(plan[LOGS]):
+            size, length = plan[plan[LOG_AT] + log * LOG_LINE + L_SIZE], load64(buffer, lengths + 8 * log)
+            last, times = -1, 0
+            for row in range(at, at + length // size * size, size):
+                if load64(buffer, row) == identity:
+                    last, times = row, times + 1
+            out[one, log] = 0
+            if last >= 0:
+                rows = (last - at) // size + 1
+                if load64(buffer, at) == 0:
+                    rows += (load64(buffer, at + HEADER_COUNT_AT) & HEADER_MASK) - 1
+                before = last - size + AT_MS_BYTE
+                fresh = last == at or (load64(buffer, before) & AT_MS_MASK) // refresh_ms != span
+                out[one, log] = (KEPT_ON if fresh else 0) | (UNTIDY if times > 1 or rows % plan[CHUNK] == 0 or rows % rewritten == 0 else 0)
+            at += max(length, 0)
+        for memory in range(plan[LOGS], memories):
+            at += max(load64(buffer, lengths + 8 * memory), 0)
+
+
+@compiled
+def at_rest(buffer: Array, size: int, cap: int, chunk: int, keep_ms: int, out: Array) -> int:
+    """A log (all but the last eight bytes of `buffer`) at rest: each row once, what is no longer seen in the header. How many bytes of `out`."""
+    length = buffer.size - 8
+    offsets, found = np.empty(length // size + 1, np.int64), np.empty(3, np.int64)
+    count = uniques(buffer, 0, length, size, 0, offsets, found, np.empty(_slots(length // size), np.int64))
+    flat = np.empty(2 * count, np.int64)
+    newest = found[1]
+    for i in range(count):
+        flat[i] = load64(buffer, offsets[i] + AT_MS_BYTE) & AT_MS_MASK
+        newest = max(newest, flat[i])
+        flat[count + i] = newest
+    first, position = found[0], found[0] + count - chunk
+    if position > 0:
+        first = visible_from(flat, 0, count, 1, position, found[0], found[1], cap, chunk, keep_ms)
+    gone, at = first - found[0], 0
+    if first > 0:
+        newest = flat[count + gone - 1] if gone > 0 else found[1]
+        out[:size] = 0
+        for byte in range(6):
+            out[HEADER_NEWEST_AT + byte] = (newest >> (8 * byte)) & 255
+            out[HEADER_COUNT_AT + byte] = (first >> (8 * byte)) & 255
+        at = size
+    for i in range(gone, count):
+        out[at : at + size] = buffer[offsets[i] : offsets[i] + size]
+        at += size
+    return at
 
 
 @compiled
@@ -253,20 +358,17 @@ def _mark(plan: Array, line: int, flat: Array, base: int, stride: int, lo: int, 
 @compiled
 def _distinct(flat: Array, column: int, rows: int, bits: Array, skip: int, need: int, table: Array) -> int:
     """How many different values, other than 0, a column has in the rows that count."""
-    slots = 16
-    while slots < 2 * rows:
-        slots *= 2
+    slots = _slots(rows)
     table[:slots] = 0
     count = 0
     for i in range(rows):
         value = word(flat, column + i)
         if value != 0 and (word(bits, skip + i) & need) == need:
             slot = (value ^ (value >> 13)) & (slots - 1)
-            while table[slot] != 0 and table[slot] != value:
+            while word(table, slot) != 0 and word(table, slot) != value:
                 slot = (slot + 1) & (slots - 1)
-            if table[slot] == 0:
-                table[slot] = value
-                count += 1
+            count += 1 if word(table, slot) == 0 else 0
+            put(table, slot, value)
     return count
 
 
@@ -599,31 +701,46 @@ def _capped(plan: Array, log: int, first: int, newest_gone: int, now: int, regis
 
 
 @compiled
-def _read_log(plan: Array, log: int, buffer: Array, start: int, length: int, facts: Array, registers: Array, found: Array, shared: Array) -> int:
+def _read_log(
+    plan: Array, log: int, buffer: Array, start: int, length: int, facts: Array, registers: Array, found: Array, shared: Array, room: Scratch
+) -> int:
     """One log's bytes, decoded and folded; returns the transaction's position in it."""
+    offsets, flat, bits, table = room
     line = plan[LOG_AT] + log * LOG_LINE
     size, columns = plan[line + L_SIZE], plan[line + L_COLUMNS]
-    offsets = np.empty(length // size + 1, np.int64)
-    count = uniques(buffer, start, length, size, facts[0], offsets, found)
-    flat = np.empty((columns + 1) * count, np.int64)
+    count = uniques(buffer, start, length, size, facts[0], offsets, found, table)
     for column in range(columns):
         place = plan[line + L_COLUMN_AT] + column * COLUMN_LINE
-        byte, bit, mask = plan[place], plan[place + 1], plan[place + 2]
+        byte, bit, mask, at = plan[place], plan[place + 1], plan[place + 2], column * count
         for i in range(count):
-            flat[column * count + i] = (load64(buffer, offsets[i] + byte) >> bit) & mask
-    newest = found[1]
+            put(flat, at + i, (load64(buffer, word(offsets, i) + byte) >> bit) & mask)
+    newest, ats, newests = found[1], AT_MS_COLUMN * count, columns * count
     for i in range(count):
-        newest = max(newest, flat[AT_MS_COLUMN * count + i])
-        flat[columns * count + i] = newest
+        newest = max(newest, word(flat, ats + i))
+        put(flat, newests + i, newest)
     position: int = found[0] + count
-    first = visible_from(flat, AT_MS_COLUMN * count, columns * count, 1, position, found[0], found[1], plan[CAP], plan[CHUNK], plan[KEEP_MS])
+    first = visible_from(flat, ats, newests, 1, position, found[0], found[1], plan[CAP], plan[CHUNK], plan[KEEP_MS])
     lo = first - found[0]
-    _capped(plan, log, first, flat[columns * count + lo - 1] if lo > 0 else found[1], facts[AT_MS_FACT], registers)
-    slots = 16
-    while slots < 2 * max(count, plan[CAP] + plan[CHUNK]):
-        slots *= 2
-    fold(plan, log, flat, 0, count, lo, count, facts, registers, np.empty(count, np.int64), np.empty(slots, np.int64), shared)
+    _capped(plan, log, first, flat[newests + lo - 1] if lo > 0 else found[1], facts[AT_MS_FACT], registers)
+    fold(plan, log, flat, 0, count, lo, count, facts, registers, bits, table, shared)
     return position
+
+
+@compiled
+def _scratch(plan: Array, buffer: Array, own: int, memories: int, count: int) -> Scratch:
+    """Room in which the logs of these transactions are read one after the other: what the longest of them needs."""
+    most, widest, at = plan[CAP] + plan[CHUNK], 1, 0
+    for log in range(plan[LOGS]):
+        widest = max(widest, plan[plan[LOG_AT] + log * LOG_LINE + L_COLUMNS])
+    for _ in range(count):
+        lengths = at + 8 * (plan[FACTS] + own)
+        at = lengths + 8 * memories
+        for memory in range(memories):
+            length = load64(buffer, lengths + 8 * memory)
+            if memory < plan[LOGS]:
+                most = max(most, length // plan[plan[LOG_AT] + memory * LOG_LINE + L_SIZE])
+            at += max(length, 0)
+    return np.empty(most + 1, np.int64), np.empty((widest + 1) * most, np.int64), np.empty(most + 1, np.int64), np.empty(_slots(most), np.int64)
 
 
 @compiled
@@ -652,7 +769,7 @@ def look_all(plan: Array, buffer: Array, tallies: int, told: Array, out: Array) 
     found = np.empty(3, np.int64)
     shared = np.empty(plan[SHARED] * (plan[CAP] + plan[CHUNK] + 1), np.int64)
     own, memories = plan[MEASURES] - told.shape[1], plan[LOGS] + plan[PROFILES] + tallies
-    at = 0
+    room, at = _scratch(plan, buffer, own, memories, out.shape[0]), 0
     for one in range(out.shape[0]):
         for fact in range(plan[FACTS]):
             facts[fact] = load64(buffer, at + 8 * fact)
@@ -670,7 +787,7 @@ def look_all(plan: Array, buffer: Array, tallies: int, told: Array, out: Array) 
             position = -1
             found[2] = 0
             if length >= 0:
-                position = _read_log(plan, log, buffer, at, length, facts, registers, found, shared)
+                position = _read_log(plan, log, buffer, at, length, facts, registers, found, shared, room)
             out[one, plan[OUTS] + 2 * log] = position
             out[one, plan[OUTS] + 2 * log + 1] = found[2]
             at += max(length, 0)

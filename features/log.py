@@ -9,13 +9,14 @@ import numpy as np
 
 from features import kernel
 from features.catalogue import Catalogue
-from features.engine import Past, look, packed, place_in, row_bytes
+from features.engine import Past, kept_up, look, own_bytes, packed, place_in, row_bytes, rows_of, section
 from features.fact import declined_facts, facts_of
-from features.layout import AT_MS_BYTE, AT_MS_MASK, NEWEST_AT, TRIMMED_AT, TRIMMED_WIDTH, at_ms_of
+from features.layout import NEWEST_AT, TRIMMED_AT, TRIMMED_WIDTH, at_ms_of
 from schemas.transaction import Transaction, TransactionKind
 
 _HEADER = bytes(8)
 """The identity of the header row."""
+_BEYOND = bytes(8)
 
 
 def row_count(log: bytes, row_size: int, length: int) -> int:
@@ -39,29 +40,10 @@ def tidied(catalogue: Catalogue, log_number: int, log: bytes) -> bytes:
 
     A function of the unique rows alone, however often and whenever it was applied before.
     """
-    layout, cap = catalogue.log_layouts[log_number], catalogue.cap
-    size = layout.row_bytes
-    rows = np.frombuffer(log[: len(log) // size * size], np.uint8).reshape(-1, size)
-    trimmed = newest = 0
-    if len(rows) and not rows[0, :8].any():
-        head, rows = rows[0].tobytes(), rows[1:]
-        newest = int.from_bytes(head[NEWEST_AT : NEWEST_AT + 6], "little")
-        trimmed = int.from_bytes(head[TRIMMED_AT : TRIMMED_AT + TRIMMED_WIDTH], "little")
-    hashes = np.ascontiguousarray(rows[:, :8]).view("<u8").ravel()
-    rows = rows[np.sort(np.unique(hashes, return_index=True)[1])]
-    wide = np.zeros((len(rows), 8), np.uint8)
-    wide[:, :6] = rows[:, AT_MS_BYTE : AT_MS_BYTE + 6]
-    ats = wide.view("<i8").ravel().astype(np.int64) & AT_MS_MASK
-    running = np.maximum(np.maximum.accumulate(ats), newest) if len(ats) else ats
-    position = trimmed + len(rows) - cap.chunk
-    first = trimmed
-    if position > 0:
-        flat = np.concatenate((ats, running))
-        first = kernel.visible_from(flat, 0, len(ats), 1, position, trimmed, newest, cap.rows, cap.chunk, catalogue.keep_ms)
-    gone = first - trimmed
-    if first == 0:
-        return rows.tobytes()
-    return layout.header(first, int(running[gone - 1]) if gone else newest) + rows[gone:].tobytes()
+    size, cap = catalogue.log_layouts[log_number].row_bytes, catalogue.cap
+    out = np.empty(len(log) + size, np.uint8)
+    length = kernel.at_rest(np.frombuffer(log + _BEYOND, np.uint8), size, cap.rows, cap.chunk, catalogue.keep_ms, out)
+    return out[:length].tobytes()
 
 
 class LogRow(NamedTuple):
@@ -151,8 +133,12 @@ def grown(catalogue: Catalogue, log_number: int, log: bytes, rows: Sequence[Told
 def warm(catalogue: Catalogue) -> None:
     """Loads (the first time on a machine: compiles) what serving runs, so that the first payment does not wait for it."""
     txn = Transaction(transaction_id="warm", kind=TransactionKind.ECOMMERCE, at_ms=0, amount_minor=0, currency="EUR", account_id="warm")
+    own = own_bytes(txn, facts_of(txn))
+    rows_of(catalogue, [own])
     rows = row_bytes(catalogue, txn)
-    look(catalogue, txn, Past(rows, (None,) * len(catalogue.profiles)))
-    row = next(row for row in rows if row is not None)
+    past = Past(rows, (None,) * len(catalogue.profiles))
+    look(catalogue, txn, past)
+    kept_up(catalogue, [section(own, (*past.logs, *past.profiles, *[None] * len(catalogue.tallies)))], 1, REWRITTEN_ROWS)
+    number, row = next((number, row) for number, row in enumerate(rows) if row is not None)
     place_in(row, len(row), 1)
-    kernel.visible_from(np.zeros(2, np.int64), 0, 1, 1, 1, 0, 0, catalogue.cap.rows, catalogue.cap.chunk, catalogue.keep_ms)
+    tidied(catalogue, number, row)

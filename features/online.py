@@ -16,10 +16,9 @@ import hiredis
 
 from features import slots
 from features.catalogue import Catalogue
-from features.engine import Past, packed, place_in, to_recall
-from features.fact import AT_MS, HASH, declined_facts, event_facts, facts_of
-from features.layout import at_ms_of
-from features.log import is_due, rebuilt_log, row_count, tidied
+from features.engine import KEPT_ON, UNTIDY, Past, event_bytes, kept_up, own_bytes, packed, place_in, row_slices, rows_of, section
+from features.fact import HASH, declined_facts, event_facts, facts_of
+from features.log import REWRITTEN_ROWS, rebuilt_log, tidied
 from features.memory import Aside, Decided, Happened, Updates, event_rows, gathered, keys_of
 from features.profile import profile_write, profile_writes
 from features.slots import Command, Node
@@ -61,6 +60,9 @@ return 1
 """A tally, replaced if its head is still the one that was read: a later one has taken other rows. KEYS[2]: the mark of a whole Redis."""
 _TAKE_SHA = hashlib.sha1(_TAKE, usedforsecurity=False).hexdigest().encode()
 _TRIES = 64
+_TIDIED_AT_ONCE = 16
+"""Logs that are brought to rest with one request: Redis does not work on more of that between two decisions."""
+_NOTHING = slice(0)
 
 
 def address(url: str) -> dict[str, Any]:
@@ -586,12 +588,20 @@ class _Asked(NamedTuple):
     """What one transaction asks of its memories: the key of each log, the row that goes there (b"": none, it is only read; None: neither),
     the keys of profiles and tallies, and what else goes along."""
 
+    own: bytes
+    """What the rows say (`own_bytes`)."""
     keys: list[str | None]
-    rows: tuple[bytes | None, ...]
+    rows: Sequence[bytes | None]
     more: list[str | None]
     aside: Aside
-    span: int
-    """In which of the spans its event falls after which expiry is put off."""
+
+
+class _Found(NamedTuple):
+    """What the memories answered: the logs, the profiles and tallies, and the kinds of logs that could not be read."""
+
+    logs: list[bytes | None]
+    more: list[bytes | None]
+    missing: tuple[str, ...]
 
 
 async def _only(answers: Awaitable[list[Past]]) -> Past:
@@ -609,12 +619,15 @@ class RedisMemory:
         self._refresh_ms = max(_DAY_MS, self.ttl_s * 1000 // 8)
         """Expiry is put off when a log is new, and when an event falls into another span of this length than the one before it."""
         self._keys, self._logs, self._profiles = keys_of(catalogue), len(catalogue.logs), len(catalogue.profiles)
+        self._rows = tuple(_NOTHING if entity.log_of else place for entity, place in zip(catalogue.log_entities, row_slices(catalogue), strict=True))
+        self._kinds = (*[f"{kind}_profile" for kind in catalogue.profiles], *catalogue.tallies)
+        self._nothings = (None,) * self._profiles + (b"",) * len(catalogue.tallies)  # a tally that is not there is one without a row
         self.tidy_failures = 0
-        self._untidy: dict[str, int] = {}
+        self._untidy: dict[str, tuple[int, bytes]] = {}
         self._tidying: asyncio.Task[None] | None = None
 
-    def _parted(self, replies: list[Any], asked: _Asked) -> tuple[list[bytes | None], list[bytes | None], tuple[str, ...]]:
-        """The logs, and the other values, in the replies to one's appends and MGET, and the kinds of logs that could not be read."""
+    def _parted(self, replies: list[Any], asked: _Asked) -> _Found:
+        """What the replies to one's appends and MGET say."""
         values, aside = replies[-1], asked.aside
         if isinstance(values, hiredis.ReplyError):
             raise MemoryUnavailable(f"Redis: {values}")
@@ -623,31 +636,36 @@ class RedisMemory:
             aside.wrote, aside.found = replies[:at], values[:of]
         logs: list[bytes | None] = []
         missing: list[str] = []
-        for number, (key, row) in enumerate(zip(asked.keys, asked.rows, strict=True)):
-            if key is None or row is None:
-                logs.append(None)
-                continue
-            length, log = (replies[at], values[of]) if row else (0, values[of] or b"")
-            at, of = at + (row != b""), of + 1
-            if row == b"" and log.__class__ is bytes:
-                logs.append(log)
-                continue
-            if log.__class__ is not bytes or length.__class__ is not int:
-                logs.append(None)
-                missing.append(self.catalogue.logs[number])
-                continue
+        for row in asked.rows:
+            log = None
+            if row:
+                log = values[of]
+                if log.__class__ is not bytes or replies[at].__class__ is not int:
+                    log = None
+                    missing.append(self.catalogue.logs[len(logs)])
+                at, of = at + 1, of + 1
+            elif row is not None:
+                log = b"" if values[of] is None else values[of]
+                if log.__class__ is not bytes:
+                    log = None
+                    missing.append(self.catalogue.logs[len(logs)])
+                of += 1
             logs.append(log)
-            self._keep_up(number, key, row, length, log, asked.span)
-        found = iter(values[of:])
-        others = [None if key is None else next(found) for key in asked.more]
-        for place in range(self._profiles, len(others)):
-            if others[place] is None and asked.more[place] is not None:
-                others[place] = b""  # a tally without a row
-        return logs, others, tuple(missing)
+        others: list[bytes | None] = []
+        for key, nothing, kind in zip(asked.more, self._nothings, self._kinds, strict=False):
+            value = None
+            if key is not None:
+                value = nothing if values[of] is None else values[of]
+                if isinstance(value, Exception):
+                    value = None
+                    missing.append(kind)
+                of += 1
+            others.append(value)
+        return _Found(logs, others, tuple(dict.fromkeys(missing)) if missing else ())
 
     def _commands(self, asked: _Asked) -> list[Command]:
         """What is asked aside, the appends, and one MGET of those logs and of more keys."""
-        keys, rows, more, aside, _ = asked
+        _, keys, rows, more, aside = asked
         appends: list[Command] = [(b"APPEND", key, row) for key, row in zip(keys, rows, strict=True) if row]
         logs = [key for key, row in zip(keys, rows, strict=True) if row is not None]
         return [*aside.writes, *appends, (b"MGET", *aside.reads, *logs, *[key for key in more if key is not None])]
@@ -657,18 +675,23 @@ class RedisMemory:
         return self._logs_in(asked, self.wire.ask(*self._commands(asked)))
 
     async def _logs_in(self, asked: _Asked, sent: asyncio.Future[list[Any]]) -> list[bytes | None]:
-        return self._parted(await sent, asked)[0]
+        logs = self._parted(await sent, asked).logs
+        others = (None,) * (self._profiles + len(self.catalogue.tallies))
+        self._keep_up([asked], [section(asked.own, (*logs, *others))], [logs])
+        return logs
 
-    def _keep_up(self, number: int, key: str, row: bytes, length: int, log: bytes, span: int) -> None:
-        """What an append leaves to do: expiry for a new log or a new span, tidying when a chunk is full or a row came twice."""
-        size = len(row)
-        place = length - size
-        if not place or at_ms_of(log, place - size) // self._refresh_ms != span:
-            self.wire.post(("EXPIRE", key, self.ttl_s))
-        if is_due(self.catalogue, row_count(log, size, length)) or log.find(row[:8]) != place:
-            self._untidy[key] = number
-            if self._tidying is None or self._tidying.done():
-                self._tidying = asyncio.get_running_loop().create_task(self._tidy_all())
+    def _keep_up(self, asked: Sequence[_Asked], sections: Sequence[bytes], logs: Sequence[Sequence[bytes | None]]) -> None:
+        """What appends leave to do: expiry for a new log or a new span, tidying when a chunk is full or a row came twice."""
+        for one, number, flag in kept_up(self.catalogue, sections, self._refresh_ms, REWRITTEN_ROWS):
+            key, log = asked[one].keys[number], logs[one][number]
+            if not asked[one].rows[number] or key is None or log is None:
+                continue
+            if flag & KEPT_ON:
+                self.wire.post(("EXPIRE", key, self.ttl_s))
+            if flag & UNTIDY:
+                self._untidy[key] = number, log
+        if self._untidy and (self._tidying is None or self._tidying.done()):
+            self._tidying = asyncio.get_running_loop().create_task(self._tidy_all())
 
     def recall_all(self, txns: Sequence[Transaction], asides: Sequence[Aside] = ()) -> Awaitable[list[Past]]:
         """Appends each transaction to its logs, reads them, its profiles and tallies, all in one round trip. The commands are sent at the call.
@@ -676,43 +699,43 @@ class RedisMemory:
         Never an error: what could not be read (no answer in time, a node gone, a key of the wrong type) is `missing`, by the kind of
         entity. Then what was asked aside has the error in its place.
         """
-        facts = [facts_of(txn) for txn in txns]
-        asked: list[_Asked] = []
+        owns = [own_bytes(txn, facts_of(txn)) for txn in txns]
         commands: list[Command] = []
+        asked: list[_Asked] = []
         ends: list[int] = []
-        for txn, own, aside in zip(txns, facts, asides or (_ALONE,) * len(txns), strict=True):
+        for txn, own, rows, aside in zip(txns, owns, rows_of(self.catalogue, owns), asides or (_ALONE,) * len(txns), strict=True):
             keys = self._keys(txn)
-            one = _Asked(keys[: self._logs], to_recall(self.catalogue, txn, own), keys[self._logs :], aside, own[AT_MS] // self._refresh_ms)
+            own_rows = [None if key is None else rows[place] for key, place in zip(keys, self._rows, strict=False)]
+            one = _Asked(own, keys[: self._logs], own_rows, keys[self._logs :], aside)
             asked.append(one)
             commands += self._commands(one)
             ends.append(len(commands))
-        return self._recalled(facts, asked, ends, self.wire.ask(*commands))
+        return self._recalled(asked, ends, self.wire.ask(*commands))
 
-    async def _recalled(self, facts: list[tuple[int, ...]], asked: list[_Asked], ends: list[int], sent: asyncio.Future[list[Any]]) -> list[Past]:
+    async def _recalled(self, asked: list[_Asked], ends: list[int], sent: asyncio.Future[list[Any]]) -> list[Past]:
         try:
             replies = await sent
         except MemoryUnavailable as error:
-            return [self._forgotten(own, one.aside, error) for own, one in zip(facts, asked, strict=True)]
-        begins = (0, *ends)
-        return [self._past(own, one, replies[begin:end]) for own, one, begin, end in zip(facts, asked, begins, ends, strict=False)]
+            return [self._forgotten(one.aside, error) for one in asked]
+        pasts = [self._past(one, replies[begin:end]) for one, begin, end in zip(asked, (0, *ends), ends, strict=False)]
+        there = [number for number, past in enumerate(pasts) if past.section is not None]
+        if there:
+            self._keep_up([asked[n] for n in there], [pasts[n].section or b"" for n in there], [pasts[n].logs for n in there])
+        return pasts
 
-    def _past(self, facts: tuple[int, ...], asked: _Asked, replies: list[Any]) -> Past:
+    def _past(self, asked: _Asked, replies: list[Any]) -> Past:
         try:
             logs, more, missing = self._parted(replies, asked)
         except MemoryUnavailable as error:
-            return self._forgotten(facts, asked.aside, error)
-        if any(isinstance(value, Exception) for value in more):
-            kinds = (*[f"{kind}_profile" for kind in self.catalogue.profiles], *self.catalogue.tallies)
-            gone = [kind for kind, value in zip(kinds, more, strict=True) if isinstance(value, Exception)]
-            missing = tuple(dict.fromkeys((*missing, *gone)))
-            more = [None if isinstance(value, Exception) else value for value in more]
-        return Past(tuple(logs), tuple(more[: self._profiles]), missing, facts, tuple(more[self._profiles :]))
+            return self._forgotten(asked.aside, error)
+        profiles, tallies = tuple(more[: self._profiles]), tuple(more[self._profiles :])
+        return Past(tuple(logs), profiles, missing, None, tallies, section(asked.own, (*logs, *more)))
 
-    def _forgotten(self, facts: tuple[int, ...], aside: Aside, error: MemoryUnavailable) -> Past:
+    def _forgotten(self, aside: Aside, error: MemoryUnavailable) -> Past:
         """The past of one whose memory does not answer."""
         if aside is not _ALONE:
             aside.wrote, aside.found = [error] * len(aside.writes), [error] * len(aside.reads)
-        return Past.nothing(self.catalogue)._replace(facts=facts)
+        return Past.nothing(self.catalogue)
 
     def recall(self, txn: Transaction, aside: Aside | None = None) -> Awaitable[Past]:
         """`recall_all` of one."""
@@ -765,7 +788,7 @@ class RedisMemory:
     def decline(self, txn: Transaction, aside: Aside | None = None) -> Awaitable[tuple[int, ...]]:
         """Remembers that it was declined or blocked; the place of that row in each log (-1: no such entity). Twice is once."""
         facts = declined_facts(facts_of(txn))
-        asked = _Asked(self._keys(txn)[: self._logs], packed(self.catalogue, txn, facts), [], aside or _ALONE, facts[AT_MS] // self._refresh_ms)
+        asked = _Asked(own_bytes(txn, facts), self._keys(txn)[: self._logs], packed(self.catalogue, txn, facts), [], aside or _ALONE)
         return self._placed(facts[HASH], self._append_and_read(asked))
 
     def remember_event(self, event: AccountEvent, aside: Aside | None = None) -> Awaitable[tuple[int, ...]]:
@@ -774,7 +797,7 @@ class RedisMemory:
         layouts = self.catalogue.log_layouts
         keys = [None if row is None else layout.key(event.account_id) for layout, row in zip(layouts, rows, strict=True)]
         facts = event_facts(event)
-        asked = _Asked(keys, rows, [], aside or _ALONE, facts[AT_MS] // self._refresh_ms)
+        asked = _Asked(event_bytes(facts), keys, rows, [], aside or _ALONE)
         return self._placed(facts[HASH], self._append_and_read(asked))
 
     async def _placed(self, hash_: int, logs: Awaitable[list[bytes | None]]) -> tuple[int, ...]:
@@ -820,30 +843,37 @@ class RedisMemory:
     async def tidy(self, kind: str, token: str) -> None:
         """Brings a log to rest: each row once, old chunks in the header. MemoryUnavailable if Redis does not answer."""
         number = self.catalogue.logs.index(kind)
-        await self._tidy(self.catalogue.log_layouts[number].key(token), number)
+        key = self.catalogue.log_layouts[number].key(token)
+        (old,) = await self.wire.send(("GET", key))
+        if isinstance(old, bytes) and (refused := await self._tidied({key: (number, old)})):
+            raise MemoryUnavailable(f"Redis: {refused[0]}")
 
-    async def _tidy(self, key: str, number: int) -> None:
-        """Reads, and replaces what was read; again if another process was first. What is appended meanwhile does not disturb."""
-        while True:
-            (old,) = await self.wire.send(("GET", key))
-            if not isinstance(old, bytes):
-                return
-            new = tidied(self.catalogue, number, old)
-            (swapped,) = await self.wire.send(("EVALSHA", _SWAP_SHA, 1, key, old, new))
-            if isinstance(swapped, hiredis.ReplyError) and str(swapped).startswith("NOSCRIPT"):
-                (swapped,) = await self.wire.send(("EVAL", _SWAP, 1, key, old, new))
-            if swapped == 1:
-                return
-            if isinstance(swapped, hiredis.ReplyError):
-                raise MemoryUnavailable(f"Redis: {swapped}")
+    async def _tidied(self, logs: dict[str, tuple[int, bytes]]) -> list[Exception]:
+        """Replaces these logs, which were read so, by themselves at rest; reads those again that another process was first to replace.
+        What is appended meanwhile does not disturb. Returns what was said of those that could not be replaced.
+        """
+        refused: list[Exception] = []
+        while logs:
+            swaps = [(1, key, old, tidied(self.catalogue, number, old)) for key, (number, old) in logs.items()]
+            replies = await self.wire.ask(*((b"EVALSHA", _SWAP_SHA, *swap) for swap in swaps))
+            unknown = [n for n, reply in enumerate(replies) if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT")]
+            for n, reply in zip(unknown, await self.wire.ask(*((b"EVAL", _SWAP, *swaps[n]) for n in unknown)), strict=True):
+                replies[n] = reply
+            refused += [reply for reply in replies if isinstance(reply, Exception)]
+            lost = [key for key, reply in zip(logs, replies, strict=True) if reply == 0]
+            now = await self.wire.ask(*(("GET", key) for key in lost))
+            logs = {key: (logs[key][0], log) for key, log in zip(lost, now, strict=True) if isinstance(log, bytes)}
+        return refused
 
     async def _tidy_all(self) -> None:
         while self._untidy:
-            key, number = self._untidy.popitem()
+            some = dict(islice(self._untidy.items(), _TIDIED_AT_ONCE))
+            for key in some:
+                del self._untidy[key]
             try:
-                await self._tidy(key, number)
+                self.tidy_failures += len(await self._tidied(some))
             except MemoryUnavailable:
-                self.tidy_failures += 1
+                self.tidy_failures += len(some)
 
     async def settle(self) -> None:
         """Returns when all tidying that was due is done."""

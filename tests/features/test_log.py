@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import random
 
+from histories import histories
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from past_oracle import Arrival
 from payments import DAY, T0, a_payment
 
 from features.catalogue import CATALOGUE, Catalogue
-from features.engine import row_bytes
-from features.fact import FACTS, row_identity
+from features.engine import KEPT_ON, UNTIDY, kept_up, own_bytes, row_bytes, section
+from features.engine import rows_of as packed_at_once
+from features.fact import FACTS, facts_of, row_identity
 from features.layout import Cap, at_ms_of
-from features.log import Told, grown, in_turn, log_rows, rebuilt_log, row_count, tidied, warm
+from features.log import REWRITTEN_ROWS, Told, grown, in_turn, is_due, log_rows, rebuilt_log, row_count, tidied, warm
+from schemas.transaction import Transaction
 
 SHORT = Catalogue(CATALOGUE.rows, Cap(rows=8, chunk=4))
 SIZE = SHORT.log_layouts[0].row_bytes
@@ -39,6 +43,55 @@ def test_a_log_at_rest_does_not_depend_on_when_it_was_tidied(when: list[int], ti
     assert tidied(SHORT, 0, at_rest) == at_rest
     assert row_count(at_rest, SIZE, len(at_rest)) == len(rows)
     assert len(at_rest) <= (8 + 2 * 4 + 1) * SIZE
+
+
+def at_rest_by_hand(when: list[int]) -> bytes:
+    """The log of rows on these days at rest, row by row as `Cap` says it."""
+    rows, ats, cap = rows_of(when), [T0 + day * DAY for day in when], SHORT.cap
+    last_chunk = (len(rows) - cap.chunk) // cap.chunk * cap.chunk
+    gone = max(0, (len(rows) - cap.chunk - cap.rows) // cap.chunk * cap.chunk)
+    while last_chunk > 0 and gone < last_chunk and ats[gone] <= max(ats[:last_chunk]) - SHORT.keep_ms:
+        gone += 1
+    return (SHORT.log_layouts[0].header(gone, max(ats[:gone])) if gone else b"") + b"".join(rows[gone:])
+
+
+@settings(max_examples=300, deadline=None)
+@given(days)
+def test_a_log_at_rest_has_what_the_last_chunk_may_see_and_the_rest_in_its_header(when: list[int]) -> None:
+    assert tidied(SHORT, 0, b"".join(rows_of(when))) == at_rest_by_hand(when)
+
+
+REFRESH_MS = 30 * DAY
+
+
+@settings(max_examples=200, deadline=None)
+@given(days, st.lists(st.integers(0, 59), max_size=3), st.booleans())
+def test_what_an_append_leaves_to_do_is_what_its_log_says(when: list[int], again: list[int], at_rest: bool) -> None:
+    rows = rows_of(when)
+    log, own = b"".join(rows[:-1]), a_payment(str(len(when) - 1), T0 + when[-1] * DAY)
+    log = tidied(SHORT, 0, log) if at_rest else log
+    log += b"".join(rows[number] for number in again if number < len(rows)) + rows[-1]
+    place = len(log) - SIZE
+    span = own.at_ms // REFRESH_MS
+    fresh = place == 0 or at_ms_of(log, place - SIZE) // REFRESH_MS != span
+    untidy = is_due(SHORT, row_count(log, SIZE, len(log))) or log.find(rows[-1][:8]) != place
+    begun = own_bytes(own, facts_of(own))
+    logs = (log, *[None] * (len(SHORT.logs) - 1))
+    one = section(begun, (*logs, *[None] * (len(SHORT.profiles) + len(SHORT.tallies))))
+    nothing = section(begun, (None,) * (len(SHORT.logs) + len(SHORT.profiles) + len(SHORT.tallies)))
+    to_do = kept_up(SHORT, [nothing, one, nothing, one], REFRESH_MS, REWRITTEN_ROWS)
+    flag = (KEPT_ON if fresh else 0) | (UNTIDY if untidy else 0)
+    assert to_do == ([(1, 0, flag), (3, 0, flag)] if flag else [])
+
+
+@settings(max_examples=100, deadline=None)
+@given(histories())
+def test_rows_that_are_packed_at_once_are_those_that_are_packed_one_by_one(arrivals: list[Arrival]) -> None:
+    payments = [arrival.record for arrival in arrivals if isinstance(arrival.record, Transaction)]
+    together = packed_at_once(CATALOGUE, [own_bytes(txn, facts_of(txn)) for txn in payments])
+    for txn, row in zip(payments, together, strict=True):
+        facts = facts_of(txn)
+        assert row == b"".join(layout.pack(facts) for layout in CATALOGUE.log_layouts)
 
 
 @settings(max_examples=200, deadline=None)

@@ -18,7 +18,7 @@ from stores import a_redis, a_wire
 
 from features.catalogue import CATALOGUE
 from features.engine import look
-from features.log import row_count
+from features.log import REWRITTEN_ROWS, row_count
 from features.online import RedisMemory, Wire
 from schemas.errors import MemoryUnavailable, SettingsError
 
@@ -150,6 +150,27 @@ def test_a_user_is_who_was_named_and_tidying_is_the_same_one() -> None:
                 await Wire.connect(wire.url, password, username)
 
     on_a_wire(scenario, *bank, password="secret", username="bank")
+
+
+def test_logs_that_are_due_are_brought_to_rest_together_and_are_not_read_for_it() -> None:
+    async def calls(wire: Wire, command: bytes) -> int:
+        (info,) = await wire.send(("INFO", "commandstats"))
+        return sum(int(line.split(b"calls=")[1].split(b",")[0]) for line in info.splitlines() if line.startswith(b"cmdstat_%b:" % command))
+
+    async def scenario(wire: Wire) -> None:
+        memory = RedisMemory(wire, CATALOGUE)
+        payments = [a_payment(str(n), 1_700_000_000_000 + n, account_id=f"a{n % 4}", card_token=f"c{n % 4}") for n in range(4 * REWRITTEN_ROWS)]
+        await memory.recall_all(payments)
+        await memory.settle()
+        assert (await calls(wire, b"get"), memory.tidy_failures) == (0, 0)
+        assert await calls(wire, b"set") == 4 + 4 + 1, "in the script: once for each card, account and device, however often it was due meanwhile"
+        await memory.recall_all(payments[:3])
+        await memory.settle()
+        (log,) = await wire.send(("GET", CATALOGUE.log_layouts[0].key("c1")))
+        assert len(log) == REWRITTEN_ROWS * CATALOGUE.log_layouts[0].row_bytes, "a row that came twice is there once"
+        await memory.close()
+
+    on_a_wire(scenario)
 
 
 def test_nobody_there_is_unavailable_and_a_wrong_address_is_a_wrong_setting() -> None:
