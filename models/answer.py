@@ -23,6 +23,7 @@ class Field39(NamedTuple):
 FIELD_39: dict[str, Field39] = {
     # What was decided
     "approve": Field39("00", "000"),
+    "partial": Field39("10", "002"),
     "review": Field39("01", "107"),
     "decline": Field39("05", "100"),
     "block": Field39("59", "102"),
@@ -97,6 +98,7 @@ class Answer(Record, frozen=True, kw_only=True):
     decision_id: Annotated[str, doc("names the decision; derived from the transaction's id")]
     outcome: Annotated[str, doc("approve, review, decline (the account cannot pay) or block (a risk)")]
     response_code: Annotated[str, doc("ISO 8583:1987 field 39")]
+    approved_minor: Annotated[int, doc("what is approved, minor units of the transaction's currency: less than its amount if in part (10)")]
     reason_category: Annotated[str, doc("none, risk, account or unavailable: all that is said of why")]
     hold_id: Annotated[str | None, doc("the hold, if money is held")]
     held_minor: Annotated[int, doc("what is held, minor units of `currency`")]
@@ -106,16 +108,19 @@ class Answer(Record, frozen=True, kw_only=True):
     stand_in: Annotated[bool, doc("whether the stand-in answered, because Redis or Kafka did not in time")]
 
 
-def answer_name(outcome: Outcome, reasons: tuple[Reason, ...]) -> str:
+def answer_name(decision: Decision) -> str:
     """The row of FIELD_39 that a decision is answered with: its outcome, or the refusal of the account or of the stand-in."""
+    outcome = decision.outcome
     if outcome is Outcome.DECLINE:
-        return next((r.code for r in reasons if r.source in _REFUSING and r.code in FIELD_39), outcome)
-    return outcome
+        return next((r.code for r in decision.reasons if r.source in _REFUSING and r.code in FIELD_39), outcome)
+    return "partial" if outcome is Outcome.APPROVE and decision.approved_minor is not None else outcome
 
 
-def response_code(outcome: Outcome, reasons: tuple[Reason, ...]) -> str:
-    """ISO 8583:1987 field 39 of a decision."""
-    return FIELD_39[answer_name(outcome, reasons)].v1987
+def approved_minor(decision: Decision) -> int:
+    """What the host is told to be approved, minor units of the transaction's currency."""
+    if decision.outcome is not Outcome.APPROVE:
+        return 0
+    return decision.transaction.amount_minor if decision.approved_minor is None else decision.approved_minor
 
 
 def reason_category(outcome: Outcome, reasons: tuple[Reason, ...]) -> str:
@@ -133,7 +138,8 @@ def host_view(decision: Decision) -> bytes:
         transaction_id=decision.transaction_id,
         decision_id=decision.decision_id,
         outcome=decision.outcome,
-        response_code=response_code(decision.outcome, decision.reasons),
+        response_code=FIELD_39[answer_name(decision)].v1987,
+        approved_minor=approved_minor(decision),
         reason_category=reason_category(decision.outcome, decision.reasons),
         hold_id=decision.hold_id,
         held_minor=decision.held_minor,

@@ -210,8 +210,12 @@ def place(
     unknown: UnknownAccount,
     tolerance_minor: int = 0,
     txn: Transaction | None = None,
+    least_minor: int = 0,
 ) -> Step | Refusal:
     """A provisional hold on the account's funds, leased until `now_ms + lease_ms`, or why not.
+
+    Where less is available than is asked for, but `least_minor` or more (0: all or nothing), what there is is held, and captures take no more
+    than that. Nothing else is approved in part: limits are asked about the whole amount, for they are said of the payment and not of the money.
 
     A repeat finds the hold of its id and returns it unchanged, in whatever state; only one whose lease has lapsed is
     placed anew, with the funds checked anew, because its money was free for others meanwhile. Nothing is held for zero.
@@ -224,8 +228,10 @@ def place(
     refusal = standing(book, currency, unknown, txn, now_ms)
     if refusal is not None:
         return refusal
-    if book.known and amount_minor > book.available_minor(now_ms):
-        return Refusal.INSUFFICIENT_FUNDS
+    if book.known and amount_minor > (available := book.available_minor(now_ms)):
+        if not 0 < least_minor <= available:
+            return Refusal.INSUFFICIENT_FUNDS
+        amount_minor, tolerance_minor = available, 0
     card = (txn and txn.card_token) or ""
     terms = Terms(hold_id, transaction_id, amount_minor, currency, expires_at_ms, tolerance_minor, card, now_ms)
     hold = terms.hold(HoldState.PROVISIONAL, now_ms + lease_ms)

@@ -21,7 +21,7 @@ from schemas.decision import Outcome
 from schemas.errors import SettingsError
 from schemas.money import EXPONENTS
 from schemas.record import Word
-from schemas.transaction import Transaction, TransactionKind
+from schemas.transaction import CREDITS, Transaction, TransactionKind
 
 DAY_MS = 86_400_000
 UNREAD = frozenset({"members"})
@@ -98,6 +98,13 @@ class HoldTerms(NamedTuple):
     tolerance_percent: int
 
 
+class PartialRows(NamedTuple):
+    """Which payments may be approved in part, where their host can take that: of these kinds, outside these merchant categories."""
+
+    kinds: frozenset[TransactionKind] = frozenset()
+    never_mcc: tuple[tuple[int, int], ...] = ()  # first and last code of a range
+
+
 class RulePlan(NamedTuple):
     """All conditions as rows of arrays, for the compiled check."""
 
@@ -127,6 +134,7 @@ class Policy:
     schemes: tuple[tuple[str, str, str], ...]  # first and last digits of a card number, of the same length, and the scheme
     tolerance_by_mcc: tuple[tuple[int, int, int], ...]  # first and last code of a range, and percent
     sar: SarThresholds
+    partial: PartialRows
     plan: RulePlan | None = None
 
     def bound(self, names: Sequence[str]) -> Policy:
@@ -233,6 +241,24 @@ def _terms(policy: Policy, kind: TransactionKind, mcc: str | None, card_bin: str
     return HoldTerms(lifetime_ms or policy.hold_default_ms, _in_range(policy.tolerance_by_mcc, mcc) or 0)
 
 
+def least_minor(policy: Policy, txn: Transaction) -> int:
+    """The least that this payment may be approved for in part, minor units of the account's currency; 0 where it may not.
+
+    It is what one minor unit of the transaction's currency costs: less would be an approval of nothing.
+    """
+    rows = policy.partial
+    if not txn.partial_allowed or txn.kind not in rows.kinds or not txn.amount_minor:
+        return 0
+    if txn.mcc is not None and any(first <= int(txn.mcc) <= last for first, last in rows.never_mcc):
+        return 0
+    return -(-txn.own_amount_minor // txn.amount_minor)
+
+
+def approved_in_part(txn: Transaction, held_minor: int) -> int | None:
+    """What is approved where less is held than was asked for, minor units of the transaction's currency, rounded down; None where all is."""
+    return None if held_minor == txn.own_amount_minor else txn.amount_minor * held_minor // txn.own_amount_minor
+
+
 def _in_range(ranges: tuple[tuple[int, int, int], ...], mcc: str | None) -> int | None:
     """What the first range that has this code says; None if none has."""
     return None if mcc is None else next((value for first, last, value in ranges if first <= int(mcc) <= last), None)
@@ -278,6 +304,7 @@ def policy_from_toml(text: str) -> Policy:
         schemes=_schemes(table.table("schemes", {})),
         tolerance_by_mcc=_tolerances(hold.table("tolerance_percent_by_mcc", {})),
         sar=_sar(table.table("sar")),
+        partial=_partial(table.table("partial_approval", {"kinds": []})),
     )
     for part in (score, risk, hold, table):
         part.done()
@@ -398,10 +425,21 @@ def _tolerances(table: _Table) -> tuple[tuple[int, int, int], ...]:
     return tuple((*_range(table, codes), int(table.number(codes, 0, 100))) for codes in table.given())
 
 
-def _range(table: _Table, codes: str) -> tuple[int, int]:
-    first, _, last = codes.partition("-")
+def _partial(table: _Table) -> PartialRows:
+    kinds = table.take("kinds", list)
+    for kind in kinds:
+        if kind not in list(TransactionKind) or kind in CREDITS:
+            raise table.wrong("kinds", f"{kind!r} is no kind of transaction that takes money")
+    never = [_range(table, codes, "never_mcc") for codes in table.take("never_mcc", list, [])]
+    rows = PartialRows(frozenset(TransactionKind(kind) for kind in kinds), tuple(never))
+    table.done()
+    return rows
+
+
+def _range(table: _Table, codes: str, key: str = "") -> tuple[int, int]:
+    first, _, last = str(codes).partition("-")
     if not all(len(c) == 4 and c.isdecimal() for c in (first, last or first)):
-        raise table.wrong(codes, "is neither a merchant category code nor a range of them, like 3351-3441")
+        raise table.wrong(key or codes, "is neither a merchant category code nor a range of them, like 3351-3441")
     return int(first), int(last or first)
 
 

@@ -87,4 +87,5 @@ class Decision(Record, frozen=True, kw_only=True):
     tally_positions: Annotated[bytes, doc("of each tally that was read, what of the log it held: `features/tally.py` says how")] = b""
     profile_positions: Annotated[bytes, doc("of each profile value that was read, since when it was known: `features/profile.py` says how")] = b""
     hold_tolerance_minor: Annotated[MinorUnits, doc("how much more than was held captures may take in all (tips, fuel), minor units")] = 0
+    approved_minor: Annotated[MinorUnits | None, doc("of an approval in part: how much, minor units of the transaction's currency; else null")] = None
     transaction: Annotated[Transaction, doc("the transaction itself")]

@@ -134,6 +134,7 @@ class Transaction(Record, frozen=True, kw_only=True):
     session: Annotated[BehaviouralSession | None, doc("the behavioural session, if there was one")] = None
     fingerprint: Annotated[Fingerprint | None, doc("the parts of the device's fingerprint, if they were taken")] = None
     attributes: Annotated[tuple[Attribute, ...], doc("what this record did not foresee")] = ()
+    partial_allowed: Annotated[bool, doc("true: the sender can take an approval of less than the amount")] = False
 
     @property
     def own_amount_minor(self) -> int:

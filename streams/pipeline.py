@@ -17,9 +17,9 @@ from features.memory import Aside, Memory
 from models.decision import Verdict, judge_all, refused, unjudged
 from models.hold import Book, OpenHold, Refusal, Step, UnknownAccount, place, standing
 from models.opinion import Judged, Judges, Panel
-from models.policy import hold_terms
+from models.policy import approved_in_part, hold_terms, least_minor
 from models.sandbox import Cards, forced
-from models.stand_in import hold_of, said_before
+from models.stand_in import hold_of, is_stand_in, said_before
 from schemas import avro, identity
 from schemas.decision import Decision, Outcome
 from schemas.errors import HoldfastError, LogUnavailable, MemoryUnavailable, Unavailable
@@ -134,7 +134,7 @@ class Walk:
     def __init__(self, ask: Ask) -> None:
         self.ask, self.txn = ask, ask.txn
         self.content = avro.body(ask.txn)
-        self.digest = identity.digest(self.content)
+        self.digest = identity.request_digest(self.content)
         self.first: Kept | None = None
         self.hold: OpenHold | None = None
         self.declined: tuple[int, ...] = ()
@@ -362,8 +362,10 @@ def placing(walk: Walk, world: World) -> Callable[[Book], Step | Refusal]:
     txn, now_ms = walk.txn, walk.ask.now_ms
     hold_id, amount_minor, terms = identity.hold_id(txn.transaction_id), txn.own_amount_minor, hold_terms(walk.judges.policy, txn)
     own = (hold_id, txn.transaction_id, amount_minor, txn.own_currency, now_ms, world.hold_lease_ms, now_ms + terms.lifetime_ms)
-    tolerance_minor = amount_minor * terms.tolerance_percent // 100
-    return lambda before: place(before, *own, world.unknown_account, tolerance_minor, txn)
+    tolerance_minor, verdict = amount_minor * terms.tolerance_percent // 100, walk.verdict
+    in_part = txn.partial_allowed and verdict.outcome is Outcome.APPROVE and not is_stand_in(verdict.degradations)
+    least = least_minor(walk.judges.policy, txn) if in_part else 0
+    return lambda before: place(before, *own, world.unknown_account, tolerance_minor, txn, least)
 
 
 async def remember_decline(walk: Walk, world: World) -> None:
@@ -476,6 +478,7 @@ def decided(walk: Walk, world: World) -> Decision:
         source_topic=origin.topic,
         source_partition=origin.partition,
         source_offset=origin.offset,
+        approved_minor=approved_in_part(txn, hold.amount_minor) if hold and verdict.outcome is Outcome.APPROVE else None,
         transaction=txn,
     )
 

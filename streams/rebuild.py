@@ -247,7 +247,7 @@ class Rebuild:
                 rows.append((decision.transaction, decision.positions, decision.declined_positions))
             left_s = self._settings.answer_ttl_s - (self._now_ms - decision.decided_at_ms) // 1000
             if left_s > 0:
-                digest = identity.digest(avro.body(decision.transaction))
+                digest = identity.request_digest(avro.body(decision.transaction))
                 kept.append(Restored(decision.transaction_id, decision.decision_id, digest, message, left_s, listed_of(decision)))
             await self._held(books, decision, partition, confirmed, moved)
             tallies.fold_if_many()

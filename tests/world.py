@@ -101,7 +101,8 @@ class TestWorld:
 
     def know(self, account_id: str = "a1", balance_minor: int = 100_000, **changes: object) -> None:
         """Says an account's balance."""
-        state = AccountState(account_id=account_id, currency="EUR", balance_minor=balance_minor, as_of_ms=1, **changes)  # type: ignore[arg-type]
+        said: dict[str, object] = {"currency": "EUR", "as_of_ms": 1} | changes
+        state = AccountState(account_id=account_id, balance_minor=balance_minor, **said)  # type: ignore[arg-type]
         self.books.books[account_id] = state_known(self.books.books.get(account_id, EMPTY), state)
 
     @property

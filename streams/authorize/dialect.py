@@ -78,6 +78,8 @@ class Map(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sequence_count: Part | None = None
     account: Part | None = None
     counterparty: Part | None = None
+    partial: Part | None = None
+    original_amount: Part | None = None
 
 
 class Dialect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -98,6 +100,7 @@ class Dialect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     entry_modes: dict[str, EntryMode]
     kinds: dict[str, TransactionKind]
     conditions: dict[str, TransactionKind]
+    partials: tuple[str, ...] = ()
 
 
 def dialect_of(name: str) -> Dialect:

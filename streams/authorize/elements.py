@@ -108,6 +108,7 @@ class Elements:
                 Attribute(name="rrn", value=key.rrn),
                 Attribute(name="stan", value=key.stan),
             ),
+            partial_allowed=_text(row.partial, fields) in dialect.partials,
         )
 
     def asked(self, kind: ClearingKind, fields: Fields, now_ms: int) -> Asked:

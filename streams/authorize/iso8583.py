@@ -171,9 +171,24 @@ class Desk:
         added: Fields = {}
         if decision.outcome is Outcome.APPROVE:
             added[self._dialect.map.approval.number] = decision.decision_id[4:10].upper()
+            if decision.approved_minor is not None:
+                added |= self._in_part(decision, decision.approved_minor)
             if elements.asks_balance(fields) and self._dialect.map.balance is not None:
-                added |= await self._available(self._dialect.map.balance.number, decision, now_ms)
-        return Answer(answer_name(decision.outcome, decision.reasons), added)
+                for number, amounts in (await self._available(self._dialect.map.balance.number, decision, now_ms)).items():
+                    added[number] = added.get(number, "") + amounts
+        return Answer(answer_name(decision), added)
+
+    def _in_part(self, decision: Decision, approved_minor: int) -> Fields:
+        """What is approved in place of the amount, in the account's currency too where the request was, and what was asked for."""
+        row, txn = self._dialect.map, decision.transaction
+        made: Fields = {row.amount.number: f"{approved_minor:012}"}
+        if txn.billing_amount_minor is not None and row.billing_amount is not None and row.billing_currency is not None:
+            made |= {row.billing_amount.number: f"{decision.held_minor:012}", row.billing_currency.number: CURRENCY_NUMBERS[txn.own_currency]}
+        if row.original_amount is not None:
+            asked = f"{txn.amount_minor:012}"
+            said = f"{asked}{0:012}" if self._v1993 else f"0057{CURRENCY_NUMBERS[txn.currency]}D{asked}"
+            made[row.original_amount.number] = said
+        return made
 
     async def _available(self, number: int, decision: Decision, now_ms: int) -> Fields:
         """Additional amounts: account type unspecified, amount type `available`, currency, sign, twelve digits. None if nobody knows them."""

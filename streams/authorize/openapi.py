@@ -57,6 +57,7 @@ REQUESTS: dict[type[Record], Examples] = {
         "purchase": _PURCHASE,
         "card_present": _PURCHASE | {"kind": "card_present", "entry_mode": "chip", "terminal_id": "pos-7"},
         "tokens": {name: value for name, value in _PURCHASE.items() if name != "card_number"} | {"card_token": "crd_k1_0123456789abcdef"},
+        "in_part": _PURCHASE | {"partial_allowed": True},
         "refund": _PURCHASE | {"kind": "refund"},
         "account_verification": _PURCHASE | {"amount_minor": 0},
     },
@@ -83,14 +84,16 @@ DECLINES = ("unknown_account", "account_frozen", "account_closed", "currency_mis
 def _answer(name: str, outcome: str, category: str, stand_in: bool = False) -> dict[str, Any]:
     """An answer by its row of FIELD_39."""
     held = outcome == "approve"
+    approved_minor = 0 if not held else 1_200 if name == "partial" else 1_999
     answer = Answer(
         transaction_id="t-1",
         decision_id="dec_0b6f6a3e5c1d5f2f8a0c5d5a9e4b7c21",
         outcome=outcome,
         response_code=FIELD_39[name].v1987,
+        approved_minor=approved_minor,
         reason_category=category,
         hold_id="hld_5f0e9f0c6b7e5a4c9c1d2e3f4a5b6c7d" if held else None,
-        held_minor=1_999 if held else 0,
+        held_minor=approved_minor,
         currency="EUR" if held else None,
         hold_expires_at_ms=NOON_MS + 7 * 86_400_000 if held else None,
         decided_at_ms=NOON_MS + 4,
@@ -105,6 +108,7 @@ _CONTROLS = Controls(controls_id="ctl_1", account_id="a-1", status=Usability.FRO
 ANSWERS: dict[type[Record], Examples] = {
     Answer: {
         "approve": _answer("approve", "approve", "none"),
+        "partial": _answer("partial", "approve", "none"),
         "review": _answer("review", "review", "risk"),
         "block": _answer("block", "block", "risk"),
         **{name: _answer(name, "decline", "account") for name in DECLINES},

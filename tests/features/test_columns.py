@@ -37,7 +37,7 @@ def a_table(payments: list[Transaction]) -> pa.Table:
     numbers = {
         **dict.fromkeys(["at_ms", "amount_minor", "billing_amount_minor"], pa.int64()),
         **dict.fromkeys([*SESSION, "latitude", "longitude"], pa.float64()),
-        **dict.fromkeys(["emulator", "ip_proxy"], pa.bool_()),
+        **dict.fromkeys(["emulator", "ip_proxy", "partial_allowed"], pa.bool_()),
     }
     return pa.table({name: pa.array([row.get(name) for row in rows], numbers.get(name, pa.string())) for name in names})
 

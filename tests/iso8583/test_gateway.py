@@ -431,3 +431,45 @@ def test_every_refusal_has_its_row_in_the_one_table() -> None:
     moves = {"not_confirmed", "not_yet_expired", "not_resolved"}  # of the books, never of a host
     assert {str(refusal) for refusal in (*Refusal, *NotCleared)} - moves <= FIELD_39.keys()
     assert all((len(code.v1987), len(code.v1993)) == (2, 3) for code in FIELD_39.values())
+
+
+IN_PART = {"f4": "000000012000", "f60": f"{0:011}1"}
+
+
+def test_less_than_was_asked_for_is_approved_where_the_message_says_so() -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        _, got = await host.ask("0100", fields_of(**IN_PART))
+        assert (got[39], got[4], got[54], len(got[38])) == ("10", "000000010000", "0057978D000000012000", 6)
+        assert (scene.world.decisions[0].held_minor, scene.world.decisions[0].approved_minor) == (10_000, 10_000)
+        assert (await host.ask("0101", fields_of(**IN_PART)))[1] == got
+        assert await host.code("0100", fields_of(**(IN_PART | {"f11": "000002"}))) == "51"
+        assert await host.code("0100", fields_of(f4="000000012000", f11="000003", f60=f"{0:012}")) == "51"
+        assert await host.code("0120", about(f4="000000010001", f11="000004")) == "13"
+        assert await host.code("0120", about(f4="000000010000", f11="000005")) == "00"
+
+    at_the_gateway(play)
+
+
+def test_a_machine_pays_out_what_was_asked_or_nothing() -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        assert await host.code("0100", fields_of(**IN_PART, f3="010000")) == "51"
+
+    at_the_gateway(play)
+
+
+def test_what_is_approved_in_part_is_said_in_both_currencies_and_may_be_of_an_estimate() -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        _, got = await host.ask("0100", fields_of(f4="000000014000", f49="840", f6="000000012000", f51="978", f60=f"{0:011}3"))
+        assert (got[39], got[4], got[49], got[6], got[51]) == ("10", "000000011666", "840", "000000010000", "978")
+        assert got[54] == "0057840D000000014000"
+
+    at_the_gateway(play)
+
+
+def test_of_1993_the_action_code_is_002_and_element_30_has_the_original_amount() -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        _, got = await host.ask("1100", fields_of(**IN_PART, f12="260101130000", f13=None, f18=None, f22="510101511344", f25=None, f43=None))
+        assert (got[39], got[4], got[30]) == ("002", "000000010000", f"{12_000:012}{0:012}")
+        assert 54 not in got
+
+    at_the_gateway(play, dialect="1993-ascii")

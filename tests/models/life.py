@@ -100,8 +100,14 @@ class Life(RuleBasedStateMachine):
 
     # What a door does.
 
-    @rule(data=st.data(), amount=amounts, tolerance=st.sampled_from([0, 20]), how=st.sampled_from(["new", "new", "new", "again", "increment"]))
-    def authorize(self, data: st.DataObject, amount: int, tolerance: int, how: str) -> None:
+    @rule(
+        data=st.data(),
+        amount=amounts,
+        tolerance=st.sampled_from([0, 20]),
+        least=st.sampled_from([0, 0, 1, 700]),
+        how=st.sampled_from(["new", "new", "new", "again", "increment"]),
+    )
+    def authorize(self, data: st.DataObject, amount: int, tolerance: int, least: int, how: str) -> None:
         """A transaction is decided; the service may die before the log has it, and then it comes again or never."""
         logged = [d.transaction_id for d in self.decisions]
         again = sorted(self.sheets.keys() - set(logged))
@@ -112,9 +118,9 @@ class Life(RuleBasedStateMachine):
             name = data.draw(st.sampled_from(again))
         elif how == "increment" and originals:
             name = identity.increment_id(data.draw(st.sampled_from(originals)), name)
-        self.decide(name, amount, tolerance, died=data.draw(st.integers(0, 5)) == 0)
+        self.decide(name, amount, tolerance, least, died=data.draw(st.integers(0, 5)) == 0)
 
-    def decide(self, name: str, amount: int, tolerance: int, died: bool) -> None:
+    def decide(self, name: str, amount: int, tolerance: int, least: int, died: bool) -> None:
         made = a_decision(name, TransactionKind.ECOMMERCE, amount, self.now_ms - 5)
         life = self.now_ms + LIFE_MS
         decision = msgspec.structs.replace(made, hold_expires_at_ms=life, hold_tolerance_minor=amount * tolerance // 100, decided_at_ms=self.now_ms)
@@ -124,15 +130,19 @@ class Life(RuleBasedStateMachine):
         free, spent = self.available(), self.spent_today()
         hold_id = str(decision.hold_id)
         terms = (decision.held_minor, "USD", self.now_ms, LEASE_MS, life, UnknownAccount.DECLINE, decision.hold_tolerance_minor)
-        got = place(self.book, hold_id, name, *terms, decision.transaction)
+        got = place(self.book, hold_id, name, *terms, decision.transaction, least)
         if earlier is not None and earlier.left(self.now_ms):
             assert isinstance(got, Step), "a retry finds its hold"
         else:
             wanted = self.refusal(decision.held_minor, free, spent)
+            if wanted is Refusal.INSUFFICIENT_FUNDS and 0 < least <= free:
+                wanted, decision = None, msgspec.structs.replace(decision, held_minor=free, hold_tolerance_minor=0, approved_minor=free)
+                COUNTS["authorize in part"] += 1
             assert (got if isinstance(got, Refusal) else None) == wanted, (got if isinstance(got, Refusal) else None, wanted, spent)
             COUNTS[f"authorize {wanted or 'held'}"] += 1
         if isinstance(got, Refusal):
             return
+        assert (got.hold.amount_minor, got.hold.tolerance_minor) == (decision.held_minor, decision.hold_tolerance_minor)
         self.book = got.book
         self.sheets.setdefault(name, Sheet(decision, self.now_ms + LEASE_MS))
         if earlier is None or not earlier.left(self.now_ms):

@@ -71,6 +71,10 @@ class Desk:
     def hold(self, name: str, amount: str, currency: str = "EUR", unknown: str = "decline") -> Step | Refusal:
         return place(self.book, name, f"T{name}", int(amount), currency, self.now_ms, LEASE_MS, self.now_ms + LIFE_MS, UnknownAccount(unknown))
 
+    def in_part(self, name: str, amount: str, least: str, tolerance: str = "0", unknown: str = "decline") -> Step | Refusal:
+        terms = (self.now_ms, LEASE_MS, self.now_ms + LIFE_MS, UnknownAccount(unknown), int(tolerance))
+        return place(self.book, name, f"T{name}", int(amount), "EUR", *terms, least_minor=int(least))
+
     def confirm(self, name: str, amount: str, currency: str = "EUR", tolerance: str = "0") -> Step:
         return confirm(self.book, Terms(name, f"T{name}", int(amount), currency, self.now_ms + LIFE_MS, int(tolerance)))
 
@@ -114,6 +118,59 @@ SCENARIOS = {
         available               -> 20000
         post H1 10000           -> posted
         available               -> 20000
+    """,
+    "where less is there than was asked for, what there is may be held, and captures take that": """
+        account 10000
+        in_part H1 12000 1      -> provisional
+        left H1                 -> 10000
+        available               -> 0
+        in_part H2 1 1          -> insufficient_funds
+        confirm H1 10000        -> confirmed
+        part H1 4000            -> confirmed
+        post H1 6001            -> exceeds_hold
+        post H1 6000            -> posted
+        available               -> 0
+    """,
+    "what can be held whole is, and what may not be held in part is not": """
+        account 10000
+        in_part H1 9000 1       -> provisional
+        left H1                 -> 9000
+        hold H2 1001            -> insufficient_funds
+        in_part H2 1001 0       -> insufficient_funds
+        in_part H2 5000 1001    -> insufficient_funds
+        in_part H2 5000 1000    -> provisional
+        left H2                 -> 1000
+    """,
+    "a part goes with the credit limit, and never beyond it": """
+        account 100 limit=400
+        in_part H1 600 1        -> provisional
+        left H1                 -> 500
+        account 0 as_of=5
+        available               -> -500
+        in_part H2 600 1        -> insufficient_funds
+    """,
+    "a part has no tolerance: there is no more money": """
+        account 10000
+        in_part H1 12000 1 2000 -> provisional
+        confirm H1 10000        -> confirmed
+        post H1 10001           -> exceeds_hold
+        post H1 10000           -> posted
+    """,
+    "a repeat finds its part, whatever has come since; one that has lapsed is measured anew": """
+        account 10000
+        in_part H1 12000 1      -> provisional
+        account 20000 as_of=5
+        in_part H1 12000 1      -> provisional
+        left H1                 -> 10000
+        tick 10s
+        in_part H1 12000 1      -> provisional
+        left H1                 -> 12000
+    """,
+    "of an account that nobody described nothing is known to be less; one that may not pay does not in part": """
+        in_part H1 12000 1 0 hold -> provisional
+        left H1                 -> 12000
+        account 100 status=frozen
+        in_part H2 12000 1      -> account_frozen
     """,
     "a hold expires at exactly seven days": """
         account 30000

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.catalogue import CATALOGUE
-from models.policy import Comparison, Policy, hold_lifetime_ms, hold_terms, policy_from_toml
+from models.policy import Comparison, Policy, approved_in_part, hold_lifetime_ms, hold_terms, least_minor, policy_from_toml
 from models.registry import default_policy_text
 from schemas.decision import Outcome
 from schemas.errors import SettingsError
@@ -63,6 +63,9 @@ def test_other_numbers_are_another_policy() -> None:
         ("recurring = 5", "recuring = 5", "policy.hold.days_by_kind.recuring"),
         ('"4411" = 30', '"441" = 30', "policy.hold.days_by_mcc.441"),
         ("ZAR = 0.055", "ZZZ = 1", "policy.sar.usd_per_unit.ZZZ"),
+        ('"ecommerce", "moto"]', '"ecommerce", "refund"]', "policy.partial_approval.kinds: 'refund'"),
+        ('"4829", # money', '"482", # money', "policy.partial_approval.never_mcc"),
+        ("never_mcc = [", "mcc_never = [", "policy.partial_approval.mcc_never: unknown key"),
         ('otherwise = "review"', 'otherwise = "maybe"', "policy.degraded.otherwise"),
         ("2026-01-01T00:00:00Z", "2026-01-01T00:00:00", "policy.effective_from"),
         ('name = "default"', 'name = "default', "policy:"),
@@ -181,3 +184,53 @@ def test_what_is_missing_has_an_outcome_by_its_whole_name_then_by_its_kind(polic
 def test_a_policy_that_was_signed_with_the_members_weights_of_earlier_releases_is_still_read() -> None:
     policy = policy_from_toml(TEXT + "\n[members]\nlearned = 1.0\n")
     assert policy.policy_id != policy_from_toml(TEXT).policy_id
+
+
+@pytest.mark.parametrize(
+    ("changes", "least"),
+    [
+        ({}, 1),
+        ({"partial_allowed": False}, 0),
+        ({"kind": TransactionKind.ATM}, 0),
+        ({"kind": TransactionKind.RECURRING}, 0),
+        ({"kind": TransactionKind.TRANSFER_OUT}, 0),
+        ({"kind": TransactionKind.REFUND}, 0),
+        ({"amount_minor": 0}, 0),
+        ({"mcc": "6011"}, 0),
+        ({"mcc": "6012"}, 0),
+        ({"mcc": "6013"}, 1),
+        ({"mcc": "7995"}, 0),
+        ({"currency": "KWD", "billing_amount_minor": 3_100, "billing_currency": "EUR"}, 4),  # 1.000 KWD are 31.00 EUR: a fils is 3.1 cents
+        ({"currency": "JPY", "billing_amount_minor": 6, "billing_currency": "EUR"}, 1),
+    ],
+)
+def test_which_payments_may_be_approved_in_part_and_for_how_little(changes: dict[str, object], least: int) -> None:
+    plain = {"kind": TransactionKind.CARD_PRESENT, "amount_minor": 1_000, "currency": "EUR", "mcc": "5411", "partial_allowed": True}
+    txn = Transaction(transaction_id="T", at_ms=0, account_id="A", **(plain | changes))  # type: ignore[arg-type]
+    assert least_minor(policy_from_toml(TEXT), txn) == least
+
+
+def test_a_policy_without_rows_for_it_approves_nothing_in_part() -> None:
+    start = TEXT.index("[partial_approval]")
+    older = policy_from_toml(TEXT[:start] + TEXT[TEXT.index("[sar]") :])
+    txn = Transaction(
+        transaction_id="T", kind=TransactionKind.ECOMMERCE, at_ms=0, amount_minor=9, currency="EUR", account_id="A", partial_allowed=True
+    )
+    assert least_minor(older, txn) == 0
+
+
+@given(st.integers(1, 10**12), st.integers(1, 10**12), st.data())
+def test_what_is_approved_in_part_is_at_least_one_minor_unit_and_never_more_than_is_held(asked: int, own: int, data: st.DataObject) -> None:
+    txn = Transaction(
+        transaction_id="T", kind=TransactionKind.MOTO, at_ms=0, amount_minor=asked, currency="KWD", account_id="A",
+        billing_amount_minor=own, billing_currency="EUR", partial_allowed=True,
+    )  # fmt: skip
+    least = least_minor(policy_from_toml(TEXT), txn)
+    held = data.draw(st.integers(least, max(least, own)))
+    approved = approved_in_part(txn, held)
+    if held == own:
+        assert approved is None
+    elif held < own:
+        assert approved is not None
+        assert 1 <= approved < asked or (asked == 1 and held >= own)
+        assert approved * own <= asked * held

@@ -13,6 +13,8 @@ import pytest
 from features.catalogue import CATALOGUE
 from models.hold import EMPTY, HoldState, UnknownAccount
 from models.opinion import Judges, Panel
+from models.policy import policy_from_toml
+from models.registry import default_policy_text
 from schemas.avro import decode
 from schemas.decision import Decision, Outcome
 from schemas.errors import Conflict, LogUnavailable
@@ -204,3 +206,53 @@ def test_a_model_promoted_while_a_payment_waits_for_its_account_is_not_the_one_t
     run(world.decide(a_transaction()))
     (decision,) = world.decisions
     assert (decision.model_id, decision.policy_id) == (model.model_id, policy.policy_id)
+
+
+def test_a_payment_is_approved_in_part_where_its_host_can_take_that_and_the_policy_lets_it() -> None:
+    world = a_world()
+    world.know(balance_minor=700)
+    first = run(world.decide(a_transaction(partial_allowed=True)))
+    again = run(world.decide(a_transaction(partial_allowed=True)))
+    (decision,) = world.decisions
+    assert first.message == again.message, "a repeat gets the same bytes"
+    assert (decision.outcome, decision.reasons, decision.held_minor, decision.approved_minor) == (Outcome.APPROVE, (), 700, 700)
+    assert decision.transaction.amount_minor == 1_000, "and the record says both"
+    assert decision.hold_tolerance_minor == 0
+    assert world.books.books["a1"].available_minor(NOON) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "outcome"),
+    [
+        ({}, Outcome.DECLINE),
+        ({"partial_allowed": True, "kind": TransactionKind.ATM}, Outcome.DECLINE),
+        ({"partial_allowed": True, "mcc": "6011"}, Outcome.DECLINE),
+        ({"partial_allowed": True, "amount_minor": 700}, Outcome.APPROVE),
+        ({"partial_allowed": True, "amount_minor": 0}, Outcome.APPROVE),
+        ({"partial_allowed": True, "kind": TransactionKind.REFUND}, Outcome.APPROVE),
+    ],
+)
+def test_what_is_not_approved_in_part_is_approved_whole_or_not_at_all(changes: dict[str, Any], outcome: Outcome) -> None:
+    world = a_world()
+    world.know(balance_minor=700)
+    run(world.decide(a_transaction(**changes)))
+    (decision,) = world.decisions
+    assert (decision.outcome, decision.approved_minor) == (outcome, None)
+
+
+def test_in_another_currency_what_is_held_is_what_there_is_and_what_is_approved_is_worth_no_more() -> None:
+    world = a_world()
+    world.know(balance_minor=700)
+    run(world.decide(a_transaction(partial_allowed=True, amount_minor=1_100, currency="USD", billing_amount_minor=1_000, billing_currency="EUR")))
+    (decision,) = world.decisions
+    assert (decision.held_minor, decision.hold_currency, decision.approved_minor) == (700, "EUR", 770)
+
+
+def test_a_review_is_not_approved_in_part() -> None:
+    world = a_world()
+    world.know(balance_minor=700)
+    strict = policy_from_toml(default_policy_text().replace("review_above = 0.50", "review_above = 0")).bound(CATALOGUE.names)
+    world.world.panel = Panel(Judges(world.world.panel.champions.model, strict))
+    run(world.decide(a_transaction(partial_allowed=True)))
+    (decision,) = world.decisions
+    assert (decision.outcome, decision.reasons[0].code) == (Outcome.DECLINE, "insufficient_funds")

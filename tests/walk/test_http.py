@@ -570,3 +570,34 @@ def test_a_balance_inquiry_says_what_is_available() -> None:
         assert (status, error["error"]["code"], error["error"]["response_code"]) == (404, "unknown_account", "14")
 
     at_the_door(play)
+
+
+def test_less_than_was_asked_for_is_approved_where_the_host_can_take_it() -> None:
+    async def play(host: Host) -> None:
+        _, whole, _ = await host.authorize(amount_minor=4_000, partial_allowed=True)
+        assert (whole["response_code"], whole["approved_minor"]) == ("00", 4_000)
+        status, answer, content = await host.authorize(transaction_id="t2", amount_minor=9_000, partial_allowed=True)
+        assert (status, answer["outcome"], answer["response_code"], answer["reason_category"]) == (200, "approve", "10", "none")
+        assert (answer["approved_minor"], answer["held_minor"], answer["currency"]) == (6_000, 6_000, "EUR")
+        assert (await host.authorize(transaction_id="t2", amount_minor=9_000, partial_allowed=True))[2] == content
+        assert (await host.authorize(transaction_id="t2", amount_minor=9_000))[0] == 409, "not the same request"
+        _, declined, _ = await host.authorize(transaction_id="t3", amount_minor=1, partial_allowed=True)
+        assert (declined["response_code"], declined["approved_minor"]) == ("51", 0)
+        assert (await host.ask("GET", "/v1/decisions?transaction_id=t2"))[1]["approved_minor"] == 6_000
+
+    at_the_door(play)
+
+
+def test_what_was_approved_in_part_is_captured_and_raised_as_what_is_held() -> None:
+    async def play(host: Host) -> None:
+        await host.authorize(amount_minor=12_000, partial_allowed=True)
+        assert (await host.step("capture", clearing_id="c0", amount_minor=12_000, currency="EUR"))[1]["error"]["code"] == "exceeds_hold"
+        _, raised, _ = await host.step("increment", **a_request(transaction_id="t2", amount_minor=500, partial_allowed=True))
+        assert raised["response_code"] == "51", "nothing is left to raise it by"
+        host.world.know(balance_minor=10_300, as_of_ms=2)
+        _, raised, _ = await host.step("increment", **a_request(transaction_id="t3", amount_minor=500, partial_allowed=True))
+        assert (raised["response_code"], raised["approved_minor"], raised["held_minor"]) == ("10", 300, 300)
+        _, taken, _ = await host.step("capture", clearing_id="c1")
+        assert taken["amount_minor"] == 10_300
+
+    at_the_door(play)
