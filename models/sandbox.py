@@ -21,6 +21,10 @@ FORCED = "sandbox_card"
 """The reason of an outcome that a test card forces."""
 
 
+PARTIAL = "partial"
+"""The answer of an approval in part."""
+
+
 class Effect(Word):
     """Where on the walk a test card has its effect."""
 
@@ -42,6 +46,8 @@ class Card(NamedTuple):
         """What is decided; None where nobody answers in time."""
         if self.effect in (Effect.LATE, Effect.GONE):
             return None
+        if self.answer == PARTIAL:
+            return Outcome.APPROVE
         return Outcome(self.answer) if self.answer in tuple(Outcome) else Outcome.DECLINE
 
     @property
@@ -63,6 +69,7 @@ _V, _S, _L, _G = Effect.VERDICT, Effect.STAND_IN, Effect.LATE, Effect.GONE
 CARDS: tuple[Card, ...] = (
     # What is decided
     Card("4000000000010001", "approve", _V),
+    Card("4000000010010009", "partial", _V),
     Card("4000000001010000", "review", _V),
     Card("4000000005010006", "decline", _V),
     Card("4000000059010001", "block", _V),
@@ -121,15 +128,18 @@ def card_of(cards: Cards, txn: Transaction) -> Card | None:
 def forced(cards: Cards, txn: Transaction, verdict: Verdict) -> Verdict:
     """The verdict in a sandbox: what the transaction's test card forces, else what was judged. Either way its record says that it is a sandbox's.
 
-    What is forced to be declined or blocked asks no account; what is forced to be approved or reviewed still has to be paid by one.
+    What is forced to be declined or blocked asks no account; what is forced to be approved or reviewed still has to be paid by one. An
+    approval in part is of half the amount, where host and policy allow one, and a decline for want of funds elsewhere.
     """
     marked = msgspec.structs.replace(verdict, degradations=(*verdict.degradations, SANDBOX))
     card = card_of(cards, txn)
     if card is None or card.effect in (Effect.STAND_IN, Effect.GONE):
         return marked
     refusal = Refusal(card.answer) if card.answer in tuple(Refusal) else None
-    outcome = Outcome.APPROVE if refusal or card.effect is Effect.LATE else Outcome(card.answer)
+    outcome = Outcome.APPROVE if refusal or card.effect is Effect.LATE or card.answer == PARTIAL else Outcome(card.answer)
     reasons = () if outcome is Outcome.APPROVE else (Reason(code=FORCED, source=ReasonSource.RULE),)
     pays = verdict.debits and refusal is None and outcome in (Outcome.APPROVE, Outcome.REVIEW)
     made = msgspec.structs.replace(marked, outcome=outcome, reasons=reasons, debits=pays, holds=pays and txn.own_amount_minor > 0)
+    if card.answer == PARTIAL:
+        return msgspec.structs.replace(made, room_minor=txn.own_amount_minor // 2)
     return made if refusal is None else refused(made, refusal)
