@@ -9,7 +9,7 @@ import msgspec
 from features.catalogue import Catalogue
 from models.decision import sentence
 from models.stand_in import is_stand_in
-from schemas.decision import Decision, Outcome, Reason, ReasonSource
+from schemas.decision import Action, Decision, Outcome, ReasonSource
 from schemas.record import Record, doc
 
 
@@ -27,6 +27,15 @@ FIELD_39: dict[str, Field39] = {
     "review": Field39("01", "107"),
     "decline": Field39("05", "100"),
     "block": Field39("59", "102"),
+    # Who must authenticate, by the card's scheme; 1993 has no such code: one of those for private use
+    "step_up": Field39("1A", "180"),
+    "step_up_visa": Field39("1A", "180"),
+    "step_up_mastercard": Field39("65", "180"),
+    "authentication_failed": Field39("63", "122"),
+    "authentication_missing": Field39("63", "122"),
+    "step_up_unknown": Field39("25", "914"),
+    "step_up_mismatch": Field39("12", "902"),
+    "step_up_used": Field39("94", "913"),
     # Why an account cannot be debited
     "unknown_account": Field39("14", "111"),
     "account_frozen": Field39("62", "104"),
@@ -88,7 +97,7 @@ FIELD_39: dict[str, Field39] = {
 """ISO 8583 field 39 by outcome, refusal and error: the one table, for every door (source: FACTS of the field; ISO 8583:1993 annex A)."""
 
 
-_REFUSING = (ReasonSource.ACCOUNT, ReasonSource.DEGRADED)
+_REFUSING = (ReasonSource.ACCOUNT, ReasonSource.DEGRADED, ReasonSource.AUTHENTICATION)
 
 
 class Answer(Record, frozen=True, kw_only=True):
@@ -96,10 +105,11 @@ class Answer(Record, frozen=True, kw_only=True):
 
     transaction_id: Annotated[str, doc("the sender's id")]
     decision_id: Annotated[str, doc("names the decision; derived from the transaction's id")]
-    outcome: Annotated[str, doc("approve, review, decline (the account cannot pay) or block (a risk)")]
+    outcome: Annotated[str, doc("approve, review, decline (the account cannot pay, or authentication is missing) or block (a risk)")]
+    action: Annotated[Action | None, doc("step_up: have the cardholder authenticate, and ask again with `step_up_of` and the result")]
     response_code: Annotated[str, doc("ISO 8583:1987 field 39")]
     approved_minor: Annotated[int, doc("what is approved, minor units of the transaction's currency: less than its amount if in part (10)")]
-    reason_category: Annotated[str, doc("none, risk, account or unavailable: all that is said of why")]
+    reason_category: Annotated[str, doc("none, risk, account, authentication or unavailable: all that is said of why")]
     hold_id: Annotated[str | None, doc("the hold, if money is held")]
     held_minor: Annotated[int, doc("what is held, minor units of `currency`")]
     currency: Annotated[str | None, doc("the hold's currency, ISO 4217")]
@@ -111,6 +121,9 @@ class Answer(Record, frozen=True, kw_only=True):
 def answer_name(decision: Decision) -> str:
     """The row of FIELD_39 that a decision is answered with: its outcome, or the refusal of the account or of the stand-in."""
     outcome = decision.outcome
+    if decision.action is Action.STEP_UP:
+        by_scheme = f"step_up_{decision.card_scheme}"
+        return by_scheme if by_scheme in FIELD_39 else "step_up"
     if outcome is Outcome.DECLINE:
         return next((r.code for r in decision.reasons if r.source in _REFUSING and r.code in FIELD_39), outcome)
     return "partial" if outcome is Outcome.APPROVE and decision.approved_minor is not None else outcome
@@ -123,13 +136,16 @@ def approved_minor(decision: Decision) -> int:
     return decision.transaction.amount_minor if decision.approved_minor is None else decision.approved_minor
 
 
-def reason_category(outcome: Outcome, reasons: tuple[Reason, ...]) -> str:
-    """`none`, `risk`, `account` or `unavailable`: all that leaves the bank of a reason."""
-    if outcome is Outcome.APPROVE:
+def reason_category(decision: Decision) -> str:
+    """`none`, `risk`, `account`, `authentication` or `unavailable`: all that leaves the bank of a reason."""
+    sources = {reason.source for reason in decision.reasons}
+    if decision.outcome is Outcome.APPROVE:
         return "none"
-    if all(r.source is ReasonSource.DEGRADED for r in reasons):
+    if decision.action is Action.STEP_UP or (decision.outcome is Outcome.DECLINE and ReasonSource.AUTHENTICATION in sources):
+        return "authentication"
+    if sources <= {ReasonSource.DEGRADED}:
         return "unavailable"
-    return "account" if outcome is Outcome.DECLINE else "risk"
+    return "account" if decision.outcome is Outcome.DECLINE else "risk"
 
 
 def host_view(decision: Decision) -> bytes:
@@ -138,9 +154,10 @@ def host_view(decision: Decision) -> bytes:
         transaction_id=decision.transaction_id,
         decision_id=decision.decision_id,
         outcome=decision.outcome,
+        action=decision.action,
         response_code=FIELD_39[answer_name(decision)].v1987,
         approved_minor=approved_minor(decision),
-        reason_category=reason_category(decision.outcome, decision.reasons),
+        reason_category=reason_category(decision),
         hold_id=decision.hold_id,
         held_minor=decision.held_minor,
         currency=decision.hold_currency,

@@ -12,10 +12,11 @@ import numpy.typing as npt
 from features.row import Feature, Fold
 from models.ensemble import Ensemble, Scored
 from models.hold import Refusal
-from models.policy import SEVERITY, Policy, Rule
+from models.policy import SEVERITY, Authentication, Policy, Rule, asked_by, authentication_of
 from models.trees import Explained, Floats, explained
-from schemas.decision import Contribution, Outcome, Reason, ReasonSource, Risk
-from schemas.transaction import CREDITS, Transaction
+from schemas.decision import Action, Contribution, Decision, Outcome, Reason, ReasonSource, Risk
+from schemas.errors import InvalidRecord
+from schemas.transaction import CREDITS, CheckResult, Transaction
 
 REASONS_MAX = 4
 """Regulation B, comment 9(b)(2)-1: more than four reasons are not likely to help."""
@@ -34,6 +35,7 @@ class Verdict(msgspec.Struct, frozen=True):
     degradations: tuple[str, ...]
     debits: bool  # the transaction takes money from the account
     holds: bool  # its amount is to be held now
+    action: Action | None = None
     room_minor: int | None = None  # a test card's: no more than this may be held, as if the account had no more
 
 
@@ -84,11 +86,15 @@ def _judged(
     fired: Sequence[Rule],
 ) -> Verdict:
     """One verdict: of the score's band, the rules that fired and what was missing, the most severe."""
-    score, outcome, degradations = _weighed(ensemble, policy, scored, fired, degradations)
+    authentication = authentication_of(txn)
+    score, outcome, degradations = _weighed(ensemble, policy, scored, fired, degradations, authentication)
     reasons: tuple[Reason, ...] = ()
     if outcome is not Outcome.APPROVE:
-        told = _reasons(ensemble, policy, reason_of, vector, scored, _band(policy, score), fired, degradations)
-        reasons = _distinct(told)
+        unmet = [rule for rule in fired if asked_by(rule, authentication) is not Outcome.APPROVE]
+        unmet.sort(key=lambda rule: -SEVERITY[asked_by(rule, authentication)])
+        told = _reasons(ensemble, policy, reason_of, vector, scored, _band(policy, score), unmet, degradations)
+        first = unauthenticated(txn) if outcome is Outcome.DECLINE and authentication is Authentication.FAILED else ()
+        reasons = _distinct((*first, *told))
     debits = txn.kind not in CREDITS
     return Verdict(
         outcome,
@@ -99,7 +105,23 @@ def _judged(
         degradations,
         debits,
         debits and outcome in (Outcome.APPROVE, Outcome.REVIEW) and txn.own_amount_minor > 0,
+        _action(policy, outcome, fired, degradations, authentication),
     )
+
+
+def _action(policy: Policy, outcome: Outcome, fired: Sequence[Rule], degradations: Sequence[str], authentication: Authentication) -> Action | None:
+    """Asks for authentication where that alone stands in the way: what is declined or blocked for more is not helped by it."""
+    if outcome is not Outcome.DECLINE or authentication is not Authentication.POSSIBLE:
+        return None
+    if Outcome.DECLINE in [policy.outcome_without(each) for each in degradations]:
+        return None
+    return next((rule.action for rule in fired if rule.action is not None), None)
+
+
+def unauthenticated(txn: Transaction) -> tuple[Reason, ...]:
+    """Why a retry is declined that was to be authenticated and is not: it failed, or there was none."""
+    code = "authentication_failed" if txn.three_ds_result is CheckResult.NO_MATCH else "authentication_missing"
+    return (Reason(code=code, source=ReasonSource.AUTHENTICATION),)
 
 
 class Weighed(NamedTuple):
@@ -110,32 +132,48 @@ class Weighed(NamedTuple):
     degradations: tuple[str, ...]
 
 
-def weighed_all(ensemble: Ensemble, policy: Policy, vectors: Floats, degradations: Sequence[tuple[str, ...]]) -> list[Weighed]:
+def weighed_all(
+    ensemble: Ensemble, policy: Policy, vectors: Floats, degradations: Sequence[tuple[str, ...]], authentications: Sequence[Authentication]
+) -> list[Weighed]:
     """Score and outcome of `judge_all` without its reasons, which cost more than all else: for those who do not decide."""
-    said = zip(ensemble.score_all(vectors), policy.fired_all(vectors), degradations, strict=True)
+    said = zip(ensemble.score_all(vectors), policy.fired_all(vectors), degradations, authentications, strict=True)
     return [_weighed(ensemble, policy, *one) for one in said]
 
 
-def _weighed(ensemble: Ensemble, policy: Policy, scored: Scored, fired: Sequence[Rule], degradations: tuple[str, ...]) -> Weighed:
+def _weighed(
+    ensemble: Ensemble, policy: Policy, scored: Scored, fired: Sequence[Rule], degradations: tuple[str, ...], authentication: Authentication
+) -> Weighed:
     score = None if scored.score is None else round(scored.score * 1000)
     if score is None or None in scored.probabilities:
         degradations = (*degradations, *_missing(ensemble, scored))
     outcome = _band(policy, score)
     if fired or degradations:
-        outcome = max((outcome, *(r.outcome for r in fired), *(policy.outcome_without(d) for d in degradations)), key=_severity)
+        asked = (outcome, *(asked_by(r, authentication) for r in fired), *(policy.outcome_without(d) for d in degradations))
+        outcome = max(asked, key=_severity)
+    if authentication is Authentication.FAILED:
+        outcome = max((outcome, Outcome.DECLINE), key=_severity)
     return Weighed(score, outcome, degradations)
 
 
-def severities(policy: Policy, vectors: Floats, scores: Floats, missing: Missing = NOTHING_MISSING) -> npt.NDArray[np.int64]:
+def severities(
+    policy: Policy,
+    vectors: Floats,
+    scores: Floats,
+    missing: Missing = NOTHING_MISSING,
+    authentications: npt.NDArray[np.int64] | None = None,
+) -> npt.NDArray[np.int64]:
     """int64[rows]: the severity of the outcome that `judge_all` gives, from what a decision records of it.
 
     `scores` are as shown (0 to 1000, NaN is none) and `missing` names all that a decision records as missing; `policy` is bound to the columns
-    of `vectors`, which need be those alone that its rules read.
+    of `vectors`, which need be those alone that its rules read. `authentications` (int64[rows]) are numbers of Authentication: without them
+    nobody could have been asked.
     """
     banded = np.where(scores > policy.block_above, SEVERITY[Outcome.BLOCK], np.where(scores > policy.review_above, SEVERITY[Outcome.REVIEW], 0))
-    most = np.maximum(banded, policy.severest_all(vectors))
+    most = np.maximum(banded, policy.severest_all(vectors, authentications))
     without = np.array([SEVERITY[policy.outcome_without(name)] for name in missing.names], dtype=np.int64)
     np.maximum.at(most, missing.rows, without[missing.kinds])
+    if authentications is not None:
+        np.maximum(most, SEVERITY[Outcome.DECLINE], out=most, where=authentications == Authentication.FAILED)
     return most
 
 
@@ -144,7 +182,7 @@ def refused(verdict: Verdict, refusal: Refusal) -> Verdict:
     if verdict.outcome is Outcome.BLOCK:
         return verdict
     reason = Reason(code=str(refusal), source=ReasonSource.ACCOUNT)
-    return msgspec.structs.replace(verdict, outcome=Outcome.DECLINE, reasons=_distinct((reason, *verdict.reasons)), holds=False)
+    return msgspec.structs.replace(verdict, outcome=Outcome.DECLINE, reasons=_distinct((reason, *verdict.reasons)), holds=False, action=None)
 
 
 def unjudged(policy: Policy, txn: Transaction, degradations: tuple[str, ...]) -> Verdict:
@@ -152,9 +190,25 @@ def unjudged(policy: Policy, txn: Transaction, degradations: tuple[str, ...]) ->
     missing = (*degradations, "score_missing")
     outcome = max((policy.outcome_without(each) for each in missing), key=_severity)
     told = () if outcome is Outcome.APPROVE else (Reason(code="score_missing", source=ReasonSource.DEGRADED),)
+    if authentication_of(txn) is Authentication.FAILED:
+        outcome, told = max((outcome, Outcome.DECLINE), key=_severity), (*unauthenticated(txn), *told)
     debits = txn.kind not in CREDITS
     holds = debits and outcome in (Outcome.APPROVE, Outcome.REVIEW) and txn.own_amount_minor > 0
     return Verdict(outcome, told, None, None, (), missing, debits, holds)
+
+
+_SAME = ("account_id", "card_token", "kind", "amount_minor", "currency", "billing_amount_minor", "billing_currency", "merchant_id")
+"""What a payment and its retry have in common (dynamic linking: Delegated Regulation (EU) 2018/389, article 5, links amount and payee)."""
+
+
+def not_retried(txn: Transaction, original: Decision | None) -> InvalidRecord | None:
+    """Why a transaction is not the retry of the one that it names in `step_up_of`; None if it is."""
+    if original is None or original.action is not Action.STEP_UP:
+        return InvalidRecord("step_up_of", "names no payment that was to be authenticated", code="step_up_unknown")
+    for field in _SAME:
+        if getattr(txn, field) != getattr(original.transaction, field):
+            return InvalidRecord(field, f"is not that of {original.transaction_id}, which it is said to be the retry of", code="step_up_mismatch")
+    return None
 
 
 def _severity(outcome: Outcome) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from models.decision import weighed_all
 from models.ensemble import Ensemble
-from models.policy import Policy
+from models.policy import Authentication, Policy
 from models.trees import Floats
 from schemas.governance import Kind
 from schemas.identity import derived_id, hash64
@@ -88,6 +88,7 @@ class Judged(NamedTuple):
     vector: Floats
     degradations: tuple[str, ...]  # of the past: what a model's own members could not say is its own
     judges: Judges
+    authentication: Authentication = Authentication.IMPOSSIBLE
 
 
 def second_opinions(panel: Panel, decided: Sequence[Judged]) -> list[SecondOpinions]:
@@ -96,13 +97,14 @@ def second_opinions(panel: Panel, decided: Sequence[Judged]) -> list[SecondOpini
         return []
     judges = decided[0].judges
     vectors, missing = np.array([one.vector for one in decided]), [one.degradations for one in decided]
+    asked = [one.authentication for one in decided]
     models = [model for model in (panel.champions.model, *(seat.judge for seat in panel.models)) if model is not judges.model]
     policies = [policy for policy in (panel.champions.policy, *(seat.judge for seat in panel.policies)) if policy is not judges.policy]
     others = [(Kind.MODEL, model.model_id, Judges(model, judges.policy)) for model in models]
     others += [(Kind.POLICY, policy.policy_id, Judges(judges.model, policy)) for policy in policies]
     said: list[list[Opinion]] = [[] for _ in decided]
     for kind, item_id, pair in others:
-        for own, weighed in zip(said, weighed_all(*pair, vectors, missing), strict=True):
+        for own, weighed in zip(said, weighed_all(*pair, vectors, missing, asked), strict=True):
             own.append(Opinion(kind=kind, item_id=item_id, score=weighed.score, outcome=weighed.outcome))
     return [_of(one, opinions) for one, opinions in zip(decided, said, strict=True) if opinions]
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import ROUND_CEILING, Decimal
+from enum import IntEnum
 from typing import Any, NamedTuple
 
 import numba
@@ -17,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from models.trees import Floats
-from schemas.decision import Outcome
+from schemas.decision import Action, Outcome
 from schemas.errors import SettingsError
 from schemas.money import EXPONENTS
 from schemas.record import Word
-from schemas.transaction import CREDITS, Transaction, TransactionKind
+from schemas.transaction import CREDITS, CheckResult, Transaction, TransactionKind
 
 DAY_MS = 86_400_000
 UNREAD = frozenset({"members"})
@@ -52,11 +53,40 @@ class Condition(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """One row: where every condition holds, the outcome is at least `outcome`, for `reason`."""
+    """One row: where every condition holds, the outcome is at least `outcome`, for `reason`.
+
+    With an action the cardholder is asked to authenticate in its place, where one can be: whoever has is no more what the rule is about.
+    """
 
     conditions: tuple[Condition, ...]
     outcome: Outcome
     reason: str
+    action: Action | None = None
+
+
+class Authentication(IntEnum):
+    """How a payment stands to strong customer authentication (Directive (EU) 2015/2366, article 97)."""
+
+    IMPOSSIBLE = 0  # nobody is there to be asked
+    POSSIBLE = 1
+    DONE = 2
+    FAILED = 3  # it was asked for, and the retry does not have it
+
+
+def authentication_of(txn: Transaction) -> Authentication:
+    """How this payment stands to it. Only a full result of 3-D Secure is one; an attempt is not, though it shifts the liability."""
+    if txn.three_ds_result is CheckResult.MATCH:
+        return Authentication.DONE
+    if txn.step_up_of is not None:
+        return Authentication.FAILED
+    return Authentication.POSSIBLE if txn.kind is TransactionKind.ECOMMERCE else Authentication.IMPOSSIBLE
+
+
+def asked_by(rule: Rule, authentication: Authentication) -> Outcome:
+    """The least outcome that a rule that fired asks for."""
+    if rule.action is None or authentication is Authentication.IMPOSSIBLE:
+        return rule.outcome
+    return Outcome.APPROVE if authentication is Authentication.DONE else Outcome.DECLINE
 
 
 class SarThresholds(NamedTuple):
@@ -165,13 +195,26 @@ class Policy:
         _fired_all(self.plan.columns, self.plan.comparisons, self.plan.values, self.plan.rules, vectors, hits)
         return [self._by_severity(numbers[:count]) if count else () for count, *numbers in hits.tolist()]
 
-    def severest_all(self, vectors: Floats) -> npt.NDArray[np.int64]:
-        """int64[rows]: the severity of the most severe rule that fires for each row of a matrix, 0 where none does."""
+    def severest_all(self, vectors: Floats, authentications: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.int64]:
+        """int64[rows]: the severity of the most severe rule that fires for each row of a matrix, 0 where none does.
+
+        `authentications` (int64[rows] of Authentication) says what rules with an action come to; without it each asks for its outcome.
+        """
         assert self.plan is not None, "a policy judges only once it is bound to a catalogue"
-        severity = np.array([SEVERITY[rule.outcome] for rule in self.rules], dtype=np.int64)
         most = np.zeros(len(vectors), dtype=np.int64)
-        if self.rules:
-            _severest_all(self.plan.columns, self.plan.comparisons, self.plan.values, self.plan.rules, severity, np.ascontiguousarray(vectors), most)
+        if not self.rules:
+            return most
+        if authentications is None or all(rule.action is None for rule in self.rules):
+            return self._severest(vectors, most, Authentication.IMPOSSIBLE)
+        for each in Authentication:
+            rows = np.flatnonzero(authentications == each)
+            most[rows] = self._severest(vectors[rows], most[rows], each)
+        return most
+
+    def _severest(self, vectors: Floats, most: npt.NDArray[np.int64], authentication: Authentication) -> npt.NDArray[np.int64]:
+        assert self.plan is not None
+        severity = np.array([SEVERITY[asked_by(rule, authentication)] for rule in self.rules], dtype=np.int64)
+        _severest_all(self.plan.columns, self.plan.comparisons, self.plan.values, self.plan.rules, severity, np.ascontiguousarray(vectors), most)
         return most
 
     def _by_severity(self, numbers: list[int]) -> tuple[Rule, ...]:
@@ -402,7 +445,8 @@ def _condition(row: _Table) -> Condition:
 
 def _rule(row: _Table) -> Rule:
     more = row.rows_of("and", [])
-    rule = Rule((_condition(row), *(_condition(m) for m in more)), row.word("outcome", Outcome), row.take("reason", str))
+    action = row.word("action", Action) if "action" in row.given() else None
+    rule = Rule((_condition(row), *(_condition(m) for m in more)), row.word("outcome", Outcome), row.take("reason", str), action)
     for part in (row, *more):
         part.done()
     if rule.outcome not in (Outcome.REVIEW, Outcome.BLOCK):

@@ -191,7 +191,7 @@ class Known:
 def refusal(policy: StandInPolicy, known: Known, approved: Approved, txn: Transaction, at_ms: int) -> Refusal | None:
     """Why the stand-in does not approve a payment; None if it does."""
     row = policy.row_of(txn)
-    if row is None or txn.card_token is None:
+    if row is None or txn.card_token is None or txn.step_up_of is not None:
         return Refusal.NOT_COVERED
     return known.refusal(txn, at_ms) or approved.refusal(row, txn, at_ms)
 

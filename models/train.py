@@ -154,10 +154,14 @@ def _taken(vectors: Floats, rows: npt.NDArray[np.intp], columns: Sequence[int]) 
     return taken
 
 
+def measured_only(recipe: Recipe) -> tuple[str, ...]:
+    """The columns by which the recipe declares groups and which no member reads: they are there to measure fairness with."""
+    return tuple(dict.fromkeys(groups.column for groups in recipe.groups if groups.column.startswith(fairness.MEASURED_ONLY)))
+
+
 def learned_from(names: Sequence[str], recipe: Recipe) -> tuple[str, ...]:
     """The columns without those that are there to measure fairness with alone."""
-    measured_only = {groups.column for groups in recipe.groups if groups.column.startswith(fairness.MEASURED_ONLY)}
-    return tuple(name for name in names if name not in measured_only)
+    return tuple(name for name in names if name not in measured_only(recipe))
 
 
 def _read_by(row: MemberRow, names: Sequence[str], recipe: Recipe) -> tuple[int, ...]:

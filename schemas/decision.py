@@ -19,6 +19,12 @@ class Outcome(Word):
     BLOCK = "block"
 
 
+class Action(Word):
+    """What the host shall do about an outcome."""
+
+    STEP_UP = "step_up"
+
+
 class Risk(Word):
     """The score's level, for people."""
 
@@ -34,6 +40,7 @@ class ReasonSource(Word):
     MODEL = "model"
     ACCOUNT = "account"
     DEGRADED = "degraded"
+    AUTHENTICATION = "authentication"
 
 
 class Reason(Record, frozen=True, kw_only=True):
@@ -65,7 +72,7 @@ class Decision(Record, frozen=True, kw_only=True):
     account_id: Annotated[Id, doc("its account: key of the topic")]
     at_ms: Annotated[EpochMs, doc("event time of the transaction, milliseconds since 1970-01-01 UTC")]
     decided_at_ms: Annotated[EpochMs, doc("when it was decided, milliseconds since 1970-01-01 UTC")]
-    outcome: Annotated[Outcome, doc("approve, review, decline (the account cannot pay) or block (fraud)")]
+    outcome: Annotated[Outcome, doc("approve, review, decline (the account cannot pay, or authentication is missing) or block (fraud)")]
     reasons: Annotated[tuple[Reason, ...], doc("one to four, most severe first; none for an approval")]
     score: Annotated[Score | None, doc("0 to 1000; null if no member gave a probability")]
     risk: Annotated[Risk | None, doc("level of the score")]
@@ -88,4 +95,6 @@ class Decision(Record, frozen=True, kw_only=True):
     profile_positions: Annotated[bytes, doc("of each profile value that was read, since when it was known: `features/profile.py` says how")] = b""
     hold_tolerance_minor: Annotated[MinorUnits, doc("how much more than was held captures may take in all (tips, fuel), minor units")] = 0
     approved_minor: Annotated[MinorUnits | None, doc("of an approval in part: how much, minor units of the transaction's currency; else null")] = None
+    action: Annotated[Action | None, doc("what the host is to do; step_up: have the cardholder authenticate, and ask again")] = None
+    card_scheme: Annotated[str | None, doc("with an action: the card's scheme by the policy, whose code the answer has")] = None
     transaction: Annotated[Transaction, doc("the transaction itself")]

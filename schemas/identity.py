@@ -10,8 +10,8 @@ from typing import Any
 NAMESPACE = uuid.UUID("6f1d3c5e-8a0b-5f3d-9c53-5d1f0a7be7a1")
 
 INCREMENT = "inc_"
-LATER_FIELDS = b"\0"
-"""The Avro of the fields that a Transaction has had since its third version, at their defaults: `partial_allowed`."""
+LATER_FIELDS = b"\0\0"
+"""The Avro of the fields that a Transaction has had since its third version, at their defaults: `partial_allowed`, `step_up_of`."""
 
 _NAMESPACE = NAMESPACE.bytes
 _VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}

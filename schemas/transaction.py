@@ -135,6 +135,7 @@ class Transaction(Record, frozen=True, kw_only=True):
     fingerprint: Annotated[Fingerprint | None, doc("the parts of the device's fingerprint, if they were taken")] = None
     attributes: Annotated[tuple[Attribute, ...], doc("what this record did not foresee")] = ()
     partial_allowed: Annotated[bool, doc("true: the sender can take an approval of less than the amount")] = False
+    step_up_of: Annotated[Id | None, doc("the transaction whose answer asked for authentication, where this one is its retry")] = None
 
     @property
     def own_amount_minor(self) -> int:

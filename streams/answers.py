@@ -82,6 +82,7 @@ class Restored(NamedTuple):
     message: bytes
     ttl_s: int
     listed: Listed | None = None
+    step_up_of: str | None = None
 
 
 _SWAP = b"""
@@ -194,18 +195,26 @@ class Answers:
     async def restore(self, decisions: list[Restored]) -> None:
         """Puts back what the log says was decided, over whatever is there: the log is the truth."""
         commands: list[tuple[bytes, ...]] = []
-        for transaction_id, decision_id, digest, message, ttl_s, listed in decisions:
+        for transaction_id, decision_id, digest, message, ttl_s, listed, step_up_of in decisions:
             txn, ttl = transaction_id.encode(), str(ttl_s).encode()
             commands.append((b"SET", b"txn:" + txn, digest, b"EX", ttl))
             commands.append((b"SET", b"ans:" + txn, TOLD + message, b"EX", ttl))
             commands.append((b"SET", b"dec:" + decision_id.encode(), txn, b"EX", ttl))
             commands.extend(self._listing(listed) if listed is not None else ())
+            if step_up_of is not None:
+                commands.append((b"SET", b"stp:" + step_up_of.encode(), txn, b"EX", ttl))
         sound(await self._wire.send(*commands))
 
     async def of_transaction(self, transaction_id: str) -> Kept | None:
         """The answer to a transaction, if there is one."""
         (answer,) = sound(await self._wire.send((b"GET", b"ans:" + transaction_id.encode())))
         return Kept(answer[1:], answer[:1] == TOLD) if isinstance(answer, bytes) and len(answer) > 1 else None
+
+    async def retried_by(self, transaction_id: str, own: str) -> str:
+        """The first transaction that came as the retry of one whose cardholder was to authenticate: `own`, if none was before."""
+        key = b"stp:" + transaction_id.encode()
+        _, first = sound(await self._wire.send((b"SET", key, own.encode(), b"NX", b"EX", self._ttl), (b"GET", key)))
+        return own if first is None else str(first.decode())
 
     async def forget(self, transaction_id: str) -> None:
         """Forgets an answer that nobody was told."""
@@ -268,6 +277,7 @@ class DictAnswers:
         self.kept: dict[str, Kept] = {}
         self.ids: dict[str, str] = {}
         self.clearings: dict[str, bytes] = {}
+        self.retries: dict[str, str] = {}
         self.lists: dict[bytes, dict[str, int]] = {}
 
     async def whole(self) -> bool:
@@ -305,6 +315,10 @@ class DictAnswers:
     async def of_transaction(self, transaction_id: str) -> Kept | None:
         """See `Answers.of_transaction`."""
         return self.kept.get(transaction_id)
+
+    async def retried_by(self, transaction_id: str, own: str) -> str:
+        """See `Answers.retried_by`."""
+        return self.retries.setdefault(transaction_id, own)
 
     async def forget(self, transaction_id: str) -> None:
         """See `Answers.forget`."""

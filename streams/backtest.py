@@ -20,18 +20,29 @@ from features.catalogue import CATALOGUE
 from models.backtest import Backtest, Effect, Payments
 from models.decision import Missing
 from models.history import Floats, Ints
-from models.policy import SEVERITY
+from models.policy import SEVERITY, Authentication
+from schemas.decision import Action
 from schemas.errors import SettingsError
 from schemas.money import EXPONENTS
 from schemas.topics import DECISIONS
+from schemas.transaction import CheckResult, TransactionKind
 from streams.training_set import DAY_MS, archived_verdicts
 
-COLUMNS = ("decision_id", "transaction_id", "at_ms", "outcome", "score", "degradations", "model_id", "policy_id")
+AUTHENTICATED = ("action", "txn_kind", "txn_three_ds_result", "txn_step_up_of")
+"""What says who could be asked to authenticate; null where a file is older than the column."""
+COLUMNS = (*AUTHENTICATED, "decision_id", "transaction_id", "at_ms", "outcome", "score", "degradations", "model_id", "policy_id")
 DECIDED = {name: pc.field(name) for name in COLUMNS} | {
     "amount_minor": pc.coalesce(pc.field("txn_billing_amount_minor"), pc.field("txn_amount_minor")),
     "currency": pc.coalesce(pc.field("txn_billing_currency"), pc.field("txn_currency")),
 }
 """What is read of archived decisions: amounts in the account's own currency."""
+
+
+def decisions_in(place: Path) -> ds.Dataset:
+    """The archived decisions, whichever release wrote the first of their files."""
+    data = ds.dataset(place, format="parquet", partitioning=None)
+    later = [pa.field(name, pa.string()) for name in AUTHENTICATED if name not in data.schema.names]
+    return data.replace_schema(pa.schema([*data.schema, *later]))
 
 
 def payments_in(folder: Path, names: Sequence[str], since_days: float | None = None, until_ms: int | None = None) -> Payments:
@@ -43,7 +54,7 @@ def payments_in(folder: Path, names: Sequence[str], since_days: float | None = N
     place = folder / DECISIONS.name
     if not place.is_dir():
         raise SettingsError(f"{folder}: holds no archive of decisions")
-    data = ds.dataset(place, format="parquet", partitioning=None)
+    data = decisions_in(place)
     wanted = pc.field("catalogue_id") == CATALOGUE.catalogue_id
     if until_ms is not None:
         wanted &= pc.field("at_ms") <= until_ms
@@ -76,7 +87,22 @@ def payments_of(table: pa.Table, names: tuple[str, ...], folder: Path, until_ms:
         currencies=currencies,
         currency_names=currency_names,
         frauds=frauds,
+        authentications=(authentications := _authentications(table)),
+        stepped=_are(table["action"], Action.STEP_UP) | (authentications == Authentication.FAILED),
     )
+
+
+def _authentications(table: pa.Table) -> Ints:
+    """How each payment stands to authentication, as `models.policy.authentication_of` says."""
+    possible = np.where(_are(table["txn_kind"], TransactionKind.ECOMMERCE), Authentication.POSSIBLE, Authentication.IMPOSSIBLE)
+    retried = np.where(table["txn_step_up_of"].is_valid().to_numpy(), Authentication.FAILED, possible)
+    found: Ints = np.where(_are(table["txn_three_ds_result"], CheckResult.MATCH), Authentication.DONE, retried).astype(np.int64)
+    return found
+
+
+def _are(column: pa.ChunkedArray, word: str) -> Any:
+    """bool[rows]: where a column of words says this one."""
+    return pc.fill_null(pc.equal(column.cast(pa.string()), str(word)), False).to_numpy()
 
 
 def _missing(column: pa.ChunkedArray) -> Missing:

@@ -24,7 +24,7 @@ from models.registry import Registry
 from schemas.errors import SettingsError
 from schemas.governance import Kind, State
 from schemas.topics import DECISIONS, SECOND_OPINIONS
-from streams.backtest import DECIDED, days_of, payments_of
+from streams.backtest import DECIDED, days_of, decisions_in, payments_of
 from streams.settings import Settings
 from streams.training_set import DAY_MS
 
@@ -59,7 +59,7 @@ def _decided(archive: Path, since_days: float | None) -> pa.Table:
     place = archive / DECISIONS.name
     if not place.is_dir():
         raise SettingsError(f"{archive}: holds no archive of decisions")
-    table = ds.dataset(place, format="parquet", partitioning=None).to_table(columns=DECIDED)
+    table = decisions_in(place).to_table(columns=DECIDED)
     if since_days is not None and len(table):
         table = table.filter(pc.greater(table["at_ms"], pc.max(table["at_ms"]).as_py() - int(since_days * DAY_MS)))
     return table
@@ -91,6 +91,8 @@ def _rows(payments: Payments, rows: np.ndarray[Any, np.dtype[np.int64]]) -> Paym
         currencies=payments.currencies[rows],
         currency_names=payments.currency_names,
         frauds=payments.frauds[rows],
+        authentications=payments.authentications[rows],
+        stepped=payments.stepped[rows],
     )
 
 

@@ -14,19 +14,19 @@ import numpy as np
 from features.catalogue import Catalogue
 from features.engine import Look, Past, look_all
 from features.memory import Aside, Memory
-from models.decision import Verdict, judge_all, refused, unjudged
+from models.decision import Verdict, judge_all, not_retried, refused, unjudged
 from models.hold import Book, OpenHold, Refusal, Step, UnknownAccount, place, standing
 from models.opinion import Judged, Judges, Panel
-from models.policy import approved_in_part, hold_terms, least_minor
+from models.policy import approved_in_part, authentication_of, hold_terms, least_minor, scheme_of
 from models.sandbox import Cards, forced
 from models.stand_in import hold_of, is_stand_in, said_before
 from schemas import avro, identity
 from schemas.decision import Decision, Outcome
-from schemas.errors import HoldfastError, LogUnavailable, MemoryUnavailable, Unavailable
+from schemas.errors import HoldfastError, InvalidRecord, LogUnavailable, MemoryUnavailable, Unavailable
 from schemas.topics import DECISIONS
 from schemas.transaction import Transaction
 from streams import journal
-from streams.answers import Answers, DictAnswers, Kept, Made, on_whole
+from streams.answers import FORGOT, Answers, DictAnswers, Kept, Made, on_whole
 from streams.books import Books, Change, DictBooks
 from streams.bus import Bus
 from streams.control import Told
@@ -231,7 +231,10 @@ async def decide_all(asks: Sequence[Ask], world: World) -> list[Decided | Holdfa
     What fails for one touches no other. Who has an answer from before goes from the first stop to the last.
     """
     walks, stops = [Walk(ask) for ask in asks], Stops(world.observe, len(asks))
-    await recall(walks, world)
+    retries = [walk for walk in walks if walk.txn.step_up_of is not None]
+    if retries:
+        await asyncio.gather(*[follow(walk, world) for walk in retries])
+    await recall([walk for walk in walks if walk.error is None], world)
     stops.passed("recall")
     new = [walk for walk in walks if walk.is_new]
     look(new, world)
@@ -284,6 +287,26 @@ def leave(walks: Sequence[Walk], world: World) -> None:
             assert world.stand_in is not None
             world.stand_in.uncount(walk.txn, walk.ask.now_ms)
             walk.counted = False
+
+
+async def follow(walk: Walk, world: World) -> None:
+    """Finds whether a retry is of a payment whose cardholder was to authenticate, is the same payment, and is the only retry of it.
+
+    A retry is never asked to authenticate again, so that it has none of its own. One that was decided before has its first answer.
+    """
+    txn, original_id = walk.txn, str(walk.txn.step_up_of)
+    try:
+        if await world.answers.of_transaction(txn.transaction_id) is not None:
+            return
+        kept = await world.answers.of_transaction(original_id)
+        if kept is None and not await world.answers.whole():
+            raise MemoryUnavailable(FORGOT)
+        wrong = not_retried(txn, None if kept is None else avro.decode(Decision, kept.message))
+        if wrong is None and await world.answers.retried_by(original_id, txn.transaction_id) != txn.transaction_id:
+            wrong = InvalidRecord("step_up_of", "was retried before, by another transaction", code="step_up_used")
+        walk.error = wrong
+    except HoldfastError as error:
+        walk.error = error
 
 
 async def recall(walks: Sequence[Walk], world: World) -> None:
@@ -339,7 +362,9 @@ def weigh(walks: Sequence[Walk], world: World) -> None:
 
 
 async def settle(walks: Sequence[Walk], world: World) -> None:
-    """The holds, each placed in one atomic step, or the verdicts that the accounts' refusals make of it; declines are remembered."""
+    """The holds, each placed in one atomic step, or the verdicts that the accounts' refusals make of it; declines are remembered.
+
+    Who is to authenticate was not declined yet: four honest payments would be four declines of the card."""
     holding = [walk for walk in walks if walk.verdict.holds]
     asking = [walk for walk in walks if walk.verdict.debits and not walk.verdict.holds]
     placed = await world.books.change_all([Change(walk.txn.account_id, placing(walk, world), walk.book) for walk in holding])
@@ -353,7 +378,7 @@ async def settle(walks: Sequence[Walk], world: World) -> None:
     for walk in asking:
         refusal = standing(Book.from_bytes(walk.book), walk.txn.own_currency, world.unknown_account, walk.txn, walk.ask.now_ms)
         walk.verdict = refused(walk.verdict, refusal) if refusal else walk.verdict
-    unkind = [walk for walk in walks if walk.error is None and walk.verdict.outcome in (Outcome.DECLINE, Outcome.BLOCK)]
+    unkind = [walk for walk in walks if walk.error is None and walk.verdict.outcome in (Outcome.DECLINE, Outcome.BLOCK) and not walk.verdict.action]
     await asyncio.gather(*(remember_decline(walk, world) for walk in unkind))
 
 
@@ -428,7 +453,7 @@ def judged(walk: Walk) -> Judged:
     """The part of it that a second opinion needs."""
     txn, now_ms = walk.txn, walk.ask.now_ms
     decision_id = identity.decision_id(txn.transaction_id)
-    return Judged(decision_id, txn.transaction_id, txn.account_id, now_ms, walk.seen.values, walk.degradations, walk.judges)
+    return Judged(decision_id, txn.transaction_id, txn.account_id, now_ms, walk.seen.values, walk.degradations, walk.judges, authentication_of(txn))
 
 
 def told(walk: Walk, world: World) -> asyncio.Future[None]:
@@ -483,6 +508,8 @@ def decided(walk: Walk, world: World) -> Decision:
         source_partition=origin.partition,
         source_offset=origin.offset,
         approved_minor=approved_in_part(txn, hold.amount_minor) if hold and verdict.outcome is Outcome.APPROVE else None,
+        action=verdict.action,
+        card_scheme=scheme_of(walk.judges.policy, txn.card_bin) if verdict.action and txn.card_bin else None,
         transaction=txn,
     )
 

@@ -248,7 +248,11 @@ class Rebuild:
             left_s = self._settings.answer_ttl_s - (self._now_ms - decision.decided_at_ms) // 1000
             if left_s > 0:
                 digest = identity.request_digest(avro.body(decision.transaction))
-                kept.append(Restored(decision.transaction_id, decision.decision_id, digest, message, left_s, listed_of(decision)))
+                kept.append(
+                    Restored(
+                        decision.transaction_id, decision.decision_id, digest, message, left_s, listed_of(decision), decision.transaction.step_up_of
+                    )
+                )
             await self._held(books, decision, partition, confirmed, moved)
             tallies.fold_if_many()
             if len(kept) >= BATCH:

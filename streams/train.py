@@ -28,7 +28,7 @@ from models.history import Examples, Floats
 from models.policy import SEVERITY, Policy
 from models.recipe import Recipe, recipe_from_toml
 from models.registry import save
-from models.train import HELD_OUT_FROM
+from models.train import HELD_OUT_FROM, measured_only
 from schemas.decision import Outcome
 from schemas.errors import InvalidRecord, SettingsError
 from streams.mapping import TimeRule, moment_ms
@@ -138,7 +138,7 @@ def train(argv: list[str], settings: Settings) -> int:
     args = parser.parse_args(argv)
     recipe, policy = recipe_in(args.recipe), registry_of(settings).policy()
     delay_ms = None if args.label_delay_days is None else int(args.label_delay_days * DAY_MS)
-    examples = training_set(args.data, until_ms(args), delay_ms)
+    examples = training_set(args.data, until_ms(args), delay_ms, attributes=measured_only(recipe))
     if not len(examples.frauds):
         raise SettingsError(f"{args.data}: no payment is old enough for its label to be known; --label-delay-days says how old that is")
     print(f"training {len(recipe.members)} members on {len(examples.frauds)} rows", file=sys.stderr, flush=True)

@@ -21,8 +21,11 @@ from models.history import Examples, Floats, History, Ints, Verdicts
 from schemas.errors import ArtefactError, SettingsError
 from schemas.topics import DECISIONS, LABELS
 from streams.backfill import FEATURES_FILE
+from streams.columnar import ATTRIBUTE, as_number
 
 DAY_MS = 86_400_000
+ATTRIBUTES = "txn_attributes"
+"""The archive's column of what a transaction says beside the record."""
 USUAL_DELAY_MS = 14 * DAY_MS
 """After what time most of an archive's labels have come in, where nobody says otherwise; a backfill's mapping says it."""
 BATCH_ROWS = 65_536
@@ -35,21 +38,27 @@ class Given(NamedTuple):
     label_delay_ms: int
 
 
-def training_set(folder: Path, until_ms: int | None = None, label_delay_ms: int | None = None, catalogue: Catalogue = CATALOGUE) -> Examples:
+def training_set(
+    folder: Path, until_ms: int | None = None, label_delay_ms: int | None = None, catalogue: Catalogue = CATALOGUE, attributes: Sequence[str] = ()
+) -> Examples:
     """The rows in a folder that were at least `label_delay_ms` old at `until_ms`, with their labels as known then.
 
-    By default `until_ms` is the history's last moment, and the delay is that of the folder (`given_in`).
+    By default `until_ms` is the history's last moment, and the delay is that of the folder; `attributes` as in `given_in`.
     """
-    history, usual_ms = given_in(folder, catalogue)
+    history, usual_ms = given_in(folder, catalogue, attributes)
     return history.training_set(history.last_ms if until_ms is None else until_ms, usual_ms if label_delay_ms is None else label_delay_ms)
 
 
-def given_in(folder: Path, catalogue: Catalogue = CATALOGUE) -> Given:
-    """The history in what `holdfast backfill` wrote (any dataset, by any catalogue), or in an archive (decisions made on this catalogue)."""
+def given_in(folder: Path, catalogue: Catalogue = CATALOGUE, attributes: Sequence[str] = ()) -> Given:
+    """The history in what `holdfast backfill` wrote (any dataset, by any catalogue), or in an archive (decisions made on this catalogue).
+
+    A backfill has a column for each attribute of its mapping. An archive's transactions hold whatever their senders said beside the record: of
+    those `attributes` (`attribute.age`) become columns, for groups to be declared by; NaN where a transaction has none.
+    """
     if (folder / FEATURES_FILE).exists():
         return _backfilled(folder / FEATURES_FILE)
     if (folder / DECISIONS.name).is_dir():
-        return Given(_archived(folder, catalogue), USUAL_DELAY_MS)
+        return Given(_archived(folder, catalogue, attributes), USUAL_DELAY_MS)
     raise SettingsError(f"{folder}: holds neither {FEATURES_FILE} (`holdfast backfill` writes it) nor an archive of decisions")
 
 
@@ -73,18 +82,32 @@ def _backfilled(path: Path) -> Given:
     return Given(history, int(about["label_delay_ms"]))
 
 
-def _archived(folder: Path, catalogue: Catalogue) -> History:
-    """The vectors that were served on this catalogue, and what was learned of them."""
+def _archived(folder: Path, catalogue: Catalogue, attributes: Sequence[str]) -> History:
+    """The vectors that were served on this catalogue, these attributes beside them, and what was learned of them."""
     data = ds.dataset(folder / DECISIONS.name, format="parquet", partitioning=None)
     named = ["transaction_id", "at_ms", "catalogue_id", "account_id", "txn_card_token", "txn_amount_minor", "txn_billing_amount_minor"]
     beside = data.to_table(columns=named)
     rows = _in_time(beside["at_ms"], pc.equal(beside["catalogue_id"], catalogue.catalogue_id))
     vectors = _matrix(data, catalogue.names, len(beside), rows)
     beside = beside.take(pa.array(rows))
+    if attributes:
+        said = data.to_table(columns=[ATTRIBUTES])[ATTRIBUTES].take(pa.array(rows)).combine_chunks()
+        vectors = np.asfortranarray(np.column_stack([vectors, *(_attribute(said, name) for name in attributes)]))
     amounts = pc.coalesce(beside["txn_billing_amount_minor"], beside["txn_amount_minor"])
     cards = _cards(beside["txn_card_token"], beside["account_id"])
     verdicts = archived_verdicts(folder, beside["transaction_id"])
-    return History(catalogue.catalogue_id, catalogue.names, vectors, _ints(beside["at_ms"]), cards, _ints(amounts), verdicts)
+    names = (*catalogue.names, *attributes)
+    return History(catalogue.catalogue_id, names, vectors, _ints(beside["at_ms"]), cards, _ints(amounts), verdicts)
+
+
+def _attribute(said: pa.ListArray, name: str) -> Floats:
+    """float64[rows]: what each transaction says under this name, as the number that a backfill would make of it; of two it is the first."""
+    parts = pc.list_flatten(said)
+    found = np.flatnonzero(_flags(pc.equal(pc.struct_field(parts, "name"), name.removeprefix(ATTRIBUTE))))[::-1]
+    texts = pc.struct_field(parts, "value").take(pa.array(found)).dictionary_encode()
+    column, numbers = np.full(len(said), np.nan), np.array([as_number(text) for text in texts.dictionary.to_pylist()], np.float64)
+    column[_ints(pc.list_parent_indices(said))[found]] = numbers[_ints(texts.indices)]
+    return column
 
 
 def archived_verdicts(archive: Path, transaction_ids: pa.ChunkedArray) -> Verdicts:

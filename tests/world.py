@@ -64,6 +64,15 @@ def a_policy() -> Policy:
     return policy_from_toml(default_policy_text()).bound(CATALOGUE.names)
 
 
+@functools.cache
+def a_stepping_policy() -> Policy:
+    """The default policy, whose first rule for a busy card has an e-commerce customer authenticate in place of a block."""
+    rule = 'value = 5, outcome = "block", reason = "many_card_payments_1m"'
+    assert rule in default_policy_text()
+    stepping = rule.replace("value = 5", "value = 0").replace("outcome", 'action = "step_up", outcome')
+    return policy_from_toml(default_policy_text().replace(rule, stepping, 1)).bound(CATALOGUE.names)
+
+
 def a_transaction(transaction_id: str = "t1", **changes: object) -> Transaction:
     """A plain valid card payment at noon."""
     plain: dict[str, object] = {
@@ -98,6 +107,10 @@ class TestWorld:
     async def decide(self, txn: Transaction, origin: Origin = HTTP) -> Decided:
         """Decides at this world's time."""
         return await decide(txn, self.world, self.now_ms, origin)
+
+    def ask_for_authentication(self) -> None:
+        """From now on every e-commerce payment needs it, and any other card payment is blocked."""
+        self.world.panel = Panel(Judges(an_ensemble(), a_stepping_policy()))
 
     def know(self, account_id: str = "a1", balance_minor: int = 100_000, **changes: object) -> None:
         """Says an account's balance."""

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from schemas.errors import SettingsError
-from schemas.transaction import EntryMode, TransactionKind
+from schemas.transaction import CheckResult, EntryMode, TransactionKind
 
 FOLDER = Path(__file__).with_name("dialects")
 _NOTATION = re.compile(r"(n|a|an|ans|as|ns|z|b|s|x\+n) (\.{2,3})?([0-9]{1,3})\Z")
@@ -80,6 +80,7 @@ class Map(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     counterparty: Part | None = None
     partial: Part | None = None
     original_amount: Part | None = None
+    authentication: Part | None = None
 
 
 class Dialect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -101,6 +102,7 @@ class Dialect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kinds: dict[str, TransactionKind]
     conditions: dict[str, TransactionKind]
     partials: tuple[str, ...] = ()
+    authentications: dict[str, CheckResult] = {}
 
 
 def dialect_of(name: str) -> Dialect:

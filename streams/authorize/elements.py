@@ -108,6 +108,7 @@ class Elements:
                 Attribute(name="rrn", value=key.rrn),
                 Attribute(name="stan", value=key.stan),
             ),
+            three_ds_result=dialect.authentications.get(_text(row.authentication, fields) or ""),
             partial_allowed=_text(row.partial, fields) in dialect.partials,
         )
 

@@ -22,7 +22,7 @@ from streams.authorize.codec import BadMessage, Codec, Fields, Message, Unreadab
 from streams.authorize.dialect import Dialect
 from streams.authorize.elements import Elements, Secrets
 from streams.authorize.iso_codes import CURRENCY_NUMBERS
-from streams.authorize.life import clear, increment
+from streams.authorize.life import clear, follow_up
 from streams.authorize.under_way import UnderWay
 from streams.pipeline import Decided, Origin, World
 
@@ -119,7 +119,7 @@ class Desk:
         try:
             return await self._works[work](self, fields, self._world.clock_ms())
         except InvalidRecord as error:
-            return self.refused("format_error", error.code, error.field)
+            return self.refused(error.code if error.code in FIELD_39 else "format_error", error.code, error.field)
         except Conflict as error:
             return self.refused("transaction_conflict", error.code)
         except Unavailable as error:
@@ -159,7 +159,7 @@ class Desk:
         original = elements.original(fields)
         txn = elements.transaction(fields, elements.key(fields), now_ms)
         if original is not None:
-            raised = await increment(txn, original.transaction_id, self._world)
+            raised = await follow_up(txn, original.transaction_id, self._world)
             if not isinstance(raised, Transaction):
                 return self.refused(raised, raised)
             txn = raised

@@ -13,7 +13,7 @@ import msgspec
 from models.clearing import WHOLE, Asked, ahead, applied, clearings, named, open_holds, unconfirmed_increments, without
 from models.hold import Book, Refusal
 from schemas.avro import decode, encode
-from schemas.decision import Decision
+from schemas.decision import Action, Decision
 from schemas.errors import Conflict, LogUnavailable, MemoryUnavailable
 from schemas.hold import Clearing, ClearingKind, HoldState
 from schemas.identity import hold_id, increment_id
@@ -103,6 +103,14 @@ async def increment(txn: Transaction, original_id: str, world: World) -> Transac
     if decision.account_id != txn.account_id:
         return NotCleared.WRONG_ACCOUNT
     return raised if decision.hold_id is not None else NotCleared.NOTHING_HELD
+
+
+async def follow_up(txn: Transaction, original_id: str, world: World) -> Transaction | Refusal | NotCleared:
+    """What a door that has but one way to name an original asks for: the retry of one whose cardholder was to authenticate, else an increment."""
+    kept = await world.answers.of_transaction(original_id)
+    if kept is not None and decode(Decision, kept.message).action is Action.STEP_UP:
+        return msgspec.structs.replace(txn, step_up_of=original_id)
+    return await increment(txn, original_id, world)
 
 
 def _already(last: Asked) -> Refusal:

@@ -12,6 +12,7 @@ import msgspec
 
 from models.answer import FIELD_39, Answer
 from schemas.controls import Controls, Usability
+from schemas.decision import Action
 from schemas.record import Record
 from streams.authorize.controls import ControlsRequest
 from streams.authorize.problem import ERRORS, ErrorBody, Problem
@@ -34,7 +35,18 @@ NOON_MS = 1_767_268_800_000
 READABLE = ("bad_request", "request_timeout", "head_too_large", "unauthenticated", "rate_limited", "internal")
 """What any request can be told."""
 FIELDS = ("unreadable_json", "missing_field", "unknown_field", "invalid_field", "card_number")
-DECIDING = (*FIELDS, "unknown_currency", "time_in_future", "transaction_conflict", "overloaded", "unavailable", "deadline", "card_not_covered")
+RETRYING = ("step_up_unknown", "step_up_mismatch", "step_up_used")
+DECIDING = (
+    *FIELDS,
+    *RETRYING,
+    "unknown_currency",
+    "time_in_future",
+    "transaction_conflict",
+    "overloaded",
+    "unavailable",
+    "deadline",
+    "card_not_covered",
+)
 ABSENT = ("memory_unavailable", "log_unavailable", "unavailable", "deadline")
 HELD = ("unknown_hold", "wrong_account", "nothing_held", "already_posted", "already_voided", "already_expired", "not_found")
 CLEARING = (*FIELDS, *HELD, *ABSENT, "time_in_future", "transaction_conflict", "clearing_conflict", "too_many_parts", "card_not_covered")
@@ -58,6 +70,7 @@ REQUESTS: dict[type[Record], Examples] = {
         "card_present": _PURCHASE | {"kind": "card_present", "entry_mode": "chip", "terminal_id": "pos-7"},
         "tokens": {name: value for name, value in _PURCHASE.items() if name != "card_number"} | {"card_token": "crd_k1_0123456789abcdef"},
         "in_part": _PURCHASE | {"partial_allowed": True},
+        "authenticated": _PURCHASE | {"transaction_id": "t-2", "step_up_of": "t-1", "three_ds_result": "match"},
         "refund": _PURCHASE | {"kind": "refund"},
         "account_verification": _PURCHASE | {"amount_minor": 0},
     },
@@ -78,6 +91,7 @@ REQUESTS: dict[type[Record], Examples] = {
     },
     ReversalRequest: {"whole": {"clearing_id": "c-2"}, "part": {"clearing_id": "c-2", "amount_minor": 500, "currency": "EUR"}},
 }
+STEP_UPS = ("step_up_visa", "step_up_mastercard", "authentication_failed", "authentication_missing")
 DECLINES = ("unknown_account", "account_frozen", "account_closed", "currency_mismatch", "insufficient_funds")
 
 
@@ -89,6 +103,7 @@ def _answer(name: str, outcome: str, category: str, stand_in: bool = False) -> d
         transaction_id="t-1",
         decision_id="dec_0b6f6a3e5c1d5f2f8a0c5d5a9e4b7c21",
         outcome=outcome,
+        action=Action.STEP_UP if name.startswith("step_up") else None,
         response_code=FIELD_39[name].v1987,
         approved_minor=approved_minor,
         reason_category=category,
@@ -111,6 +126,7 @@ ANSWERS: dict[type[Record], Examples] = {
         "partial": _answer("partial", "approve", "none"),
         "review": _answer("review", "review", "risk"),
         "block": _answer("block", "block", "risk"),
+        **{name: _answer(name, "decline", "authentication") for name in STEP_UPS},
         **{name: _answer(name, "decline", "account") for name in DECLINES},
         "approve_by_stand_in": _answer("approve", "approve", "none", stand_in=True),
         **{name: _answer(name, "decline", "account", stand_in=True) for name in FIELD_39 if name.startswith("stand_in_")},

@@ -197,6 +197,8 @@ def typical(redis_url: str, bodies: list[bytes], seconds: float) -> dict[str, fl
     process = subprocess.Popen([sys.executable, "-m", "tests.bench.typical", str(port), redis_url], cwd=ROOT)
     try:
         for _ in range(1_200):
+            if process.poll() is not None:
+                raise RuntimeError("the typical stack ended before it listened")
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                 break
             time.sleep(0.1)

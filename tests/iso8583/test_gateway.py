@@ -473,3 +473,35 @@ def test_of_1993_the_action_code_is_002_and_element_30_has_the_original_amount()
         assert 54 not in got
 
     at_the_gateway(play, dialect="1993-ascii")
+
+
+ONLINE = {"f22": "811", "f60": f"{0:08}070{0}"}
+AUTHENTICATED = ONLINE | {"f60": f"{0:08}050{0}"}
+
+
+@pytest.mark.parametrize(("pan", "code"), [(PAN, "1A"), ("5555555555554444", "65")])
+def test_a_cardholder_is_asked_to_authenticate_by_the_schemes_own_code_and_the_retry_names_its_original(pan: str, code: str) -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        scene.world.ask_for_authentication()
+        _, got = await host.ask("0100", fields_of(**ONLINE, f2=pan))
+        assert got[39] == code
+        assert 38 not in got
+        assert await host.code("0100", about(**AUTHENTICATED, f2=pan, f4="000000001001")) == "12"
+        assert await host.code("0100", about(**AUTHENTICATED, f2=pan)) == "00"
+        assert await host.code("0101", about(**AUTHENTICATED, f2=pan)) == "00"
+        assert await host.code("0100", about(**AUTHENTICATED, f2=pan, f11="000901")) == "94"
+        assert [d.transaction.step_up_of for d in scene.world.decisions] == [None, transaction_id()]
+        assert await host.code("0120", about("000900", f11="000902")) == "00", "and is captured as any other"
+
+    at_the_gateway(play)
+
+
+def test_a_retry_without_authentication_is_declined_and_what_came_authenticated_is_asked_for_nothing() -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        scene.world.ask_for_authentication()
+        assert await host.code("0100", fields_of(**ONLINE)) == "1A"
+        assert await host.code("0100", about(**ONLINE)) == "63"
+        assert await host.code("0100", fields_of(**AUTHENTICATED, f11="000007")) == "00"
+        assert await host.code("0100", fields_of(f11="000008")) == "59"
+
+    at_the_gateway(play)

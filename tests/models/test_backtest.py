@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
+import msgspec
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,17 +15,18 @@ from features.catalogue import CATALOGUE
 from models.backtest import Payments, alerts, backtest, read_by, replayed
 from models.decision import NOTHING_MISSING, Missing, judge, severities
 from models.ensemble import Ensemble
-from models.policy import SEVERITY, Policy, policy_from_toml
+from models.policy import SEVERITY, Policy, authentication_of, policy_from_toml
 from models.registry import default_policy_text
 from models.train import train
 from schemas.decision import Outcome
-from schemas.transaction import Transaction, TransactionKind
+from schemas.transaction import CheckResult, Transaction, TransactionKind
 from tests.models.conftest import a_history
 from tests.world import examples_of, quick
 
 TEXT = default_policy_text()
 LIVE = policy_from_toml(TEXT)
 STRICT = policy_from_toml(TEXT.replace("review_above = 0.50", "review_above = 0.20").replace("block_above = 0.80", "block_above = 0.50"))
+STEPPING = policy_from_toml(TEXT.replace('outcome = "review", reason', 'outcome = "review", action = "step_up", reason'))
 READ = read_by(LIVE)
 COLUMNS = [CATALOGUE.index[name] for name in READ]
 KINDS = ("memory_missing:card", "member_missing:learned", "memory_stale")
@@ -37,6 +40,11 @@ def any_ensemble() -> Ensemble:
 
 VALUES = st.one_of(st.just(float("nan")), st.floats(0, 8), st.sampled_from([0.0, 1.0, 4.0, 5.0, 7.0, 1e6]))
 ROWS = 6
+PLAIN = Transaction(transaction_id="T", kind=TransactionKind.CARD_PRESENT, at_ms=0, amount_minor=1, currency="EUR", account_id="A")
+ONLINE = msgspec.structs.replace(PLAIN, kind=TransactionKind.ECOMMERCE)
+DONE = msgspec.structs.replace(ONLINE, three_ds_result=CheckResult.MATCH)
+PAYMENTS = [PLAIN, ONLINE, DONE, *(msgspec.structs.replace(one, step_up_of="S") for one in (ONLINE, DONE))]
+"""Payments of which nobody, everybody or only some can be asked to authenticate."""
 
 
 @settings(max_examples=150, deadline=None)
@@ -44,18 +52,21 @@ ROWS = 6
     hnp.arrays(np.float64, (ROWS, len(COLUMNS)), elements=VALUES),
     st.integers(0, 1 << 20),
     st.lists(st.lists(st.sampled_from(KINDS), unique=True).map(tuple), min_size=ROWS, max_size=ROWS),
-    st.sampled_from([LIVE, STRICT]),
+    st.sampled_from([LIVE, STRICT, STEPPING]),
+    st.lists(st.sampled_from(PAYMENTS), min_size=ROWS, max_size=ROWS),
 )
-def test_the_outcome_of_many_is_the_one_that_judge_gives_each(read: np.ndarray, seed: int, missing: list[tuple[str, ...]], policy: Policy) -> None:
+def test_the_outcome_of_many_is_the_one_that_judge_gives_each(
+    read: np.ndarray, seed: int, missing: list[tuple[str, ...]], policy: Policy, txns: list[Transaction]
+) -> None:
     vectors = a_history(ROWS + 2, seed)[0][:ROWS]
     vectors[:, COLUMNS] = read
-    txn = Transaction(transaction_id="T", kind=TransactionKind.CARD_PRESENT, at_ms=0, amount_minor=1, currency="EUR", account_id="A")
     bound = policy.bound(CATALOGUE.names)
-    verdicts = [judge(any_ensemble(), bound, CATALOGUE.reason_of, txn, v, m) for v, m in zip(vectors, missing, strict=True)]
+    verdicts = [judge(any_ensemble(), bound, CATALOGUE.reason_of, txn, v, m) for v, m, txn in zip(vectors, missing, txns, strict=True)]
     scores = np.array([np.nan if v.score is None else v.score for v in verdicts])
     pairs = [(row, KINDS.index(kind)) for row, verdict in enumerate(verdicts) for kind in verdict.degradations]
     rows, kinds = np.array(pairs, np.int64).reshape(-1, 2).T
-    judged = severities(policy.bound(READ), np.ascontiguousarray(vectors[:, COLUMNS]), scores, Missing(rows, kinds, KINDS))
+    asked = np.array([authentication_of(txn) for txn in txns], np.int64)
+    judged = severities(policy.bound(READ), np.ascontiguousarray(vectors[:, COLUMNS]), scores, Missing(rows, kinds, KINDS), asked)
     assert judged.tolist() == [SEVERITY[v.outcome] for v in verdicts]
 
 
@@ -73,6 +84,8 @@ def payments(scores: list[float], frauds: list[int], amounts_minor: list[int], d
         currencies=np.arange(count) % 2,
         currency_names=("EUR", "JPY"),
         frauds=np.array(frauds, np.bool_),
+        authentications=np.zeros(count, np.int64),
+        stepped=np.zeros(count, np.bool_),
     )
 
 
@@ -93,3 +106,9 @@ def test_an_account_that_could_not_pay_cannot_pay_now_and_a_block_is_a_block() -
     given_ = payments([900, 600, 100], [0, 0, 0], [1, 1, 1], [DECLINE, DECLINE, BLOCK])
     assert replayed(LIVE, given_).tolist() == [BLOCK, DECLINE, APPROVE]
     assert alerts(replayed(LIVE, given_)).tolist() == [True, False, False]
+
+
+def test_whom_a_policy_asked_to_authenticate_the_account_did_not_decline() -> None:
+    past = payments([300, 300, 600], [0, 0, 0], [1, 1, 1], [DECLINE, DECLINE, DECLINE])
+    found = backtest(STRICT, LIVE, replace(past, stepped=np.array([True, False, True])))
+    assert found.live.outcomes == {"approve": 1, "review": 1, "decline": 1, "block": 0}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from features.catalogue import CATALOGUE
-from models.decision import REASONS_MAX, Verdict, judge, refused, sentence, top_reason_agrees
+from models.decision import REASONS_MAX, Verdict, judge, refused, sentence, top_reason_agrees, unjudged
 from models.ensemble import Ensemble
 from models.hold import Refusal
 from models.policy import Policy, policy_from_toml
@@ -22,7 +22,7 @@ from models.registry import default_policy_text
 from models.train import Artefact, train
 from models.trees import calibrated, explained
 from schemas.decision import Outcome, Reason, ReasonSource, Risk
-from schemas.transaction import Transaction, TransactionKind
+from schemas.transaction import CheckResult, Transaction, TransactionKind
 from tests.models.conftest import a_history
 from tests.world import examples_of, quick
 
@@ -225,3 +225,77 @@ def test_what_was_missing_before_the_judgement_is_kept_and_judged(ensemble: Ense
     verdict = judged(ensemble, quiet(), degradations=("profile_missing",))
     assert (verdict.outcome, verdict.degradations) == (Outcome.REVIEW, ("profile_missing",))
     assert [(r.code, r.source) for r in verdict.reasons] == [("profile_missing", ReasonSource.DEGRADED)]
+
+
+ONE = CATALOGUE.names[0]
+PLAIN_RULE = '{ feature = "%s", comparison = "at_least", value = %d, outcome = "%s", reason = "%s" %s }'
+
+
+def stepping(*rules: tuple[int, str, str]) -> Policy:
+    """A policy of these rules: from which value of the first feature on, the outcome, whether it steps up. No score asks for more than approval."""
+    start, end = default_policy_text().index("rules = ["), default_policy_text().index("\n]\n") + 3
+    rows = [PLAIN_RULE % (ONE, least, outcome, f"r{n}", ', action = "step_up"' if steps else "") for n, (least, outcome, steps) in enumerate(rules)]
+    text = default_policy_text()[:start] + "rules = [" + ", ".join(rows) + "]\n" + default_policy_text()[end:]
+    text = text.replace("review_above = 0.50", "review_above = 1").replace("block_above = 0.80", "block_above = 1")
+    return policy_from_toml(text).bound(CATALOGUE.names)
+
+
+ASKS = stepping((1, "review", "steps"), (2, "review", ""), (3, "block", "steps"), (4, "block", ""))
+STEP_UPS = """
+    # value, kind, 3-D Secure, retry -> outcome, action, first reason
+    0 ecommerce -     -     -> approve -       -
+    1 ecommerce -     -     -> decline step_up r0
+    1 ecommerce no_match - -> decline step_up r0
+    1 ecommerce partial - -> decline step_up r0
+    1 ecommerce match -     -> approve -       -
+    1 card_present - -      -> review  -       r0
+    1 moto - -              -> review  -       r0
+    1 recurring - -         -> review  -       r0
+    1 ecommerce match retry -> approve -       -
+    1 ecommerce no_match retry -> decline -    authentication_failed
+    1 ecommerce - retry     -> decline -       authentication_missing
+    1 ecommerce partial retry -> decline -     authentication_missing
+    1 ecommerce unavailable retry -> decline - authentication_missing
+    0 ecommerce - retry     -> decline -       authentication_missing
+    2 ecommerce - -         -> decline step_up r0
+    2 ecommerce match retry -> review  -       r1
+    3 ecommerce - -         -> decline step_up r2
+    3 ecommerce match retry -> review  -       r1
+    3 card_present - -      -> block   -       r2
+    3 ecommerce no_match retry -> decline -    authentication_failed
+    4 ecommerce no_match retry -> block -      r3
+    4 ecommerce - -         -> block   -       r3
+    4 ecommerce match retry -> block   -       r3
+"""
+
+
+@pytest.mark.parametrize("row", [line.strip() for line in STEP_UPS.strip().splitlines() if "#" not in line])
+def test_what_an_action_makes_of_a_rule(ensemble: Ensemble, row: str) -> None:
+    asked, _, wanted = row.partition("->")
+    value, kind, result, retry = asked.split()
+    outcome, action, reason = wanted.split()
+    txn = msgspec.structs.replace(
+        a_transaction(TransactionKind(kind)),
+        three_ds_result=None if result == "-" else CheckResult(result),
+        step_up_of="S" if retry == "retry" else None,
+    )
+    verdict = judge(ensemble, ASKS, CATALOGUE.reason_of, txn, quiet(**{ONE.replace(".", "__"): int(value)}))
+    assert (verdict.outcome, str(verdict.action or "-")) == (outcome, action)
+    assert (verdict.reasons[0].code if verdict.reasons else "-") == reason
+    assert verdict.holds == (verdict.outcome in (Outcome.APPROVE, Outcome.REVIEW))
+
+
+def test_an_account_that_cannot_pay_and_a_part_whose_loss_declines_need_nobody_to_authenticate(ensemble: Ensemble) -> None:
+    txn, vector = a_transaction(TransactionKind.ECOMMERCE), quiet(**{ONE.replace(".", "__"): 1})
+    verdict = refused(judge(ensemble, ASKS, CATALOGUE.reason_of, txn, vector), Refusal.ACCOUNT_FROZEN)
+    assert (verdict.outcome, verdict.action, verdict.reasons[0].code) == (Outcome.DECLINE, None, "account_frozen")
+    strict = dataclasses.replace(ASKS, degraded={"otherwise": Outcome.DECLINE})
+    verdict = judge(ensemble, strict, CATALOGUE.reason_of, txn, vector, ("memory_missing:card",))
+    assert (verdict.outcome, verdict.action) == (Outcome.DECLINE, None)
+
+
+def test_a_retry_without_authentication_is_declined_where_nothing_can_be_judged() -> None:
+    retry = msgspec.structs.replace(a_transaction(TransactionKind.ECOMMERCE), step_up_of="S")
+    assert unjudged(POLICY, retry, ()).outcome is Outcome.DECLINE
+    assert not unjudged(POLICY, retry, ()).holds
+    assert unjudged(POLICY, msgspec.structs.replace(retry, three_ds_result=CheckResult.MATCH), ()).outcome is Outcome.REVIEW

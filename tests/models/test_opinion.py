@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from features.catalogue import CATALOGUE
 from models.decision import judge, weighed_all
 from models.opinion import Judged, Judges, Panel, Seat, second_opinions
+from models.policy import Authentication
 from schemas.governance import Kind
 from tests.world import a_policy, a_transaction, an_ensemble
 
@@ -67,7 +68,7 @@ def test_a_payment_without_a_card_is_split_by_its_account() -> None:
 def test_a_second_opinion_is_what_the_other_would_have_decided() -> None:
     vectors = np.random.default_rng(3).random((50, len(CATALOGUE.names)))
     vectors[:, CATALOGUE.index["velocity.card_count_10m"]] = np.arange(50) % 12
-    weighed = weighed_all(an_ensemble(), a_policy(), vectors, [("memory_missing:card",), ()] * 25)
+    weighed = weighed_all(an_ensemble(), a_policy(), vectors, [("memory_missing:card",), ()] * 25, [Authentication.IMPOSSIBLE] * 50)
     for vector, said, missing in zip(vectors, weighed, [("memory_missing:card",), ()] * 25, strict=True):
         verdict = judge(an_ensemble(), a_policy(), CATALOGUE.reason_of, CARDS[0], vector, missing)
         assert said == (verdict.score, verdict.outcome, verdict.degradations)

@@ -66,6 +66,7 @@ def test_other_numbers_are_another_policy() -> None:
         ('"ecommerce", "moto"]', '"ecommerce", "refund"]', "policy.partial_approval.kinds: 'refund'"),
         ('"4829", # money', '"482", # money', "policy.partial_approval.never_mcc"),
         ("never_mcc = [", "mcc_never = [", "policy.partial_approval.mcc_never: unknown key"),
+        ('outcome = "block", reason', 'outcome = "block", action = "step_down", reason', r"policy.rules\[1\].action"),
         ('otherwise = "review"', 'otherwise = "maybe"', "policy.degraded.otherwise"),
         ("2026-01-01T00:00:00Z", "2026-01-01T00:00:00", "policy.effective_from"),
         ('name = "default"', 'name = "default', "policy:"),

@@ -16,11 +16,11 @@ from models.opinion import Judges, Panel
 from models.policy import policy_from_toml
 from models.registry import default_policy_text
 from schemas.avro import decode
-from schemas.decision import Decision, Outcome
-from schemas.errors import Conflict, LogUnavailable
+from schemas.decision import Action, Decision, Outcome
+from schemas.errors import Conflict, InvalidRecord, LogUnavailable
 from schemas.identity import decision_id, hold_id
-from schemas.transaction import TransactionKind
-from tests.world import NOON, a_transaction, a_world
+from schemas.transaction import CheckResult, Transaction, TransactionKind
+from tests.world import NOON, TestWorld, a_transaction, a_world
 
 T = TypeVar("T")
 
@@ -256,3 +256,89 @@ def test_a_review_is_not_approved_in_part() -> None:
     run(world.decide(a_transaction(partial_allowed=True)))
     (decision,) = world.decisions
     assert (decision.outcome, decision.reasons[0].code) == (Outcome.DECLINE, "insufficient_funds")
+
+
+def an_online(transaction_id: str = "t1", **changes: Any) -> Transaction:
+    return a_transaction(transaction_id, kind=TransactionKind.ECOMMERCE, card_bin="411111", **changes)
+
+
+def a_stepped_world() -> TestWorld:
+    """A world in which `t1` was asked to authenticate."""
+    world = a_world()
+    world.know()
+    world.ask_for_authentication()
+    run(world.decide(an_online()))
+    return world
+
+
+def test_a_cardholder_is_asked_to_authenticate_and_nothing_is_held_nor_remembered_as_a_decline() -> None:
+    world = a_stepped_world()
+    (decision,) = world.decisions
+    assert (decision.outcome, decision.action, decision.card_scheme) == (Outcome.DECLINE, Action.STEP_UP, "visa")
+    assert (decision.hold_id, decision.held_minor, decision.declined_positions) == (None, 0, ())
+    assert decision.reasons[0].code == "many_card_payments_1m"
+    assert world.books.books["a1"].available_minor(NOON) == 100_000
+
+
+def test_the_authenticated_retry_is_decided_on_everything_else() -> None:
+    world = a_stepped_world()
+    retry = an_online("t2", step_up_of="t1", three_ds_result=CheckResult.MATCH)
+    first = run(world.decide(retry))
+    assert run(world.decide(retry)).message == first.message
+    decision = world.decisions[1]
+    assert (decision.outcome, decision.action, decision.held_minor) == (Outcome.APPROVE, None, 1_000)
+    poor = an_online("t4", step_up_of="t3", three_ds_result=CheckResult.MATCH, amount_minor=200_000)
+    run(world.decide(an_online("t3", amount_minor=200_000)))
+    run(world.decide(poor))
+    assert world.decisions[-1].reasons[0].code == "insufficient_funds"
+
+
+@pytest.mark.parametrize(
+    ("result", "code"),
+    [(CheckResult.NO_MATCH, "authentication_failed"), (None, "authentication_missing"), (CheckResult.PARTIAL, "authentication_missing")],
+)
+def test_a_retry_that_is_not_authenticated_is_a_decline_of_its_own_name(result: CheckResult | None, code: str) -> None:
+    world = a_stepped_world()
+    run(world.decide(an_online("t2", step_up_of="t1", three_ds_result=result)))
+    decision = world.decisions[1]
+    assert (decision.outcome, decision.action, decision.reasons[0].code, decision.hold_id) == (Outcome.DECLINE, None, code, None)
+    assert decision.declined_positions, "this one was declined"
+
+
+MATCH = {"three_ds_result": CheckResult.MATCH}
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "field"),
+    [
+        ({"step_up_of": "t0"}, "step_up_unknown", "step_up_of"),
+        ({"step_up_of": "t2"}, "step_up_unknown", "step_up_of"),  # its own
+        ({"step_up_of": "t1", "amount_minor": 1_001}, "step_up_mismatch", "amount_minor"),
+        ({"step_up_of": "t1", "currency": "USD"}, "step_up_mismatch", "currency"),
+        ({"step_up_of": "t1", "merchant_id": "m2"}, "step_up_mismatch", "merchant_id"),
+        ({"step_up_of": "t1", "card_token": "crd_k1_2"}, "step_up_mismatch", "card_token"),
+        ({"step_up_of": "t1", "account_id": "a2"}, "step_up_mismatch", "account_id"),
+    ],
+)
+def test_a_retry_is_of_one_payment_that_asked_for_it(changes: dict[str, Any], code: str, field: str) -> None:
+    world = a_stepped_world()
+    with pytest.raises(InvalidRecord) as refused:
+        run(world.decide(an_online("t2", **(MATCH | changes))))
+    assert (refused.value.code, refused.value.field) == (code, field)
+    assert len(world.decisions) == 1
+    run(world.decide(an_online("t2", step_up_of="t1", **MATCH)))
+    assert world.decisions[1].outcome is Outcome.APPROVE, "and leaves the right one to come"
+
+
+def test_one_payment_has_one_retry_and_that_has_none() -> None:
+    world = a_stepped_world()
+    run(world.decide(an_online("t2", step_up_of="t1")))
+    with pytest.raises(InvalidRecord) as refused:
+        run(world.decide(an_online("t3", step_up_of="t1", **MATCH)))
+    assert refused.value.code == "step_up_used"
+    with pytest.raises(InvalidRecord) as refused:
+        run(world.decide(an_online("t3", step_up_of="t2", **MATCH)))
+    assert refused.value.code == "step_up_unknown"
+    world.answers.kept.pop("t1")
+    run(world.decide(an_online("t2", step_up_of="t1")))
+    assert len(world.decisions) == 2, "a repeat of the retry has its answer, though the first payment is no more known"

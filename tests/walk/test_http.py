@@ -601,3 +601,34 @@ def test_what_was_approved_in_part_is_captured_and_raised_as_what_is_held() -> N
         assert taken["amount_minor"] == 10_300
 
     at_the_door(play)
+
+
+@pytest.mark.parametrize(("card", "code"), [("4111111111111111", "1A"), ("5555555555554444", "65"), ("6011111111111117", "1A")])
+def test_the_host_is_told_to_have_the_cardholder_authenticate_and_the_result_is_taken(card: str, code: str) -> None:
+    async def play(host: Host) -> None:
+        host.world.ask_for_authentication()
+        status, answer, _ = await host.authorize(card_number=card)
+        assert (status, answer["outcome"], answer["action"], answer["response_code"]) == (200, "decline", "step_up", code)
+        assert (answer["reason_category"], answer["held_minor"], answer["approved_minor"]) == ("authentication", 0, 0)
+        _, problem, _ = await host.authorize(card_number=card, transaction_id="t2", step_up_of="t1", amount_minor=1_001, three_ds_result="match")
+        assert (problem["error"]["code"], problem["error"]["param"], problem["error"]["type"]) == ("step_up_mismatch", "amount_minor", "refused")
+        _, answer, _ = await host.authorize(card_number=card, transaction_id="t2", step_up_of="t1", three_ds_result="match")
+        assert (answer["outcome"], answer["action"], answer["response_code"], answer["held_minor"]) == ("approve", None, "00", 1_000)
+        status, problem, _ = await host.authorize(card_number=card, transaction_id="t3", step_up_of="t1", three_ds_result="match")
+        assert (status, problem["error"]["code"]) == (409, "step_up_used")
+        status, problem, _ = await host.authorize(card_number=card, transaction_id="t4", step_up_of="t2", three_ds_result="match")
+        assert (status, problem["error"]["code"]) == (404, "step_up_unknown")
+
+    at_the_door(play)
+
+
+def test_a_retry_that_failed_has_its_own_code_and_the_cards_other_payments_are_blocked_as_before() -> None:
+    async def play(host: Host) -> None:
+        host.world.ask_for_authentication()
+        await host.authorize()
+        _, answer, _ = await host.authorize(transaction_id="t2", step_up_of="t1", three_ds_result="no_match")
+        assert (answer["outcome"], answer["action"], answer["response_code"], answer["reason_category"]) == ("decline", None, "63", "authentication")
+        _, answer, _ = await host.authorize(transaction_id="t3", kind="card_present")
+        assert (answer["outcome"], answer["response_code"], answer["reason_category"]) == ("block", "59", "risk")
+
+    at_the_door(play)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from models.answer import FIELD_39
-from models.sandbox import CARDS, PARTIAL, SANDBOX, Card, Effect, cards_by_token
+from models.sandbox import CARDS, PARTIAL, SANDBOX, STEP_UPS, UNAUTHENTICATED, Card, Effect, cards_by_token
 from schemas.errors import SettingsError
 from schemas.transaction import TransactionKind
 from streams import forced
@@ -62,8 +62,9 @@ def said(status: int, answer: Any) -> str:
     """An answer of HTTP as the table says it."""
     if status != 200:
         return f"{status} {answer['error']['code']}"
-    in_part = answer["outcome"] == "approve" and answer["approved_minor"] < 1_000
-    return f"200 {answer['outcome']}, {answer['reason_category']}{', stand-in' if answer['stand_in'] else ', in part' if in_part else ''}"
+    in_part = ", in part" if answer["outcome"] == "approve" and answer["approved_minor"] < 1_000 else ""
+    asks = f", {answer['action']}" if answer["action"] else ""
+    return f"200 {answer['outcome']}, {answer['reason_category']}{', stand-in' if answer['stand_in'] else ''}{in_part}{asks}"
 
 
 def code_of(answer: Any) -> str:
@@ -75,7 +76,7 @@ def test_the_numbers_are_card_numbers_each_its_own_that_carry_field_39() -> None
     assert len({card.number for card in CARDS}) == len(CARDS)
     for card in CARDS:
         assert is_card_number(card.number)
-        assert card.number[8:10] == FIELD_39[card.answer].v1987
+        assert card.number[8:10] == FIELD_39[card.answer].v1987.replace("1A", "18")
 
 
 def test_every_outcome_every_decline_and_every_word_of_the_stand_in_has_a_card() -> None:
@@ -85,7 +86,7 @@ def test_every_outcome_every_decline_and_every_word_of_the_stand_in_has_a_card()
 
     forcing = {card.answer for card in CARDS}
     nobody = {"deadline", "log_unavailable", "memory_unavailable"}
-    assert {PARTIAL, *map(str, Outcome), *map(str, DECLINES), *map(str, stand_in.Refusal), *nobody} == forcing
+    assert {PARTIAL, *STEP_UPS, UNAUTHENTICATED, *map(str, Outcome), *map(str, DECLINES), *map(str, stand_in.Refusal), *nobody} == forcing
 
 
 def test_each_card_gets_over_http_what_its_row_says_once_and_on_the_log(tmp_path: Path) -> None:
@@ -134,6 +135,22 @@ def test_a_late_card_is_answered_at_the_deadline_and_its_decision_stands_afterwa
         status, answer, _ = await host.authorize(card_number=card.number)
         assert (status, answer["outcome"], answer["stand_in"]) == (200, "approve", False)
         assert len(host.world.decisions) == 1
+        await closed(host.world)
+
+    at_the_door(play, DEADLINE_MS)
+
+
+@pytest.mark.parametrize("number", [card.number for card in CARDS if card.answer in STEP_UPS])
+def test_who_is_asked_to_authenticate_is_approved_once_that_was_done(number: str, tmp_path: Path) -> None:
+    async def play(host: Host) -> None:
+        a_sandbox(host.world, tmp_path)
+        _, first, _ = await host.authorize(card_number=number)
+        assert (first["outcome"], first["action"], first["hold_id"]) == ("decline", "step_up", None)
+        _, retry, _ = await host.authorize(card_number=number, transaction_id="t2", step_up_of="t1", three_ds_result="match")
+        assert (retry["outcome"], retry["action"], retry["held_minor"]) == ("approve", None, 1_000)
+        await host.authorize(card_number=number, transaction_id="t3")
+        _, failed, _ = await host.authorize(card_number=number, transaction_id="t4", step_up_of="t3", three_ds_result="no_match")
+        assert (failed["outcome"], failed["action"], failed["response_code"]) == ("decline", None, "63")
         await closed(host.world)
 
     at_the_door(play, DEADLINE_MS)

@@ -268,3 +268,18 @@ def test_a_row_that_is_appended_to_a_redis_that_forgot_is_not_taken_for_remember
         await wire.close()
 
     asyncio.run(main())
+
+
+def test_the_first_retry_stands_also_after_a_rebuild(redis_url: str) -> None:
+    async def main() -> None:
+        wire = await Wire.connect(redis_url)
+        for answers in (Answers(wire, 3600), DictAnswers()):
+            assert [await answers.retried_by("t1", own) for own in ("t2", "t3", "t2")] == ["t2"] * 3
+            assert await answers.retried_by("t4", "t5") == "t5"
+        await wire.send((b"FLUSHALL",))
+        answers = Answers(wire, 3600)
+        await answers.restore([Restored("t2", "dec_2", b"d" * 16, b"said", 60, None, "t1")])
+        assert await answers.retried_by("t1", "t3") == "t2"
+        await wire.close()
+
+    asyncio.run(main())
