@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import itertools
 import json
 import os
 import re
@@ -11,7 +12,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow.dataset as ds
 import pytest
@@ -35,6 +37,9 @@ pytestmark = pytest.mark.integration
 REQUESTS = 1_000
 SEEDED = int(os.environ.get("TESTS_SEEDED_CARDS", "200"))
 """How many cards the search for card numbers sends through both doors; 10,000 take some minutes."""
+
+AT_ONCE, LINES = 70, 8
+"""Messages of ISO 8583 that are in flight together (seven are of one card), and connections of HTTP."""
 
 
 def pan_of(number: int) -> str:
@@ -118,27 +123,35 @@ def seeded() -> Iterator[tuple[str, Fields]]:
 
 
 async def sends_everything(stack: Stack) -> int:
-    """Sends them all, each also broken; how many answers had any of it."""
+    """Sends them all, each also broken, some cards at a time; how many answers had any of it."""
     codec = Codec(dialect_of("1987-ascii"))
     host = Host(codec, "binary2", *await asyncio.open_connection("127.0.0.1", stack.settings.iso8583_port))
-    told = 0
-    for mti, fields in seeded():
-        whole = codec.encode(Message(b"", mti, fields))
-        host.send_raw(whole)
-        host.send_raw(whole[: 25 + len(whole) // 2])
-        for _ in range(2):
+    told, messages = 0, seeded()
+    while lot := list(itertools.islice(messages, AT_ONCE)):
+        for mti, fields in lot:
+            whole = codec.encode(Message(b"", mti, fields))
+            host.send_raw(whole)
+            host.send_raw(whole[: 25 + len(whole) // 2])
+        numbers = {fields[2].encode() for _, fields in lot}
+        for _ in range(2 * len(lot)):
             size = HEADERS["binary2"].length(await host.reader.readexactly(2)) or 0
             answer = await host.reader.readexactly(size)
-            told += fields[2].encode() in answer
+            told += any(number in answer for number in numbers)
     host.writer.close()
     return told
 
 
 def over_http(stack: Stack) -> Counter[str]:
-    """The same cards through HTTP, where they belong and where they do not; statuses, and `told` for answers that had any of it."""
+    """The same cards through HTTP by several connections."""
+    with ThreadPoolExecutor(LINES) as pool:
+        return sum(pool.map(lambda first: over_one_line(stack, range(first, SEEDED + 1, LINES)), range(1, LINES + 1)), Counter[str]())
+
+
+def over_one_line(stack: Stack, numbers: Iterable[int]) -> Counter[str]:
+    """Cards through HTTP, where they belong and where they do not; statuses, and `told` for answers that had any of it."""
     counts, now_ms = Counter[str](), clock_ms()
     line = http.client.HTTPConnection(stack.settings.http_host, stack.settings.http_port, timeout=60)
-    for n in range(1, SEEDED + 1):
+    for n in numbers:
         card = sensitive(n)
         sent = a_request(transaction_id=f"pan-{n}", at_ms=now_ms, account_id=f"pan-{n}", card_number=card["pan"])
         odd = sent | {"transaction_id": f"odd-{n}"}
