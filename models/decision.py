@@ -36,6 +36,7 @@ class Verdict(msgspec.Struct, frozen=True):
     debits: bool  # the transaction takes money from the account
     holds: bool  # its amount is to be held now
     action: Action | None = None
+    room_minor: int | None = None  # a test card's: no more than this may be held, as if the account had no more
 
 
 class Missing(NamedTuple):

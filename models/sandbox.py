@@ -8,9 +8,10 @@ from typing import NamedTuple
 import msgspec
 
 from models import stand_in
-from models.decision import Verdict, refused
+from models.decision import Verdict, refused, unauthenticated
+from models.policy import Authentication, authentication_of
 from models.refusal import Refusal
-from schemas.decision import Outcome, Reason, ReasonSource
+from schemas.decision import Action, Outcome, Reason, ReasonSource
 from schemas.identity import keyed_token
 from schemas.record import Word
 from schemas.transaction import Transaction
@@ -19,6 +20,12 @@ SANDBOX = "sandbox"
 """The degradation that every decision of a sandbox has."""
 FORCED = "sandbox_card"
 """The reason of an outcome that a test card forces."""
+
+
+PARTIAL = "partial"
+"""The answer of an approval in part."""
+STEP_UPS, UNAUTHENTICATED = ("step_up_visa", "step_up_mastercard"), "authentication_failed"
+"""The answers that ask for authentication, by the card's scheme, and the one to a retry that does not have it."""
 
 
 class Effect(Word):
@@ -42,6 +49,8 @@ class Card(NamedTuple):
         """What is decided; None where nobody answers in time."""
         if self.effect in (Effect.LATE, Effect.GONE):
             return None
+        if self.answer == PARTIAL:
+            return Outcome.APPROVE
         return Outcome(self.answer) if self.answer in tuple(Outcome) else Outcome.DECLINE
 
     @property
@@ -51,6 +60,8 @@ class Card(NamedTuple):
             return "none"
         if self.effect is Effect.STAND_IN:
             return "unavailable"
+        if self.answer in (*STEP_UPS, UNAUTHENTICATED):
+            return "authentication"
         return "account" if self.outcome is Outcome.DECLINE else "risk"
 
     @property
@@ -63,9 +74,14 @@ _V, _S, _L, _G = Effect.VERDICT, Effect.STAND_IN, Effect.LATE, Effect.GONE
 CARDS: tuple[Card, ...] = (
     # What is decided
     Card("4000000000010001", "approve", _V),
+    Card("4000000010010009", "partial", _V),
     Card("4000000001010000", "review", _V),
     Card("4000000005010006", "decline", _V),
     Card("4000000059010001", "block", _V),
+    # Who must authenticate, and is approved once that was done
+    Card("4000000018010001", "step_up_visa", _V),
+    Card("5100000065040006", "step_up_mastercard", _V),
+    Card("4000000063010005", "authentication_failed", _V),
     # Why an account cannot be debited
     Card("4000000014010005", "unknown_account", _V),
     Card("4000000062010006", "account_frozen", _V),
@@ -102,7 +118,7 @@ CARDS: tuple[Card, ...] = (
     Card("4000000091060006", "log_unavailable", _G),
     Card("4000000091070005", "memory_unavailable", _G),
 )
-"""The table: digits 9 and 10 of a number are field 39 of 1987, the next two tell those of one code apart, the last is the check digit."""
+"""The table: digits 9 and 10 of a number are field 39 of 1987 (18 for 1A), the next two tell those of one code apart, the last is the check digit."""
 
 Cards = Mapping[str, Card]
 """By the token that a door makes of the number."""
@@ -121,15 +137,32 @@ def card_of(cards: Cards, txn: Transaction) -> Card | None:
 def forced(cards: Cards, txn: Transaction, verdict: Verdict) -> Verdict:
     """The verdict in a sandbox: what the transaction's test card forces, else what was judged. Either way its record says that it is a sandbox's.
 
-    What is forced to be declined or blocked asks no account; what is forced to be approved or reviewed still has to be paid by one.
+    What is forced to be declined or blocked asks no account; what is forced to be approved or reviewed still has to be paid by one. An
+    approval in part is of half the amount, where host and policy allow one, and a decline for want of funds elsewhere.
     """
     marked = msgspec.structs.replace(verdict, degradations=(*verdict.degradations, SANDBOX))
     card = card_of(cards, txn)
     if card is None or card.effect in (Effect.STAND_IN, Effect.GONE):
         return marked
     refusal = Refusal(card.answer) if card.answer in tuple(Refusal) else None
-    outcome = Outcome.APPROVE if refusal or card.effect is Effect.LATE else Outcome(card.answer)
-    reasons = () if outcome is Outcome.APPROVE else (Reason(code=FORCED, source=ReasonSource.RULE),)
+    outcome, reasons, action = (Outcome.APPROVE, (), None) if refusal else _outcome(card, txn)
     pays = verdict.debits and refusal is None and outcome in (Outcome.APPROVE, Outcome.REVIEW)
-    made = msgspec.structs.replace(marked, outcome=outcome, reasons=reasons, debits=pays, holds=pays and txn.own_amount_minor > 0, action=None)
+    holds = pays and txn.own_amount_minor > 0
+    made = msgspec.structs.replace(marked, outcome=outcome, reasons=reasons, debits=pays, holds=holds, action=action)
+    if card.answer == PARTIAL:
+        return msgspec.structs.replace(made, room_minor=txn.own_amount_minor // 2)
     return made if refusal is None else refused(made, refusal)
+
+
+def _outcome(card: Card, txn: Transaction) -> tuple[Outcome, tuple[Reason, ...], Action | None]:
+    """What a card forces, before any account is asked. Who is to authenticate is approved once that was done."""
+    own = (Reason(code=FORCED, source=ReasonSource.RULE),)
+    if card.answer in STEP_UPS:
+        authentication = authentication_of(txn)
+        if authentication is Authentication.FAILED:
+            return Outcome.DECLINE, unauthenticated(txn), None
+        return (Outcome.APPROVE, (), None) if authentication is Authentication.DONE else (Outcome.DECLINE, own, Action.STEP_UP)
+    if card.answer == UNAUTHENTICATED:
+        return Outcome.DECLINE, (Reason(code=UNAUTHENTICATED, source=ReasonSource.AUTHENTICATION),), None
+    outcome = Outcome.APPROVE if card.effect is Effect.LATE or card.answer == PARTIAL else Outcome(card.answer)
+    return outcome, () if outcome is Outcome.APPROVE else own, None

@@ -390,6 +390,10 @@ def placing(walk: Walk, world: World) -> Callable[[Book], Step | Refusal]:
     tolerance_minor, verdict = amount_minor * terms.tolerance_percent // 100, walk.verdict
     in_part = txn.partial_allowed and verdict.outcome is Outcome.APPROVE and not is_stand_in(verdict.degradations)
     least = least_minor(walk.judges.policy, txn) if in_part else 0
+    if verdict.room_minor is not None:
+        if not 0 < least <= verdict.room_minor:
+            return lambda before: Refusal.INSUFFICIENT_FUNDS
+        own, tolerance_minor = (*own[:2], verdict.room_minor, *own[3:]), 0
     return lambda before: place(before, *own, world.unknown_account, tolerance_minor, txn, least)
 
 

@@ -13,7 +13,8 @@ import msgspec
 from rich.console import Console
 
 from models.answer import FIELD_39
-from models.sandbox import CARDS, Card, Effect
+from models.sandbox import CARDS, PARTIAL, STEP_UPS, Card, Effect
+from schemas.decision import Action
 from schemas.errors import SettingsError
 from streams.authorize.problem import ERRORS
 from streams.demo import of_its_own
@@ -42,7 +43,9 @@ def http_says(card: Card) -> str:
     """What the HTTP door answers: the status, then outcome and reason category, or the error's code."""
     if card.outcome is None:
         return f"{ERRORS[card.answer].status} {card.answer}"
-    return f"200 {card.outcome}, {card.category}{', stand-in' if card.effect is Effect.STAND_IN else ''}"
+    stands_in, steps_up = card.effect is Effect.STAND_IN, card.answer in STEP_UPS
+    how = ", stand-in" if stands_in else ", in part" if card.answer == PARTIAL else f", {Action.STEP_UP}" if steps_up else ""
+    return f"200 {card.outcome}, {card.category}{how}"
 
 
 def table() -> str:

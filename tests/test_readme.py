@@ -172,3 +172,24 @@ def test_the_bench_measures_and_its_status_says_whether_it_holds(trained: Path, 
     # What the machine can do today is not for a test to say; that we are not far from our limits on it is.
     assert figures["http_over_limit"] > 0.03
     assert figures["score_over_limit"] > 0.05
+
+
+@pytest.mark.alone
+@pytest.mark.integration
+def test_the_bench_says_what_metrics_tracing_and_logs_cost(trained: Path, tmp_path: Path) -> None:
+    command = next(c for c in commands() if c.startswith("holdfast bench authorize"))
+    done = ran(
+        f"{command} --only observed --seconds 2 --turns 3 --registry {trained}",
+        ROOT,
+        timeout_s=400,
+        HOLDFAST_DATA_DIR=str(tmp_path),
+        HOLDFAST_MODEL_KEY=MODEL_KEY,
+    )
+    assert done.stdout, done.stderr[-3000:]
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert done.returncode == (0 if figures["holds"] else 1)
+    assert len(figures["goals"]) == 1
+    assert figures["observed"]["traces"] > 0
+    assert figures["observed"]["lines"] > figures["observed"]["traces"], "what is measured does happen"
+    # What the machine can do today is not for a test to say; that watching costs no multiple of the work is.
+    assert 0.7 < figures["observed"]["cpu_over_none"] < 1.5

@@ -47,11 +47,11 @@ def members() -> list[object]:
     fraud = rows[:, 0] + rows[:, 1] > 1.6
     made = [
         LogisticRegression(max_iter=500),
-        RandomForestClassifier(200, max_depth=12, n_jobs=1, random_state=1),
+        RandomForestClassifier(n_estimators=200, max_depth=12, n_jobs=1, random_state=1),
         HistGradientBoostingClassifier(max_iter=300, random_state=1),
         MLPClassifier((32,), max_iter=60, random_state=1),
     ]
-    return [member.fit(rows, fraud) for member in made] + [IsolationForest(200, random_state=1).fit(rows)]
+    return [member.fit(rows, fraud) for member in made] + [IsolationForest(n_estimators=200, random_state=1).fit(rows)]
 
 
 async def features(store: redis.Redis, txn: Payment) -> np.ndarray:

@@ -21,7 +21,7 @@ from streams.authorize.dialect import FOLDER, Dialect, dialect_of
 from streams.authorize.elements import Secrets
 from streams.authorize.iso8583 import HEADERS, Desk, Line
 from tests.iso8583.host import KEY, about, fields_of
-from tests.world import a_world
+from tests.world import a_transaction, a_world
 
 QUIET_S_MAX = 0.05
 NAMES = sorted(path.stem for path in FOLDER.glob("*.toml"))
@@ -165,5 +165,17 @@ async def _fuzzed(count: int, seed: int) -> Fuzzed:
 
 def fuzzed(count: int, seed: int) -> Fuzzed:
     """Puts so many inputs to the door, one after the other."""
-    warm(CATALOGUE)
+    warm_up()
     return asyncio.run(_fuzzed(count, seed))
+
+
+def warm_up() -> None:
+    """Lets everything compile that a decision asks for, as a service does before it is ready."""
+    warm(CATALOGUE)
+
+    async def decided() -> None:
+        world = a_world(UnknownAccount.HOLD)
+        for number in range(8):  # the last of so many are blocked, for reasons of rules and of the model
+            await world.decide(a_transaction(f"t{number}"))
+
+    asyncio.run(decided())

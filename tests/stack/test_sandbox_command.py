@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from models.answer import FIELD_39
-from models.sandbox import CARDS
+from models.sandbox import CARDS, PARTIAL
 from streams.authorize.codec import Codec
 from streams.authorize.dialect import dialect_of
 from streams.clock import clock_ms
@@ -29,7 +29,7 @@ from tests.conftest import MODEL_KEY
 from tests.iso8583.conftest import a_free_port
 from tests.iso8583.host import Host, fields_of
 from tests.walk.test_http import a_request
-from tests.walk.test_sandbox import code_of, said
+from tests.walk.test_sandbox import TAKES_PART, code_of, said
 
 pytestmark = pytest.mark.integration
 
@@ -53,7 +53,9 @@ async def codes(where: dict[str, str]) -> dict[str, str]:
     now, found = time.gmtime(), {}
     at = {"f7": time.strftime("%m%d%H%M%S", now), "f12": time.strftime("%H%M%S", now), "f13": time.strftime("%m%d", now)}
     for number, card in enumerate(CARDS, 1):
-        found[card.number] = await line.code("0100", fields_of(**at, f2=card.number, f11=f"{number:06}", f37=f"{number:012}", f102=None))
+        part = TAKES_PART if card.answer == PARTIAL else None
+        own = fields_of(**at, f2=card.number, f11=f"{number:06}", f37=f"{number:012}", f60=part, f102=None)
+        found[card.number] = await line.code("0100", own)
     line.writer.close()
     return found
 
@@ -75,7 +77,8 @@ def test_the_sandbox_of_the_command_does_what_the_table_says(trained: Path, tmp_
             where = json.loads(line)
             heard = {}
             for card in CARDS:
-                status, answer = asked(where, transaction_id=f"http-{card.number[6:]}", card_number=card.number)
+                sent = {"transaction_id": f"http-{card.number[6:]}", "card_number": card.number, "partial_allowed": card.answer == PARTIAL}
+                status, answer = asked(where, **sent)
                 heard[card.number] = said(status, answer), code_of(answer)
             assert heard == {card.number: (http_says(card), FIELD_39[card.answer].v1987) for card in CARDS}
             assert asyncio.run(codes(where)) == {card.number: FIELD_39[card.answer].v1987 for card in CARDS}

@@ -12,8 +12,6 @@ from collections import Counter
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from features.catalogue import CATALOGUE
-from features.log import warm
 from models.hold import UnknownAccount
 from schemas.transaction import Transaction
 from streams.authorize.http import HttpDoor
@@ -21,7 +19,7 @@ from streams.authorize.keys import Grant, Keyring, Scope, hash_of
 from streams.authorize.openapi import description, page
 from streams.authorize.protocol import HttpProtocol
 from streams.authorize.routes import ROUTES
-from tests.iso8583.fuzz import Wire, is_sound, mutated
+from tests.iso8583.fuzz import Wire, is_sound, mutated, warm_up
 from tests.walk.test_http import KEY, a_request
 from tests.world import a_world
 
@@ -159,7 +157,7 @@ async def _fuzzed(count: int, seed: int) -> Fuzzed:
 
 def fuzzed(count: int, seed: int) -> Fuzzed:
     """Puts so many inputs to the door."""
-    warm(CATALOGUE)
+    warm_up()
     description(), page()
     return asyncio.run(_fuzzed(count, seed))
 
