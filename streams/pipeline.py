@@ -459,11 +459,11 @@ def judged(walk: Walk) -> Judged:
 def told(walk: Walk, world: World) -> asyncio.Future[None]:
     """Sends one on its way to the log, with the trace that it is a part of."""
     course = walk.ask.course
-    if course is None:
-        return world.bus.tell(DECISIONS, walk.txn.account_id, walk.message)
-    course.sent = walk.message
-    headers = () if course.traced is None else (("traceparent", course.traced.traceparent),)
-    return world.bus.tell(DECISIONS, walk.txn.account_id, walk.message, headers)
+    if course is not None:
+        course.sent = walk.message
+        if course.traced is not None:
+            return world.bus.tell(DECISIONS, walk.txn.account_id, walk.message, (("traceparent", course.traced.traceparent),))
+    return world.bus.tell(DECISIONS, walk.txn.account_id, walk.message)
 
 
 async def keep_back(walks: Sequence[Walk], stand_in: StandIn) -> None:
