@@ -114,6 +114,7 @@ def packed(artefact: Artefact) -> dict[str, bytes]:
         "checks": artefact.checks,
         "snapshot": artefact.snapshot,
         "fairness": artefact.fairness,
+        "weights": artefact.weights,
         "plots": artefact.plots,
         "arrays": {name: len(said[name]) for name in TYPES},
         "sha256": hashlib.sha256(arrays).hexdigest(),

@@ -88,8 +88,29 @@ def _lineage(card: Mapping[str, Any]) -> str:
 
 
 def _members(card: Mapping[str, Any]) -> str:
-    rows = [(m["name"], f"{m['weight']:.2f}", str(len(m["columns"]))) for m in card["members"]]
-    return _table(("member", "weight", "columns that it reads"), rows)
+    about = card.get("weights", {})
+    given = about.get("given", {})
+    rows = [
+        (m["name"], f"{m['weight']:.2f}", f"{given[m['name']]:.2f}" if m["name"] in given else "", str(len(m["columns"]))) for m in card["members"]
+    ]
+    return _table(("member", "weight", "of the recipe", "columns that it reads"), rows) + (f"<p>{_weights(about)}</p>" if about else "")
+
+
+def _weights(about: Mapping[str, Any]) -> str:
+    """Whose weights they are and why, in words."""
+    gain = about["gain"]
+    interval = f"interval of 95 %: {gain['less_loss_low']:.1%} to {gain['less_loss_high']:.1%}"
+    measured = (
+        f"On cards for which neither were fitted, the weights that fit best leave {gain['less_loss_value']:.1%} less log loss than the recipe's"
+        f" ({interval}) and change the average precision by {gain['average_precision']:+.3f}."
+    )
+    why = {
+        ("measured", "fitted"): "They are surely better, so that these are the fitted ones.",
+        ("measured", "given"): "They are not surely better, so that these are the recipe's.",
+        ("fitted", "fitted"): "The recipe asks for the fitted ones.",
+        ("given", "given"): "The recipe asks for its own.",
+    }
+    return f"{measured} {why[about['wanted'], about['taken']]}"
 
 
 def _figures(figures: Mapping[str, float | None]) -> list[tuple[str, str]]:

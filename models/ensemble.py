@@ -129,4 +129,5 @@ class Artefact:
     snapshot: Mapping[str, object] = field(default_factory=dict)  # by column where the training rows lay: `models/drift.py`
     data_sha256: str = ""  # of the vectors and labels that it was trained and measured on
     fairness: Mapping[str, object] = field(default_factory=dict)  # by declared groups how each was treated: `models/fairness.py`
+    weights: Mapping[str, object] = field(default_factory=dict)  # where the members' weights come from, and what others would have gained
     plots: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)  # by name the points of the model document's plots

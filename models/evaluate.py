@@ -15,11 +15,11 @@ import numpy as np
 from models.figures import USUAL, Bin, Estimate, Operation, Sheet, Trial, draws, estimates, reliability
 from models.history import Believed, Flags, Floats, History, Ints
 from models.recipe import Recipe
-from models.train import Team, fit
+from models.train import Gain, Team, Weighed, fit
 from schemas.errors import ArtefactError
 
 DAY_MS = 86_400_000
-GIVEN, FITTED = "ensemble, weights of the recipe", "ensemble, fitted weights"
+GIVEN, FITTED, SERVED = "ensemble, weights of the recipe", "ensemble, fitted weights", "ensemble, as it would serve"
 DAYS_DRAWN_MIN = 5
 """A bootstrap over fewer days than this says too little of chance; then it draws from groups of cards."""
 GROUPS = 200
@@ -53,11 +53,16 @@ class Tried(NamedTuple):
     test_frauds: int
     cards_left_out: int
     weights: tuple[float, ...]  # fitted
+    gain: Gain  # by fitted weights, as training measured it
+    taken: str  # whose weights would serve: given, fitted
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What came out: by model (each member, the ensemble with given and with fitted weights) its figures, and what the ensemble's score means."""
+    """What came out: by model its figures, and what its score means.
+
+    The models are each member, and the ensemble with the recipe's weights, with fitted ones, and with those that would serve.
+    """
 
     members: tuple[str, ...]
     folds: tuple[Tried, ...]
@@ -113,7 +118,7 @@ def evaluated(
     if not rolled:
         raise ArtefactError("the history is too short for one fold: shorter spans, or a longer history")
     truth = history.believed()
-    names = (*(row.name for row in recipe.members), GIVEN, FITTED)
+    names = (*(row.name for row in recipe.members), GIVEN, FITTED, SERVED)
     sheets: dict[str, list[Sheet]] = {name: [] for name in names}
     tries: list[Tried] = []
     pooled: dict[str, list[Floats]] = {name: [] for name in names}
@@ -123,17 +128,18 @@ def evaluated(
         team = fit(examples, recipe, seed, threads)
         rows, left_out = rows_tried(history, fold, truth)
         tested = _tested(history, fold, rows, truth.frauds)
-        for name, scores in _scores(team, history.vectors, rows, names).items():
+        taken, serving = team.weighed(recipe.weights_from)
+        for name, scores in _scores(team, serving, history.vectors, rows, names).items():
             sheets[name].append(Sheet.of(tested, scores, operation))
             pooled[name].append(scores)
         frauds.append(tested.frauds)
         counts = (len(examples.frauds), int(examples.frauds.sum()), len(rows), int(tested.frauds.sum()))
-        tries.append(Tried(fold, *counts, left_out, tuple(team.fitted.weights.tolist())))
+        tries.append(Tried(fold, *counts, left_out, tuple(team.fitted.weights.tolist()), team.gain, taken))
         say(f"fold {number} of {len(rolled)}: trained on {counts[0]} rows ({counts[1]} frauds), tested on {counts[2]} ({counts[3]})")
     drawn = draws([len(sheet.days.alerts) for sheet in sheets[GIVEN]], resamples, seed)
     table = {name: estimates(sheets[name], drawn) for name in names}
     points = {name: reliability(np.concatenate(pooled[name]), np.concatenate(frauds)) for name in names}
-    return Evaluation(names[:-2], tuple(tries), table, points)
+    return Evaluation(names[:-3], tuple(tries), table, points)
 
 
 def _tested(history: History, fold: Fold, rows: Ints, frauds: Flags) -> Trial:
@@ -143,7 +149,7 @@ def _tested(history: History, fold: Fold, rows: Ints, frauds: Flags) -> Trial:
     return Trial(frauds[rows], days, np.unique(history.cards[rows], return_inverse=True)[1], history.amounts_minor[rows], count, groups)
 
 
-def _scores(team: Team, vectors: Floats, rows: Ints, names: tuple[str, ...]) -> dict[str, Floats]:
+def _scores(team: Team, serving: Weighed, vectors: Floats, rows: Ints, names: tuple[str, ...]) -> dict[str, Floats]:
     """What each model says of these rows, 0 to 1."""
-    said = team.said(vectors[rows[0] : rows[-1] + 1])[rows - rows[0]] if len(rows) else np.empty((0, len(names) - 2))
-    return dict(zip(names, (*said.T, team.given.scores(said), team.fitted.scores(said)), strict=True))
+    said = team.said(vectors[rows[0] : rows[-1] + 1])[rows - rows[0]] if len(rows) else np.empty((0, len(team.members)))
+    return dict(zip(names, (*said.T, *(weighed.scores(said) for weighed in (team.given, team.fitted, serving))), strict=True))

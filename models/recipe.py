@@ -17,6 +17,8 @@ from schemas.errors import SettingsError
 EVERY = "*"
 """In place of families: every column."""
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Weights = Literal["given", "fitted", "measured"]
+"""Where the members' weights come from: the rows, a fit in training, or the fit where it is surely better and else the rows."""
 Estimator = Literal["hist_gradient_boosting", "extra_trees", "random_forest", "isolation_forest", "logistic_regression"]
 
 
@@ -36,7 +38,7 @@ class _Text(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     name: str
     honest_per_fraud: Annotated[float, msgspec.Meta(gt=0)]
     parts: Annotated[int, msgspec.Meta(ge=2, le=20)]
-    weights: Literal["given", "fitted"] = "given"
+    weights: Weights = "given"
     members: tuple[MemberRow, ...]
     groups: tuple[Groups, ...] = ()
 
@@ -52,8 +54,7 @@ class Recipe:
     """Of the honest rows so many for each fraud are learned from (or `HONEST_MIN`), drawn by chance; calibration sees all."""
     parts: int
     """Cards are dealt into so many parts; what is said of a part for calibration comes from members that have not seen it."""
-    fits_weights: bool
-    """The members' weights are fitted in training; else those of the rows are taken."""
+    weights_from: Weights
     groups: tuple[Groups, ...] = ()
     """Declared groups of people, across which fairness is measured."""
 
@@ -76,4 +77,4 @@ def recipe_from_toml(text: str) -> Recipe:
     if not math.isclose(total, 1.0, abs_tol=1e-9):
         raise SettingsError(f"recipe: the weights sum to {total:g}, not to 1")
     recipe_id = f"rec_{hashlib.sha256(text.encode()).hexdigest()[:32]}"
-    return Recipe(recipe_id, rows.name, rows.members, rows.honest_per_fraud, rows.parts, rows.weights == "fitted", rows.groups)
+    return Recipe(recipe_id, rows.name, rows.members, rows.honest_per_fraud, rows.parts, rows.weights, rows.groups)

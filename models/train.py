@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -25,11 +26,11 @@ from models.compiled import EQUAL_ON, EQUAL_WITHIN, Curve, Grown, apart, compile
 from models.decision import top_reason_agrees
 from models.drift import snapshot_of
 from models.ensemble import Artefact, Ensemble, Member
-from models.figures import Ranked, Trial, reliability
+from models.figures import INTERVAL, Estimate, Ranked, Trial, reliability
 from models.gates import held_out_checks
 from models.history import Examples, Flags, Floats, Ints, families_of
 from models.policy import Policy
-from models.recipe import EVERY, MemberRow, Recipe
+from models.recipe import EVERY, MemberRow, Recipe, Weights
 from models.trees import IDENTITY, NODE, TERM
 from schemas.errors import ArtefactError
 
@@ -37,8 +38,18 @@ HELD_OUT_FROM = 0.80
 """In order of time: the first 80 % of the examples train, the last 20 % are only measured."""
 BLOCKS_ASKED = 100
 """So many held-out blocks at most are asked whether their first reason is the exact one."""
-HONEST_MIN = 30_000
-"""However few the frauds are, so many honest payments are learned from if there are: fewer would save no time, and cost quality."""
+HONEST_MIN = 100_000
+"""However few the frauds are, so many honest payments are learned from if there are: fewer would save little time, and cost quality."""
+MISTAKEN_MIN = 0.001
+"""Where fitted weights are held against given ones, no score counts as surer than this of either."""
+LESS_LOSS_MIN = 0.003
+"""So much of the log loss is to be gone at the lower end of the interval, which knows of the cards' chance and not of the fit's."""
+RANKED_WORSE_MAX = 0.005
+"""So much average precision fitted weights may seem to lose, of chance, and still be taken."""
+LOTS, DRAWS = 100, 400
+"""Cards are dealt into so many lots, and lots are drawn so often, to say whether fitted weights are surely better than given ones."""
+ONE_ANOTHERS = r".*sklearn\.utils\.parallel\.delayed"
+"""What scikit-learn warns of where two threads fit at once: each empties the process's list of warnings for a moment, and the other sees that."""
 ESTIMATORS: Mapping[str, Any] = {
     "hist_gradient_boosting": lambda seed, **p: [("grow", HistGradientBoostingClassifier(random_state=seed, early_stopping=False, **p))],
     "extra_trees": lambda seed, **p: [("grow", ExtraTreesClassifier(random_state=seed, **p))],
@@ -86,6 +97,22 @@ class Weighed(NamedTuple):
         return np.interp(said @ self.weights, *self.curve)
 
 
+class Gain(NamedTuple):
+    """What fitted weights have more than the given ones, on cards for which neither they nor the members nor the curves were fitted."""
+
+    less_loss: Estimate  # of the given ones' log loss so much is gone, as a share
+    average_precision: float  # so much more
+
+    @property
+    def sure(self) -> bool:
+        """Whether their scores are surely nearer to the truth, by a proper figure that no single surprise rules, and rank it hardly worse."""
+        return self.less_loss.low > LESS_LOSS_MIN and self.average_precision > -RANKED_WORSE_MAX
+
+    def plain(self) -> dict[str, float]:
+        """For a card."""
+        return {"average_precision": self.average_precision} | {f"less_loss_{name}": value for name, value in self.less_loss._asdict().items()}
+
+
 @dataclass(frozen=True, eq=False)
 class Team:
     """The fitted members, with the weights that the recipe gives and with those that fit best."""
@@ -93,6 +120,12 @@ class Team:
     members: tuple[Fitted, ...]
     given: Weighed
     fitted: Weighed
+    gain: Gain
+
+    def weighed(self, wanted: Weights) -> tuple[str, Weighed]:
+        """Which weights a recipe gets, and these: where it wants them measured, the fitted ones if they surely gain, else the given."""
+        taken = wanted if wanted != "measured" else "fitted" if self.gain.sure else "given"
+        return taken, self.fitted if taken == "fitted" else self.given
 
     def said(self, vectors: Floats) -> Floats:
         """float64[rows, members]: each member's probability."""
@@ -119,7 +152,9 @@ def fit(examples: Examples, recipe: Recipe, seed: int, threads: int = 1) -> Team
         unseen = np.flatnonzero(dealt == part)
         return pipeline, _raw(pipeline, _taken(examples.vectors, unseen, mine)) if len(unseen) else np.empty(0)
 
-    with threadpool_limits(limits=1), ThreadPoolExecutor(threads, initializer=threadpool_limits, initargs=(1,)) as pool:
+    limited = ThreadPoolExecutor(threads, initializer=threadpool_limits, initargs=(1,))
+    with warnings.catch_warnings(), threadpool_limits(limits=1), limited as pool:
+        warnings.filterwarnings("ignore", message=ONE_ANOTHERS)
         results = dict(zip(jobs, pool.map(done, jobs), strict=True))  # OpenMP's own threads wait for one another longer than they work
     raw = np.empty((len(truth), len(recipe.members)))
     for (number, part), (_, unseen_said) in results.items():
@@ -128,7 +163,29 @@ def fit(examples: Examples, recipe: Recipe, seed: int, threads: int = 1) -> Team
     members = tuple(Fitted(row, columns[n], results[n, -1][0], curves[n]) for n, row in enumerate(recipe.members))
     said = np.column_stack([np.interp(raw[:, n], *curve) for n, curve in enumerate(curves)])
     given, best = np.array([row.weight for row in recipe.members]), fitted_weights(said, truth)
-    return Team(members, Weighed(given, calibration(said @ given, truth)), Weighed(best, calibration(said @ best, truth)))
+    gain = _gain(said, truth, dealt, np.unique(examples.cards, return_inverse=True)[1], given, seed)
+    return Team(members, Weighed(given, calibration(said @ given, truth)), Weighed(best, calibration(said @ best, truth)), gain)
+
+
+def _surprise(scores: Floats, truth: Flags) -> Floats:
+    """float64[rows]: the log loss of each row's score, no surer of anything than MISTAKEN_MIN: else a single mislabelled row says which is better."""
+    surprise: Floats = -np.log(np.clip(np.where(truth, scores, 1 - scores), MISTAKEN_MIN, 1 - MISTAKEN_MIN))
+    return surprise
+
+
+def _gain(said: Floats, truth: Flags, dealt: Ints, cards: Ints, given: Floats, seed: int) -> Gain:
+    """What fitted weights gain: those of each part (and both curves) fitted on the other parts; the interval by draws of lots of cards."""
+    scores = np.empty((2, len(truth)))
+    for part in np.unique(dealt):
+        rest, own = dealt != part, dealt == part
+        for row, weights in zip(scores, (given, fitted_weights(said[rest], truth[rest])), strict=True):
+            row[own] = np.interp(said[own] @ weights, *calibration(said[rest] @ weights, truth[rest]))
+    plain, fitted = (np.bincount(cards % LOTS, _surprise(row, truth), LOTS) for row in scores)
+    drawn = np.random.default_rng(seed).multinomial(LOTS, np.full(LOTS, 1 / LOTS), DRAWS)
+    low, high = np.percentile(1 - drawn @ fitted / np.maximum(drawn @ plain, 1e-300), INTERVAL)
+    nothing = np.zeros(len(truth), np.int64)
+    ranked = [Ranked.of(Trial(truth, nothing, nothing, nothing, 1), row).figures(np.ones(1))["average_precision"] for row in scores]
+    return Gain(Estimate(float(1 - fitted.sum() / plain.sum()), float(low), float(high)), ranked[1] - ranked[0])
 
 
 def _dealt(cards: Ints, parts: int, seed: int) -> Ints:
@@ -203,7 +260,8 @@ def train(examples: Examples, recipe: Recipe, policy: Policy, seed: int, threads
         at_ms=examples.at_ms[:first],
         cards=examples.cards[:first],
     )
-    ensemble, parity = assembled(fit(seen, recipe, seed, threads), recipe, seen, seed)
+    team = fit(seen, recipe, seed, threads)
+    ensemble, parity = assembled(team, recipe, seen, seed)
     late, truth = examples.vectors[first:], examples.frauds[first:]
     scores = ensemble.scores(late)
     late_rows, alerts = slice(first, None), np.rint(scores * 1000) > policy.review_above
@@ -228,6 +286,7 @@ def train(examples: Examples, recipe: Recipe, policy: Policy, seed: int, threads
         },
         fairness=treated,
         data_sha256=hashlib.sha256(np.ascontiguousarray(examples.vectors).tobytes() + examples.frauds.tobytes()).hexdigest(),
+        weights={"wanted": recipe.weights_from, "taken": team.weighed(recipe.weights_from)[0], "given": recipe.weights, "gain": team.gain.plain()},
         plots=plots(scores, truth),
         snapshot=snapshot_of(examples.names, seen.vectors, np.rint(scores * 1000)).plain(),
     )
@@ -242,7 +301,7 @@ def plots(scores: Floats, truth: Flags) -> dict[str, list[list[float]]]:
 
 def assembled(team: Team, recipe: Recipe, examples: Examples, seed: int) -> tuple[Ensemble, dict[str, float]]:
     """The ensemble that serves what was fitted, and how far its arrays are from scikit-learn; ArtefactError if that is too far."""
-    weighed = team.fitted if recipe.fits_weights else team.given
+    _, weighed = team.weighed(recipe.weights_from)
     asked = mixed(examples.vectors, EQUAL_ON, seed)
     grown, distances = zip(*(_compiled(member, asked) for member in team.members), strict=True)
     members = tuple(Member(m.row.name, float(w), m.columns) for m, w in zip(team.members, weighed.weights, strict=True))

@@ -9,8 +9,8 @@ from streams.settings import Settings
 from streams.stack import ROOT
 
 BENCHES = (
-    "walk", "features", "parity", "models", "evaluate", "terminals", "layouts", "fuzz", "iso8583", "http", "policy", "swap", "faults", "authorize",
-    "life",
+    "walk", "features", "parity", "models", "shadow", "evaluate", "terminals", "layouts", "fuzz", "iso8583", "http", "policy", "swap", "faults",
+    "authorize", "life",
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from models.evaluate import DAY_MS, GIVEN, Spans, evaluated, folds
+from models.evaluate import DAY_MS, SERVED, Spans, evaluated, folds
 from models.history import History, Verdicts
 from streams.evaluate import table_lines
 from streams.settings import Settings
@@ -59,7 +59,7 @@ def evaluate(argv: list[str], settings: Settings) -> int:
         "train_rows": sum(tried.train_rows for tried in found.folds),
         "seconds": time.perf_counter() - began,
         "cpu_seconds": time.process_time() - cpu_began,
-        "average_precision": found.table[GIVEN]["average_precision"].value,
+        "average_precision": found.table[SERVED]["average_precision"].value,
         "limit_seconds": SECONDS_MAX,
     }
     print("\n".join(table_lines(found)))

@@ -23,10 +23,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.csv as pc
 from sklearn.ensemble import HistGradientBoostingClassifier
-from sklearn.metrics import average_precision_score
 
 from features.catalogue import CATALOGUE
-from models.evaluate import FITTED, GIVEN, Evaluation, rows_tried
+from models.evaluate import DAY_MS, FITTED, GIVEN, SERVED, Evaluation, rows_tried
+from models.figures import USUAL, Sheet, Trial
 from models.history import History
 from streams.backfill import Given, backfilled
 from streams.evaluate import evaluation, table_lines
@@ -37,6 +37,8 @@ from streams.training_set import given_in
 
 Rng = np.random.Generator
 Floats = npt.NDArray[np.float64]
+FIGURES = ("average_precision", "roc_auc", "card_precision")
+PLAIN = "a plain model"
 SHARE = 0.97
 """The ensemble's average precision is to be at least this part of what a plain model reaches on the file's own columns."""
 
@@ -356,9 +358,9 @@ def _numbers(column: pa.ChunkedArray) -> Floats:
     return np.array([code.get(text, np.nan) for text in column.to_pylist()])
 
 
-def plain_precision(history: History, own: Floats, found: Evaluation) -> float:
-    """The average precision, mean of the folds, of one gradient boosting on these columns, the amount and the time of day."""
-    columns = np.column_stack([own, history.amounts_minor, history.at_ms % 86_400_000])
+def plain_figures(history: History, own: Floats, found: Evaluation) -> dict[str, float]:
+    """The figures, means of the folds, of one gradient boosting on these columns, the amount and the time of day."""
+    columns = np.column_stack([own, history.amounts_minor, history.at_ms % DAY_MS])
     truth, reached = history.believed(), []
     for tried in found.folds:
         fold = tried.fold
@@ -369,8 +371,10 @@ def plain_precision(history: History, own: Floats, found: Evaluation) -> float:
         )
         model.fit(columns[first : first + len(examples.frauds)], examples.frauds)
         rows, _ = rows_tried(history, fold, truth)
-        reached.append(average_precision_score(truth.frauds[rows], model.predict_proba(columns[rows])[:, 1]))
-    return float(np.mean(reached))
+        days = (history.at_ms[rows] - fold.test_from_ms) // DAY_MS
+        tested = Trial(truth.frauds[rows], days, history.cards[rows], history.amounts_minor[rows], int(days.max()) + 1)
+        reached.append(Sheet.of(tested, model.predict_proba(columns[rows])[:, 1], USUAL).figures(np.ones(tested.lots)))
+    return {name: float(np.mean([each[name] for each in reached])) for name in FIGURES}
 
 
 def compared(layout: Layout, rows: int, folder: Path, seed: int = 1) -> dict[str, Any]:
@@ -389,17 +393,16 @@ def compared(layout: Layout, rows: int, folder: Path, seed: int = 1) -> dict[str
     _say("\n".join(table_lines(found)))
     history = given_in(folder).history
     assert len(history.at_ms) == rows, "every row was taken"
-    figures = {name: found.table[name]["average_precision"] for name in ("learned", GIVEN, FITTED)}
+    figures = {model: {name: found.table[model][name].value for name in FIGURES} for model in ("learned", GIVEN, FITTED, SERVED)}
     return {
         "rows": made.rows,
         "columns": table.num_columns,
         "seconds": seconds,
         "backfill_cpu_seconds": backfill_cpu,
         "cpu_seconds": cpu,
-        "roc_auc": found.table[GIVEN]["roc_auc"].value,
-        "recall_at_fpr_0.01": found.table[GIVEN]["recall_at_fpr_0.01"].value,
-        "average_precision": {name: figure.value for name, figure in figures.items()},
-        "plain": plain_precision(history, plain_columns(table, layout.plain), found),
+        "recall_at_fpr_0.01": found.table[SERVED]["recall_at_fpr_0.01"].value,
+        "weights_taken": [tried.taken for tried in found.folds],
+        "reached": figures | {PLAIN: plain_figures(history, plain_columns(table, layout.plain), found)},
     }
 
 
@@ -414,12 +417,11 @@ def layouts(argv: list[str], settings: Settings) -> int:
     for name in (args.only,) if args.only else LAYOUTS:
         with tempfile.TemporaryDirectory() as folder:
             one = figures[name] = compared(LAYOUTS[name], args.rows, Path(folder))
-        reached = one["average_precision"][GIVEN]
-        holds &= reached >= SHARE * one["plain"]
-        print(
-            f"{name:<8} {one['rows']:,} rows, {one['columns']} columns: average precision {reached:.3f}, a plain model {one['plain']:.3f};", end=" "
-        )
-        print(f"ROC AUC {one['roc_auc']:.3f}; {one['seconds']:.0f} s, {one['cpu_seconds']:.0f} s of CPU", flush=True)
+        reached = one["reached"]
+        holds &= reached[SERVED]["average_precision"] >= SHARE * reached[PLAIN]["average_precision"]
+        print(f"{name}: {one['rows']:,} rows, {one['columns']} columns; {one['seconds']:.0f} s, {one['cpu_seconds']:.0f} s of CPU")
+        for model, figures_of_it in reached.items():
+            print(f"  {model:<34}" + "  ".join(f"{figure.replace('_', ' ')} {value:.3f}" for figure, value in figures_of_it.items()), flush=True)
     print(f"{'holds' if holds else 'does NOT hold'}: at least {SHARE:.0%} of the plain model's average precision each")
     if args.json:
         print(json.dumps({"layouts": figures, "holds": holds}))

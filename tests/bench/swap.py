@@ -128,17 +128,26 @@ class Load:
 
 def another_model(registry: Registry, place: Path, turns: int) -> str:
     """The champion with its members' weights passed on so many times: another score for nearly every payment. It is approved."""
+
+    def passed_on(card: dict[str, Any]) -> None:
+        weights = [member["weight"] for member in card["members"]]
+        for member, weight in zip(card["members"], (*weights[turns:], *weights[:turns]), strict=True):
+            member["weight"] = weight
+
+    return altered(registry, place, passed_on)
+
+
+def altered(registry: Registry, place: Path, change: Callable[[dict[str, Any]], None]) -> str:
+    """The champion with another card, approved."""
     files = place / "models" / str(registry.champion_id())
     card = json.loads((files / CARD).read_bytes())
-    weights = [member["weight"] for member in card["members"]]
-    for member, weight in zip(card["members"], (*weights[turns:], *weights[:turns]), strict=True):
-        member["weight"] = weight
+    change(card)
     with tempfile.TemporaryDirectory() as made:
         (Path(made) / CARD).write_text(json.dumps(card))
         shutil.copy(files / ARRAYS, Path(made) / ARRAYS)
         model_id = registry.register(Path(made))
     if model_id not in registry.inventory().items:
-        done(registry.move(Kind.MODEL, model_id, Act.REGISTER, "ana", "weights passed on", clock_ms()))
+        done(registry.move(Kind.MODEL, model_id, Act.REGISTER, "ana", "another card", clock_ms()))
         done(registry.move(Kind.MODEL, model_id, Act.VALIDATE, "ben", "a test", clock_ms(), figures={"against_champion_low": 0.0}))
     if registry.inventory().items[model_id].state is State.VALIDATED:
         done(registry.move(Kind.MODEL, model_id, Act.APPROVE, "cleo", "a test", clock_ms(), tier=Tier.LOW))

@@ -45,6 +45,16 @@ def test_fitted_weights_are_not_negative_sum_to_one_and_fit_better_than_equal_on
     assert log_loss(truth, said @ weights) <= log_loss(truth, said @ equal) + 1e-9
 
 
+@given(st.integers(0, 2**32 - 1), st.integers(2, 6))
+def test_no_other_weights_fit_better_than_fitted_ones(seed: int, members: int) -> None:
+    rng = np.random.default_rng(seed)
+    truth = rng.random(400) < 0.1
+    said = np.clip(rng.beta(0.5, 4, (400, members)) + rng.random(members) * truth[:, None], 0.001, 0.999)
+    best = log_loss(truth, said @ fitted_weights(said, truth))
+    others = np.vstack([rng.dirichlet(np.full(members, 0.3), 200), np.eye(members)])
+    assert min(log_loss(truth, said @ weights) for weights in others) >= best - 1e-8
+
+
 def test_the_one_that_knows_gets_the_weight() -> None:
     rng = np.random.default_rng(2)
     knows = rng.beta(0.3, 3, 20_000)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from models.evaluate import DAY_MS, FITTED, GIVEN, Fold, Spans, evaluated, folds, rows_tried
+from models.evaluate import DAY_MS, FITTED, GIVEN, SERVED, Fold, Spans, evaluated, folds, rows_tried
 from models.history import History, Verdicts
 from models.recipe import Recipe, recipe_from_toml
 from schemas.errors import ArtefactError
@@ -67,7 +67,7 @@ def test_a_card_known_to_be_compromised_when_a_test_day_begins_is_not_tested_on_
 def test_the_table_tells_who_knows_and_fitted_weights_leave_out_who_does_not(recipe: Recipe) -> None:
     found = evaluated(a_history(), folds(0, 20 * DAY_MS, Spans(7, 2, 3), 3), recipe, threads=2, resamples=30)
     auc = {model: figures["roc_auc"].value for model, figures in found.table.items()}
-    assert list(auc) == ["learned", "blind", GIVEN, FITTED]
+    assert list(auc) == ["learned", "blind", GIVEN, FITTED, SERVED]
     assert auc["learned"] > 0.85
     assert abs(auc["blind"] - 0.5) < 0.1
     assert auc[FITTED] > 0.85

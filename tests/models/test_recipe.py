@@ -16,7 +16,7 @@ def test_the_default_recipe_has_five_members_with_the_weights_of_the_house() -> 
     recipe = recipe_from_toml(DEFAULT_RECIPE_TEXT)
     assert dict(recipe.weights) == {"learned": 0.40, "behavioural": 0.20, "device": 0.15, "geographic": 0.15, "velocity": 0.10}
     assert recipe.members[0].families == ("*",)
-    assert not recipe.fits_weights
+    assert recipe.weights_from == "measured"
     assert recipe.recipe_id != recipe_from_toml(DEFAULT_RECIPE_TEXT + "# another text\n").recipe_id
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -9,14 +10,17 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from features.catalogue import CATALOGUE
+from models.artefact import CARD, packed
+from models.document import document
 from models.ensemble import LEARNED
 from models.figures import calibration_error, reliability
+from models.history import Examples, Flags, Floats
 from models.policy import Policy
 from models.recipe import Recipe
 from models.train import Artefact, Team, fit, measured, train
 from schemas.errors import ArtefactError
 from tests.models.conftest import some_examples
-from tests.world import DEFAULT_RECIPE_TEXT, quick
+from tests.world import DEFAULT_RECIPE_TEXT, examples_of, quick
 
 ANY_ESTIMATOR = """
 name = "each kind of estimator"
@@ -73,9 +77,15 @@ def test_members_and_the_ensemble_say_the_share_of_fraud_on_rows_that_they_have_
         assert scores.mean() == pytest.approx(unseen.frauds.mean(), abs=0.015)
 
 
-def test_the_weights_are_the_recipes_or_fitted_and_fitted_ones_sum_to_one(recipe: Recipe, policy: Policy, artefact: Artefact) -> None:
-    assert {m.name: m.weight for m in artefact.ensemble.members} == recipe.weights
-    fitted = train(some_examples(), quick(DEFAULT_RECIPE_TEXT.replace('weights = "given"', 'weights = "fitted"')), policy, seed=7)
+def wanting(weights: str) -> Recipe:
+    """The default recipe with its weights from there."""
+    return quick(DEFAULT_RECIPE_TEXT.replace('weights = "measured"', f'weights = "{weights}"'))
+
+
+def test_the_weights_are_the_recipes_or_fitted_and_fitted_ones_sum_to_one(recipe: Recipe, policy: Policy) -> None:
+    given = train(some_examples(), wanting("given"), policy, seed=7)
+    assert {m.name: m.weight for m in given.ensemble.members} == recipe.weights
+    fitted = train(some_examples(), wanting("fitted"), policy, seed=7)
     weights = [m.weight for m in fitted.ensemble.members]
     assert min(weights) >= 0
     assert sum(weights) == pytest.approx(1)
@@ -127,3 +137,41 @@ def test_columns_that_no_catalogue_has_are_learned_from(policy: Policy, recipe: 
     made = train(replace(examples, names=names, vectors=vectors, catalogue_id="cat_other"), recipe, policy, seed=1)
     assert made.ensemble.names == names
     assert (made.figures["auc"] or 0) > 0.9
+
+
+FOREIGN = ("attribute.v1", "attribute.v2", "behavioural.amount", "velocity.x", "device.x", "geographic.x")
+
+
+def of_foreign_columns(rows: int, seed: int) -> Examples:
+    """Fraud lies where an amount and a column of no family meet: the learned member alone can see it, the amount alone says a little."""
+    rng = np.random.default_rng(seed)
+    vectors = rng.random((rows, len(FOREIGN)))
+    truth = (np.abs(vectors[:, 0] - vectors[:, 2]) < 0.012) & (rng.random(rows) < 0.9 * vectors[:, 2])
+    return foreign(vectors, truth)
+
+
+def foreign(vectors: Floats, truth: Flags) -> Examples:
+    """Examples of somebody else's columns."""
+    examples = examples_of(vectors, truth, np.arange(len(truth), dtype=np.int64) * 1000)
+    return replace(examples, names=FOREIGN, catalogue_id="cat_foreign")
+
+
+def test_where_members_have_little_to_say_measured_weights_leave_them_out_and_unseen_rows_are_ranked_better(policy: Policy) -> None:
+    """Four of the five read next to nothing: with the recipe's weights they have six tenths of the say."""
+    examples, unseen = of_foreign_columns(8000, seed=3), of_foreign_columns(20_000, seed=4)
+    made = {wanted: train(examples, wanting(wanted), policy, seed=7) for wanted in ("given", "measured")}
+    reached = {wanted: measured(one.ensemble.scores(unseen.vectors), unseen.frauds, policy) for wanted, one in made.items()}
+    assert (reached["measured"]["auc"] or 0) > (reached["given"]["auc"] or 1) + 0.005
+    assert (made["measured"].weights["wanted"], made["measured"].weights["taken"]) == ("measured", "fitted")
+    assert made["measured"].ensemble.members[0].weight > 0.9
+    said = document("mdl_1", json.loads(packed(made["measured"])[CARD]), None, (), (), CATALOGUE)
+    assert "They are surely better, so that these are the fitted ones" in said
+
+
+def test_where_fitted_weights_are_not_surely_better_the_recipes_stand_and_the_document_says_so(policy: Policy) -> None:
+    few = some_examples(600)
+    made = train(few, wanting("measured"), policy, seed=7)
+    assert {m.name: m.weight for m in made.ensemble.members} == made.weights["given"]
+    assert made.weights["taken"] == "given"
+    said = document("mdl_1", json.loads(packed(made)[CARD]), None, (), (), CATALOGUE)
+    assert "They are not surely better, so that these are the recipe" in said
