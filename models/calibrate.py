@@ -16,6 +16,8 @@ GRID = 1 / (1 + np.exp(-ODDS))
 STRENGTH = 1.0
 """How strongly slopes are drawn towards 1 and the shift towards 0: as much as one row would. No slope is infinite where classes part cleanly."""
 ROUNDS = 50
+STILL = 1e-9
+"""A step of a fit that is no longer than this ends it."""
 NEAR = 1e-9
 """Weights whose mean log likelihood is this near to the greatest are the ones sought."""
 SUREST = 13.0
@@ -33,7 +35,8 @@ def calibration(raw: Floats, truth: Flags) -> Curve:
     if min(a, b) < 0:
         kept = [1] if a < b else [0]
         a, b, c = _logistic(columns, truth, kept)
-    a, b = (a, b) if max(a, b) > 0 else (1.0, 0.0)  # it says the opposite of the truth: as it is, shifted
+    if max(a, b) <= 0:  # it says the opposite of the truth: of slopes that are not negative none is likelier than the share of fraud alone
+        a, b, c = _logistic(columns, truth, [])
     logs = _logs(GRID)
     height = 1 / (1 + np.exp(-np.clip(a * logs[:, 0] + b * logs[:, 1] + c, -SUREST, SUREST) - 0.01 * ODDS))  # level nowhere
     ends = 0.9 * height[0], 1 - 0.9 * (1 - height[-1])  # beyond the grid it still rises, a little
@@ -46,21 +49,31 @@ def _logs(raw: Floats) -> Floats:
 
 
 def _logistic(columns: Floats, truth: Flags, kept: list[int]) -> tuple[float, float, float]:
-    """Slopes and shift of greatest likelihood (Newton's method); the slope of a column that is not kept is 0."""
+    """Slopes and shift of greatest likelihood; the slope of a column that is not kept is 0.
+
+    Newton's method, each step halved until it leads down: whole steps go round in circles where outputs hardly differ.
+    """
     design = np.column_stack([columns[:, kept], np.ones(len(truth))])
     usual = np.append(np.full(len(kept), 1.0), 0.0)
-    found = usual.copy()
-    found[-1] = np.log(max(truth.mean(), EDGE)) - np.log1p(-min(truth.mean(), 1 - EDGE))
+    found, height = usual, _unlikely(design, truth, usual, usual)
     for _ in range(ROUNDS):
         said = 1 / (1 + np.exp(-np.clip(design @ found, -30.0, 30.0)))
         slope = design.T @ (said - truth) + STRENGTH * (found - usual)
         bend = (design * (said * (1 - said))[:, None]).T @ design + STRENGTH * np.eye(len(found))
         step = np.linalg.solve(bend, slope)
-        found = found - step * min(1.0, 4.0 / max(float(np.abs(step).max()), 1e-12))
-        if np.abs(step).max() < 1e-9:
+        while (lower := _unlikely(design, truth, found - step, usual)) > height and np.abs(step).max() > STILL:
+            step = step / 2
+        found, height = found - step, lower
+        if np.abs(step).max() <= STILL:
             break
     slopes = dict(zip(kept, found[:-1].tolist(), strict=True))
     return slopes.get(0, 0.0), slopes.get(1, 0.0), float(found[-1])
+
+
+def _unlikely(design: Floats, truth: Flags, found: Floats, usual: Floats) -> float:
+    """What the fit makes least: the negative log likelihood, and how far slopes and shift are from the usual ones."""
+    odds = design @ found
+    return float(np.logaddexp(0, odds).sum() - odds[truth].sum() + STRENGTH / 2 * ((found - usual) ** 2).sum())
 
 
 def fitted_weights(said: Floats, truth: Flags) -> Floats:

@@ -163,7 +163,7 @@ def fit(examples: Examples, recipe: Recipe, seed: int, threads: int = 1) -> Team
     members = tuple(Fitted(row, columns[n], results[n, -1][0], curves[n]) for n, row in enumerate(recipe.members))
     said = np.column_stack([np.interp(raw[:, n], *curve) for n, curve in enumerate(curves)])
     given, best = np.array([row.weight for row in recipe.members]), fitted_weights(said, truth)
-    gain = _gain(said, truth, dealt, np.unique(examples.cards, return_inverse=True)[1], given, seed)
+    gain = _gain(raw, truth, dealt, np.unique(examples.cards, return_inverse=True)[1], given, seed)
     return Team(members, Weighed(given, calibration(said @ given, truth)), Weighed(best, calibration(said @ best, truth)), gain)
 
 
@@ -173,11 +173,12 @@ def _surprise(scores: Floats, truth: Flags) -> Floats:
     return surprise
 
 
-def _gain(said: Floats, truth: Flags, dealt: Ints, cards: Ints, given: Floats, seed: int) -> Gain:
-    """What fitted weights gain: those of each part (and both curves) fitted on the other parts; the interval by draws of lots of cards."""
+def _gain(raw: Floats, truth: Flags, dealt: Ints, cards: Ints, given: Floats, seed: int) -> Gain:
+    """What fitted weights gain: those of each part (and all curves) fitted on the other parts; the interval by draws of lots of cards."""
     scores = np.empty((2, len(truth)))
     for part in np.unique(dealt):
         rest, own = dealt != part, dealt == part
+        said = np.column_stack([np.interp(raw[:, n], *calibration(raw[rest, n], truth[rest])) for n in range(raw.shape[1])])
         for row, weights in zip(scores, (given, fitted_weights(said[rest], truth[rest])), strict=True):
             row[own] = np.interp(said[own] @ weights, *calibration(said[rest] @ weights, truth[rest]))
     plain, fitted = (np.bincount(cards % LOTS, _surprise(row, truth), LOTS) for row in scores)

@@ -33,6 +33,16 @@ def test_what_a_raw_output_means_is_found_and_the_level_of_a_sample_set_right() 
     assert calibration_error(reliability(said, truth)) < 0.003
 
 
+@given(st.integers(0, 2**32 - 1), st.floats(0.001, 0.1), st.booleans())
+def test_what_knows_nothing_is_set_to_the_share_of_fraud_even_where_it_hardly_differs(seed: int, spread: float, opposite: bool) -> None:
+    rng = np.random.default_rng(seed)
+    truth = rng.random(2_000) < 0.06
+    raw = np.clip(rng.normal(0.06, spread * 0.3, 2_000) - (0.3 * spread * truth if opposite else 0), 0.001, 0.999)
+    said = np.interp(raw, *calibration(raw, truth))
+    assert abs(said.mean() - truth.mean()) < 0.01
+    assert log_loss(truth, said) < 1.02 * log_loss(truth, np.full(len(truth), truth.mean()))
+
+
 @given(st.integers(0, 2**32 - 1), st.integers(2, 5))
 def test_fitted_weights_are_not_negative_sum_to_one_and_fit_better_than_equal_ones(seed: int, members: int) -> None:
     rng = np.random.default_rng(seed)

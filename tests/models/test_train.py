@@ -175,3 +175,11 @@ def test_where_fitted_weights_are_not_surely_better_the_recipes_stand_and_the_do
     assert made.weights["taken"] == "given"
     said = document("mdl_1", json.loads(packed(made)[CARD]), None, (), (), CATALOGUE)
     assert "They are not surely better, so that these are the recipe" in said
+
+
+def test_where_no_member_knows_anything_fitted_weights_are_hardly_ever_surely_better() -> None:
+    sure = 0
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        sure += fit(foreign(rng.random((900, len(FOREIGN))), rng.random(900) < 0.06), quick(), seed=seed).gain.sure
+    assert sure <= 1
