@@ -23,7 +23,7 @@ from tests.world import TestWorld, a_policy, a_transaction, a_world, an_ensemble
 
 CHAMPIONS = Judges(dataclasses.replace(an_ensemble(), model_id="mdl_champion"), a_policy())
 SHADOW = dataclasses.replace(an_ensemble(), model_id="mdl_shadow")
-STRICT = dataclasses.replace(a_policy(), policy_id="pol_strict", review_above=0)
+STRICT = dataclasses.replace(a_policy(), policy_id="pol_strict", review_above=-1)  # reviews a score of 0 too
 
 
 def with_beside(world: TestWorld, model_share: float = 0.0) -> TestWorld:
