@@ -80,7 +80,7 @@ def test_everybody_but_the_one_that_decided_gives_an_opinion_the_champion_too() 
     judges = panel.judges_of(CARDS[0])
     (said,) = second_opinions(panel, [Judged("dec_1", "t1", "a1", 5, vector, (), judges)])
     assert [(one.kind, one.item_id) for one in said.opinions] == [(Kind.MODEL, "m1"), (Kind.MODEL, "m3")]
-    policies = dataclasses.replace(a_panel(), policies=(Seat("p2", dataclasses.replace(a_policy(), policy_id="p2", review_above=0)),))
+    policies = dataclasses.replace(a_panel(), policies=(Seat("p2", dataclasses.replace(a_policy(), policy_id="p2", review_above=-1)),))
     (said,) = second_opinions(policies, [Judged("dec_1", "t1", "a1", 5, vector, (), policies.champions)])
     assert [(one.kind, one.item_id, one.outcome) for one in said.opinions] == [(Kind.POLICY, "p2", "review")]
     assert second_opinions(a_panel(), [Judged("dec_1", "t1", "a1", 5, vector, (), a_panel().champions)])[0].opinions, "another panel's own"
