@@ -13,8 +13,6 @@ import pytest
 from features.catalogue import CATALOGUE
 from models.hold import EMPTY, HoldState, UnknownAccount
 from models.opinion import Judges, Panel
-from models.policy import policy_from_toml
-from models.registry import default_policy_text
 from schemas.avro import decode
 from schemas.decision import Action, Decision, Outcome
 from schemas.errors import Conflict, InvalidRecord, LogUnavailable
@@ -251,8 +249,8 @@ def test_in_another_currency_what_is_held_is_what_there_is_and_what_is_approved_
 def test_a_review_is_not_approved_in_part() -> None:
     world = a_world()
     world.know(balance_minor=700)
-    strict = policy_from_toml(default_policy_text().replace("review_above = 0.50", "review_above = 0")).bound(CATALOGUE.names)
-    world.world.panel = Panel(Judges(world.world.panel.champions.model, strict))
+    champions = world.world.panel.champions
+    world.world.panel = Panel(Judges(champions.model, dataclasses.replace(champions.policy, review_above=-1)))  # a score of 0 too
     run(world.decide(a_transaction(partial_allowed=True)))
     (decision,) = world.decisions
     assert (decision.outcome, decision.reasons[0].code) == (Outcome.DECLINE, "insufficient_funds")
