@@ -46,6 +46,7 @@ from streams.settings import Settings
 from streams.simulate import simulated, written
 from streams.train import Trained, recipe_in, trained
 from streams.training_set import training_set
+from streams.warm import warming
 
 FIRST_CUSTOMERS, FIRST_DAYS, FIRST_FRAUD_RATE, FIRST_SEED = 900, 60, 0.02, 20_260_101
 """The simulated history of the first model: large enough to learn each kind of fraud, small enough to be ready within seconds."""
@@ -157,7 +158,8 @@ def ensure_champion(settings: Settings, say: Say) -> str:
         return champion
     say("no model decides yet: training a first one on simulated history (simulate, backfill, train, register, promote)")
     place = settings.data_dir / "first_model"
-    made = first_model(place, settings, registry.policy(), say)
+    with warming():
+        made = first_model(place, settings, registry.policy(), say)
     model_id = registry.register(place / "artefact")
     brought_up(registry, Kind.MODEL, model_id, "the first model of an empty system, trained on simulated history", clock_ms())
     quality = made.artefact.figures
