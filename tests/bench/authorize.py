@@ -194,7 +194,8 @@ def doors(stack: Stack, args: argparse.Namespace, collector: Collector) -> dict[
 def typical(redis_url: str, bodies: list[bytes], seconds: float) -> dict[str, float]:
     """A typical stack (`tests.bench.typical`) in the same closed loop, on one core and the same Redis."""
     port = _free_port()
-    process = subprocess.Popen([sys.executable, "-m", "tests.bench.typical", str(port), redis_url], cwd=ROOT)
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # on one core OpenMP's threads wait for one another far longer than they work
+    process = subprocess.Popen([sys.executable, "-m", "tests.bench.typical", str(port), redis_url], cwd=ROOT, env=one_thread)
     try:
         for _ in range(1_200):
             if process.poll() is not None:
