@@ -9,14 +9,13 @@ import numpy as np
 
 from features import kernel
 from features.catalogue import Catalogue
-from features.engine import Past, kept_up, look, own_bytes, packed, place_in, row_bytes, rows_of, section
+from features.engine import Past, buffer_of, kept_up, look, own_bytes, packed, place_in, row_bytes, rows_of, section
 from features.fact import declined_facts, facts_of
 from features.layout import NEWEST_AT, TRIMMED_AT, TRIMMED_WIDTH, at_ms_of
 from schemas.transaction import Transaction, TransactionKind
 
 _HEADER = bytes(8)
 """The identity of the header row."""
-_BEYOND = bytes(8)
 
 
 def row_count(log: bytes, row_size: int, length: int) -> int:
@@ -42,7 +41,7 @@ def tidied(catalogue: Catalogue, log_number: int, log: bytes) -> bytes:
     """
     size, cap = catalogue.log_layouts[log_number].row_bytes, catalogue.cap
     out = np.empty(len(log) + size, np.uint8)
-    length = kernel.at_rest(np.frombuffer(log + _BEYOND, np.uint8), size, cap.rows, cap.chunk, catalogue.keep_ms, out)
+    length = kernel.at_rest(buffer_of((log,)), size, cap.rows, cap.chunk, catalogue.keep_ms, out)
     return out[:length].tobytes()
 
 

@@ -219,7 +219,8 @@ def measured_only(recipe: Recipe) -> tuple[str, ...]:
 
 def learned_from(names: Sequence[str], recipe: Recipe) -> tuple[str, ...]:
     """The columns without those that are there to measure fairness with alone."""
-    return tuple(name for name in names if name not in measured_only(recipe))
+    beside = measured_only(recipe)
+    return tuple(name for name in names if name not in beside)
 
 
 def _read_by(row: MemberRow, names: Sequence[str], recipe: Recipe) -> tuple[int, ...]:
