@@ -13,8 +13,8 @@ from features import kernel
 from features.catalogue import Catalogue
 from features.fact import FACTS, MEASURES, NO_MEASURES, facts_of, measures_of
 from features.layout import beginning_of
-from features.profile import seen_in
-from features.tally import head_of, lengths_of, longs, told_to_all
+from features.profile import SEEN_BYTES
+from features.tally import HEADER_BYTES, lengths_of, longs, told_to_all
 from schemas.transaction import Transaction
 
 _OWN = struct.Struct(f"<Q{len(FACTS) - 1}q{len(MEASURES)}d")
@@ -26,26 +26,31 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class Past(NamedTuple):
-    """What the memory holds of a transaction's entities: bytes of each log and profile (None: no such entity, or not known).
+    """What the memory holds of a transaction's entities, as the kernels read it: its `section`, from `begin` to `end` of a shared buffer.
 
-    `logs` is in the order of the catalogue's `logs`, `profiles` of its `profiles`. `missing` names the entity kinds whose log or tally
-    (or, as `account_profile`, whose profile) could not be read. The transaction's own rows are in its logs already. `tallies` is in
-    the order of the catalogue's `tallies`: None is 'no such entity', or not readable; b"" a tally without a row. `section` is all of it
-    as the kernels read it, if who recalled has made that already.
+    The transaction's own rows are in its logs already. `missing` names the entity kinds whose log or tally (or, as `account_profile`, whose
+    profile) could not be read.
     """
 
-    logs: tuple[bytes | None, ...]
-    profiles: tuple[bytes | None, ...]
+    whole: Bytes
+    begin: int
+    end: int
     missing: tuple[str, ...] = ()
-    facts: tuple[int, ...] | None = None
-    tallies: tuple[bytes | None, ...] = ()
-    section: bytes | None = None
 
     @classmethod
-    def nothing(cls, catalogue: Catalogue) -> Past:
+    def of(cls, own: bytes, contents: Sequence[bytes | None], missing: tuple[str, ...] = ()) -> Past:
+        """Of the transaction with these `own_bytes`: bytes of each log, profile and tally in the catalogue's order.
+
+        None: no such entity, not readable, or a profile that is not known; b"": a tally without a row.
+        """
+        whole = buffer_of([section(own, contents)])
+        return cls(whole, 0, len(whole) - len(_BEYOND), missing)
+
+    @classmethod
+    def nothing(cls, catalogue: Catalogue, own: bytes) -> Past:
         """The past as a memory tells it that does not answer: all that rests on it is missing, all positions are -1."""
         kinds = (*catalogue.logs, *[f"{kind}_profile" for kind in catalogue.profiles], *catalogue.tallies)
-        return cls((None,) * len(catalogue.logs), (None,) * len(catalogue.profiles), kinds, None, (None,) * len(catalogue.tallies))
+        return cls.of(own, (None,) * len(kinds), kinds)
 
 
 class Look(NamedTuple):
@@ -112,30 +117,26 @@ def section(own: bytes, contents: Sequence[bytes | None]) -> bytes:
     return b"".join((own, longs(len(contents))(*lengths_of(contents)), *filter(None, contents)))
 
 
-def _section(catalogue: Catalogue, txn: Transaction, past: Past) -> bytes:
-    if past.section is not None:
-        return past.section
-    facts = facts_of(txn) if past.facts is None else past.facts
-    return section(own_bytes(txn, facts), (*past.logs, *past.profiles, *(past.tallies or (None,) * len(catalogue.tallies))))
-
-
 def buffer_of(sections: Iterable[bytes]) -> Bytes:
     """The kernels' buffer (uint8): these sections, and eight bytes more."""
     return np.frombuffer(b"".join((*sections, _BEYOND)), np.uint8)
 
 
-def assembled(catalogue: Catalogue, txns: Sequence[Transaction], pasts: Sequence[Past]) -> Bytes:
-    """The kernels' buffer of these transactions."""
-    return buffer_of([_section(catalogue, txn, past) for txn, past in zip(txns, pasts, strict=True)])
+def assembled(pasts: Sequence[Past]) -> Bytes:
+    """The kernels' buffer of these transactions: the one that they share, if they lie in it one after the other."""
+    first, whole = pasts[0], pasts[0].whole
+    if all(one.whole is whole and one.begin == before.end for before, one in pairwise(pasts)):
+        return whole[first.begin : pasts[-1].end + len(_BEYOND)]
+    return buffer_of([past.whole[past.begin : past.end].tobytes() for past in pasts])
 
 
 KEPT_ON, UNTIDY = kernel.KEPT_ON, kernel.UNTIDY
 
 
-def kept_up(catalogue: Catalogue, sections: Sequence[bytes], refresh_ms: int, rewritten: int) -> list[tuple[int, int, int]]:
+def kept_up(catalogue: Catalogue, buffer: Bytes, count: int, refresh_ms: int, rewritten: int) -> list[tuple[int, int, int]]:
     """What the appends of these transactions leave to do: which of them, the number of the log, and KEPT_ON and UNTIDY as bits."""
-    out = np.empty((len(sections), len(catalogue.logs)), np.uint8)
-    kernel.kept_up(catalogue.program, buffer_of(sections), len(MEASURES), len(catalogue.tallies), refresh_ms, rewritten, out)
+    out = np.empty((count, len(catalogue.logs)), np.uint8)
+    kernel.kept_up(catalogue.program, buffer, len(MEASURES), len(catalogue.tallies), refresh_ms, rewritten, out)
     width, flags = len(catalogue.logs), out.tobytes()
     return [(at // width, at % width, flag) for at, flag in enumerate(flags) if flag] if any(flags) else []
 
@@ -149,21 +150,28 @@ def computed(catalogue: Catalogue, buffer: Bytes, count: int) -> Floats:
     return out
 
 
-def look_all(catalogue: Catalogue, txns: Sequence[Transaction], pasts: Sequence[Past]) -> list[Look]:
+def look_all(catalogue: Catalogue, pasts: Sequence[Past]) -> list[Look]:
     """The vector of each transaction as the rows before its own first occurrence determine it."""
-    width = len(catalogue.rows)
-    out = computed(catalogue, assembled(catalogue, txns, pasts), len(txns))
+    buffer, count, width = assembled(pasts), len(pasts), len(catalogue.rows)
+    out = computed(catalogue, buffer, count)
+    heads = np.zeros((count, len(catalogue.tallies) * HEADER_BYTES), np.uint8)
+    seen = np.empty((count, SEEN_BYTES * sum(len(layout.columns) for layout in catalogue.profile_layouts)), np.uint8)
+    of_seen = np.empty(count, np.int64)
+    kernel.where_read(catalogue.program, buffer, len(MEASURES), len(catalogue.tallies), HEADER_BYTES, heads, seen, of_seen)
+    tails, ends, heads_said, seen_said = out[:, width:].astype(np.int64).tolist(), of_seen.tolist(), heads.tobytes(), seen.tobytes()
+    head, room = heads.shape[1], seen.shape[1]
     looks: list[Look] = []
-    for txn, past, values, tail in zip(txns, pasts, out[:, :width], out[:, width:].astype(np.int64).tolist(), strict=True):
-        repeated = tuple([log for log, twice in enumerate(tail[1::2]) if twice]) if any(tail[1::2]) else ()
-        heads = b"".join(map(head_of, past.tallies))
-        looks.append(Look(values, tuple(tail[::2]), repeated, heads, seen_in(past.profiles, txn.at_ms)))
+    for one, tail in enumerate(tails):
+        twice = tail[1::2]
+        repeated = tuple([log for log, again in enumerate(twice) if again]) if 1 in twice else ()
+        seen_there = seen_said[one * room : one * room + ends[one]]
+        looks.append(Look(out[one, :width], tuple(tail[::2]), repeated, heads_said[one * head : (one + 1) * head], seen_there))
     return looks
 
 
-def look(catalogue: Catalogue, txn: Transaction, past: Past) -> Look:
+def look(catalogue: Catalogue, past: Past) -> Look:
     """`look_all` of one."""
-    return look_all(catalogue, (txn,), (past,))[0]
+    return look_all(catalogue, (past,))[0]
 
 
 def place_in(log: bytes, row_size: int, identity: int) -> tuple[int, bool]:

@@ -45,6 +45,8 @@ PAST_BIT = 1 << 62
 """Set in the bits of every row that is not later than the transaction."""
 WINDOW_BIT = 1 << 61
 """Set in the bits of those that are in the window at hand too: every cell needs it."""
+SIGN = -(1 << 63)
+"""Flips the order of signed words into that of unsigned ones."""
 DAY = 86_400_000
 SPREAD_MAX = 1 << 40
 DEGREE = 91
@@ -148,7 +150,41 @@ def uniques(buffer: Array, start: int, length: int, size: int, own: int, offsets
         found[0] = load64(buffer, at + HEADER_COUNT_AT) & HEADER_MASK
         found[1] = load64(buffer, at + HEADER_NEWEST_AT) & HEADER_MASK
         at += size
-    slots = _slots(length // size)
+    count = _in_order(buffer, at, end, size, own, offsets)
+    if count >= 0:
+        at += count * size
+    else:
+        count, at = _told_apart(buffer, at, end, size, own, offsets, table)
+    at += size
+    while at < end:
+        if load64(buffer, at) == own:
+            found[2] = 1
+        at += size
+    return count
+
+
+@inlined
+def _in_order(buffer: Array, at: int, end: int, size: int, own: int, offsets: Array) -> int:
+    """How many rows come before the first one with identity `own`, if each one's identity is larger than the one's before: all are unique.
+
+    So it is mostly, as the event time is an identity's high half. -1 if not. `offsets`: where they are.
+    """
+    before, count = SIGN, 0
+    while at < end:
+        hash_ = load64(buffer, at)
+        if hash_ == own:
+            break
+        if hash_ ^ SIGN <= before:
+            return -1
+        put(offsets, count, at)
+        before, count, at = hash_ ^ SIGN, count + 1, at + size
+    return count
+
+
+@inlined
+def _told_apart(buffer: Array, at: int, end: int, size: int, own: int, offsets: Array, table: Array) -> tuple[int, int]:
+    """How many unique rows come before the first one with identity `own`, and where that is. `offsets`: where they are."""
+    slots = _slots((end - at) // size)
     table[:slots] = 0
     count = 0
     while at < end:
@@ -162,12 +198,7 @@ def uniques(buffer: Array, start: int, length: int, size: int, own: int, offsets
         count += 1 if word(table, slot) == 0 else 0
         put(table, slot, hash_)
         at += size
-    at += size
-    while at < end:
-        if load64(buffer, at) == own:
-            found[2] = 1
-        at += size
-    return count
+    return count, at
 
 
 @compiled
@@ -183,7 +214,7 @@ def place_of(buffer: Array, size: int, own: int) -> tuple[int, int]:
     return found[0] + count, found[2]
 
 
-@compiled
+@inlined
 def visible_from(
     flat: Array, at: int, newest: int, stride: int, position: int, trimmed: int, trimmed_newest: int, cap: int, chunk: int, keep_ms: int
 ) -> int:
@@ -284,7 +315,7 @@ def at_rest(buffer: Array, size: int, cap: int, chunk: int, keep_ms: int, out: A
     return at
 
 
-@compiled
+@inlined
 def _after(flat: Array, newest: int, lo: int, hi: int, since: int) -> int:
     """The first of rows lo to hi that may be later than `since`: up to it even the newest event time is not (`newest` never falls)."""
     while lo < hi:
@@ -296,7 +327,7 @@ def _after(flat: Array, newest: int, lo: int, hi: int, since: int) -> int:
     return lo
 
 
-@compiled
+@inlined
 def _just_under(amount: int, least: int) -> bool:
     """Whether an amount is at most a tenth below `least`, or 10 or 100 ... times as much."""
     while least <= amount:
@@ -304,7 +335,7 @@ def _just_under(amount: int, least: int) -> bool:
     return amount >= least - least // 10
 
 
-@compiled
+@inlined
 def _mark_one(op: int, value: int, number: int, own: int, flat: Array, column: int, bits: Array, rows: int) -> None:
     """Sets bit `number` of each row that meets one condition."""
     bit = 1 << number
@@ -338,7 +369,7 @@ def _mark_one(op: int, value: int, number: int, own: int, flat: Array, column: i
             bits[i] |= bit if word(flat, column + i) != 0 else 0
 
 
-@compiled
+@inlined
 def _mark(plan: Array, line: int, flat: Array, base: int, stride: int, lo: int, hi: int, facts: Array, bits: Array) -> int:
     """Sets, for each row, the bits of the conditions that it meets; returns the bits of those that have no own value to compare with."""
     now = facts[AT_MS_FACT]
@@ -355,24 +386,66 @@ def _mark(plan: Array, line: int, flat: Array, base: int, stride: int, lo: int, 
     return void
 
 
-@compiled
-def _distinct(flat: Array, column: int, rows: int, bits: Array, skip: int, need: int, table: Array) -> int:
-    """How many different values, other than 0, a column has in the rows that count."""
-    slots = _slots(rows)
+@inlined
+def table_words(rows: int, columns: int) -> int:
+    """Words of the table that `fold` needs for so many rows of so many columns."""
+    return 2 * _slots(rows) + columns * (rows + 1)
+
+
+@inlined
+def _numbered(flat: Array, column: int, rows: int, table: Array, slots: int, at: int) -> int:
+    """Numbers a column's different values from 1 on, 0 for 0, and puts each row's number at `at`; returns the highest."""
     table[:slots] = 0
-    count = 0
+    count, last, number = 0, 0, 0
     for i in range(rows):
         value = word(flat, column + i)
-        if value != 0 and (word(bits, skip + i) & need) == need:
-            slot = (value ^ (value >> 13)) & (slots - 1)
-            while word(table, slot) != 0 and word(table, slot) != value:
-                slot = (slot + 1) & (slots - 1)
-            count += 1 if word(table, slot) == 0 else 0
-            put(table, slot, value)
+        if value != last:
+            last, number = value, 0
+            if value != 0:
+                slot = (value ^ (value >> 13)) & (slots - 1)
+                while word(table, slot) != 0 and word(table, slot) != value:
+                    slot = (slot + 1) & (slots - 1)
+                new = word(table, slot) == 0
+                count += 1 if new else 0
+                number = count if new else word(table, slots + slot)
+                put(table, slot, value)
+                put(table, slots + slot, number)
+        put(table, at + i, number)
     return count
 
 
-@compiled
+@inlined
+def _bits_set(value: int) -> int:
+    """How many bits are set, but the lowest one."""
+    value &= ~1
+    value -= (value >> 1) & 0x5555555555555555
+    value = (value & 0x3333333333333333) + ((value >> 2) & 0x3333333333333333)
+    value = (value + (value >> 4)) & 0x0F0F0F0F0F0F0F0F
+    return ((value * 0x0101010101010101) >> 56) & 0xFF
+
+
+@inlined
+def _distinct(rows: int, bits: Array, skip: int, need: int, table: Array, numbers: int, kinds: int) -> int:
+    """How many different values, other than 0, rows that count have, whose values have these numbers (up to `kinds`) in `table`."""
+    if kinds < 63:
+        found = 0
+        for i in range(rows):
+            found |= (1 if (word(bits, skip + i) & need) == need else 0) << word(table, numbers + i)
+        return _bits_set(found)
+    words = kinds // 32 + 1  # 32 to a word: the lowest bit of each is not counted
+    table[:words] = 0
+    for i in range(rows):
+        number = word(table, numbers + i) - 1
+        place = number >> 5 if number >= 0 else 0
+        bit = 2 << (number & 31) if number >= 0 else 1
+        put(table, place, word(table, place) | (bit if (word(bits, skip + i) & need) == need else 0))
+    count = 0
+    for place in range(words):
+        count += _bits_set(word(table, place))
+    return count
+
+
+@inlined
 def _collect(flat: Array, column: int, rows: int, bits: Array, skip: int, need: int, table: Array, shared: Array, at: int) -> int:
     """The different values, other than 0, that a column has in the rows that count: how many, at `at`, and behind that each of them."""
     slots = 16
@@ -394,7 +467,7 @@ def _collect(flat: Array, column: int, rows: int, bits: Array, skip: int, need: 
     return count
 
 
-@compiled
+@inlined
 def _meeting(flat: Array, column: int, rows: int, bits: Array, skip: int, need: int, table: Array, shared: Array, at: int) -> float:
     """How many of the values collected at `at` a column has in the rows that count; missing if nothing was collected."""
     if shared[at] < 0:
@@ -421,7 +494,7 @@ def _meeting(flat: Array, column: int, rows: int, bits: Array, skip: int, need: 
     return float(count)
 
 
-@compiled
+@inlined
 def _eastward(flat: Array, column: int, rows: int, bits: Array, skip: int, need: int, own: int) -> float:
     """The mean of how far east of `own` the rows that count lie, the short way around; missing without `own`."""
     n, total = 0, 0
@@ -432,15 +505,15 @@ def _eastward(flat: Array, column: int, rows: int, bits: Array, skip: int, need:
     return float(total) / n if n > 0 and own != 0 else math.nan
 
 
-@compiled
+@inlined
 def _spread(flat: Array, column: int, rows: int, bits: Array, skip: int, need: int) -> float:
     """Population standard deviation from exact whole sums: n * sum(x^2) - sum(x)^2 in three parts that each fit in 64 bits."""
     n, high, low, hh, hl, ll = 0, 0, 0, 0, 0, 0
     for i in range(rows):
-        if (word(bits, skip + i) & need) == need:
-            value = min(word(flat, column + i), SPREAD_MAX - 1)
-            a, b = value >> 20, value & 0xFFFFF
-            n, high, low, hh, hl, ll = n + 1, high + a, low + b, hh + a * a, hl + a * b, ll + b * b
+        counts = (word(bits, skip + i) & need) == need
+        value = min(word(flat, column + i), SPREAD_MAX - 1) if counts else 0
+        a, b = value >> 20, value & 0xFFFFF
+        n, high, low, hh, hl, ll = n + (1 if counts else 0), high + a, low + b, hh + a * a, hl + a * b, ll + b * b
     if n == 0:
         return math.nan
     squares = float(n * hh - high * high) * float(1 << 40)
@@ -449,17 +522,18 @@ def _spread(flat: Array, column: int, rows: int, bits: Array, skip: int, need: i
     return math.sqrt(max(squares, 0.0)) / n
 
 
-@compiled
-def _last(flat: Array, column: int, ats: int, rows: int, bits: Array, skip: int, need: int, zero_is_missing: int) -> float:
+@inlined
+def _last(flat: Array, column: int, ats: int, newests: int, rows: int, bits: Array, skip: int, need: int, zero_is_missing: int) -> float:
     """The column in the latest row that counts; of one event time the one that arrived last."""
-    at, value = -1, 0
-    for i in range(rows):
-        if (word(bits, skip + i) & need) == need and word(flat, ats + i) >= at:
+    at, value, i = -1, 0, rows - 1
+    while i >= 0 and word(flat, newests + i) > at:  # no row before is later than the newest up to there
+        if (word(bits, skip + i) & need) == need and word(flat, ats + i) > at:
             at, value = word(flat, ats + i), word(flat, column + i)
+        i -= 1
     return math.nan if at < 0 or (value == 0 and zero_is_missing != 0) else float(value)
 
 
-@compiled
+@inlined
 def _count(rows: int, bits: Array, skip: int, need: int) -> float:
     """How many rows count."""
     n = 0
@@ -468,7 +542,7 @@ def _count(rows: int, bits: Array, skip: int, need: int) -> float:
     return float(n)
 
 
-@compiled
+@inlined
 def _sum(op: int, flat: Array, column: int, rows: int, bits: Array, skip: int, need: int) -> float:
     """Sum or mean of the rows that count."""
     n, total = 0, 0
@@ -481,24 +555,25 @@ def _sum(op: int, flat: Array, column: int, rows: int, bits: Array, skip: int, n
     return float(total) / n if n > 0 else math.nan
 
 
-@compiled
+@inlined
 def _extreme(op: int, flat: Array, column: int, rows: int, bits: Array, skip: int, need: int) -> float:
     """The largest or the smallest value in the rows that count."""
     largest, smallest = -1, 1 << 62
     for i in range(rows):
-        if (word(bits, skip + i) & need) == need:
-            largest, smallest = max(largest, word(flat, column + i)), min(smallest, word(flat, column + i))
+        counts, value = (word(bits, skip + i) & need) == need, word(flat, column + i)
+        largest, smallest = max(largest, value if counts else -1), min(smallest, value if counts else 1 << 62)
     if largest < 0:
         return math.nan
     return float(largest) if op == MAX else float(smallest)
 
 
-@compiled
+@inlined
 def _cell(
     op: int,
     flat: Array,
     column: int,
     ats: int,
+    newests: int,
     rows: int,
     bits: Array,
     skip: int,
@@ -514,12 +589,10 @@ def _cell(
         return _count(rows, bits, skip, need)
     if op <= MEAN:
         return _sum(op, flat, column, rows, bits, skip, need)
-    if op == DISTINCT:
-        return float(_distinct(flat, column, rows, bits, skip, need, table))
     if op == SPREAD:
         return _spread(flat, column, rows, bits, skip, need)
     if op == LAST:
-        return _last(flat, column, ats, rows, bits, skip, need, zero_is_missing)
+        return _last(flat, column, ats, newests, rows, bits, skip, need, zero_is_missing)
     if op == EASTWARD:
         return _eastward(flat, column, rows, bits, skip, need, own)
     if op == COLLECT:
@@ -529,7 +602,7 @@ def _cell(
     return _extreme(op, flat, column, rows, bits, skip, need)
 
 
-@compiled
+@inlined
 def _windowed(flat: Array, ats: int, rows: int, bits: Array, skip: int, since: int, until: int) -> int:
     """Marks the rows whose event time is after `since` and not after `until`; returns every bit that one of them has.
 
@@ -543,7 +616,7 @@ def _windowed(flat: Array, ats: int, rows: int, bits: Array, skip: int, since: i
     return found
 
 
-@compiled
+@inlined
 def _of_nothing(op: int, shared: Array, at: int) -> float:
     """An aggregate over no rows."""
     if op == COLLECT:
@@ -579,6 +652,7 @@ def fold(
     lo = _after(flat, newest, lo, hi, now - plan[LONGEST_MS])
     void = _mark(plan, line, flat, base, stride, lo, hi, facts, bits)
     first, window, delay, found = lo, 0, 0, 0
+    slots, numbered = _slots(hi - lo), 0
     for number in range(plan[line + L_CELLS]):
         cell = plan[line + L_CELL_AT] + number * CELL_LINE
         need = plan[cell + 3]
@@ -593,11 +667,20 @@ def fold(
             registers[plan[cell + 4]] = _of_nothing(plan[cell], shared, plan[cell + 7] * (plan[CAP] + plan[CHUNK] + 1))
             continue
         column = base + plan[cell + 1] * stride
+        if plan[cell] == DISTINCT:
+            numbers = 2 * slots + plan[cell + 1] * (hi - lo + 1)
+            if numbered >> plan[cell + 1] & 1 == 0:
+                numbered |= 1 << plan[cell + 1]
+                put(table, numbers, _numbered(flat, column + lo, hi - lo, table, slots, numbers + 1))
+            found_numbers, kinds = numbers + 1 + first - lo, word(table, numbers)
+            registers[plan[cell + 4]] = float(_distinct(hi - first, bits, first - lo, need, table, found_numbers, kinds))
+            continue
         registers[plan[cell + 4]] = _cell(
             plan[cell],
             flat,
             column + first,
             ats + first,
+            newest + first,
             hi - first,
             bits,
             first - lo,
@@ -610,7 +693,7 @@ def fold(
         )
 
 
-@compiled
+@inlined
 def _kilometres(latitude: float, longitude: float, latitude2: float, longitude2: float) -> float:
     """Great-circle distance of two places in stored codes (haversine)."""
     step = math.pi / 180.0 / DEGREE
@@ -619,7 +702,7 @@ def _kilometres(latitude: float, longitude: float, latitude2: float, longitude2:
     return 2.0 * EARTH_KM * math.asin(min(1.0, math.sqrt(up * up + math.cos(north) * math.cos(north2) * over * over)))
 
 
-@compiled
+@inlined
 def _parts_differ(one: int, other: int) -> float:
     """How many bytes of two fingerprints differ where both have one."""
     count = 0
@@ -630,7 +713,7 @@ def _parts_differ(one: int, other: int) -> float:
     return float(count)
 
 
-@compiled
+@inlined
 def _calculated(op: int, a: float, b: float, c: float, d: float) -> float:
     """One step of a row's expression."""
     if op == IS_MISSING:
@@ -662,7 +745,7 @@ def _calculated(op: int, a: float, b: float, c: float, d: float) -> float:
     return _kilometres(a, b, c, d)
 
 
-@compiled
+@inlined
 def _begin(plan: Array, facts: Array, registers: Array) -> None:
     """Registers before any log is read: the transaction's own facts and the constants; all else missing."""
     registers[:] = math.nan
@@ -674,14 +757,14 @@ def _begin(plan: Array, facts: Array, registers: Array) -> None:
         registers[plan[line]] = np.int64(plan[line + 1]).view(np.float64)
 
 
-@compiled
+@inlined
 def _nothing_shared(plan: Array, shared: Array) -> None:
     """Marks the sets that one log hands to another as not collected."""
     for number in range(plan[SHARED]):
         shared[number * (plan[CAP] + plan[CHUNK] + 1)] = -1
 
 
-@compiled
+@inlined
 def _end(plan: Array, registers: Array, out: Array) -> None:
     """The steps of all expressions, then the vector."""
     for number in range(plan[STEPS]):
@@ -692,7 +775,7 @@ def _end(plan: Array, registers: Array, out: Array) -> None:
         out[number] = registers[plan[plan[OUT_AT] + number]]
 
 
-@compiled
+@inlined
 def _capped(plan: Array, log: int, first: int, newest_gone: int, now: int, registers: Array) -> None:
     """Whether the longest window would have seen a row that is gone."""
     register = plan[plan[LOG_AT] + log * LOG_LINE + L_CAPPED]
@@ -740,7 +823,12 @@ def _scratch(plan: Array, buffer: Array, own: int, memories: int, count: int) ->
             if memory < plan[LOGS]:
                 most = max(most, length // plan[plan[LOG_AT] + memory * LOG_LINE + L_SIZE])
             at += max(length, 0)
-    return np.empty(most + 1, np.int64), np.empty((widest + 1) * most, np.int64), np.empty(most + 1, np.int64), np.empty(_slots(most), np.int64)
+    return (
+        np.empty(most + 1, np.int64),
+        np.empty((widest + 1) * most, np.int64),
+        np.empty(most + 1, np.int64),
+        np.empty(table_words(most, widest), np.int64),
+    )
 
 
 @compiled
@@ -795,6 +883,33 @@ def look_all(plan: Array, buffer: Array, tallies: int, told: Array, out: Array) 
         _end(plan, registers, out[one])
         for memory in range(plan[LOGS], memories):
             at += max(load64(buffer, lengths + 8 * memory), 0)
+
+
+@compiled
+def where_read(plan: Array, buffer: Array, own: int, tallies: int, head: int, heads: Array, seen: Array, lengths_seen: Array) -> None:
+    """How far what each transaction of `look_all`'s buffer read had come: the first `head` bytes of each tally, and which profile values it saw.
+
+    `heads`: uint8[n, tallies * head], zeros before. `seen`: uint8[n, 7 a value], of which `lengths_seen` are written (`profile.SEEN_BYTES`).
+    """
+    memories, at = plan[LOGS] + plan[PROFILES] + tallies, 0
+    for one in range(heads.shape[0]):
+        now, lengths = load64(buffer, at + 8 * AT_MS_FACT), at + 8 * (plan[FACTS] + own)
+        at, used = lengths + 8 * memories, 0
+        for memory in range(memories):
+            length, number = load64(buffer, lengths + 8 * memory), memory - plan[LOGS]
+            if 0 <= number < plan[PROFILES]:
+                for column in range(min(length // 16, (seen.shape[1] - used) // 7)):
+                    since = load64(buffer, at + 16 * column + 8)
+                    if 0 < since <= now:
+                        seen_word = since << 8 | number << 5 | column
+                        for byte in range(7):
+                            seen[one, used + byte] = (seen_word >> (8 * byte)) & 255
+                        used += 7
+            elif number >= plan[PROFILES] and length >= head:
+                tally = number - plan[PROFILES]
+                heads[one, tally * head : (tally + 1) * head] = buffer[at : at + head]
+            at += max(length, 0)
+        lengths_seen[one] = used
 
 
 # Backfill: the logs of all entities in one array of words, and what arrives, appended to them.
@@ -1035,12 +1150,10 @@ def look_on(
     `walk` is the order of work: neighbours in a log one after the other find its columns in the processor's cache.
     """
     registers = np.empty(plan[REGISTERS], np.float64)
-    most = plan[CAP] + plan[CHUNK] + 1
-    bits = np.empty(most, np.int64)
-    slots = 16
-    while slots < 2 * most:
-        slots *= 2
-    table = np.empty(slots, np.int64)
+    most, widest = plan[CAP] + plan[CHUNK] + 1, 1
+    for log in range(plan[LOGS]):
+        widest = max(widest, plan[plan[LOG_AT] + log * LOG_LINE + L_COLUMNS])
+    bits, table = np.empty(most, np.int64), np.empty(table_words(most, widest), np.int64)
     shared = np.empty(plan[SHARED] * most, np.int64)
     for number in walk:
         own = facts[number]
@@ -1213,10 +1326,7 @@ def finish(
     for log in range(plan[LOGS]):
         widest = max(widest, plan[plan[LOG_AT] + log * LOG_LINE + L_COLUMNS] + 1)
     bits, scratch, shared = np.empty(most, np.int64), np.empty(widest * most, np.int64), np.empty(plan[SHARED] * most, np.int64)
-    slots = 16
-    while slots < 2 * most:
-        slots *= 2
-    table = np.empty(slots, np.int64)
+    table = np.empty(table_words(most, widest), np.int64)
     others = _has_others(rest)
     for begin in range(0, numbers.size, LANES):
         end = min(begin + LANES, numbers.size)

@@ -9,7 +9,7 @@ import numpy as np
 
 from features import kernel
 from features.catalogue import Catalogue
-from features.engine import Past, buffer_of, kept_up, look, own_bytes, packed, place_in, row_bytes, rows_of, section
+from features.engine import Past, buffer_of, kept_up, look, own_bytes, packed, place_in, row_bytes, rows_of
 from features.fact import declined_facts, facts_of
 from features.layout import NEWEST_AT, TRIMMED_AT, TRIMMED_WIDTH, at_ms_of
 from schemas.transaction import Transaction, TransactionKind
@@ -129,15 +129,19 @@ def grown(catalogue: Catalogue, log_number: int, log: bytes, rows: Sequence[Told
     return tidied(catalogue, log_number, head + log + b"".join(told.row for told in new.values()))
 
 
+WARM = Transaction(transaction_id="warm", kind=TransactionKind.ECOMMERCE, at_ms=0, amount_minor=0, currency="EUR", account_id="warm")
+"""A payment that nobody made."""
+
+
 def warm(catalogue: Catalogue) -> None:
     """Loads (the first time on a machine: compiles) what serving runs, so that the first payment does not wait for it."""
-    txn = Transaction(transaction_id="warm", kind=TransactionKind.ECOMMERCE, at_ms=0, amount_minor=0, currency="EUR", account_id="warm")
+    txn = WARM
     own = own_bytes(txn, facts_of(txn))
     rows_of(catalogue, [own])
     rows = row_bytes(catalogue, txn)
-    past = Past(rows, (None,) * len(catalogue.profiles))
-    look(catalogue, txn, past)
-    kept_up(catalogue, [section(own, (*past.logs, *past.profiles, *[None] * len(catalogue.tallies)))], 1, REWRITTEN_ROWS)
+    past = Past.of(own, (*rows, *(None,) * (len(catalogue.profiles) + len(catalogue.tallies))))
+    look(catalogue, past)
+    kept_up(catalogue, past.whole, 1, 1, REWRITTEN_ROWS)
     number, row = next((number, row) for number, row in enumerate(rows) if row is not None)
     place_in(row, len(row), 1)
     tidied(catalogue, number, row)

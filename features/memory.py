@@ -8,7 +8,7 @@ from operator import attrgetter
 from typing import Any, Generic, Protocol, TypeVar
 
 from features.catalogue import Catalogue
-from features.engine import Past, packed, place_in, to_recall
+from features.engine import Past, own_bytes, packed, place_in, to_recall
 from features.fact import HASH, declined_facts, event_facts, facts_of
 from features.layout import LogLayout, ProfileLayout
 from features.log import is_due, log_rows, rebuilt_log, row_count, tidied
@@ -108,13 +108,26 @@ Keys = Callable[[Transaction], list[str | None]]
 """The key of each memory that a transaction has; None where it has no such entity."""
 
 
-def keys_of(catalogue: Catalogue) -> Keys:
-    """What names the memories of a transaction: its logs, then its profiles, then its tallies, each in the catalogue's order."""
-    layouts: list[LogLayout | ProfileLayout | TallyLayout] = [*catalogue.log_layouts, *catalogue.profile_layouts, *catalogue.tally_layouts]
+def _layouts(catalogue: Catalogue) -> list[LogLayout | ProfileLayout | TallyLayout]:
+    return [*catalogue.log_layouts, *catalogue.profile_layouts, *catalogue.tally_layouts]
+
+
+def tokens_of(catalogue: Catalogue) -> Callable[[Transaction], tuple[str | None, ...]]:
+    """The token of the entity of each memory of a transaction: of its logs, then its profiles, then its tallies, each in the catalogue's order."""
     fields = (*catalogue.log_fields, *catalogue.profile_fields, *catalogue.tally_fields)
-    tokens_of = attrgetter(*fields, "account_id", "account_id")  # with two more it says a tuple, however few fields there are
-    prefixes = [layout.key("") for layout in layouts]
-    return lambda txn: [None if token is None else prefix + token for prefix, token in zip(prefixes, tokens_of(txn), strict=False)]
+    given = attrgetter(*fields, "account_id", "account_id")  # with two more it says a tuple, however few fields there are
+    return lambda txn: given(txn)[:-2]
+
+
+def prefixes_of(catalogue: Catalogue) -> list[str]:
+    """What the keys of each memory begin with, in the order of `tokens_of`; the token follows."""
+    return [layout.key("") for layout in _layouts(catalogue)]
+
+
+def keys_of(catalogue: Catalogue) -> Keys:
+    """What names the memories of a transaction, in the order of `tokens_of`."""
+    tokens, prefixes = tokens_of(catalogue), prefixes_of(catalogue)
+    return lambda txn: [None if token is None else prefix + token for prefix, token in zip(prefixes, tokens(txn), strict=True)]
 
 
 def event_rows(catalogue: Catalogue, event: AccountEvent) -> tuple[bytes | None, ...]:
@@ -188,7 +201,7 @@ class DictMemory:
         keys, profiles_end = self._keys(txn)[len(logs) :], len(self.catalogue.profiles)
         profiles = tuple(None if key is None else self.contents.get(key) for key in keys[:profiles_end])
         tallies = tuple(None if key is None else self.contents.get(key, b"") for key in keys[profiles_end:])
-        return Past(tuple(logs), profiles, (), facts, tallies)
+        return Past.of(own_bytes(txn, facts), (*logs, *profiles, *tallies))
 
     def take(self, updates: Updates) -> Awaitable[None]:
         """Gives rows to tallies."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from features.catalogue import Catalogue
 from features.fact import country_code
 from schemas.account import AccountState
 
 _CELL = struct.Struct("<dq")
-_SINCE = struct.Struct("<8xq")
-_SEEN_BYTES = 7
+SEEN_BYTES = 7
+"""Of each profile value that a transaction saw, in `Decision.profile_positions`, little-endian: its profile's number in three bits and its column's
+in five, then six bytes of milliseconds since which it is known. `kernel.where_read` writes it."""
 Write = tuple[str, str, int, bytes]
 """A Redis command: SETRANGE, key, offset, bytes."""
 
@@ -30,25 +31,10 @@ def cell_of(profile: bytes, offset: int) -> tuple[float, int]:
     return _CELL.unpack(cell) if len(cell) == _CELL.size else (0.0, 0)
 
 
-def seen_in(profiles: Sequence[bytes | None], at_ms: int) -> bytes:
-    """Which values of these profiles were known to a transaction at `at_ms`, and since when: `Decision.profile_positions`.
-
-    Seven bytes a value, little-endian: its profile's number in three bits and its column's in five, then six bytes of milliseconds.
-    """
-    seen = []
-    for number, profile in enumerate(profiles):
-        if profile:
-            whole = profile[: len(profile) // _CELL.size * _CELL.size]
-            for column, (since_ms,) in enumerate(_SINCE.iter_unpack(whole)):
-                if 0 < since_ms <= at_ms:
-                    seen.append((since_ms << 8 | number << 5 | column).to_bytes(_SEEN_BYTES, "little"))
-    return b"".join(seen)
-
-
 def seen_of(catalogue: Catalogue, positions: bytes) -> Iterator[tuple[str, str, int]]:
-    """Profile's kind, column and known-since of each value that `seen_in` wrote down; what this catalogue does not know is left out."""
-    for at in range(0, len(positions), _SEEN_BYTES):
-        word = int.from_bytes(positions[at : at + _SEEN_BYTES], "little")
+    """Profile's kind, column and known-since of each value that a transaction saw; what this catalogue does not know is left out."""
+    for at in range(0, len(positions), SEEN_BYTES):
+        word = int.from_bytes(positions[at : at + SEEN_BYTES], "little")
         number, column = word >> 5 & 7, word & 31
         if number < len(catalogue.profile_layouts) and column < len(catalogue.profile_layouts[number].columns):
             layout = catalogue.profile_layouts[number]

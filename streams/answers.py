@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from features.memory import Aside
-from features.online import Command, Wire
+from features.wire import Command, Wire
 from schemas.decision import Decision
 from schemas.errors import Conflict, MemoryUnavailable
 

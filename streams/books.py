@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from features.online import Command, Wire
+from features.wire import Command, Wire
 from models.hold import EMPTY, Book, Step
 from schemas.errors import MemoryUnavailable
 from streams.answers import WHOLE, sound

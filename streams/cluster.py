@@ -37,8 +37,8 @@ import pyarrow.parquet as pq
 
 from features.catalogue import CATALOGUE, Catalogue
 from features.layout import PROFILE_CELL_BYTES
-from features.online import Wire
 from features.profile import cell_of, profile_write
+from features.wire import Wire
 from models.cluster import ACCOUNT, ALONE, COLUMNS, HUB, LABELS, TIES, Clusters, clusters_of
 from schemas.account import ProfileValue
 from schemas.avro import encode

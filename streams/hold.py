@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from features.memory import Memory
-from features.online import Command, Wire
+from features.wire import Command, Wire
 from models.hold import (
     CLOCK_PLACE,
     FINAL,

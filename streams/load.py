@@ -22,7 +22,8 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from features.catalogue import Catalogue
 from features.log import Told, grown, in_turn, log_rows, rebuilt_log, row_count
 from features.memory import event_rows
-from features.online import RedisMemory, Wire
+from features.online import RedisMemory
+from features.wire import Wire
 from schemas.account import AccountState, ProfileValue, RememberedEvent
 from schemas.avro import decode
 from schemas.decision import Decision

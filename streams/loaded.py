@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 from features.catalogue import Catalogue
 from features.layout import LogLayout, ProfileLayout
-from features.online import Wire
 from features.tally import TallyLayout
+from features.wire import Wire
 from streams.answers import sound
 from streams.lane import Place
 

@@ -338,7 +338,7 @@ def look(walks: Sequence[Walk], world: World) -> None:
     """One compiled call: the vectors."""
     if not walks:
         return
-    looks = look_all(world.catalogue, [walk.txn for walk in walks], [walk.past for walk in walks])
+    looks = look_all(world.catalogue, [walk.past for walk in walks])
     for walk, seen in zip(walks, looks, strict=True):
         walk.seen = seen
 

@@ -15,8 +15,9 @@ from typing import TypeVar
 import msgspec
 
 from features.catalogue import CATALOGUE, Catalogue
-from features.online import RedisMemory, Wire
+from features.online import RedisMemory
 from features.tally import updated
+from features.wire import Wire
 from models.hold import (
     EMPTY,
     FINAL,

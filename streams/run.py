@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from features.catalogue import CATALOGUE, Catalogue
-from features.log import warm
-from features.online import RedisMemory, Wire
+from features.online import RedisMemory, warm
+from features.wire import Wire
 from models.hold import UnknownAccount
 from schemas.errors import HoldfastError, Unavailable
 from schemas.topics import DECISIONS

@@ -11,7 +11,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from features.online import Wire
+from features.wire import Wire
 from models.policy import Policy
 from models.registry import Registry
 from models.sar import Movement, candidates, movement_of, window_ms

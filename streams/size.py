@@ -25,9 +25,9 @@ from features.engine import packed
 from features.fact import ENTITIES, facts_of
 from features.layout import TRIMMED_AT, TRIMMED_WIDTH, LogLayout
 from features.log import is_due, tidied
-from features.online import address
 from features.profile import profile_write
 from features.tally import TallyLayout, Update, payment_rows, updated
+from features.wire import address
 from schemas.identity import keyed_token
 from schemas.transaction import Transaction, TransactionKind
 from streams import memory_server

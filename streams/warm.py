@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from features.catalogue import CATALOGUE
-from features.log import warm
+from features.online import warm
 
 
 @contextmanager

@@ -30,11 +30,11 @@ from features.catalogue import CATALOGUE, Catalogue
 from features.columns import columns_of
 from features.engine import assembled, look, look_all, row_bytes
 from features.fact import CARD
-from features.log import warm
 from features.memory import DictMemory
-from features.online import RedisMemory, Wire
+from features.online import RedisMemory, warm
 from features.row import Capped, Fold, Known, parts
 from features.tally import Update, payment_rows
+from features.wire import Wire
 from schemas.transaction import BehaviouralSession, Fingerprint, Transaction, TransactionKind
 from streams.backfill import Given, backfilled
 from streams.mapping import TokenKey, mapping_in
@@ -146,7 +146,7 @@ async def online(url: str, people: int, count: int) -> dict[str, float]:
 
     async def worker() -> None:
         for group in groups:
-            look_all(CATALOGUE, group, await memory.recall_all(group))
+            look_all(CATALOGUE, await memory.recall_all(group))
 
     await asyncio.gather(*(worker() for _ in range(GROUPS)))
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
@@ -182,7 +182,7 @@ def _keys(txn: Transaction) -> list[str]:
 
 
 async def _features(memory: RedisMemory, txn: Transaction) -> Any:
-    return look(CATALOGUE, txn, await memory.recall(txn))
+    return look(CATALOGUE, await memory.recall(txn))
 
 
 async def flat(url: str, sizes: Sequence[int], count: int) -> dict[str, float]:
@@ -218,7 +218,7 @@ def kernel_alone(repeats: int) -> dict[str, float]:
         memory.recall(txn)
     txn = a_transaction(1, KERNEL_EVENTS, T0)
     past = memory.recall(txn).value  # type: ignore[attr-defined]  # it is there already
-    buffer = assembled(catalogue, (txn,), (past,))
+    buffer = assembled((past,))
     out, told = np.empty((1, len(catalogue.rows) + 2 * len(catalogue.logs))), np.empty((1, 0))
     spent = []
     for _ in range(50):

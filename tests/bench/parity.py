@@ -25,7 +25,7 @@ import pyarrow as pa
 from confluent_kafka import Producer
 
 from features.catalogue import CATALOGUE
-from features.online import Wire
+from features.wire import Wire
 from models.cluster import COLUMNS
 from schemas.account import AccountEvent, AccountEventKind, AccountState
 from schemas.avro import encode

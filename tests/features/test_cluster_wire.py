@@ -18,8 +18,9 @@ from features.catalogue import CATALOGUE
 from features.engine import Look, look
 from features.log import row_count
 from features.memory import DictMemory
-from features.online import RedisMemory, Wire
+from features.online import RedisMemory
 from features.slots import SLOTS, key_slot
+from features.wire import Wire
 from schemas.errors import MemoryUnavailable, SettingsError
 from schemas.transaction import Transaction
 
@@ -244,7 +245,7 @@ def test_while_a_master_is_gone_what_it_holds_is_missing_in_time_and_the_rest_is
             past = await memory.recall(txn)
             spent.append(time.monotonic() - began)
             gone.append(frozenset(past.missing))
-            looked = look(CATALOGUE, txn, past)
+            looked = look(CATALOGUE, past)
             for kind, position in zip(CATALOGUE.logs, looked.positions, strict=True):
                 assert kind not in past.missing or position == -1
             if "card" in past.missing:

@@ -87,7 +87,7 @@ def test_what_becomes_known_on_the_way_is_known_as_serving_would_have_it() -> No
             for each in learned:
                 if each.before == number:
                     await memory.know(*each[1:])
-            said.append(look(CATALOGUE, txn, await memory.recall(txn)).values[CATALOGUE.index["behavioural.account_amount_over_limit"]])
+            said.append(look(CATALOGUE, await memory.recall(txn)).values[CATALOGUE.index["behavioural.account_amount_over_limit"]])
         return said
 
     columns = columns_of(payments)

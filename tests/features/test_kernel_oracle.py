@@ -44,7 +44,7 @@ async def served(catalogue: Catalogue, history: Sequence[Arrival]) -> list[Look 
         elif what == "decline":
             said.append(await memory.decline(record))
         else:
-            said.append(look(catalogue, record, await memory.recall(record)))
+            said.append(look(catalogue, await memory.recall(record)))
     return said
 
 

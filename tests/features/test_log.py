@@ -11,7 +11,7 @@ from past_oracle import Arrival
 from payments import DAY, T0, a_payment
 
 from features.catalogue import CATALOGUE, Catalogue
-from features.engine import KEPT_ON, UNTIDY, kept_up, own_bytes, row_bytes, section
+from features.engine import KEPT_ON, UNTIDY, buffer_of, kept_up, own_bytes, row_bytes, section
 from features.engine import rows_of as packed_at_once
 from features.fact import FACTS, facts_of, row_identity
 from features.layout import Cap, at_ms_of
@@ -79,7 +79,7 @@ def test_what_an_append_leaves_to_do_is_what_its_log_says(when: list[int], again
     logs = (log, *[None] * (len(SHORT.logs) - 1))
     one = section(begun, (*logs, *[None] * (len(SHORT.profiles) + len(SHORT.tallies))))
     nothing = section(begun, (None,) * (len(SHORT.logs) + len(SHORT.profiles) + len(SHORT.tallies)))
-    to_do = kept_up(SHORT, [nothing, one, nothing, one], REFRESH_MS, REWRITTEN_ROWS)
+    to_do = kept_up(SHORT, buffer_of([nothing, one, nothing, one]), 4, REFRESH_MS, REWRITTEN_ROWS)
     flag = (KEPT_ON if fresh else 0) | (UNTIDY if untidy else 0)
     assert to_do == ([(1, 0, flag), (3, 0, flag)] if flag else [])
 

@@ -19,7 +19,8 @@ from stores import a_redis, a_wire
 from features.catalogue import CATALOGUE
 from features.engine import look
 from features.log import REWRITTEN_ROWS, row_count
-from features.online import RedisMemory, Wire
+from features.online import RedisMemory
+from features.wire import Wire
 from schemas.errors import MemoryUnavailable, SettingsError
 
 
@@ -208,7 +209,7 @@ def test_a_redis_that_does_not_answer_leaves_everything_missing_in_time_and_rais
                 past = await memory.recall(txn)
                 assert time.monotonic() - began < 0.3 + 3.0, "its own time-out ends it, on a machine that may stand still for a while"
                 assert set(past.missing) == {*CATALOGUE.logs, "account_profile", *CATALOGUE.tallies}
-                looked = look(CATALOGUE, txn, past)
+                looked = look(CATALOGUE, past)
                 assert np.isnan(looked.values[CATALOGUE.index["velocity.card_count_1h"]])
                 assert looked.values[CATALOGUE.index["behavioural.txn_amount_minor"]] == txn.amount_minor
                 assert set(looked.positions) == {-1}

@@ -101,7 +101,7 @@ def next_payment(job: Settings, account: str, at_ms: int) -> list[float]:
         async with a_wire(job.redis_url) as wire:
             memory = RedisMemory(wire, CATALOGUE)
             txn = a_transaction(f"next-{account}-{at_ms}", account_id=account, at_ms=at_ms)
-            values = look(CATALOGUE, txn, await memory.recall(txn)).values
+            values = look(CATALOGUE, await memory.recall(txn)).values
             await memory.close()
             return [float(values[CATALOGUE.index[name]]) for name in NAMES]
 

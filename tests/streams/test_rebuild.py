@@ -6,7 +6,7 @@ import asyncio
 
 from confluent_kafka import Consumer, TopicPartition
 
-from features.online import Wire
+from features.wire import Wire
 from schemas.avro import decode, encode
 from schemas.decision import Decision
 from schemas.topics import DECISIONS

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from features.online import Wire
+from features.wire import Wire
 from streams import memory_server
 from streams.answers import WHOLE
 from tests.features.clusters import Cluster, a_cluster

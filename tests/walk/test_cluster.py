@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from features.catalogue import CATALOGUE
-from features.online import RedisMemory, Wire
+from features.online import RedisMemory
 from features.slots import key_slot, mark_in
+from features.wire import Wire
 from models.hold import Book, state_known
 from schemas.account import AccountState
 from schemas.errors import MemoryUnavailable

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from features.catalogue import CATALOGUE
-from features.online import RedisMemory, Wire
+from features.online import RedisMemory
+from features.wire import Wire
 from models.hold import EMPTY, Book, UnknownAccount, state_known
 from models.opinion import Judges, Panel
 from schemas.account import AccountState

@@ -11,7 +11,8 @@ import hiredis
 import pytest
 
 from features.catalogue import CATALOGUE
-from features.online import RedisMemory, Wire
+from features.online import RedisMemory
+from features.wire import Wire
 from models.hold import EMPTY, Book, Refusal, Step, UnknownAccount, place, state_known
 from schemas.account import AccountEvent, AccountEventKind, AccountState
 from schemas.errors import Conflict, MemoryUnavailable

@@ -1,0 +1,289 @@
+"""Redis's protocol (RESP2) for recalls, compiled: one buffer of commands from one of rows, and one buffer for the kernels from one of replies.
+
+All else goes through hiredis. Everything compiled is in this file, as in `features/kernel.py`, whose helpers it uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from features.kernel import COLUMN_LINE, L_COLUMN_AT, L_COLUMNS, L_SIZE, LOG_AT, LOG_LINE, LOGS, Array, compiled, inlined, load64, or64
+
+raw_memcpy: Callable[..., Any] = cast(Any, cgutils).raw_memcpy
+NOT_ASKED, NOTHING = -2, -1
+"""In place of a length: what was not asked, and what Redis does not have."""
+INCOMPLETE, WRONG = -1, -2
+"""In place of a position: not all of the reply has come; it is no reply."""
+_CR, _LF, _MINUS, _PLUS, _COLON, _DOLLAR, _STAR = 13, 10, 45, 43, 58, 36, 42
+_ROOM = 16
+"""Bytes of a header such as `$1234567890` with its line end, at most."""
+_APPEND = np.frombuffer(b"*3\r\n$6\r\nAPPEND\r\n", np.uint8)
+_MGET = np.frombuffer(b"$4\r\nMGET\r\n", np.uint8)
+
+
+def _copy(typing_context: Any, to: Any, at: Any, source: Any, begin: Any, count: Any) -> Any:
+    """`to[at : at + count] = source[begin : begin + count]`, of two arrays of bytes, for places that are known to be inside."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        target = context.make_array(signature.args[0])(context, builder, args[0])
+        given = context.make_array(signature.args[2])(context, builder, args[2])
+        raw_memcpy(builder, builder.gep(target.data, [args[1]]), builder.gep(given.data, [args[3]]), args[4], 1)
+        return context.get_dummy_value()
+
+    return types.void(to, types.int64, source, types.int64, types.int64), generate
+
+
+def _store64(typing_context: Any, buffer: Any, offset: Any, value: Any) -> Any:
+    """Writes eight bytes at any offset, as `load64` reads them."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        address = builder.bitcast(builder.gep(array.data, [args[1]]), context.get_value_type(types.int64).as_pointer())
+        builder.store(args[2], address).align = 1
+        return context.get_dummy_value()
+
+    return types.void(buffer, types.int64, types.int64), generate
+
+
+copy: Callable[[Array, int, Array, int, int], None] = cast(Any, intrinsic(_copy))
+store64: Callable[[Array, int, int], None] = cast(Any, intrinsic(_store64))
+
+
+@inlined
+def _number(buffer: Array, at: int, end: int) -> tuple[int, int]:
+    """The whole number that is written from `at` on, and where the next line begins; INCOMPLETE or WRONG in place of that."""
+    value, negative, digits = 0, False, 0
+    if at < end and buffer[at] == _MINUS:
+        negative, at = True, at + 1
+    while at < end and 48 <= buffer[at] <= 57 and digits < 18:
+        value, at, digits = value * 10 + (buffer[at] - 48), at + 1, digits + 1
+    if at + 2 > end:
+        return 0, INCOMPLETE
+    if digits == 0 or buffer[at] != _CR or buffer[at + 1] != _LF:
+        return 0, WRONG
+    return -value if negative else value, at + 2
+
+
+@compiled
+def after(buffer: Array, at: int, end: int) -> int:
+    """Where the reply that begins at `at` ends, of the bytes before `end`; INCOMPLETE or WRONG."""
+    left = 1
+    while left > 0:
+        if at >= end:
+            return INCOMPLETE
+        kind = buffer[at]
+        if kind in (_DOLLAR, _STAR):
+            count, at = _number(buffer, at + 1, end)
+            if at < 0:
+                return at
+            if kind == _STAR:
+                left += max(count, 0)
+            elif count >= 0:
+                at += count + 2
+        elif kind in (_PLUS, _MINUS, _COLON):
+            at += 1
+            while at < end and buffer[at] != _LF:
+                at += 1
+            at += 1
+        else:
+            return WRONG
+        if at > end:
+            return INCOMPLETE
+        left -= 1
+    return int(at)
+
+
+@compiled
+def skipped(buffer: Array, at: int, end: int, replies: int) -> tuple[int, int]:
+    """Goes on over whole replies, so many at most: where the next begins, and how many of them have not come; WRONG in place of that."""
+    while replies > 0:
+        beyond = after(buffer, at, end)
+        if beyond == WRONG:
+            return at, WRONG
+        if beyond == INCOMPLETE:
+            break
+        at, replies = beyond, replies - 1
+    return at, replies
+
+
+@inlined
+def _written(out: Array, at: int, kind: int, number: int) -> int:
+    """Writes `$12` or `*12` and the end of the line; where that ends."""
+    digits, rest = 1, number
+    while rest >= 10:
+        digits, rest = digits + 1, rest // 10
+    out[at] = kind
+    for digit in range(digits, 0, -1):
+        out[at + digit], number = 48 + number % 10, number // 10
+    out[at + digits + 1], out[at + digits + 2] = _CR, _LF
+    return at + digits + 3
+
+
+@inlined
+def _worded(out: Array, at: int, source: Array, begin: int, count: int) -> int:
+    """Writes a word of a command; where that ends."""
+    at = _written(out, at, _DOLLAR, count)
+    copy(out, at, source, begin, count)
+    out[at + count], out[at + count + 1] = _CR, _LF
+    return at + count + 2
+
+
+@inlined
+def _row(plan: Array, line: int, owns: Array, own: int, out: Array, at: int) -> None:
+    """The row that the transaction whose facts begin at `own` appends to a log; the eight bytes behind it are zero then."""
+    size = plan[line + L_SIZE]
+    out[at : at + size + 8] = 0
+    or64(out, at, load64(owns, own))
+    for place in range(plan[line + L_COLUMN_AT], plan[line + L_COLUMN_AT] + plan[line + L_COLUMNS] * COLUMN_LINE, COLUMN_LINE):
+        or64(out, at + plan[place], load64(owns, own + 8 * plan[place + 3]) << plan[place + 1])
+
+
+@inlined
+def _named(out: Array, at: int, prefixes: Array, ends: Array, memory: int, words: Array, begin: int, count: int) -> int:
+    """Writes a memory's key as a word: the prefix of its kind, and the entity's token."""
+    before = ends[memory - 1] if memory > 0 else 0
+    size = ends[memory] - before
+    at = _written(out, at, _DOLLAR, size + count)
+    copy(out, at, prefixes, before, size)
+    copy(out, at + size, words, begin, count)
+    out[at + size + count], out[at + size + count + 1] = _CR, _LF
+    return int(at + size + count + 2)
+
+
+@compiled
+def asked(plan: Array, owns: Array, stride: int, prefixes: Array, ends: Array, words: Array, lengths: Array, reads: int, appends: Array) -> Array:
+    """The commands of recalls: of each, what is written aside, the appends to its logs, and one MGET of what is read aside and all its memories.
+
+    `lengths` (int64[n, 1 + reads + memories]) are those of what lies in `words` side by side: commands that are written already, keys that
+    are read aside, and the tokens of the entities; NOT_ASKED where there is none. `prefixes` are what keys begin with, one kind of memory
+    ending at each of `ends`. `appends` says of each log whether it gets a row; `owns` holds the facts, those of one each `stride` bytes.
+    """
+    room, widest = 0, prefixes.size + 2 * _ROOM * ends.size
+    for log in range(plan[LOGS]):
+        widest += plan[plan[LOG_AT] + log * LOG_LINE + L_SIZE] + _APPEND.size + 3 * _ROOM
+    for one in range(lengths.shape[0]):
+        room += 2 * widest + _MGET.size + 2 * _ROOM
+        for place in range(lengths.shape[1]):
+            room += 2 * max(lengths[one, place], 0) + 2 * _ROOM
+    out, at, word = np.empty(room, np.uint8), 0, 0
+    for one in range(lengths.shape[0]):
+        copy(out, at, words, word, lengths[one, 0])
+        at, word = at + lengths[one, 0], word + lengths[one, 0]
+        begin, keys = word, 0
+        for place in range(1, lengths.shape[1]):
+            if lengths[one, place] < 0:
+                continue
+            log = place - 1 - reads
+            if 0 <= log < plan[LOGS] and appends[log]:
+                line = plan[LOG_AT] + log * LOG_LINE
+                size = plan[line + L_SIZE]
+                copy(out, at, _APPEND, 0, _APPEND.size)
+                at = _named(out, at + _APPEND.size, prefixes, ends, log, words, word, lengths[one, place])
+                at = _written(out, at, _DOLLAR, size)
+                _row(plan, line, owns, one * stride, out, at)
+                out[at + size], out[at + size + 1] = _CR, _LF
+                at += size + 2
+            word, keys = word + lengths[one, place], keys + 1
+        at = _written(out, at, _STAR, 1 + keys)
+        copy(out, at, _MGET, 0, _MGET.size)
+        at, word = at + _MGET.size, begin
+        for place in range(1, lengths.shape[1]):
+            count = lengths[one, place]
+            if count < 0:
+                continue
+            memory = place - 1 - reads
+            at = _worded(out, at, words, word, count) if memory < 0 else _named(out, at, prefixes, ends, memory, words, word, count)
+            word += count
+    return out[:at]
+
+
+@compiled
+def replies_to(lengths: Array, writes: Array, reads: int, appends: Array) -> int:
+    """How many replies the commands of `asked` have."""
+    count = 0
+    for one in range(lengths.shape[0]):
+        count += writes[one] + 1
+        for log in range(appends.size):
+            count += 1 if appends[log] and lengths[one, 1 + reads + log] >= 0 else 0
+    return count
+
+
+@compiled
+def answered(replies: Array, lengths: Array, writes: Array, appends: Array, absent: Array, reads: int, spans: Array, ends: Array) -> bool:
+    """Finds in the replies to `asked` what was read: its begin and length into `spans` (int64[n, reads + memories, 2]; NOTHING for what
+    Redis does not have, NOT_ASKED). `ends` (int64[n, 2]): where the replies to what was written aside (`writes` commands) begin and end.
+
+    False if anything is not as it is when all goes well: an error, a log that is not there after an append, or one reply less.
+    `absent` is what a memory is that Redis does not have: NOTHING, a length of 0, or WRONG.
+    """
+    at, end = 0, replies.size
+    for one in range(lengths.shape[0]):
+        ends[one, 0] = at
+        at, left = skipped(replies, at, end, writes[one])
+        ends[one, 1] = at
+        if left != 0:
+            return False
+        keys = 0
+        for place in range(1, lengths.shape[1]):
+            if lengths[one, place] >= 0:
+                keys += 1
+                log = place - 1 - reads
+                if 0 <= log < appends.size and appends[log]:
+                    if at >= end or replies[at] != _COLON:
+                        return False
+                    at = after(replies, at, end)
+                    if at < 0:
+                        return False
+        if at >= end or replies[at] != _STAR:
+            return False
+        count, at = _number(replies, at + 1, end)
+        if at < 0 or count != keys:
+            return False
+        for place in range(lengths.shape[1] - 1):
+            spans[one, place, 0], spans[one, place, 1] = 0, NOT_ASKED
+            if lengths[one, 1 + place] < 0:
+                continue
+            if at >= end or replies[at] != _DOLLAR:
+                return False
+            length, at = _number(replies, at + 1, end)
+            if at < 0 or at + max(length, 0) > end:
+                return False
+            spans[one, place, 0] = at
+            if length >= 0:
+                at += length + 2
+            elif place >= reads:
+                length = absent[place - reads]
+                if length == WRONG:
+                    return False
+            spans[one, place, 1] = length
+    return bool(at == end)
+
+
+@compiled
+def laid_out(replies: Array, owns: Array, stride: int, reads: int, spans: Array, begins: Array) -> Array:
+    """The kernels' buffer of these transactions (`engine.section` of each, and eight bytes more), and where each begins (int64[n + 1])."""
+    memories = spans.shape[1] - reads
+    size = spans.shape[0] * (stride + 8 * memories) + 8
+    for one in range(spans.shape[0]):
+        for place in range(reads, spans.shape[1]):
+            size += max(spans[one, place, 1], 0)
+    out, at = np.empty(size, np.uint8), 0
+    for one in range(spans.shape[0]):
+        begins[one] = at
+        copy(out, at, owns, one * stride, stride)
+        words = at + stride
+        at = words + 8 * memories
+        for memory in range(memories):
+            begin, length = spans[one, reads + memory, 0], spans[one, reads + memory, 1]
+            store64(out, words + 8 * memory, max(length, -1))
+            if length > 0:
+                copy(out, at, replies, begin, length)
+                at += length
+    begins[spans.shape[0]] = at
+    out[at : at + 8] = 0
+    return out
