@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import msgspec
@@ -10,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from features.row import Feature, Fold
+from models.attribution import Explained, explained
 from models.ensemble import Ensemble, Scored
 from models.hold import Refusal
 from models.policy import SEVERITY, Authentication, Policy, Rule, asked_by, authentication_of
-from models.trees import Explained, Floats, explained
+from models.trees import Floats
 from schemas.decision import Action, Contribution, Decision, Outcome, Reason, ReasonSource, Risk
 from schemas.errors import InvalidRecord
 from schemas.transaction import CREDITS, CheckResult, Transaction
@@ -94,7 +96,7 @@ def _judged(
         unmet.sort(key=lambda rule: -SEVERITY[asked_by(rule, authentication)])
         told = _reasons(ensemble, policy, reason_of, vector, scored, _band(policy, score), unmet, degradations)
         first = unauthenticated(txn) if outcome is Outcome.DECLINE and authentication is Authentication.FAILED else ()
-        reasons = _distinct((*first, *told))
+        reasons = _distinct(chain(first, told))
     debits = txn.kind not in CREDITS
     return Verdict(
         outcome,
@@ -275,12 +277,15 @@ def _of_the_model(ensemble: Ensemble, reason_of: Sequence[str], vector: Floats, 
     payments": none): such a column is named only if nothing better can be said, and then alone.
     """
     moved = ensemble.contributions(scored, vector, known)
-    telling = np.flatnonzero((moved > 0) & ensemble.telling(vector)).tolist() or [int(np.argmax(moved))]
+    telling = np.flatnonzero((moved > 0) & ensemble.telling(vector))
+    if not len(telling):
+        telling = np.array([np.argmax(moved)])
+    telling = telling[np.argsort(-moved[telling], kind="stable")]
     raised: dict[str, float] = {}
     foremost: dict[str, int] = {}
-    for column in sorted(telling, key=lambda c: -moved[c]):
+    for column, up in zip(telling.tolist(), moved[telling].tolist(), strict=True):
         code = reason_of[column]
-        raised[code] = raised.get(code, 0.0) + moved[column]
+        raised[code] = raised.get(code, 0.0) + up
         foremost.setdefault(code, column)
     for code in sorted(raised, key=lambda c: -raised[c]):
         column = foremost[code]

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models.trees import Explained, Floats, Forest, calibrated, contributions, explained, probabilities_of_all, scored, scored_all
+from models.attribution import Explained, contributions, explained
+from models.trees import Floats, Forest, Laid, calibrated, scored, scored_all
 
 Flags = npt.NDArray[np.bool_]
 LEARNED = "learned"
@@ -53,6 +54,7 @@ class Ensemble:
     _weights: tuple[float, ...] = field(init=False)
     _spoken: Floats = field(init=False)
     known: Explained = field(init=False)  # what reasons need to know of the forest
+    _walk: Laid = field(init=False)
 
     def __post_init__(self) -> None:
         """Weights of those present, so that they sum to 1."""
@@ -61,6 +63,7 @@ class Ensemble:
         object.__setattr__(self, "_weights", tuple(w / share for w in heard))
         object.__setattr__(self, "_spoken", np.array(self._weights))
         object.__setattr__(self, "known", explained(self.forest))
+        object.__setattr__(self, "_walk", self.known.walk)
 
     def without(self, *names: str) -> Ensemble:
         """The ensemble that does not listen to these members; the weights of the others are scaled to sum to 1."""
@@ -68,11 +71,11 @@ class Ensemble:
 
     def score(self, vector: Floats) -> Scored:
         """Members' probabilities, their weighted sum and the score for one vector (float64[columns], NaN is missing)."""
-        return self._scored(scored(self.forest, self._spoken, vector).tolist())
+        return self._scored(scored(self._walk, self._spoken, vector).tolist())
 
     def score_all(self, rows: Floats) -> list[Scored]:
         """`score` of each row of a matrix, in one compiled call."""
-        return [self._scored(said) for said in scored_all(self.forest, self._spoken, rows).tolist()]
+        return [self._scored(said) for said in scored_all(self._walk, self._spoken, rows).tolist()]
 
     def _scored(self, told: list[float]) -> Scored:
         """What the compiled part told of one vector: probabilities, weighted sum, score."""
@@ -90,16 +93,16 @@ class Ensemble:
         weights = tuple(m.weight / share if h else 0.0 for m, h in zip(self.members, heard, strict=True))
         kept = tuple(p if h else None for p, h in zip(said, heard, strict=True))
         total = sum(p * w for p, w in zip(kept, weights, strict=True) if p is not None)
-        return Scored(kept, weights, total, float(calibrated(self.forest, np.array([total]))[0]))
+        return Scored(kept, weights, total, float(calibrated(self._walk, np.array([total]))[0]))
 
     def totals(self, rows: Floats) -> Floats:
         """float64[rows]: the weighted sum for each row of a matrix; `scores` are what is compared with thresholds."""
-        totals: Floats = probabilities_of_all(self.forest, rows) @ self._spoken
+        totals: Floats = scored_all(self._walk, self._spoken, rows)[:, len(self.members)]
         return totals
 
     def scores(self, rows: Floats) -> Floats:
         """float64[rows]: the score (0 to 1) for each row of a matrix; for training, notebooks and re-scoring."""
-        return calibrated(self.forest, self.totals(rows))
+        return calibrated(self._walk, self.totals(rows))
 
     def telling(self, vector: Floats) -> Flags:
         """bool[columns]: whether the value lies on the suspicious side of the usual one, so that it can be given as a reason."""

@@ -181,6 +181,13 @@ class Together:
     def __init__(self) -> None:
         self._waiting: list[tuple[Ask, asyncio.Future[Decided]]] = []
         self._under_way: set[asyncio.Task[None]] = set()
+        self.begun = 0
+        """How many groups have been begun."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is being decided."""
+        return not self._waiting and not self._under_way
 
     def decided(self, ask: Ask, world: World) -> asyncio.Future[Decided]:
         """What `decide` returns or raises."""
@@ -194,6 +201,7 @@ class Together:
     def _begin(self, loop: asyncio.AbstractEventLoop, world: World) -> None:
         waiting, self._waiting = self._waiting, []
         groups = groups_of(len(waiting))
+        self.begun += groups
         for number in range(groups):
             task = loop.create_task(_decide_group(waiting[number::groups], world))
             self._under_way.add(task)
@@ -445,15 +453,24 @@ def note(walks: Sequence[Walk], world: World) -> None:
     for walk in walks:
         world.given[walk.judges.model.model_id, walk.verdict.outcome] += 1
         world.given[walk.judges.policy.policy_id, walk.verdict.outcome] += 1
-        if walk.error is None and (walk.panel.models or walk.panel.policies):
+        if (walk.panel.models or walk.panel.policies) and walk.error is None and world.opinions.has_room():
             world.opinions.offer(walk.panel, judged(walk))
 
 
 def judged(walk: Walk) -> Judged:
     """The part of it that a second opinion needs."""
     txn, now_ms = walk.txn, walk.ask.now_ms
-    decision_id = identity.decision_id(txn.transaction_id)
-    return Judged(decision_id, txn.transaction_id, txn.account_id, now_ms, walk.seen.values, walk.degradations, walk.judges, authentication_of(txn))
+    assert walk.decision is not None
+    return Judged(
+        walk.decision.decision_id,
+        txn.transaction_id,
+        txn.account_id,
+        now_ms,
+        walk.seen.values,
+        walk.degradations,
+        walk.judges,
+        authentication_of(txn),
+    )
 
 
 def told(walk: Walk, world: World) -> asyncio.Future[None]:

@@ -25,7 +25,7 @@ from streams import journal, metrics
 from streams.answers import WHOLE, Answers, sound
 from streams.books import Books
 from streams.breaker import watch_rates
-from streams.bus import Bus, end_offsets
+from streams.bus import Bus, KafkaBus, end_offsets
 from streams.clock import clock_ms
 from streams.control import Ear, newest
 from streams.folder import required_keys
@@ -44,6 +44,8 @@ from streams.tracing import Tracer
 REFRESH_S = 2.0
 MEMORY_SHARE = 0.4
 """Of the time that a host waits: Redis is late when one answer takes longer, and then nobody waits for it until it answers again."""
+OPINIONS_LINGER_MS = 2
+"""So long second opinions wait to be sent together: nobody waits for them."""
 GARBAGE = 50_000
 """Objects made before a collection of the youngest: a decision's records hold no circles, so that collecting often finds nothing."""
 NOTHING_KNOWN = np.full(len(CATALOGUE.names), np.nan)
@@ -194,11 +196,21 @@ async def deciding_world(settings: Settings, bus: Bus, memory_timeout_s: float =
         beside(parts, watch_rates(world, bench.registry))
     else:  # where cards decide, what is decided says nothing of the model
         force(world, cards)
-    beside(parts, give(world.opinions, bus))
+    beside(parts, second_opinions(world, settings))
     gc.collect()
     gc.freeze()
     gc.set_threshold(GARBAGE)
     return world
+
+
+async def second_opinions(world: World, settings: Settings) -> None:
+    """Lets those who stand by give theirs, on a connection of their own: a broker answers each connection's requests one after the other."""
+    await world.opinions.some.wait()
+    bus = KafkaBus(settings, OPINIONS_LINGER_MS)
+    try:
+        await give(world.opinions, bus, world.together)
+    finally:
+        await bus.close()
 
 
 async def hold_world(settings: Settings, bus: Bus) -> HoldWorld:

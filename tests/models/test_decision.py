@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from features.catalogue import CATALOGUE
+from models.attribution import explained
 from models.decision import REASONS_MAX, Verdict, judge, refused, sentence, top_reason_agrees, unjudged
 from models.ensemble import Ensemble
 from models.hold import Refusal
 from models.policy import Policy, policy_from_toml
 from models.registry import default_policy_text
 from models.train import Artefact, train
-from models.trees import calibrated, explained
+from models.trees import calibrated, laid
 from schemas.decision import Outcome, Reason, ReasonSource, Risk
 from schemas.transaction import CheckResult, Transaction, TransactionKind
 from tests.models.conftest import a_history
@@ -89,7 +90,7 @@ def test_the_score_is_what_the_weighted_sum_of_the_members_means(ensemble: Ensem
         verdict = judged(ensemble, vector)
         assert [c.weight for c in verdict.contributions] == pytest.approx([0.4, 0.2, 0.15, 0.15, 0.1])
         total = sum(c.weight * (c.probability or 0) for c in verdict.contributions)
-        assert verdict.score == round(1000 * calibrated(ensemble.forest, np.array([total]))[0])
+        assert verdict.score == round(1000 * calibrated(laid(ensemble.forest), np.array([total]))[0])
 
 
 def test_a_pure_velocity_attack_is_blocked_by_a_rule(ensemble: Ensemble) -> None:

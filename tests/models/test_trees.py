@@ -20,19 +20,9 @@ from sklearn.tree import DecisionTreeClassifier
 from threadpoolctl import threadpool_limits
 
 from models.artefact import sound
-from models.compiled import EQUAL_ON, EQUAL_WITHIN, Curve, apart, compiled, joined, mixed, plain
-from models.trees import (
-    Explained,
-    Forest,
-    attributions,
-    calibrated,
-    contributions,
-    explained,
-    meant,
-    probabilities,
-    probabilities_of_all,
-    scored,
-)
+from models.attribution import Explained, attributions, contributions, explained, meant
+from models.compiled import EQUAL_ON, EQUAL_WITHIN, Curve, Grown, apart, compiled, joined, mixed, plain
+from models.trees import IDENTITY, NODE, TERM, Forest, calibrated, laid, probabilities_of_all, scored
 from schemas.errors import ArtefactError
 
 RNG = np.random.default_rng(3)
@@ -66,8 +56,15 @@ GROWN = {name: compiled(estimator, columns) for name, (estimator, columns) in FI
 CURVE = Curve(np.array([0.1, 0.3, 0.7]), np.array([0.0, 0.25, 0.9]))
 CURVED = GROWN | {"linear_unscaled": GROWN["linear_unscaled"]._replace(curve=CURVE)}
 FOREST = joined([*CURVED.values()], CURVE)
+WALK = laid(FOREST)
 WEIGHTS = np.full(len(GROWN), 1 / len(GROWN))
 NUMBERS = st.one_of(st.just(np.nan), st.floats(-5, 5), st.sampled_from(ROWS[~np.isnan(ROWS)][:200].tolist()))
+
+
+def probabilities(forest: Forest, row: np.ndarray) -> np.ndarray:
+    """What each member says of one row."""
+    members = len(forest.baselines)
+    return scored(laid(forest), np.zeros(members), row)[:members]
 
 
 def rows_at_thresholds(forest: Forest, count: int) -> np.ndarray:
@@ -102,15 +99,15 @@ def test_a_matrix_gives_what_its_rows_give_and_one_call_gives_all() -> None:
     together = probabilities_of_all(FOREST, ROWS)
     assert (together == np.array([probabilities(FOREST, row) for row in ROWS])).all()
     for row, said in zip(ROWS[:50], together, strict=False):
-        *members, total, score = scored(FOREST, WEIGHTS, row)
+        *members, total, score = scored(WALK, WEIGHTS, row)
         assert (np.array(members) == said).all()
         assert total == pytest.approx(WEIGHTS @ said, abs=1e-15)
-        assert score == calibrated(FOREST, np.array([total]))[0]
+        assert score == calibrated(WALK, np.array([total]))[0]
 
 
 @given(st.floats(-1, 2))
 def test_a_curve_is_that_of_numpy(value: float) -> None:
-    assert calibrated(FOREST, np.array([value]))[0] == pytest.approx(np.interp(value, CURVE.x, CURVE.y), abs=1e-15)
+    assert calibrated(WALK, np.array([value]))[0] == pytest.approx(np.interp(value, CURVE.x, CURVE.y), abs=1e-15)
 
 
 def test_infinite_values_take_the_way_of_very_large_ones() -> None:
@@ -120,6 +117,21 @@ def test_infinite_values_take_the_way_of_very_large_ones() -> None:
         row[2], huge = sign * np.inf, ROWS[0].copy()
         huge[2] = sign * 1e300
         assert (probabilities(trees, row) == probabilities(trees, huge)).all()
+
+
+def test_a_missing_value_is_told_from_an_infinite_one() -> None:
+    nodes = np.array([(np.inf, 0, -2), (0.25, -1, 0), (0.75, -1, 0)], dtype=NODE)  # only what is missing goes right
+    one = Grown(nodes, np.array([2.0, 1.0, 1.0]), np.zeros(1, np.int32), np.empty(0, TERM), 0.0, IDENTITY)
+    said = probabilities_of_all(sound(joined([one]), 1), np.array([[np.inf], [-np.inf], [1e308], [0.0], [np.nan]]))
+    assert said[:, 0].tolist() == [0.25, 0.25, 0.25, 0.25, 0.75]
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 20])
+def test_trees_that_are_walked_abreast_need_not_be_a_round_number(count: int) -> None:
+    estimator = HistGradientBoostingClassifier(max_iter=count, max_leaf_nodes=8, random_state=1)
+    with threadpool_limits(limits=1):
+        estimator.fit(ROWS, TRUTH)
+        assert apart(compiled(estimator, ALL), estimator, ROWS, ROWS) <= EQUAL_WITHIN
 
 
 @pytest.mark.parametrize(
@@ -168,6 +180,23 @@ def test_attributions_of_trees_are_those_of_shap(name: str) -> None:
     known = exactly(forest)
     ours = np.array([attributions(forest, known, row)[0, columns] for row in rows])
     assert np.abs(ours - wanted).max() <= 1e-9
+
+
+def test_paths_of_many_columns_are_attributed_exactly() -> None:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # shap's own, on import
+        import shap
+
+    rows = np.random.default_rng(5).normal(size=(3_000, 40)).astype(np.float32).astype(np.float64)
+    estimator = ExtraTreesClassifier(3, max_features=1, random_state=1).fit(rows, rows[:, 0] + rows[:, 1:].sum(axis=1) / 3 > 0)
+    forest = joined([compiled(estimator, range(40))])
+    known = exactly(forest)
+    assert known.blocks.min() >= 2  # more than 12 different columns on the longest path of each tree
+    wanted = np.asarray(shap.TreeExplainer(estimator, feature_perturbation="tree_path_dependent").shap_values(rows[:20], check_additivity=False))
+    ours = np.array([attributions(forest, known, row)[0] for row in rows[:20]])
+    assert np.abs(ours - wanted[:, :, 1]).max() <= 1e-9
 
 
 def expectation(forest: Forest, node: int, seen: frozenset[int], row: np.ndarray) -> float:
@@ -219,16 +248,16 @@ def test_attributions_add_up_to_what_each_member_says(steps_max: float) -> None:
     assert known.exact.sum() == (len(GROWN) if steps_max else sum(not len(g.nodes) for g in GROWN.values()))
     for row in ROWS[:100]:
         moved = attributions(FOREST, known, row)
-        assert meant(FOREST, known.base + moved.sum(axis=1)) == pytest.approx(probabilities(FOREST, row), abs=1e-9)
+        assert meant(WALK, known.base + moved.sum(axis=1)) == pytest.approx(probabilities(FOREST, row), abs=1e-9)
         for member, (_, columns) in zip(moved, FITTED.values(), strict=True):
             assert not member[[c for c in range(6) if c not in columns]].any()
 
 
 def test_contributions_add_up_to_the_score_less_the_expected_one() -> None:
     known = exactly(FOREST)
-    expected = calibrated(FOREST, np.array([WEIGHTS @ meant(FOREST, known.base)]))[0]
+    expected = calibrated(WALK, np.array([WEIGHTS @ meant(WALK, known.base)]))[0]
     for row in ROWS[:100]:
-        score = scored(FOREST, WEIGHTS, row)[-1]
+        score = scored(WALK, WEIGHTS, row)[-1]
         assert contributions(FOREST, known, WEIGHTS, row).sum() == pytest.approx(score - expected, abs=1e-9)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from pathlib import Path
+from time import process_time
 
 import numpy as np
 import pytest
@@ -15,9 +16,10 @@ from schemas.decision import Decision, Outcome
 from schemas.governance import Kind
 from schemas.identity import decision_id
 from schemas.opinion import SecondOpinions
-from schemas.topics import DECISIONS, SECOND_OPINIONS
+from schemas.topics import DECISIONS, SECOND_OPINIONS, Topic
 from streams import metrics, opinion
 from streams.archive import Archive
+from streams.bus import Headers, ListBus
 from streams.compare import compared
 from tests.world import TestWorld, a_policy, a_transaction, a_world, an_ensemble
 
@@ -35,7 +37,7 @@ def with_beside(world: TestWorld, model_share: float = 0.0) -> TestWorld:
 
 async def decided(world: TestWorld, count: int, seconds: float = 5.0) -> list[SecondOpinions]:
     """Decides so many, and gives those who stand by the time that they need."""
-    giving = asyncio.create_task(opinion.give(world.world.opinions, world.bus))
+    giving = asyncio.create_task(opinion.give(world.world.opinions, world.bus, world.world.together))
     for number in range(count):
         await world.decide(a_transaction(f"t{number}", card_token=f"crd_k1_{number}", account_id="a1", amount_minor=1))
     until = asyncio.get_running_loop().time() + seconds
@@ -92,6 +94,67 @@ def test_one_that_fails_is_counted_and_nobody_waits_for_it() -> None:
     before = dropped("failed")
     assert asyncio.run(decided(world, 3, seconds=0.3)) == []
     assert (len(world.decisions), dropped("failed") - before) == (3, 3)
+
+
+class BusyBus(ListBus):
+    """A log whose reports take their time of the loop, after they were waited for."""
+
+    def __init__(self, report_s: float) -> None:
+        super().__init__()
+        self.report_s, self.busy_s = report_s, 0.0
+
+    def tell(self, topic: Topic, key: str, value: bytes, headers: Headers = ()) -> asyncio.Future[None]:
+        future, loop = super().tell(topic, key, value, headers), asyncio.get_running_loop()
+        reported: asyncio.Future[None] = loop.create_future()
+        loop.call_later(0.001, self._report, reported, future)
+        return reported
+
+    def _report(self, reported: asyncio.Future[None], future: asyncio.Future[None]) -> None:
+        until = process_time() + self.report_s
+        while process_time() < until:
+            pass
+        self.busy_s += self.report_s
+        reported.set_result(future.result())
+
+
+@pytest.mark.parametrize("deciding", [False, True], ids=["idle", "under load"])
+def test_all_that_second_opinions_cost_is_within_their_share_not_their_judging_alone(deciding: bool) -> None:
+    world, bus = with_beside(a_world()), BusyBus(report_s=0.003)
+
+    async def given() -> tuple[float, int]:
+        for number in range(300):
+            await world.decide(a_transaction(f"t{number}", card_token=f"crd_k1_{number}", account_id="a1", amount_minor=1))
+        loop, load = asyncio.get_running_loop(), world.world.together
+        giving = asyncio.create_task(opinion.give(world.world.opinions, bus, load))
+        await asyncio.sleep(1.0)  # one lot at least, by which the cost is known
+        before, began = bus.busy_s, loop.time()
+        if deciding:
+            load._under_way.add(giving)  # for ever
+        await asyncio.sleep(2.0)
+        giving.cancel()
+        return (bus.busy_s - before) / (loop.time() - began), len(bus.told[SECOND_OPINIONS.name])
+
+    share, count = asyncio.run(given())
+    assert count, "some are given all the same"
+    assert share <= 1.5 * opinion.SHARE, share  # of few lots one more or less
+
+
+def test_nothing_is_judged_while_a_payment_is_decided_as_long_as_that_does_not_last() -> None:
+    world = with_beside(a_world())
+
+    async def given() -> list[int]:
+        await world.decide(a_transaction("t1", amount_minor=1))
+        load, told = world.world.together, world.bus.told[SECOND_OPINIONS.name]
+        giving = asyncio.create_task(opinion.give(world.world.opinions, world.bus, load))
+        load._under_way.add(giving)
+        await asyncio.sleep(opinion.PATIENCE_S / 2)
+        counts = [len(told)]
+        load._under_way.discard(giving)
+        await asyncio.sleep(opinion.LOOK_S * 5)
+        giving.cancel()
+        return [*counts, len(told)]
+
+    assert asyncio.run(given()) == [0, 1]
 
 
 def dropped(why: str) -> float:
