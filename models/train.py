@@ -28,14 +28,12 @@ from models.drift import snapshot_of
 from models.ensemble import Artefact, Ensemble, Member
 from models.figures import INTERVAL, Estimate, Ranked, Trial, reliability
 from models.gates import held_out_checks
-from models.history import Examples, Flags, Floats, Ints, families_of
+from models.history import HELD_OUT_FROM, Examples, Flags, Floats, Ints, families_of
 from models.policy import Policy
 from models.recipe import EVERY, MemberRow, Recipe, Weights
 from models.trees import IDENTITY, NODE, TERM
 from schemas.errors import ArtefactError
 
-HELD_OUT_FROM = 0.80
-"""In order of time: the first 80 % of the examples train, the last 20 % are only measured."""
 BLOCKS_ASKED = 100
 """So many held-out blocks at most are asked whether their first reason is the exact one."""
 HONEST_MIN = 100_000
