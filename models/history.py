@@ -12,6 +12,8 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
+HELD_OUT_FROM = 0.80
+"""In order of time: the first 80 % of the examples train, the last 20 % are only measured."""
 
 
 class Verdicts(NamedTuple):

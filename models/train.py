@@ -28,14 +28,12 @@ from models.drift import snapshot_of
 from models.ensemble import Artefact, Ensemble, Member
 from models.figures import INTERVAL, Estimate, Ranked, Trial, reliability
 from models.gates import held_out_checks
-from models.history import Examples, Flags, Floats, Ints, families_of
+from models.history import HELD_OUT_FROM, Examples, Flags, Floats, Ints, families_of
 from models.policy import Policy
 from models.recipe import EVERY, MemberRow, Recipe, Weights
 from models.trees import IDENTITY, NODE, TERM
 from schemas.errors import ArtefactError
 
-HELD_OUT_FROM = 0.80
-"""In order of time: the first 80 % of the examples train, the last 20 % are only measured."""
 BLOCKS_ASKED = 100
 """So many held-out blocks at most are asked whether their first reason is the exact one."""
 HONEST_MIN = 100_000
@@ -247,10 +245,11 @@ def _grown(row: MemberRow, mine: Floats, truth: Flags, seen: Flags, seed: int) -
 # From fitted members to what is served.
 
 
-def train(examples: Examples, recipe: Recipe, policy: Policy, seed: int, threads: int = 1) -> Artefact:
+def train(examples: Examples, recipe: Recipe, policy: Policy, seed: int, threads: int = 1, parity_rows: int = EQUAL_ON) -> Artefact:
     """The recipe's ensemble, grown from the first four fifths of the examples and measured on the last, which it has not seen.
 
-    Every member must equal scikit-learn's own answer on every row, or ArtefactError. The same examples, recipe and seed give the same artefact.
+    Every member must equal scikit-learn's own answer on `parity_rows` rows, or ArtefactError; a model that serves needs the default.
+    The same examples, recipe and seed give the same artefact.
     """
     whole, examples = examples, examples.read_by(learned_from(examples.names, recipe))
     first = int(len(examples.frauds) * HELD_OUT_FROM)
@@ -263,7 +262,7 @@ def train(examples: Examples, recipe: Recipe, policy: Policy, seed: int, threads
         cards=examples.cards[:first],
     )
     team = fit(seen, recipe, seed, threads)
-    ensemble, parity = assembled(team, recipe, seen, seed)
+    ensemble, parity = assembled(team, recipe, seen, seed, parity_rows)
     late, truth = examples.vectors[first:], examples.frauds[first:]
     scores = ensemble.scores(late)
     late_rows, alerts = slice(first, None), np.rint(scores * 1000) > policy.review_above
@@ -301,10 +300,10 @@ def plots(scores: Floats, truth: Flags) -> dict[str, list[list[float]]]:
     return {"reliability": points, "scores": np.column_stack(counts).astype(np.float64).tolist()}
 
 
-def assembled(team: Team, recipe: Recipe, examples: Examples, seed: int) -> tuple[Ensemble, dict[str, float]]:
+def assembled(team: Team, recipe: Recipe, examples: Examples, seed: int, parity_rows: int = EQUAL_ON) -> tuple[Ensemble, dict[str, float]]:
     """The ensemble that serves what was fitted, and how far its arrays are from scikit-learn; ArtefactError if that is too far."""
     _, weighed = team.weighed(recipe.weights_from)
-    asked = mixed(examples.vectors, EQUAL_ON, seed)
+    asked = mixed(examples.vectors, parity_rows, seed)
     grown, distances = zip(*(_compiled(member, asked) for member in team.members), strict=True)
     members = tuple(Member(m.row.name, float(w), m.columns) for m, w in zip(team.members, weighed.weights, strict=True))
     usual = _usual(examples.vectors[~examples.frauds])

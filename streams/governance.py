@@ -17,8 +17,8 @@ from features.catalogue import CATALOGUE
 from models.ensemble import Ensemble
 from models.gates import against, failed_gates
 from models.governance import DAY_MS, TOLD, Inventory, Item, Refused, control_of
+from models.history import HELD_OUT_FROM
 from models.registry import Registry
-from models.train import HELD_OUT_FROM
 from schemas.errors import ArtefactError, SettingsError, Unavailable
 from schemas.governance import Act, Band, Kind, Move, Tier
 from streams.clerk import entered

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -44,9 +44,11 @@ from streams.mapping import TokenKey, mapping_in
 from streams.registry import registry_of
 from streams.settings import Settings
 from streams.simulate import simulated, written
-from streams.train import Trained, recipe_in, trained
 from streams.training_set import training_set
 from streams.warm import warming
+
+if TYPE_CHECKING:
+    from streams.train import Trained
 
 FIRST_CUSTOMERS, FIRST_DAYS, FIRST_FRAUD_RATE, FIRST_SEED = 900, 60, 0.02, 20_260_101
 """The simulated history of the first model: large enough to learn each kind of fraud, small enough to be ready within seconds."""
@@ -184,6 +186,8 @@ def who_decides(registry: Registry, say: Say) -> str | None:
 
 def first_model(place: Path, settings: Settings, policy: Policy, say: Say) -> Trained:
     """Simulates, backfills and trains in this folder."""
+    from streams.train import recipe_in, trained  # and scikit-learn with it: no other step takes those seconds
+
     rng = np.random.default_rng(FIRST_SEED)
     history = simulated(rng, customers=FIRST_CUSTOMERS, days=FIRST_DAYS, fraud_rate=FIRST_FRAUD_RATE)
     written(history, place / "history")

@@ -24,11 +24,11 @@ from models.artefact import CARD, model_id_of, packed
 from models.document import document
 from models.ensemble import Artefact
 from models.gates import failed_gates
-from models.history import Examples, Floats
+from models.history import HELD_OUT_FROM, Examples, Floats
 from models.policy import SEVERITY, Policy
 from models.recipe import Recipe, recipe_from_toml
 from models.registry import save
-from models.train import HELD_OUT_FROM, measured_only
+from models.train import measured_only
 from schemas.decision import Outcome
 from schemas.errors import InvalidRecord, SettingsError
 from streams.mapping import TimeRule, moment_ms

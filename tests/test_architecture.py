@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,12 @@ def sources(*floors: str) -> list[Path]:
     return [path for floor in floors for path in sorted((ROOT / floor).rglob("*.py"))]
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    """The file's syntax tree."""
+    return ast.parse(path.read_text())
+
+
 def name_of(path: Path) -> str:
     """The file's path within the house."""
     return path.relative_to(ROOT).as_posix()
@@ -43,7 +50,7 @@ def imports(tree: ast.AST) -> Iterator[str]:
 @pytest.mark.parametrize("path", sources(*FLOORS), ids=name_of)
 def test_imports_point_down(path: Path) -> None:
     floor = FLOORS.index(path.relative_to(ROOT).parts[0])
-    for module in imports(ast.parse(path.read_text())):
+    for module in imports(parsed(path)):
         top = module.split(".")[0]
         if top in FLOORS:
             assert FLOORS.index(top) <= floor, f"{name_of(path)} imports {module}: schemas <- features <- models <- streams, never up"
@@ -52,7 +59,7 @@ def test_imports_point_down(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [p for p in sources("schemas", "features", "models") if name_of(p) not in DOORS], ids=name_of)
 def test_the_world_stays_on_the_top_floor(path: Path) -> None:
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     rule = "below streams/ (the doors apart) nobody reads a clock, the environment, a socket, chance or a file, and nobody prints"
     for module in imports(tree):
         reached = {module, module.split(".")[0]}
@@ -66,12 +73,12 @@ def test_the_world_stays_on_the_top_floor(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sources(*FLOORS), ids=name_of)
 def test_every_file_says_what_it_is_for(path: Path) -> None:
-    assert ast.get_docstring(ast.parse(path.read_text())), f"{name_of(path)} has no docstring"
+    assert ast.get_docstring(parsed(path)), f"{name_of(path)} has no docstring"
 
 
 @pytest.mark.parametrize("path", sources(*FLOORS), ids=name_of)
 def test_public_functions_have_docstrings(path: Path) -> None:
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     scopes = [tree, *[n for n in tree.body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")]]
     for scope in scopes:
         protocol = isinstance(scope, ast.ClassDef) and any(isinstance(b, ast.Name) and b.id == "Protocol" for b in scope.bases)
@@ -88,7 +95,7 @@ def test_names_say_what_a_file_holds(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sources(*FLOORS), ids=name_of)
 def test_no_pickle_and_no_swallowed_errors(path: Path) -> None:
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     for module in imports(tree):
         assert module.split(".")[0] not in ("pickle", "joblib", "dill", "shelve", "marshal"), f"{name_of(path)} imports {module}: it executes code"
     for node in ast.walk(tree):
@@ -124,7 +131,7 @@ def test_topics_are_named_in_one_table(path: Path) -> None:
     from streams.stack import APPS
 
     names = {topic.name for topic in TOPICS} - ALSO_WORDS.get(name_of(path), set())
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     apps = {id(node) for node in names_of_apps(tree) if isinstance(node, ast.Constant) and node.value in APPS}
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in apps:
@@ -160,7 +167,7 @@ def test_the_top_level_holds_only_what_the_plan_lists() -> None:
 def settings_read(path: Path) -> set[str]:
     """The settings that a file uses: `settings.<name>`, however the settings were reached; not where one is set."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
             owner = node.value.id if isinstance(node.value, ast.Name) else node.value.attr if isinstance(node.value, ast.Attribute) else ""
             if owner.lstrip("_") == "settings":

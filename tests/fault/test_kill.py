@@ -29,6 +29,8 @@ from schemas.transaction import Transaction, TransactionKind
 from streams.bus import committed_offsets, end_offsets, read_topic
 from streams.check import Report, agreed
 from streams.clock import clock_ms
+from streams.demo import BOOKKEEPERS
+from streams.lag import lags
 from streams.parity import check_features
 from streams.rebuild import Tallied
 from streams.stack import APPS, Stack
@@ -38,7 +40,7 @@ from tests.bench.walk import transactions
 
 pytestmark = pytest.mark.integration
 
-BY_TOPIC, BY_HTTP = 1_500, 150
+BY_TOPIC, BY_HTTP = 900, 90
 SETTLED_S = 90
 VICTIMS = ("authorize", "score", "hold", "ledger", "redis", "sar and archive", "tally, watch and feedback")
 """Who is killed: one, or several at the same moment; together they are all there are."""
@@ -115,7 +117,7 @@ class Run:
                 event = an_event(self.name, i // 10, txn.at_ms)
                 for _ in range(2 if i % 70 == 0 else 1):
                     self._producer.produce(ACCOUNT_EVENTS.name, encode(event), event.account_id.encode())
-            if i % 100 == 99:
+            if i % 60 == 59:
                 self._producer.poll(0)
                 time.sleep(0.1)
 
@@ -144,8 +146,12 @@ class Run:
 
 
 def settled(stack: Stack) -> Report:
-    """The report once the apps have worked everything off."""
-    return agreed(stack.settings, SETTLED_S)
+    """The report once the apps have worked everything off; before that nobody reads all the books."""
+    end = time.monotonic() + SETTLED_S / 2
+    with lags(stack.settings, BOOKKEEPERS) as following:
+        while any(lag.behind for lag in following.look().values()) and time.monotonic() < end:
+            time.sleep(0.1)
+    return agreed(stack.settings, SETTLED_S, said=0.3)
 
 
 def archived(stack: Stack) -> list[str]:

@@ -13,7 +13,7 @@ from tests.conftest import MODEL_KEY
 
 pytestmark = pytest.mark.integration
 
-PAYMENTS = 3_000
+PAYMENTS = 1_500
 """`holdfast bench parity` does the same with 100,000."""
 
 

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import time
 from collections import Counter
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any
 
 import pytest
@@ -39,10 +39,9 @@ class Balancer(Host):
         with suppress(OSError, EOFError, TimeoutError):
             async with asyncio.timeout(2):
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
-                writer.write(b"GET /ready HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
-                said = await reader.read()
-                writer.close()
-                return said.startswith(b"HTTP/1.1 200")
+                with closing(writer):
+                    writer.write(b"GET /ready HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+                    return (await reader.read()).startswith(b"HTTP/1.1 200")
         return False
 
     async def ask(self, txn: Transaction) -> tuple[int, bytes]:

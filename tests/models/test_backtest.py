@@ -17,11 +17,10 @@ from models.decision import NOTHING_MISSING, Missing, judge, severities
 from models.ensemble import Ensemble
 from models.policy import SEVERITY, Policy, authentication_of, policy_from_toml
 from models.registry import default_policy_text
-from models.train import train
 from schemas.decision import Outcome
 from schemas.transaction import CheckResult, Transaction, TransactionKind
 from tests.models.conftest import a_history
-from tests.world import examples_of, quick
+from tests.world import examples_of, quick, trained_quickly
 
 TEXT = default_policy_text()
 LIVE = policy_from_toml(TEXT)
@@ -35,7 +34,7 @@ APPROVE, REVIEW, DECLINE, BLOCK = (SEVERITY[outcome] for outcome in Outcome)
 
 @functools.cache
 def any_ensemble() -> Ensemble:
-    return train(examples_of(*a_history(1500)), quick(), LIVE.bound(CATALOGUE.names), seed=7).ensemble
+    return trained_quickly(examples_of(*a_history(1500)), quick(), LIVE.bound(CATALOGUE.names), seed=7).ensemble
 
 
 VALUES = st.one_of(st.just(float("nan")), st.floats(0, 8), st.sampled_from([0.0, 1.0, 4.0, 5.0, 7.0, 1e6]))

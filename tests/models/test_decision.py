@@ -20,12 +20,12 @@ from models.ensemble import Ensemble
 from models.hold import Refusal
 from models.policy import Policy, policy_from_toml
 from models.registry import default_policy_text
-from models.train import Artefact, train
+from models.train import Artefact
 from models.trees import calibrated, laid
 from schemas.decision import Outcome, Reason, ReasonSource, Risk
 from schemas.transaction import CheckResult, Transaction, TransactionKind
 from tests.models.conftest import a_history
-from tests.world import examples_of, quick
+from tests.world import examples_of, quick, trained_quickly
 
 WIDTH = len(CATALOGUE.names)
 POLICY = policy_from_toml(default_policy_text()).bound(CATALOGUE.names)
@@ -57,7 +57,7 @@ def ensemble(artefact: Artefact) -> Ensemble:
 @functools.cache
 def any_ensemble() -> Ensemble:
     """An ensemble for hypothesis, which takes no fixtures that it would have to reset."""
-    return train(examples_of(*a_history(1500)), quick(), POLICY, seed=7).ensemble
+    return trained_quickly(examples_of(*a_history(1500)), quick(), POLICY, seed=7).ensemble
 
 
 NUMBERS = st.one_of(st.just(math.nan), st.floats(0, 6), st.sampled_from([0.0, 1.0, 1e4, 1e6]))

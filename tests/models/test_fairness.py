@@ -16,9 +16,8 @@ from models.fairness import Groups, checks, measured, treated
 from models.gates import failed_gates
 from models.history import Examples
 from models.recipe import recipe_from_toml
-from models.train import train
 from schemas.errors import SettingsError
-from tests.world import DEFAULT_RECIPE_TEXT, a_policy, examples_of, quick
+from tests.world import DEFAULT_RECIPE_TEXT, a_policy, examples_of, quick, trained_quickly
 
 AGE = Groups(name="age", column="attribute.age", bounds=(30, 60))
 DECLARED = '\n[[groups]]\nname = "age"\ncolumn = "attribute.age"\nbounds = [30, 60]\n'
@@ -94,7 +93,7 @@ def with_ages(rows: int = 2_000) -> Examples:
 
 
 def test_a_declared_attribute_is_measured_with_and_never_learned_from_and_the_document_says_it() -> None:
-    made = train(with_ages(), quick(DEFAULT_RECIPE_TEXT + DECLARED), a_policy(), seed=1)
+    made = trained_quickly(with_ages(), quick(DEFAULT_RECIPE_TEXT + DECLARED), a_policy(), seed=1)
     assert made.ensemble.names == CATALOGUE.names, "so that it can be served"
     assert made.checks["fairness_declared"] == 1
     said = document("mdl_1", json.loads(packed(made)[CARD]), None, (), (), CATALOGUE)

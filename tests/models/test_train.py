@@ -17,10 +17,10 @@ from models.figures import calibration_error, reliability
 from models.history import Examples, Flags, Floats
 from models.policy import Policy
 from models.recipe import Recipe
-from models.train import Artefact, Team, fit, measured, train
+from models.train import Artefact, Team, fit, measured
 from schemas.errors import ArtefactError
 from tests.models.conftest import some_examples
-from tests.world import DEFAULT_RECIPE_TEXT, examples_of, quick
+from tests.world import DEFAULT_RECIPE_TEXT, examples_of, quick, trained_quickly
 
 ANY_ESTIMATOR = """
 name = "each kind of estimator"
@@ -55,7 +55,7 @@ def test_each_member_reads_its_families_columns_and_the_learned_one_reads_all(ar
 
 
 def test_the_same_examples_recipe_and_seed_train_the_same_arrays_on_any_number_of_threads(artefact: Artefact, policy: Policy, recipe: Recipe) -> None:
-    again = train(some_examples(), recipe, policy, seed=7, threads=2)
+    again = trained_quickly(some_examples(), recipe, policy, seed=7, threads=2)
     for one, other in zip(artefact.ensemble.forest, again.ensemble.forest, strict=True):
         assert one.tobytes() == other.tobytes()
     assert artefact.figures == again.figures
@@ -83,9 +83,9 @@ def wanting(weights: str) -> Recipe:
 
 
 def test_the_weights_are_the_recipes_or_fitted_and_fitted_ones_sum_to_one(recipe: Recipe, policy: Policy) -> None:
-    given = train(some_examples(), wanting("given"), policy, seed=7)
+    given = trained_quickly(some_examples(), wanting("given"), policy, seed=7)
     assert {m.name: m.weight for m in given.ensemble.members} == recipe.weights
-    fitted = train(some_examples(), wanting("fitted"), policy, seed=7)
+    fitted = trained_quickly(some_examples(), wanting("fitted"), policy, seed=7)
     weights = [m.weight for m in fitted.ensemble.members]
     assert min(weights) >= 0
     assert sum(weights) == pytest.approx(1)
@@ -94,7 +94,7 @@ def test_the_weights_are_the_recipes_or_fitted_and_fitted_ones_sum_to_one(recipe
 
 def test_any_estimator_of_a_recipe_is_served_as_scikit_learn_says_it(policy: Policy) -> None:
     recipe, examples = quick(ANY_ESTIMATOR), some_examples()
-    ensemble = train(examples, recipe, policy, seed=3).ensemble
+    ensemble = trained_quickly(examples, recipe, policy, seed=3).ensemble
     first = int(len(examples.frauds) * 0.8)
     seen = {name: getattr(examples, name)[:first] for name in ("vectors", "frauds", "kinds", "at_ms", "cards")}
     team = fit(replace(examples, **seen), recipe, seed=3)
@@ -117,13 +117,13 @@ def test_rows_of_one_class_train_nothing(policy: Policy, recipe: Recipe) -> None
     examples = some_examples(200)
     for truth in (np.zeros(200, dtype=np.bool_), np.ones(200, dtype=np.bool_), np.arange(200) == 0):
         with pytest.raises(ArtefactError, match="honest payments, and frauds of several cards"):
-            train(replace(examples, frauds=truth), recipe, policy, seed=1)
+            trained_quickly(replace(examples, frauds=truth), recipe, policy, seed=1)
 
 
 def test_columns_that_never_had_a_value_and_whole_families_of_them_do_not_stop_training(policy: Policy, recipe: Recipe) -> None:
     examples = some_examples()
     examples.vectors[:, [*CATALOGUE.families["device"], CATALOGUE.families["geographic"][0]]] = np.nan
-    blind = train(examples, recipe, policy, seed=7)
+    blind = trained_quickly(examples, recipe, policy, seed=7)
     said = [blind.ensemble.score(vector).probabilities[2] for vector in examples.vectors[:50]]
     assert blind.ensemble.members[2].name == "device"
     assert len(set(said)) == 1
@@ -134,7 +134,7 @@ def test_columns_that_no_catalogue_has_are_learned_from(policy: Policy, recipe: 
     examples = some_examples(2000)
     extra = np.where(examples.frauds, 3.0, 0.0) + np.random.default_rng(1).normal(size=2000)
     names, vectors = ("velocity.x", "attribute.v1"), np.column_stack([np.abs(extra) * 0, extra])
-    made = train(replace(examples, names=names, vectors=vectors, catalogue_id="cat_other"), recipe, policy, seed=1)
+    made = trained_quickly(replace(examples, names=names, vectors=vectors, catalogue_id="cat_other"), recipe, policy, seed=1)
     assert made.ensemble.names == names
     assert (made.figures["auc"] or 0) > 0.9
 
@@ -159,7 +159,7 @@ def foreign(vectors: Floats, truth: Flags) -> Examples:
 def test_where_members_have_little_to_say_measured_weights_leave_them_out_and_unseen_rows_are_ranked_better(policy: Policy) -> None:
     """Four of the five read next to nothing: with the recipe's weights they have six tenths of the say."""
     examples, unseen = of_foreign_columns(8000, seed=3), of_foreign_columns(20_000, seed=4)
-    made = {wanted: train(examples, wanting(wanted), policy, seed=7) for wanted in ("given", "measured")}
+    made = {wanted: trained_quickly(examples, wanting(wanted), policy, seed=7) for wanted in ("given", "measured")}
     reached = {wanted: measured(one.ensemble.scores(unseen.vectors), unseen.frauds, policy) for wanted, one in made.items()}
     assert (reached["measured"]["auc"] or 0) > (reached["given"]["auc"] or 1) + 0.005
     assert (made["measured"].weights["wanted"], made["measured"].weights["taken"]) == ("measured", "fitted")
@@ -170,7 +170,7 @@ def test_where_members_have_little_to_say_measured_weights_leave_them_out_and_un
 
 def test_where_fitted_weights_are_not_surely_better_the_recipes_stand_and_the_document_says_so(policy: Policy) -> None:
     few = some_examples(600)
-    made = train(few, wanting("measured"), policy, seed=7)
+    made = trained_quickly(few, wanting("measured"), policy, seed=7)
     assert {m.name: m.weight for m in made.ensemble.members} == made.weights["given"]
     assert made.weights["taken"] == "given"
     said = document("mdl_1", json.loads(packed(made)[CARD]), None, (), (), CATALOGUE)

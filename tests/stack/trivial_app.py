@@ -8,7 +8,6 @@ import sys
 
 from streams.ready import tell_ready
 from streams.settings import settings_from
-from streams.supervise import up
 
 
 def trivial(name: str) -> tuple[str, ...]:
@@ -21,6 +20,8 @@ def main(argv: list[str]) -> int:
     word, *rest = argv
     settings = settings_from(os.environ)
     if word == "up":
+        from streams.supervise import up  # which an app has no need of, and which takes a second
+
         return up(rest, settings, app_command=trivial)
     if "broken" in rest:
         print("this app is broken", flush=True)

@@ -13,7 +13,6 @@ from schemas.hold import Clearing, HoldEvent, HoldState
 from schemas.identity import derived_id
 from schemas.record import Record
 from schemas.topics import CLEARINGS, HOLDS
-from streams import archive
 from streams.bus import Bus
 from streams.follow import Follower, Outputs, Refused, Source, run_follower
 from streams.settings import Settings, settings_from
@@ -95,6 +94,8 @@ def main(kind: str, topic: str, name: str) -> int:
     """Runs one worker."""
     settings = settings_from({k: v for k, v in os.environ.items() if k.startswith("HOLDFAST_")})
     if kind == "archive":
+        from streams import archive  # which no other has need of
+
         archive.AGE_S_MAX, archive.ROWS_MAX = 0.5, 50
         return run_follower(archive.APP, archive.archive_world, settings)
     handler = {"plain": plain, "slow": slow, "bad": bad, "hung": hung, "blocked": blocked, "patient": patient}[kind]
