@@ -16,7 +16,7 @@ from features.swept import Own, Swept
 Array = np.ndarray[Any, np.dtype[Any]]
 EPOCH = 65_536
 """Arrivals after which what nobody can see any more is forgotten, and up to which a repeat is told what the first one was."""
-STATE_FORM = 2
+STATE_FORM = 3
 """Grows when what `Backfill.state` gives takes another shape: who keeps states does not restore one of another form."""
 LATEST_PART = 100
 """An epoch's moment is that of which one arrival in so many is older: neither one wrong clock nor what comes late decides it."""
@@ -80,7 +80,7 @@ class Backfill:
 
     def _part(self, columns: TransactionColumns, declined: Array, out: Array) -> None:
         """Transactions of one epoch."""
-        facts = columns.fact_matrix
+        facts = np.ascontiguousarray(columns.fact_matrix)
         identities = np.ascontiguousarray(facts[:, 0])
         lot = Lot(columns, facts, declined, declined_identities(identities))
         found = self._logs.arrive(lot, self._forget_ms)

@@ -21,6 +21,8 @@ RECOGNISED = 1024
 SPREAD_OUT = 3
 """How many times the words that logs need they may take, before they are brought together."""
 _TAIL = 8
+_RESERVED = 1 << 25
+"""Words for which logs have addresses at least. Memory is taken when it is written, in large pages; moving to more room would cost more."""
 
 
 class Lot(NamedTuple):
@@ -56,7 +58,7 @@ class Logs:
         self.segments = np.zeros((1024, kernel.SEGMENT), np.int64)
         self.heads = np.zeros(kernel.HEADS, np.int64)
         self._table = np.zeros(4096, np.int64)
-        self.flat = np.empty(1 << 16, np.int64)
+        self.flat = np.empty(_RESERVED, np.int64)
 
     @property
     def count(self) -> int:
@@ -83,32 +85,34 @@ class Logs:
         looks = [(number, entity) for number, entity in entities if entity.log_of == name]
         assert len(own) <= 1, "an entity has one log"
         assert len(looks) <= 1, "one entity at most looks into another's log"
-        spare, nothing = Found(*np.zeros((2, 1, len(lot.facts)), np.int64)), np.zeros(0, np.int64)
+        n = len(lot.facts)
+        spare, nothing = Found(*np.zeros((2, 1, n), np.int64)), np.zeros(0, np.int64)
         places, positions = (each[own[0]] for each in found) if own else (each[0] for each in spare)
         looked, looked_at = (each[looks[0][0]] for each in found) if looks else (nothing, nothing)
         tokens = lot.tokens(name)
         self.heads[kernel.H_NEXT] = 0
         while not kernel.placed(kind, tokens, self._table, self.segments, self.heads, places):
             self._make_segments()
-        wanted = np.zeros(self.count, np.int64)
-        while not kernel.room_for(places, lot.declined, int(self._widths[kind]), self.segments, self.heads, self.flat, wanted):
+        if looks:
+            kernel.looked_up(kind, lot.tokens(looks[0][1].name), self._table, self.segments, looked)
+        order, starts, touched = np.empty(n + len(looked), np.int64), np.empty(n + len(looked) + 1, np.int64), np.empty(n + len(looked), np.int64)
+        count = kernel.members(places, looked, np.zeros(self.count, np.int64), order, starts, touched)
+        groups = (order, starts, touched, count)
+        wanted = np.empty(count, np.int64)
+        while not kernel.room_for(*groups, lot.declined, int(self._widths[kind]), self.segments, self.heads, self.flat, wanted):
             self._make_room()
         kernel.arrive(
             self._catalogue.program,
             own[0] if own else looks[0][0],
-            kind,
-            tokens,
-            lot.tokens(looks[0][1].name) if looks else nothing,
+            *groups,
             lot.facts,
             lot.declined,
             lot.decline_identities,
             DECLINED,
             forget_ms,
             RECOGNISED,
-            self._table,
             self.segments,
             self.flat,
-            places,
             positions,
             looked,
             looked_at,
@@ -125,7 +129,9 @@ class Logs:
     def _make_room(self) -> None:
         """Makes room for rows."""
         used, asked = int(self.heads[kernel.H_USED]), int(self.heads[kernel.H_ASKED])
-        self.flat.resize(max(len(self.flat) + len(self.flat) // 4, used + asked), refcheck=False)  # grows where it lies, if it can
+        flat = np.empty(max(4 * len(self.flat), used + asked), np.int64)
+        flat[:used] = self.flat[:used]
+        self.flat = flat
 
     def rest(self, found: Found, forget_ms: int) -> None:
         """Drops rows that nobody can see any more from the logs that were found, and forgotten logs when they are many."""
@@ -138,7 +144,7 @@ class Logs:
         """Brings all logs that are not forgotten close together."""
         count = int(self.heads[kernel.H_SEGMENTS])
         words = kernel.live(self.segments, count, self._widths, forget_ms)
-        flat, segments, table = np.empty(words + words // 2 + (1 << 16), np.int64), np.zeros_like(self.segments), np.zeros_like(self._table)
+        flat, segments, table = np.empty(max(4 * words, _RESERVED), np.int64), np.zeros_like(self.segments), np.zeros_like(self._table)
         kernel.compact(self.segments, self.heads, self._widths, forget_ms, self.flat, table, segments, flat)
         self.flat, self.segments, self._table = flat, segments, table
 
@@ -193,12 +199,12 @@ class Repeats:
         self._identities, self._firsts, self._told = state["identities"], state["firsts"], state["told"]
 
 
-class _Rows(NamedTuple):
-    """Rows for tallies: int64[m, facts + 1], the number of the arrival from which on each is seen, and each one's place in its lot."""
+class _Taught(NamedTuple):
+    """Labels that are learned: rows (int64[m, facts + 1]), the arrival before which each is given, and whom each teaches, by LABELLED."""
 
     rows: Array
     seen_from: Array
-    of: Array
+    tokens: Array
 
 
 class _Tally:
@@ -209,35 +215,38 @@ class _Tally:
         self.tokens, self.newest = np.zeros(0, np.int64), np.zeros(0, np.int64)
         self.spans, self.content, self.live = np.zeros((0, 2), np.int64), np.zeros(_TAIL, np.uint8), 0
 
-    def tell(self, words: Array, number: int, given: tuple[Array, _Rows], reads: tuple[Array, Array, Array], out: Array) -> None:
-        """Gives rows (tokens, and the rows in the order in which they are seen) and answers reads (tokens, numbers, moments) into `out`."""
-        (owners, rows), (tokens, read_at, now) = given, reads
-        codes = np.empty(len(owners) + len(tokens), np.int64)
-        touched = tally_kernel.coded(np.concatenate((owners, tokens)), codes)
-        give_begins, ask_begins = np.empty((2, len(touched) + 1), np.int64)
-        gives = tally_kernel.by_code(codes[: len(owners)], len(touched), give_begins)
-        asks = tally_kernel.by_code(codes[len(owners) :], len(touched), ask_begins)
+    def tell(self, words: Array, number: int, lot: Lot, first: Array, labels: _Taught, out: Array) -> None:
+        """Tells the first comings of a lot, each into its row of `out`, what the rows before them say, and is given theirs and the labels'."""
+        kind, n = self.layout.kind, len(first)
+        taught = labels.tokens[:, LABELLED.index(kind)] if kind in LABELLED else np.zeros(len(labels.rows), np.int64)
+        codes = np.empty(n + len(taught), np.int64)
+        touched = tally_kernel.coded(np.concatenate((np.where(first, lot.tokens(kind), 0), taught)), codes)
+        begins, taught_begins = np.empty((2, len(touched) + 1), np.int64)
+        arrivals, teaching = (tally_kernel.by_code(*each) for each in ((codes[:n], len(touched), begins), (codes[n:], len(touched), taught_begins)))
         known = self._placed(touched)
         after, spans = np.empty(len(touched) * self.layout.bytes_max, np.uint8), np.empty((len(touched), 2), np.int64)
+        newest = np.empty(len(touched), np.int64)
         used = tally_kernel.tell_on(
             words,
             number,
-            touched,
-            gives,
-            give_begins,
-            rows.seen_from[gives],
-            asks,
-            ask_begins,
-            read_at[asks],
-            now,
-            rows.rows,
+            len(touched),
+            arrivals,
+            begins,
+            lot.facts,
+            lot.declined,
+            DECLINED,
+            teaching,
+            taught_begins,
+            labels.rows,
+            labels.seen_from,
             self.content,
             self.spans[known],
             out,
             after,
             spans,
+            newest,
         )
-        np.maximum.at(self.newest, known[codes[: len(owners)][gives]], rows.rows[gives, AT_MS])
+        self.newest[known] = np.maximum(self.newest[known], newest)
         self._put(known, spans, after[:used])
 
     def _placed(self, touched: Array) -> Array:
@@ -370,30 +379,16 @@ class Tallies:
         out = np.full((n, self._folds), np.nan)
         if not self._tallies or n == 0:
             return out
-        now = np.ascontiguousarray(lot.facts[:, AT_MS])
-        clock = np.maximum(np.maximum.accumulate(now), self._clock)
-        first = np.flatnonzero(firsts == np.arange(number, number + n))
-        labels, label_tokens = self._learned(lot, first, clock, number)
-        told = _payments(lot, first, number)
-        rows = _all(told, labels)
-        order = np.argsort(rows.seen_from, kind="stable")
-        rows = _Rows(*(column[order] for column in rows))
-        payments, of_label = order < len(told.rows), order - len(told.rows)
-        reads = np.full(n, number)
-        reads += np.arange(n)
-        is_first = np.zeros(n, np.bool_)
-        is_first[first] = True
+        clock = np.maximum(np.maximum.accumulate(lot.facts[:, AT_MS]), self._clock)
+        first = firsts == np.arange(number, number + n)
+        labels = self._learned(lot, np.flatnonzero(first), clock)
         for place, tally in enumerate(self._tallies):
-            tokens, kind = lot.tokens(tally.layout.kind), tally.layout.kind
-            taught = label_tokens[:, LABELLED.index(kind)] if kind in LABELLED else np.zeros(len(labels.rows), np.int64)
-            owners = np.where(payments, tokens[rows.of], 0)
-            owners[~payments] = taught[of_label[~payments]]
-            tally.tell(self._words, place, (owners, rows), (np.where(is_first, tokens, 0), reads, now), out)
+            tally.tell(self._words, place, lot, first, labels, out)
         self._clock = int(clock[-1])
         return out
 
-    def _learned(self, lot: Lot, first: Array, clock: Array, number: int) -> tuple[_Rows, Array]:
-        """The labels that are learned while the lot arrives, and whom they teach; the others wait."""
+    def _learned(self, lot: Lot, first: Array, clock: Array) -> _Taught:
+        """The labels that are learned while the lot arrives, in that order; the others wait."""
         learned = np.zeros(len(lot.facts), np.int64) if lot.columns.learned is None else lot.columns.learned
         new = first[learned[first] > 0]
         rows = np.zeros((len(new), len(FACTS) + 1), np.int64)
@@ -401,13 +396,14 @@ class Tallies:
             rows[:, fact] = lot.facts[new, fact]
         rows[:, KIND], rows[:, -1] = FRAUD, learned[new]
         tokens = np.column_stack([lot.tokens(kind)[new] for kind in LABELLED])
-        came = np.concatenate((np.zeros(len(self._pending), np.int64), number + new + 1))
+        came = np.concatenate((np.zeros(len(self._pending), np.int64), new + 1))
         rows, tokens = np.concatenate((self._pending, rows)), np.concatenate((self._pending_tokens, tokens))
         known = rows[:, -1] <= clock[-1]
         self._pending, self._pending_tokens = rows[~known], tokens[~known]
         rows, tokens = rows[known], tokens[known]
-        seen_from = np.maximum(came[known], number + np.searchsorted(clock, rows[:, -1]))
-        return _Rows(rows, seen_from, np.zeros(len(rows), np.int64)), tokens
+        seen_from = np.maximum(came[known], np.searchsorted(clock, rows[:, -1]))
+        order = np.argsort(seen_from, kind="stable")
+        return _Taught(rows[order], seen_from[order], tokens[order])
 
     def forget(self, before_ms: int) -> None:
         """Forgets what can no longer be seen at that moment."""
@@ -424,20 +420,6 @@ class Tallies:
         self._clock, self._pending, self._pending_tokens = int(state["clock"][0]), state["pending"], state["pending_tokens"]
         for number, tally in enumerate(self._tallies):
             tally.restore({name.partition(".")[2]: part for name, part in state.items() if name.startswith(f"{number}.")})
-
-
-def _payments(lot: Lot, first: Array, number: int) -> _Rows:
-    """The rows of first comings, and of those that were declined."""
-    refused = first[lot.declined[first]]
-    rows = np.zeros((len(first) + len(refused), len(FACTS) + 1), np.int64)
-    rows[: len(first), :-1], rows[len(first) :, :-1] = lot.facts[first], lot.facts[refused]
-    rows[len(first) :, KIND] = DECLINED
-    of = np.concatenate((first, refused))
-    return _Rows(rows, number + of + 1, of)
-
-
-def _all(*parts: _Rows) -> _Rows:
-    return _Rows(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def named(prefix: str, state: Mapping[str, Array]) -> State:

@@ -110,7 +110,7 @@ class TransactionColumns:
             {name: column[which] if np.ndim(column) else column for name, column in part.items()}
             for part in (self.facts, self.tokens, self.measures, self.known)
         )
-        return TransactionColumns(
+        taken = TransactionColumns(
             facts,
             tokens,
             measures,
@@ -118,6 +118,9 @@ class TransactionColumns:
             None if self.asked is None else self.asked[which],
             None if self.learned is None else self.learned[which],
         )
+        made = ("fact_matrix", "measure_matrix")  # what was made of all needs not be made of some
+        vars(taken).update({name: vars(self)[name][which] for name in made if name in vars(self)})
+        return taken
 
 
 def joined(parts: Sequence[TransactionColumns]) -> TransactionColumns:

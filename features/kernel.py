@@ -122,6 +122,26 @@ def _or64(typing_context: Any, buffer: Any, offset: Any, value: Any) -> Any:
     return types.void(buffer, types.int64, types.int64), generate
 
 
+def _pointer(typing_context: Any, array: Any) -> Any:
+    """Where an array's values begin. Read and written by index, as the array, but nobody counts who holds it: see `held`."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return context.make_array(signature.args[0])(context, builder, args[0]).data
+
+    return cast(Any, types).CPointer(array.dtype)(array), generate
+
+
+def _held(typing_context: Any, arrays: Any) -> Any:
+    """Keeps an array, or several, that was made in a compiled function up to here: a pointer to it does not."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return context.get_dummy_value()
+
+    return types.void(arrays), generate
+
+
+pointer: Callable[[Array], Array] = cast(Any, intrinsic(_pointer))
+held: Callable[[Any], None] = cast(Any, intrinsic(_held))
 word: Callable[[Array, int], Any] = cast(Any, intrinsic(_word))
 put: Callable[[Array, int, Any], None] = cast(Any, intrinsic(_put))
 load64: Callable[[Array, int], int] = cast(Any, intrinsic(_load64))
@@ -915,7 +935,9 @@ def where_read(plan: Array, buffer: Array, own: int, tallies: int, head: int, he
 # Backfill: the logs of all entities in one array of words, and what arrives, appended to them.
 
 S_AT, S_ROOM, S_ROWS, S_GONE, S_GONE_NEWEST, S_TOKEN, S_LOG, S_NEWEST = range(8)
-SEGMENT = 8  # where it begins, room for rows, rows, rows gone, the newest event time of those, token, log, the newest event time of all
+SEGMENT = 8
+"""A segment's words: where it begins, room for rows (each column has so many words, and behind them the newest event time so far and the
+identities), rows, rows gone, the newest event time of those, token, log, the newest event time of all."""
 H_SEGMENTS, H_USED, H_NEXT, H_ASKED = range(4)
 HEADS = 4  # how many segments, how many words are used, the transaction at which to go on, and how many words it asks for
 NOBODY, EMPTY = -1, -2
@@ -930,36 +952,22 @@ def _segment_at(table: Array, segments: Array, token: int, log: int) -> int:
     return place
 
 
-@released
-def _row_of(flat: Array, segment: Array, width: int, identity: int, recognised: int) -> int:
-    """The position in a log of the row with this identity, if it is one of the last that are recognised; -1 if not."""
-    last = segment[S_AT] + segment[S_ROWS] * width - 1
-    for back in range(min(segment[S_ROWS], recognised)):
-        if word(flat, last - back * width) == identity:
-            position: int = segment[S_GONE] + segment[S_ROWS] - 1 - back
-            return position
-    return -1
-
-
 @inlined
-def _append(plan: Array, line: int, flat: Array, segment: Array, facts: Array, kind: int, identity: int) -> None:
-    """Writes one row behind a log's others: its columns, the newest event time so far, its identity."""
-    columns = plan[line + L_COLUMNS]
-    at = segment[S_AT] + segment[S_ROWS] * (columns + 2)
-    for column in range(columns):
-        flat[at + column] = facts[plan[plan[line + L_COLUMN_AT] + column * COLUMN_LINE + 3]]
-    flat[at + KIND_COLUMN] = kind
-    segment[S_NEWEST] = max(segment[S_NEWEST], facts[AT_MS_FACT])
-    flat[at + columns] = segment[S_NEWEST]
-    flat[at + columns + 1] = identity
-    segment[S_ROWS] += 1
+def _row_with(flat: Array, at: int, rows: int, identity: int) -> int:
+    """The last of so many identities that is this one; -1 if none is."""
+    found = -1
+    for row in range(rows):
+        found = row if flat[at + row] == identity else found
+    return found
 
 
 @released
-def _moved(flat: Array, segment: Array, at: int, room: int, width: int) -> None:
+def _moved(flat: Array, segment: Array, into: Array, at: int, room: int, width: int) -> None:
     """Copies a segment's rows to where it has more (or less) room."""
-    words = segment[S_ROWS] * width
-    flat[at : at + words] = flat[segment[S_AT] : segment[S_AT] + words]
+    rows = segment[S_ROWS]
+    for column in range(width):
+        to, from_ = at + column * room, segment[S_AT] + column * segment[S_ROOM]
+        into[to : to + rows] = flat[from_ : from_ + rows]
     segment[S_AT], segment[S_ROOM] = at, room
 
 
@@ -987,32 +995,64 @@ def placed(kind: int, tokens: Array, table: Array, segments: Array, heads: Array
 
 
 @released
-def room_for(places: Array, declined: Array, width: int, segments: Array, heads: Array, flat: Array, wanted: Array) -> bool:
-    """Gives the segments of these transactions room for their rows, with some to spare. False: `heads[H_ASKED]` words are needed.
+def looked_up(kind: int, tokens: Array, table: Array, segments: Array, looked: Array) -> None:
+    """`looked`: the segment of each token's log of one kind; NOBODY: no token; EMPTY: there is none."""
+    for number in range(tokens.size):
+        looked[number] = NOBODY
+        if tokens[number] != 0:
+            found = table[_segment_at(table, segments, tokens[number], kind)] - 1
+            looked[number] = found if found >= 0 else EMPTY
 
-    `wanted` is as long as there are segments, and zero; it is zero again if there was room.
+
+@released
+def members(places: Array, looked: Array, counts: Array, order: Array, starts: Array, touched: Array) -> int:
+    """Brings together what happens to the same segment, as it comes: group g is `order[starts[g]:starts[g + 1]]`, of `touched[g]`.
+
+    Transaction i appends to `places[i]`: 2 i + 1. Just before that it looks into `looked[i]`, if that is another one: 2 i. `counts` is as long
+    as there are segments, and zero. Returns how many groups.
     """
+    groups = total = 0
+    for each in range(2 * places.size):
+        number = each >> 1
+        place = places[number] if each & 1 or looked.size == 0 else looked[number]
+        if place >= 0 and (each & 1 or (looked.size > 0 and place != places[number])):
+            if counts[place] == 0:
+                touched[groups] = place
+                groups += 1
+            counts[place] += 1
+    for group in range(groups):
+        starts[group] = total
+        total += counts[touched[group]]
+        counts[touched[group]] = starts[group]
+    starts[groups] = total
+    for each in range(2 * places.size):
+        number = each >> 1
+        place = places[number] if each & 1 or looked.size == 0 else looked[number]
+        if place >= 0 and (each & 1 or (looked.size > 0 and place != places[number])):
+            order[counts[place]] = each
+            counts[place] += 1
+    return groups
+
+
+@released
+def room_for(
+    order: Array, starts: Array, touched: Array, groups: int, declined: Array, width: int, segments: Array, heads: Array, flat: Array, wanted: Array
+) -> bool:
+    """Gives the segments of these groups (`members`) room for their rows, with some to spare. False: `heads[H_ASKED]` words are needed."""
     heads[H_ASKED] = 0
-    for number in range(places.size):
-        if places[number] >= 0:
-            wanted[places[number]] += 2 if declined[number] else 1
-    for number in range(places.size):
-        place = places[number]
-        if place >= 0 and wanted[place] > 0:
-            rows = segments[place, S_ROWS] + wanted[place]
-            heads[H_ASKED] += (rows + rows // 4 + 2) * width if rows > segments[place, S_ROOM] else 0
-            wanted[place] = -wanted[place]
+    for group in range(groups):
+        wanted[group] = 0
+        for at in range(starts[group], starts[group + 1]):
+            wanted[group] += 0 if order[at] & 1 == 0 else 2 if declined[order[at] >> 1] else 1
+        rows = segments[touched[group], S_ROWS] + wanted[group]
+        heads[H_ASKED] += (rows + rows // 4 + 2) * width if rows > segments[touched[group], S_ROOM] else 0
     if heads[H_USED] + heads[H_ASKED] > flat.size:
-        wanted[:] = 0
         return False
-    for number in range(places.size):
-        place = places[number]
-        if place >= 0 and wanted[place] < 0:
-            rows = segments[place, S_ROWS] - wanted[place]
-            wanted[place] = 0
-            if rows > segments[place, S_ROOM]:
-                _moved(flat, segments[place], heads[H_USED], rows + rows // 4 + 2, width)
-                heads[H_USED] += segments[place, S_ROOM] * width
+    for group in range(groups):
+        rows = segments[touched[group], S_ROWS] + wanted[group]
+        if rows > segments[touched[group], S_ROOM]:
+            _moved(flat, segments[touched[group]], flat, heads[H_USED], rows + rows // 4 + 2, width)
+            heads[H_USED] += segments[touched[group], S_ROOM] * width
     return True
 
 
@@ -1020,58 +1060,71 @@ def room_for(places: Array, declined: Array, width: int, segments: Array, heads:
 def arrive(
     plan: Array,
     log: int,
-    kind: int,
-    tokens: Array,
-    looks: Array,
+    order: Array,
+    starts: Array,
+    touched: Array,
+    groups: int,
     facts: Array,
     declined: Array,
     declined_identities: Array,
     declined_kind: int,
     forget: int,
     recognised: int,
-    table: Array,
     segments: Array,
     flat: Array,
-    places: Array,
     positions: Array,
     looked: Array,
     looked_positions: Array,
 ) -> None:
-    """Appends transactions, in arrival order, to the logs of one kind, each once. They were `placed`, and there is `room_for` them.
+    """Appends transactions to the logs of one kind, each once: those of these groups (`members`). There is `room_for` them.
 
-    `positions` gets each transaction's position in its segment, that of its first occurrence; `looked` and `looked_positions` segment and
-    position of the logs that it only looks into (`looks`, tokens; EMPTY: nothing is there). A log whose newest row is not after `forget`
-    begins anew.
+    `positions` gets each transaction's position in its segment, that of its first occurrence, and `looked_positions` in the one that it only
+    looks into (of which `looked` becomes EMPTY if nothing is there yet). A log whose newest row is not after `forget` begins anew.
     """
     line = plan[LOG_AT] + log * LOG_LINE
-    width = plan[line + L_COLUMNS] + 2
-    for number in range(tokens.size):
-        token = tokens[number]
-        if looks.size > 0:
-            looked[number] = NOBODY
-            if looks[number] != 0 and looks[number] != token:
-                found = table[_segment_at(table, segments, looks[number], kind)] - 1
-                rows = segments[found, S_GONE] + segments[found, S_ROWS] if found >= 0 else 0
-                if rows == 0 or segments[found, S_NEWEST] <= forget:
+    columns, width, looks = plan[line + L_COLUMNS], facts.shape[1], looked.size > 0
+    sources = np.empty(2 * order.size + 1, np.int64)
+    tables, own, rows_of, from_ = pointer(plan), pointer(facts), pointer(flat), pointer(sources)
+    for group in range(groups):
+        place = touched[group]
+        at, stride, rows, gone = segments[place, S_AT], segments[place, S_ROOM], segments[place, S_ROWS], segments[place, S_GONE]
+        newest, before = segments[place, S_NEWEST], rows
+        newests, identities = at + columns * stride, at + (columns + 1) * stride
+        for each in range(starts[group], starts[group + 1]):
+            number = order[each] >> 1
+            if order[each] & 1 == 0:
+                looked_positions[number] = gone + rows
+                if gone + rows == 0 or newest <= forget:
                     looked[number], looked_positions[number] = EMPTY, 0
-                else:
-                    looked[number], looked_positions[number] = found, rows
-        if places[number] == NOBODY:
-            continue
-        segment = segments[places[number]]
-        if segment[S_NEWEST] <= forget:
-            segment[S_ROWS], segment[S_GONE], segment[S_GONE_NEWEST], segment[S_NEWEST] = 0, 0, 0, 0
-        own = facts[number]
-        late = segment[S_ROWS] > 0 and own[AT_MS_FACT] <= segment[S_NEWEST]
-        position = _row_of(flat, segment, width, own[0], recognised) if late else -1
-        if position < 0:
-            position = segment[S_GONE] + segment[S_ROWS]
-            _append(plan, line, flat, segment, own, own[KIND_FACT], own[0])
-        if declined[number] and (not late or _row_of(flat, segment, width, declined_identities[number], recognised) < 0):
-            _append(plan, line, flat, segment, own, declined_kind, declined_identities[number])
-        positions[number] = position
-        if looks.size > 0 and looks[number] == token:
-            looked[number], looked_positions[number] = places[number], position
+                continue
+            if newest <= forget:
+                rows, gone, newest, before = 0, 0, 0, 0
+                segments[place, S_GONE], segments[place, S_GONE_NEWEST] = 0, 0
+            at_ms = own[number * width + AT_MS_FACT]
+            late = rows > 0 and at_ms <= newest
+            for again in range(2 if declined[number] else 1):
+                identity, row = own[number * width] if again == 0 else declined_identities[number], -1
+                if late:
+                    skipped = max(rows - recognised, 0)
+                    row = _row_with(rows_of, identities + skipped, rows - skipped, identity)
+                    row += skipped if row >= 0 else 0
+                if row < 0:
+                    row, rows = rows, rows + 1
+                    newest = max(newest, at_ms)
+                    rows_of[at + AT_MS_COLUMN * stride + row] = at_ms
+                    rows_of[at + KIND_COLUMN * stride + row] = own[number * width + KIND_FACT] if again == 0 else declined_kind
+                    rows_of[newests + row], rows_of[identities + row] = newest, identity
+                    from_[row - before] = number * width
+                if again == 0:
+                    positions[number] = gone + row
+            if looks and looked[number] == place:
+                looked_positions[number] = positions[number]
+        for column in range(KIND_COLUMN + 1, columns):
+            fact, to = tables[tables[line + L_COLUMN_AT] + column * COLUMN_LINE + 3], at + column * stride + before
+            for row in range(rows - before):
+                rows_of[to + row] = own[from_[row] + fact]
+        segments[place, S_ROWS], segments[place, S_NEWEST] = rows, newest
+    held(sources)
 
 
 @released
@@ -1081,7 +1134,8 @@ def _first_kept(plan: Array, flat: Array, segment: Array, columns: int, recognis
     if position <= segment[S_GONE]:
         return int(segment[S_GONE])
     at, gone, gone_newest = segment[S_AT], segment[S_GONE], segment[S_GONE_NEWEST]
-    return int(visible_from(flat, at, at + columns, columns + 2, position, gone, gone_newest, plan[CAP], plan[CHUNK], plan[KEEP_MS]))
+    newest = at + columns * segment[S_ROOM]
+    return int(visible_from(flat, at, newest, 1, position, gone, gone_newest, plan[CAP], plan[CHUNK], plan[KEEP_MS]))
 
 
 @released
@@ -1095,11 +1149,13 @@ def trim(plan: Array, widths: Array, segments: Array, places: Array, recognised:
         gone = _first_kept(plan, flat, segment, width - 2, recognised) - segment[S_GONE]
         if gone <= 0:
             continue
-        segment[S_GONE_NEWEST] = flat[segment[S_AT] + gone * width - 2]
+        segment[S_GONE_NEWEST] = flat[segment[S_AT] + (width - 2) * segment[S_ROOM] + gone - 1]
         segment[S_GONE] += gone
         segment[S_ROWS] -= gone
-        for place_ in range(segment[S_AT], segment[S_AT] + segment[S_ROWS] * width):
-            flat[place_] = flat[place_ + gone * width]
+        for column in range(width):
+            at = segment[S_AT] + column * segment[S_ROOM]
+            for row in range(at, at + segment[S_ROWS]):
+                flat[row] = flat[row + gone]
 
 
 @released
@@ -1121,10 +1177,8 @@ def compact(segments: Array, heads: Array, widths: Array, forget: int, flat: Arr
             continue
         old, width = segments[number], widths[segments[number, S_LOG]]
         room = old[S_ROWS] + old[S_ROWS] // 4 + 2
-        words = old[S_ROWS] * width
-        into[used : used + words] = flat[old[S_AT] : old[S_AT] + words]
         fresh[count] = old
-        fresh[count, S_AT], fresh[count, S_ROOM] = used, room
+        _moved(flat, fresh[count], into, used, room, width)
         table[_segment_at(table, fresh, old[S_TOKEN], old[S_LOG])] = count + 1
         used += room * width
         count += 1
@@ -1191,32 +1245,21 @@ def first_seen(
     for group in range(groups):
         segment = segments[touched[group]]
         at, gone, gone_newest = segment[S_AT], segment[S_GONE], segment[S_GONE_NEWEST]
+        newest = at + columns * segment[S_ROOM]
         chunk, first = -1, 0
         for i in range(starts[group], starts[group + 1]):
             position = positions[order[i]]
             if position // plan[CHUNK] != chunk:
                 chunk = position // plan[CHUNK]
-                first = visible_from(flat, at, at + columns, columns + 2, position, gone, gone_newest, plan[CAP], plan[CHUNK], plan[KEEP_MS])
+                first = visible_from(flat, at, newest, 1, position, gone, gone_newest, plan[CAP], plan[CHUNK], plan[KEEP_MS])
             firsts[order[i]] = first
-
-
-@released
-def _unrolled(plan: Array, log: int, segment: Array, first: int, position: int, flat: Array, scratch: Array, most: int) -> int:
-    """Lays the rows of a log from `first` to `position` out as `fold` reads them, the columns `most` apart; how many they are."""
-    columns = plan[plan[LOG_AT] + log * LOG_LINE + L_COLUMNS]
-    rows = position - first
-    for row in range(rows):
-        at = segment[S_AT] + (first - segment[S_GONE] + row) * (columns + 2)
-        for column in range(columns + 1):
-            scratch[column * most + row] = flat[at + column]
-    return int(rows)
 
 
 @released
 def _newest_gone(plan: Array, log: int, segment: Array, first: int, flat: Array) -> int:
     """The newest event time among the rows before `first`."""
     before, columns = first - segment[S_GONE] - 1, plan[plan[LOG_AT] + log * LOG_LINE + L_COLUMNS]
-    return int(flat[segment[S_AT] + before * (columns + 2) + columns] if before >= 0 else segment[S_GONE_NEWEST])
+    return int(flat[segment[S_AT] + columns * segment[S_ROOM] + before] if before >= 0 else segment[S_GONE_NEWEST])
 
 
 @released
@@ -1233,19 +1276,18 @@ def _folded(
     bits: Array,
     table: Array,
     shared: Array,
-    scratch: Array,
 ) -> None:
     """The aggregates of a plan for one transaction, each log by itself."""
-    most = plan[CAP] + plan[CHUNK] + 1
     _nothing_shared(plan, shared)
     for log in range(plan[LOGS]):
         place = places[log, number]
         if place == NOBODY or plan[plan[LOG_AT] + log * LOG_LINE + L_CELLS] == 0:
             continue
-        rows = 0
+        at = stride = lo = hi = 0
         if place != EMPTY:
-            rows = _unrolled(plan, log, segments[place], firsts[log, number], positions[log, number], flat, scratch, most)
-        fold(plan, log, scratch, 0, most, 0, rows, own, registers, bits, table, shared)
+            at, stride, gone = segments[place, S_AT], segments[place, S_ROOM], segments[place, S_GONE]
+            lo, hi = firsts[log, number] - gone, positions[log, number] - gone
+        fold(plan, log, flat, at, stride, lo, hi, own, registers, bits, table, shared)
 
 
 @inlined
@@ -1324,8 +1366,8 @@ def finish(
         lanes[plan[line] * LANES : (plan[line] + 1) * LANES] = np.int64(plan[line + 1]).view(np.float64)
     widest = 0
     for log in range(plan[LOGS]):
-        widest = max(widest, plan[plan[LOG_AT] + log * LOG_LINE + L_COLUMNS] + 1)
-    bits, scratch, shared = np.empty(most, np.int64), np.empty(widest * most, np.int64), np.empty(plan[SHARED] * most, np.int64)
+        widest = max(widest, plan[plan[LOG_AT] + log * LOG_LINE + L_COLUMNS])
+    bits, shared = np.empty(most, np.int64), np.empty(plan[SHARED] * most, np.int64)
     table = np.empty(table_words(most, widest), np.int64)
     others = _has_others(rest)
     for begin in range(0, numbers.size, LANES):
@@ -1361,7 +1403,7 @@ def finish(
             if fully or left:
                 some = plan if fully else rest
                 registers[:] = math.nan
-                _folded(some, number, places, positions, firsts, segments, flat, own, registers, bits, table, shared, scratch)
+                _folded(some, number, places, positions, firsts, segments, flat, own, registers, bits, table, shared)
                 _copied(some, registers, lanes, lane)
         _ended(plan, lanes)
         for at in range(begin, end):

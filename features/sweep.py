@@ -35,7 +35,7 @@ assert (kernel.AT_MS_FACT, kernel.KIND_FACT, kernel.DAY, kernel.SPREAD_MAX, kern
     sweep.SPREAD_MAX,
     sweep.AROUND,
 ), "the sweep has its own copy: numba's cache looks at one file"
-assert (kernel.S_AT, kernel.S_GONE, kernel.AT_MS_COLUMN) == (sweep.AT, sweep.GONE, 0)
+assert (kernel.S_AT, kernel.S_ROOM, kernel.S_GONE, kernel.AT_MS_COLUMN) == (sweep.AT, sweep.STRIDE, sweep.GONE, 0)
 
 
 class _Condition(NamedTuple):

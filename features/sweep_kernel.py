@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from features.kernel import inlined, put, released, word
+from features.kernel import held, inlined, pointer, released
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -36,8 +36,8 @@ COUNT, SUM, MEAN, SPREAD, EASTWARD, LAST, FIRST, LARGEST, SMALLEST, DISTINCT = r
 SAME, BOTH_SAME, NEAR, BELOW_OWN, ON_WEEKDAY, FIRST_SAME = range(10, 16)
 
 AT_MS_FACT, KIND_FACT = 1, 2
-AT, GONE = 0, 3
-"""Of a segment: where it begins, and how many rows are gone."""
+AT, STRIDE, GONE = 0, 1, 3
+"""Of a segment: where it begins, how far apart its columns are, and how many rows are gone."""
 DAY = 86_400_000
 SPREAD_MAX = 1 << 40
 AROUND = 360 * 91
@@ -92,24 +92,25 @@ def _just_under(amount: int, least: int) -> bool:
 
 
 @inlined
-def _mark(plan: Array, line: int, frame: Array, room: int, rows: int, bits: Array) -> None:
+def _mark(plan: Array, line: int, frame: Array, base: int, stride: int, rows: int, bits: Array) -> None:
     """Sets, for each row, the bits of the conditions that it meets."""
-    bits[:rows] = 0
+    for i in range(rows):
+        bits[i] = 0
     for number in range(plan[line + S_CONDITIONS]):
         at = plan[line + S_CONDITION_AT] + number * CONDITION_LINE
-        op, column, value, bit = plan[at], plan[at + 1] * room, plan[at + 2], 1 << number
+        op, column, value, bit = plan[at], base + plan[at + 1] * stride, plan[at + 2], 1 << number
         if op == KINDS:
             for i in range(rows):
-                put(bits, i, word(bits, i) | (((value >> word(frame, column + i)) & 1) << number))
+                bits[i] = bits[i] | (((value >> frame[column + i]) & 1) << number)
         elif op == BELOW:
             for i in range(rows):
-                put(bits, i, word(bits, i) | (bit if word(frame, column + i) < value else 0))
+                bits[i] = bits[i] | (bit if frame[column + i] < value else 0)
         elif op == GIVEN:
             for i in range(rows):
-                put(bits, i, word(bits, i) | (bit if word(frame, column + i) != 0 else 0))
+                bits[i] = bits[i] | (bit if frame[column + i] != 0 else 0)
         else:
             for i in range(rows):
-                put(bits, i, word(bits, i) | (bit if _just_under(word(frame, column + i), value) else 0))
+                bits[i] = bits[i] | (bit if _just_under(frame[column + i], value) else 0)
 
 
 @inlined
@@ -117,9 +118,9 @@ def _kept(bits: Array, rows: int, need: int, heads: Array, kept: Array) -> int:
     """The rows that have the bits needed, and at `heads[i]` how many of them come before row i; how many in all."""
     count = 0
     for i in range(rows):
-        put(heads, i, count)
-        put(kept, count, i)
-        count += 1 if (word(bits, i) & need) == need else 0
+        heads[i] = count
+        kept[count] = i
+        count += 1 if (bits[i] & need) == need else 0
     heads[rows] = count
     return count
 
@@ -129,31 +130,32 @@ def _before(values: Array, at: int, count: int, into: int, table: Array) -> None
     """For each value the place at which it came before, -1 if it never did; NEVER for 0, which is no value."""
     alike = True
     for k in range(count):
-        alike &= word(values, at + k) == word(values, at)
+        alike &= values[at + k] == values[at]
     if alike:
-        none = count == 0 or word(values, at) == 0
+        none = count == 0 or values[at] == 0
         for k in range(count):
-            put(values, into + k, NEVER if none else k - 1)
+            values[into + k] = NEVER if none else k - 1
         return
     slots = 16
     while slots < 2 * count:
         slots *= 2
-    table[:slots] = -1
+    for slot in range(slots):
+        table[slot] = -1
     slot = last = 0
     for k in range(count):
-        value = word(values, at + k)
+        value = values[at + k]
         if value == 0:
-            put(values, into + k, NEVER)
+            values[into + k] = NEVER
             continue
         if value == last:
-            put(values, into + k, word(table, slot))
+            values[into + k] = table[slot]
             table[slot] = k
             continue
         last = value
         slot = (value ^ (value >> 13)) & (slots - 1)
-        while word(table, slot) >= 0 and word(values, at + word(table, slot)) != value:
+        while table[slot] >= 0 and values[at + table[slot]] != value:
             slot = (slot + 1) & (slots - 1)
-        put(values, into + k, word(table, slot))
+        values[into + k] = table[slot]
         table[slot] = k
 
 
@@ -162,12 +164,12 @@ def _array(what: int, column: int, at: int, frame: Array, kept: Array, count: in
     """What the cells need of the kept rows' column: see the names of `what`. VALUE of the same column stands one array before BEFORE."""
     if what == VALUE:
         for k in range(count):
-            put(arrays, at + k, word(frame, column + word(kept, k)))
+            arrays[at + k] = frame[column + kept[k]]
     elif what == RUNNING:
         total = 0
         for k in range(count):
-            put(arrays, at + k, total)
-            total += word(frame, column + word(kept, k))
+            arrays[at + k] = total
+            total += frame[column + kept[k]]
         arrays[at + count] = total
     elif what == SQUARES:
         high, low, hh, hl, ll = 0, 0, 0, 0, 0
@@ -175,17 +177,17 @@ def _array(what: int, column: int, at: int, frame: Array, kept: Array, count: in
             arrays[at + k], arrays[at + stride + k], arrays[at + 2 * stride + k] = high, low, hh
             arrays[at + 3 * stride + k], arrays[at + 4 * stride + k] = hl, ll
             if k < count:
-                value = min(word(frame, column + word(kept, k)), SPREAD_MAX - 1)
+                value = min(frame[column + kept[k]], SPREAD_MAX - 1)
                 a, b = value >> 20, value & 0xFFFFF
                 high, low, hh, hl, ll = high + a, low + b, hh + a * a, hl + a * b, ll + b * b
     elif what == BEFORE:
         _before(arrays, at - stride, count, at, table)
     elif what == TIME_OF_DAY:
         for k in range(count):
-            put(arrays, at + k, word(frame, column + word(kept, k)) % DAY)
+            arrays[at + k] = frame[column + kept[k]] % DAY
     else:
         for k in range(count):
-            put(arrays, at + k, word(frame, column + word(kept, k)) // DAY % 7)
+            arrays[at + k] = frame[column + kept[k]] // DAY % 7
 
 
 @inlined
@@ -203,7 +205,7 @@ def _spread(n: int, i: int, j: int, at: int, arrays: Array, stride: int) -> floa
 def _eastward(own: int, at: int, i: int, j: int, arrays: Array) -> int:
     total = 0
     for k in range(i, j):
-        total += (word(arrays, at + k) - own + AROUND // 2) % AROUND - AROUND // 2
+        total += (arrays[at + k] - own + AROUND // 2) % AROUND - AROUND // 2
     return total
 
 
@@ -211,7 +213,7 @@ def _eastward(own: int, at: int, i: int, j: int, arrays: Array) -> int:
 def _equal(arrays: Array, at: int, i: int, j: int, own: int) -> int:
     n = 0
     for k in range(at + i, at + j):
-        n += 1 if word(arrays, k) == own else 0
+        n += 1 if arrays[k] == own else 0
     return n
 
 
@@ -219,7 +221,7 @@ def _equal(arrays: Array, at: int, i: int, j: int, own: int) -> int:
 def _both_equal(arrays: Array, at: int, other: int, i: int, j: int, own: int, own2: int) -> int:
     n = 0
     for k in range(i, j):
-        n += 1 if (word(arrays, at + k) == own) & (word(arrays, other + k) == own2) else 0
+        n += 1 if (arrays[at + k] == own) & (arrays[other + k] == own2) else 0
     return n
 
 
@@ -227,7 +229,7 @@ def _both_equal(arrays: Array, at: int, other: int, i: int, j: int, own: int, ow
 def _less(arrays: Array, at: int, i: int, j: int, own: int) -> int:
     n = 0
     for k in range(at + i, at + j):
-        n += 1 if word(arrays, k) < own else 0
+        n += 1 if arrays[k] < own else 0
     return n
 
 
@@ -235,7 +237,7 @@ def _less(arrays: Array, at: int, i: int, j: int, own: int) -> int:
 def _near(arrays: Array, at: int, i: int, j: int, own: int, width: int) -> int:
     n = 0
     for k in range(at + i, at + j):
-        apart = abs(word(arrays, k) - own)
+        apart = abs(arrays[k] - own)
         n += 1 if min(apart, DAY - apart) <= width else 0
     return n
 
@@ -243,7 +245,7 @@ def _near(arrays: Array, at: int, i: int, j: int, own: int, width: int) -> int:
 @inlined
 def _first_equal(arrays: Array, at: int, i: int, j: int, own: int) -> int:
     for k in range(i, j):
-        if word(arrays, at + k) == own:
+        if arrays[at + k] == own:
             return k
     return -1
 
@@ -253,102 +255,103 @@ def _cell(
     plan: Array,
     cell: int,
     frame: Array,
-    room: int,
+    base: int,
+    stride: int,
     kept: Array,
     count: int,
     arrays: Array,
+    room: int,
     first: Array,
     last: Array,
     own: Array,
     most: int,
-    base: Array,
+    into: Array,
     events: int,
     cells: Array,
 ) -> None:
     """One aggregate for all transactions at hand: of the kept rows from `first` to `last` of each."""
-    op, stride = plan[cell], room + 1
-    a, b = plan[cell + 1] * stride, plan[cell + 2] * stride
+    op, a, b = plan[cell], plan[cell + 1] * room, plan[cell + 2] * room
     mine, mine2, parameter, out = plan[cell + 3] * most, plan[cell + 4] * most, plan[cell + 5], plan[cell + 6]
     if op == COUNT:
         for e in range(events):
-            put(cells, word(base, e) + out, float(word(last, e) - word(first, e)))
+            cells[into[e] + out] = float(last[e] - first[e])
     elif op == SUM:
         for e in range(events):
-            put(cells, word(base, e) + out, float(word(arrays, a + word(last, e)) - word(arrays, a + word(first, e))))
+            cells[into[e] + out] = float(arrays[a + last[e]] - arrays[a + first[e]])
     elif op == MEAN:
         for e in range(events):
-            n = word(last, e) - word(first, e)
-            put(cells, word(base, e) + out, float(word(arrays, a + word(last, e)) - word(arrays, a + word(first, e))) / n if n > 0 else math.nan)
+            n = last[e] - first[e]
+            cells[into[e] + out] = float(arrays[a + last[e]] - arrays[a + first[e]]) / n if n > 0 else math.nan
     elif op == SPREAD:
         for e in range(events):
-            n = word(last, e) - word(first, e)
-            put(cells, word(base, e) + out, _spread(n, word(first, e), word(last, e), a, arrays, stride) if n > 0 else math.nan)
+            n = last[e] - first[e]
+            cells[into[e] + out] = _spread(n, first[e], last[e], a, arrays, room) if n > 0 else math.nan
     elif op == EASTWARD:
         lowest, highest = NEVER, -NEVER
         for k in range(count):
-            lowest, highest = min(lowest, word(arrays, b + k)), max(highest, word(arrays, b + k))
+            lowest, highest = min(lowest, arrays[b + k]), max(highest, arrays[b + k])
         for e in range(events):
-            n, it = word(last, e) - word(first, e), word(own, mine + e)
+            n, it = last[e] - first[e], own[mine + e]
             if n > 0 and it != 0:
                 if it - AROUND // 2 <= lowest and highest < it + AROUND // 2:
-                    total = word(arrays, a + word(last, e)) - word(arrays, a + word(first, e)) - n * it
+                    total = arrays[a + last[e]] - arrays[a + first[e]] - n * it
                 else:
-                    total = _eastward(it, b, word(first, e), word(last, e), arrays)
-                put(cells, word(base, e) + out, float(total) / n)
+                    total = _eastward(it, b, first[e], last[e], arrays)
+                cells[into[e] + out] = float(total) / n
             else:
-                put(cells, word(base, e) + out, math.nan)
+                cells[into[e] + out] = math.nan
     elif op == LAST:
-        column = plan[cell + 1] * room
+        column = base + plan[cell + 1] * stride
         for e in range(events):
-            value = word(frame, column + word(kept, word(last, e) - 1)) if word(last, e) > word(first, e) else 0
-            put(cells, word(base, e) + out, math.nan if word(last, e) <= word(first, e) or (value == 0 and parameter != 0) else float(value))
+            value = frame[column + kept[last[e] - 1]] if last[e] > first[e] else 0
+            cells[into[e] + out] = math.nan if last[e] <= first[e] or (value == 0 and parameter != 0) else float(value)
     elif op == FIRST:
         for e in range(events):
-            put(cells, word(base, e) + out, float(word(frame, word(kept, word(first, e)))) if word(last, e) > word(first, e) else math.nan)
+            cells[into[e] + out] = float(frame[base + kept[first[e]]]) if last[e] > first[e] else math.nan
     elif op == LARGEST:
         for e in range(events):
             largest = -1
-            for k in range(a + word(first, e), a + word(last, e)):
-                largest = max(largest, word(arrays, k))
-            put(cells, word(base, e) + out, math.nan if largest < 0 else float(largest))
+            for k in range(a + first[e], a + last[e]):
+                largest = max(largest, arrays[k])
+            cells[into[e] + out] = math.nan if largest < 0 else float(largest)
     elif op == SMALLEST:
         for e in range(events):
             smallest = 1 << 62
-            for k in range(a + word(first, e), a + word(last, e)):
-                smallest = min(smallest, word(arrays, k))
-            put(cells, word(base, e) + out, math.nan if word(last, e) <= word(first, e) else float(smallest))
+            for k in range(a + first[e], a + last[e]):
+                smallest = min(smallest, arrays[k])
+            cells[into[e] + out] = math.nan if last[e] <= first[e] else float(smallest)
     elif op == DISTINCT:
         for e in range(events):
-            put(cells, word(base, e) + out, float(_less(arrays, a, word(first, e), word(last, e), word(first, e))))
+            cells[into[e] + out] = float(_less(arrays, a, first[e], last[e], first[e]))
     elif op == BOTH_SAME:
         for e in range(events):
-            it, other = word(own, mine + e), word(own, mine2 + e)
+            it, other = own[mine + e], own[mine2 + e]
             void = (it == 0 and parameter & 1 != 0) or (other == 0 and parameter & 2 != 0)
-            put(cells, word(base, e) + out, math.nan if void else float(_both_equal(arrays, a, b, word(first, e), word(last, e), it, other)))
+            cells[into[e] + out] = math.nan if void else float(_both_equal(arrays, a, b, first[e], last[e], it, other))
     elif op == NEAR:
         for e in range(events):
-            put(cells, word(base, e) + out, float(_near(arrays, a, word(first, e), word(last, e), word(own, mine + e) % DAY, parameter)))
+            cells[into[e] + out] = float(_near(arrays, a, first[e], last[e], own[mine + e] % DAY, parameter))
     elif op == ON_WEEKDAY:
         for e in range(events):
-            put(cells, word(base, e) + out, float(_equal(arrays, a, word(first, e), word(last, e), word(own, mine + e) // DAY % 7)))
+            cells[into[e] + out] = float(_equal(arrays, a, first[e], last[e], own[mine + e] // DAY % 7))
     elif op == FIRST_SAME:
         for e in range(events):
-            k = _first_equal(arrays, a, word(first, e), word(last, e), word(own, mine + e))
-            void = word(own, mine + e) == 0 and parameter != 0
-            put(cells, word(base, e) + out, math.nan if void or k < 0 else float(word(frame, word(kept, k))))
+            k = _first_equal(arrays, a, first[e], last[e], own[mine + e])
+            void = own[mine + e] == 0 and parameter != 0
+            cells[into[e] + out] = math.nan if void or k < 0 else float(frame[base + kept[k]])
     else:
         for e in range(events):
-            it = word(own, mine + e)
-            n = _equal(arrays, a, word(first, e), word(last, e), it) if op == SAME else _less(arrays, a, word(first, e), word(last, e), it)
-            put(cells, word(base, e) + out, math.nan if it == 0 and parameter != 0 else float(n))
+            it = own[mine + e]
+            n = _equal(arrays, a, first[e], last[e], it) if op == SAME else _less(arrays, a, first[e], last[e], it)
+            cells[into[e] + out] = math.nan if it == 0 and parameter != 0 else float(n)
 
 
 @inlined
 def _ranges(
-    plan: Array, line: int, frame: Array, rows: int, begin: int, events: int, now: Array, seen: Array, known: Array, most: int, edges: Array
+    plan: Array, line: int, frame: Array, base: int, rows: int, begin: int, events: int, now: Array, seen: Array, known: Array, edges: Array
 ) -> None:
     """The rows of each range that each transaction sees: `edges` gets where they begin, and behind all of those where they end."""
-    ranges = plan[line + S_RANGES]
+    ranges, most = plan[line + S_RANGES], plan[EVENTS]
     for number in range(ranges):
         at = plan[line + S_RANGE_AT] + number * RANGE_LINE
         back, ahead = plan[at], plan[at + 1]
@@ -359,17 +362,17 @@ def _ranges(
             time = now[begin + e]
             if lasts_before == lasts:
                 until = time - ahead
-                while tail < rows and word(frame, tail) <= until:
+                while tail < rows and frame[base + tail] <= until:
                     tail += 1
-                while tail > 0 and word(frame, tail - 1) > until:
+                while tail > 0 and frame[base + tail - 1] > until:
                     tail -= 1
                 edges[lasts + e] = min(tail, known[begin + e])
             else:
                 edges[lasts + e] = edges[lasts_before + e]
             since = time - back
-            while head < rows and word(frame, head) <= since:
+            while head < rows and frame[base + head] <= since:
                 head += 1
-            while head > 0 and word(frame, head - 1) > since:
+            while head > 0 and frame[base + head - 1] > since:
                 head -= 1
             edges[firsts + e] = min(max(head, seen[begin + e]), edges[lasts + e])
 
@@ -379,6 +382,8 @@ def _answer(
     plan: Array,
     line: int,
     frame: Array,
+    base: int,
+    stride: int,
     rows: int,
     begin: int,
     events: int,
@@ -386,7 +391,7 @@ def _answer(
     seen: Array,
     known: Array,
     owns: Array,
-    bases: Array,
+    intos: Array,
     bits: Array,
     heads: Array,
     kept: Array,
@@ -396,60 +401,56 @@ def _answer(
     first: Array,
     last: Array,
     own: Array,
-    base: Array,
+    into: Array,
     cells: Array,
 ) -> None:
-    """All aggregates of the transactions from `begin` on, over the rows that are laid out."""
-    room, most, stride = plan[ROOM], plan[EVENTS], plan[ROOM] + 1
+    """All aggregates of the transactions from `begin` on, over rows in order of time: column c of row i is `frame[base + c * stride + i]`."""
+    room, most = plan[ROOM] + 1, plan[EVENTS]
     for e in range(events):
-        base[e] = bases[begin + e]
+        into[e] = intos[begin + e]
     for number in range(plan[line + S_OWNS]):
         for e in range(events):
             own[number * most + e] = owns[number * most + begin + e]
-    _mark(plan, line, frame, room, rows, bits)
-    _ranges(plan, line, frame, rows, begin, events, now, seen, known, most, edges)
+    _mark(plan, line, frame, base, stride, rows, bits)
+    _ranges(plan, line, frame, base, rows, begin, events, now, seen, known, edges)
     for stream in range(plan[line + S_STREAMS]):
         at = plan[line + S_STREAM_AT] + stream * STREAM_LINE
         count = _kept(bits, rows, plan[at], heads, kept)
         for number in range(plan[at + 1]):
             array = plan[at + 2] + number * ARRAY_LINE
-            _array(plan[array], plan[array + 1] * room, plan[array + 2] * stride, frame, kept, count, arrays, stride, table)
+            _array(plan[array], base + plan[array + 1] * stride, plan[array + 2] * room, frame, kept, count, arrays, room, table)
         for number in range(plan[at + 3]):
             view = plan[at + 4] + number * VIEW_LINE
             firsts, lasts = plan[view] * most, (plan[line + S_RANGES] + plan[view]) * most
             for e in range(events):
-                put(first, e, word(heads, word(edges, firsts + e)))
-                put(last, e, word(heads, word(edges, lasts + e)))
-            for cell in range(plan[view + 1]):
-                _cell(plan, plan[view + 2] + cell * CELL_LINE, frame, room, kept, count, arrays, first, last, own, most, base, events, cells)
+                first[e] = heads[edges[firsts + e]]
+                last[e] = heads[edges[lasts + e]]
+            for number_ in range(plan[view + 1]):
+                cell = plan[view + 2] + number_ * CELL_LINE
+                _cell(plan, cell, frame, base, stride, kept, count, arrays, room, first, last, own, most, into, events, cells)
 
 
 @inlined
-def _laid(flat: Array, at: int, columns: int, frame: Array, room: int, rows: int) -> int:
+def _in_order(flat: Array, base: int, newest: int, rows: int) -> bool:
+    """Whether no row's time is before that of one that came earlier: each is the newest one so far."""
+    late = 0
+    for i in range(rows):
+        late += 1 if flat[base + i] != flat[newest + i] else 0
+    return late == 0
+
+
+@inlined
+def _laid(flat: Array, at: int, stride: int, columns: int, frame: Array, room: int, rows: int) -> int:
     """Puts a row behind the others, or where its time belongs; its place."""
-    place, time = rows, word(flat, at)
-    while place > 0 and word(frame, place - 1) > time:
+    place, time = rows, flat[at]
+    while place > 0 and frame[place - 1] > time:
         place -= 1
     for column in range(columns):
         begin = column * room
         for i in range(rows, place, -1):
-            put(frame, begin + i, word(frame, begin + i - 1))
-        put(frame, begin + place, word(flat, at + column))
+            frame[begin + i] = frame[begin + i - 1]
+        frame[begin + place] = flat[at + column * stride]
     return place
-
-
-@inlined
-def _laid_in_order(flat: Array, at: int, width: int, columns: int, frame: Array, room: int, rows: int, until: int) -> int:
-    """Puts rows up to `until` behind the others as long as their times do not fall, column by column; how many rows there are then."""
-    end, newest = rows, word(frame, rows - 1) if rows > 0 else -NEVER
-    while end < until and word(flat, at + end * width) >= newest:
-        newest = word(flat, at + end * width)
-        put(frame, end, newest)
-        end += 1
-    for column in range(1, columns):
-        for i in range(rows, end):
-            put(frame, column * room + i, word(flat, at + i * width + column))
-    return end
 
 
 @released
@@ -471,23 +472,26 @@ def sweep(
 ) -> None:
     """The aggregates of one log for the groups from `begin` to `end`, into `cells` (float64[n * CELLS]).
 
-    `firsts` is the first row that each may see. Who cannot be answered in this way is marked in `slow`: for whom rows were dropped from among
+    `firsts` is the first row that each may see. Rows that lie in order of time are read where they lie; a late one is put where it belongs
+    when all who came before it are answered. Who cannot be answered in this way is marked in `slow`: for whom rows were dropped from among
     which a late one belongs.
     """
     line = plan[LOG_AT] + log * LOG_LINE
-    room, most, columns, width = plan[ROOM], plan[EVENTS], plan[line + S_COLUMNS], plan[line + S_COLUMNS] + 2
-    frame, bits, heads, kept = np.empty(columns * room, np.int64), np.empty(room, np.int64), np.empty(room + 1, np.int64), np.empty(room, np.int64)
-    arrays = np.empty(plan[line + S_ARRAYS] * (room + 1), np.int64)
-    edges = np.empty(2 * plan[line + S_RANGES] * most, np.int64)
-    first, last, base, bases = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.int64)
-    now, seen, known = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.int64)
-    own, owns = np.empty(plan[line + S_OWNS] * most, np.int64), np.empty(plan[line + S_OWNS] * most, np.int64)
+    room, most, columns, owns_of = plan[ROOM], plan[EVENTS], plan[line + S_COLUMNS], plan[line + S_OWNS]
     slots = 16
     while slots < 2 * room:
         slots *= 2
-    table, own_facts = np.empty(slots, np.int64), facts.ravel()
+    ints = np.int64
+    of_rows = (np.empty(columns * room, ints), np.empty(room, ints), np.empty(room + 1, ints), np.empty(room, ints), np.empty(slots, ints))
+    of_events = np.empty((7 + 2 * owns_of, most), ints)
+    rooms = (of_rows, of_events, np.empty(plan[line + S_ARRAYS] * (room + 1), ints), np.empty(2 * plan[line + S_RANGES] * most, ints))
+    laid, bits, heads, kept, table = pointer(of_rows[0]), pointer(of_rows[1]), pointer(of_rows[2]), pointer(of_rows[3]), pointer(of_rows[4])
+    first, last, into, intos = pointer(of_events[0]), pointer(of_events[1]), pointer(of_events[2]), pointer(of_events[3])
+    now, seen, known = pointer(of_events[4]), pointer(of_events[5]), pointer(of_events[6])
+    own, owns, arrays, edges = pointer(of_events[7:]), pointer(of_events[7 + owns_of :]), pointer(rooms[2]), pointer(rooms[3])
+    tables, rows_of, own_facts, out, width = pointer(plan), pointer(flat), pointer(facts), pointer(cells), facts.shape[1]
     for group in range(begin, end):
-        at, gone = segments[touched[group], AT], segments[touched[group], GONE]
+        at, stride, gone = segments[touched[group], AT], segments[touched[group], STRIDE], segments[touched[group], GONE]
         by_position(order, starts[group], starts[group + 1], positions)
         done = starts[group]
         while done < starts[group + 1]:
@@ -497,31 +501,35 @@ def sweep(
                 number = order[done + count]
                 if positions[number] - from_ > room:
                     break
-                now[count], bases[count] = facts[number, AT_MS_FACT], number * plan[CELLS]
+                now[count], intos[count] = own_facts[number * width + AT_MS_FACT], number * plan[CELLS]
                 seen[count], known[count] = firsts[number] - from_, positions[number] - from_
-                for fact in range(plan[line + S_OWNS]):
-                    put(owns, fact * most + count, word(own_facts, number * facts.shape[1] + word(plan, plan[line + S_OWN_AT] + fact)))
+                for fact in range(owns_of):
+                    owns[fact * most + count] = own_facts[number * width + tables[tables[line + S_OWN_AT] + fact]]
                 count += 1
-            rows, event = 0, 0
-            lowest = NEVER
-            row_at = at + (from_ - gone) * width
+            base = at + from_ - gone
+            rows, event, lowest = known[count - 1], 0, NEVER
+            in_order = _in_order(rows_of, base, base + columns * stride, rows)
+            if not in_order:
+                rows = 0
             while event < count:
-                while rows < known[event]:
-                    rows = _laid_in_order(flat, row_at, width, columns, frame, room, rows, known[event])
-                    if rows < known[event]:
-                        lowest = min(lowest, _laid(flat, row_at + rows * width, columns, frame, room, rows))
+                until = count
+                if not in_order:
+                    while rows < known[event] or (rows < known[count - 1] and (rows == 0 or rows_of[base + rows] >= laid[rows - 1])):
+                        place = _laid(rows_of, base + rows, stride, columns, laid, room, rows)
+                        lowest = min(lowest, place) if place < rows else lowest
                         rows += 1
-                rows = _laid_in_order(flat, row_at, width, columns, frame, room, rows, known[count - 1])
-                until = event + 1
-                while until < count and known[until] <= rows:
-                    until += 1
-                for each in range(event, until):
-                    if seen[each] > 0 and lowest < seen[each]:
-                        slow[order[done + each]] = True
+                    until = event + 1
+                    while until < count and known[until] <= rows:
+                        until += 1
+                    for each in range(event, until):
+                        if seen[each] > 0 and lowest < seen[each]:
+                            slow[order[done + each]] = True
                 _answer(
-                    plan,
+                    tables,
                     line,
-                    frame,
+                    rows_of if in_order else laid,
+                    base if in_order else 0,
+                    stride if in_order else room,
                     rows,
                     event,
                     until - event,
@@ -529,7 +537,7 @@ def sweep(
                     seen,
                     known,
                     owns,
-                    bases,
+                    intos,
                     bits,
                     heads,
                     kept,
@@ -539,8 +547,9 @@ def sweep(
                     first,
                     last,
                     own,
-                    base,
-                    cells,
+                    into,
+                    out,
                 )
                 event = until
             done += count
+    held(rooms)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from features.kernel import compiled, inlined, load64, put, released, word
+from features.kernel import compiled, held, inlined, load64, pointer, released
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -32,19 +32,19 @@ SPAN = 60
 
 BUCKETS = 256
 """Buckets of a sketch (linear counting: Whang, Vander-Zanden and Taylor 1990)."""
-_AT, _WORD = 1, (1 << 32) - 1
+_AT, _KIND, _WORD = 1, 2, (1 << 32) - 1
 _SLICE = (1 << 24) - 1
 
 
 @inlined
-def _bits(plan: Array, line: int, facts: Array, row: int) -> int:
-    """The conditions that a row meets, one bit each. The row begins at `facts[row]`."""
+def _bits(plan: Array, line: int, facts: Array, row: int, kind: int) -> int:
+    """The conditions that a row of this kind meets, one bit each. Its other facts begin at `facts[row]`."""
     bits = 0
     for number in range(plan[line + T_CONDITIONS]):
         at = plan[line + T_CONDITION_AT] + number * CONDITION_LINE
-        fact, value = word(facts, row + plan[at + 1]), plan[at + 2]
+        fact, value = facts[row + plan[at + 1]], plan[at + 2]
         if plan[at] == T_KINDS:
-            met = (value >> fact) & 1
+            met = (value >> kind) & 1
         elif plan[at] == T_BELOW:
             met = 1 if fact < value else 0
         else:
@@ -78,7 +78,7 @@ def _bucket(value: int) -> int:
 def give(plan: Array, tally: int, state: Array, facts: Array) -> None:
     """Puts one row into a tally's state. A label's row counts from the moment at which it was known (rounded up to a slice)."""
     line = plan[TALLY_AT] + tally * TALLY_LINE
-    bits, at_ms, learned_ms = _bits(plan, line, facts, 0), facts[_AT], facts[plan[LEARNED]]
+    bits, at_ms, learned_ms = _bits(plan, line, facts, 0, facts[_KIND]), facts[_AT], facts[plan[LEARNED]]
     for number in range(plan[line + T_RINGS]):
         ring = plan[line + T_RING_AT] + number * RING_LINE
         slice_ms, columns, column_at, at = plan[ring], plan[ring + 3], plan[ring + 4], plan[ring + 5]
@@ -318,48 +318,94 @@ NOWHEN = -(1 << 62)
 """The slice of a window whose sum is not known."""
 
 
-@inlined
-def _give_on(plan: Array, tally: int, state: Array, facts: Array, row: int, ends: Array, sums: Array, empties: Array) -> None:
-    """As `give`, of the row at `facts[row]`; adds it to the sums of the windows that end with the slices `ends` (of rings, then of sketches).
+WIDE = 64
+"""Rings and sketches, and columns of rings, that a tally has at most."""
+ENDS, TOLD_FROM, TOLD_UNTIL, SUMS, EMPTIES, SLICES, GIVEN_FROM, GIVEN_UNTIL, PLACES = range(0, 9 * WIDE, WIDE)
+GOING = 9 * WIDE
+"""What goes on from row to row and from read to read of one tally; by ring, and behind those by sketch, if nothing else is said.
 
-    A window of which a slice is no longer kept has no sum any more.
-    """
-    line = plan[TALLY_AT] + tally * TALLY_LINE
-    bits, at_ms, learned_ms = _bits(plan, line, facts, row), word(facts, row + _AT), word(facts, row + plan[LEARNED])
+ENDS: the slice that the window told last ends with, the same for moments from TOLD_FROM to TOLD_UNTIL; SUMS, by column of rings, and EMPTIES
+are of that window. SLICES: the slice given to last, that of times from GIVEN_FROM to GIVEN_UNTIL, and of a ring PLACES, where its first
+column's sum of that slice is.
+"""
+
+
+@inlined
+def _nothing_known(going: Array) -> None:
+    """Makes it that of a tally of which nothing was told or given yet."""
+    going[:] = 0
+    going[ENDS : ENDS + WIDE] = NOWHEN
+
+
+@inlined
+def _given(going: Array, number: int, slice_: int, slice_ms: int, kept_from: int) -> None:
+    """Notes the slice that is given to. `kept_from`: the first slice that is kept then; a window that began before has no sum any more."""
+    going[SLICES + number] = slice_
+    going[GIVEN_FROM + number] = slice_ * slice_ms
+    going[GIVEN_UNTIL + number] = (slice_ + 1) * slice_ms
+    if going[ENDS + number] - SPAN < kept_from:
+        going[ENDS + number] = NOWHEN
+        going[TOLD_UNTIL + number] = going[TOLD_FROM + number]
+
+
+@inlined
+def _told(going: Array, number: int, end: int, slice_ms: int, delay_ms: int, kept_from: int) -> None:
+    """Notes the slice that the window told ends with; `kept_from`: as in `_given`."""
+    going[ENDS + number] = end if end - SPAN >= kept_from else NOWHEN
+    going[TOLD_FROM + number] = end * slice_ms + delay_ms
+    going[TOLD_UNTIL + number] = (end + 1 if end - SPAN >= kept_from else end) * slice_ms + delay_ms
+
+
+@inlined
+def _opened(plan: Array, ring: int, number: int, state: Array, at_ms: int, learned_ms: int, going: Array) -> int:
+    """Where a ring's first column has the sum of the slice of a row; -1 if that is no longer kept."""
+    slice_ms, slots, at = plan[ring], plan[ring + 2], plan[ring + 5]
+    slice_ = at_ms // slice_ms
+    if learned_ms > 0:
+        slice_ = -(-max(at_ms, learned_ms - plan[ring + 1]) // slice_ms)
+    slot = _slot(state, at, slots, plan[ring + 3], slice_)
+    if slot < 0:
+        return -1
+    _given(going, number, slice_, slice_ms, state[at] - slots)
+    going[PLACES + number] = at + 1 + slots + slot
+    return int(going[PLACES + number])
+
+
+@inlined
+def _give_on(plan: Array, line: int, state: Array, facts: Array, row: int, kind: int, learned_ms: int, going: Array) -> None:
+    """As `give`, of the row of this kind at `facts[row]`; adds it to the sums of the windows that were told last."""
+    bits, at_ms = _bits(plan, line, facts, row, kind), facts[row + _AT]
     cell, rings, ring, sketch = 0, plan[line + T_RINGS], plan[line + T_RING_AT], plan[line + T_SKETCH_AT]
     for number in range(rings):
-        slots, columns, column, at = word(plan, ring + 2), word(plan, ring + 3), word(plan, ring + 4), word(plan, ring + 5)
-        slice_ = slot = -1
+        slots, columns, column, place = plan[ring + 2], plan[ring + 3], plan[ring + 4], -1
         for own in range(cell, cell + columns):
-            if (bits & word(plan, column + 1)) == word(plan, column + 1):
-                if slot < 0:
-                    slice_ = at_ms // word(plan, ring)
-                    if learned_ms > 0:
-                        slice_ = -(-max(at_ms, learned_ms - word(plan, ring + 1)) // word(plan, ring))
-                    slot = _slot(state, at, slots, columns, slice_)
-                    if slot < 0:
-                        break
-                value = word(facts, row + word(plan, column)) if word(plan, column) >= 0 else 1
-                cell_at = at + 1 + (1 + own - cell) * slots + slot
-                put(state, cell_at, word(state, cell_at) + value)
-                put(sums, own, word(sums, own) + (value if word(ends, number) - SPAN < slice_ <= word(ends, number) else 0))
+            if (bits & plan[column + 1]) == plan[column + 1]:
+                if place < 0:
+                    place = going[PLACES + number]
+                    if learned_ms > 0 or not going[GIVEN_FROM + number] <= at_ms < going[GIVEN_UNTIL + number]:
+                        place = _opened(plan, ring, number, state, at_ms, learned_ms, going)
+                        if place < 0:
+                            break
+                slice_, end, at = going[SLICES + number], going[ENDS + number], place + (own - cell) * slots
+                value = facts[row + plan[column]] if plan[column] >= 0 else 1
+                state[at] = state[at] + value
+                going[SUMS + own] = going[SUMS + own] + (value if end - SPAN < slice_ <= end else 0)
             column += COLUMN_LINE
-        if word(ends, number) - SPAN < word(state, at) - slots:
-            put(ends, number, NOWHEN)
         cell, ring = cell + columns, ring + RING_LINE
-    for number in range(plan[line + T_SKETCHES]):
-        value, need, at = word(facts, row + word(plan, sketch + 2)), word(plan, sketch + 3), word(plan, sketch + 4)
+    for number in range(rings, rings + plan[line + T_SKETCHES]):
+        value, need, at = facts[row + plan[sketch + 2]], plan[sketch + 3], plan[sketch + 4]
         if value != 0 and (bits & need) == need:
-            slice_, bucket = at_ms // word(plan, sketch), _bucket(value)
-            before, end = word(state, at + 1 + bucket), word(ends, rings + number)
+            bucket, end = at + 1 + _bucket(value), going[ENDS + number]
+            if not going[GIVEN_FROM + number] <= at_ms < going[GIVEN_UNTIL + number]:
+                slice_ = at_ms // plan[sketch]
+                state[at] = max(state[at], slice_)
+                _given(going, number, slice_, plan[sketch], state[at] - plan[sketch + 1])
+            before, slice_ = state[bucket], going[SLICES + number]
             after = max(before, slice_)
-            put(state, at, max(word(state, at), slice_))
-            put(state, at + 1 + bucket, after)
+            state[bucket] = after
             left = 1 if end - SPAN < before <= end and before >= 0 else 0
             came = 1 if end - SPAN < after <= end and after >= 0 else 0
-            put(empties, number, word(empties, number) + left - came)
-            if end - SPAN < word(state, at) - word(plan, sketch + 1):
-                put(ends, rings + number, NOWHEN)
+            going[EMPTIES + number - rings] = going[EMPTIES + number - rings] + left - came
         sketch += SKETCH_LINE
 
 
@@ -368,7 +414,8 @@ def _move(plan: Array, ring: int, state: Array, end: int, to: int, sums: Array, 
     """Makes the sums of a ring's columns those of the window that ends with slice `to` instead of `end` (or of any, if that is too far)."""
     slots, columns, at = plan[ring + 2], plan[ring + 3], plan[ring + 5]
     if to - SPAN >= state[at]:
-        sums[cell : cell + columns] = 0
+        for column in range(columns):
+            sums[cell + column] = 0
         return
     if not 0 <= to - end < SPAN:
         for column in range(columns):
@@ -392,37 +439,40 @@ def _empties(state: Array, at: int, slots: int, slice_: int) -> int:
     since = max(slice_ - SPAN, state[at] - slots, -1)
     empty = 0
     for bucket in range(at + 1, at + 1 + BUCKETS):
-        empty += 0 if since < word(state, bucket) <= slice_ else 1
+        empty += 0 if since < state[bucket] <= slice_ else 1
     return empty
 
 
 @inlined
-def _tell_on(
-    plan: Array, tally: int, state: Array, now: int, ends: Array, sums: Array, empties: Array, counts: Array, sources: Array, out: Array, at: int
-) -> None:
+def _turned(plan: Array, line: int, state: Array, now: int, going: Array) -> None:
+    """Makes the sums those of the windows that end at this moment."""
+    rings, column, ring, sketch = plan[line + T_RINGS], 0, plan[line + T_RING_AT], plan[line + T_SKETCH_AT]
+    for number in range(rings):
+        if not going[TOLD_FROM + number] <= now < going[TOLD_UNTIL + number]:
+            end = (now - plan[ring + 1]) // plan[ring]
+            _move(plan, ring, state, going[ENDS + number], end, going, SUMS + column)
+            _told(going, number, end, plan[ring], plan[ring + 1], state[plan[ring + 5]] - plan[ring + 2])
+        column, ring = column + plan[ring + 3], ring + RING_LINE
+    for number in range(rings, rings + plan[line + T_SKETCHES]):
+        if not going[TOLD_FROM + number] <= now < going[TOLD_UNTIL + number]:
+            end, slots, base = now // plan[sketch], plan[sketch + 1], plan[sketch + 4]
+            going[EMPTIES + number - rings] = _empties(state, base, slots, end)
+            _told(going, number, end, plan[sketch], 0, state[base] - slots)
+        sketch += SKETCH_LINE
+
+
+@inlined
+def _tell_on(plan: Array, line: int, state: Array, now: int, going: Array, counts: Array, sources: Array, out: Array, at: int) -> None:
     """As `tell`, to `out[at]` and on; the sums go on from the moment that was told before to this one.
 
     `counts[e]`: what e empty buckets say; `sources`: the sum (a ring's column) or the sketch that each cell tells.
     """
-    line = plan[TALLY_AT] + tally * TALLY_LINE
-    rings, column, ring, sketch = plan[line + T_RINGS], 0, plan[line + T_RING_AT], plan[line + T_SKETCH_AT]
-    for number in range(rings):
-        end = (now - word(plan, ring + 1)) // word(plan, ring)
-        if end != word(ends, number):
-            _move(plan, ring, state, word(ends, number), end, sums, column)
-            put(ends, number, end if end - SPAN >= word(state, word(plan, ring + 5)) - word(plan, ring + 2) else NOWHEN)
-        column, ring = column + word(plan, ring + 3), ring + RING_LINE
-    for number in range(rings, rings + plan[line + T_SKETCHES]):
-        end, slots, base = now // word(plan, sketch), word(plan, sketch + 1), word(plan, sketch + 4)
-        if end != word(ends, number):
-            put(empties, number - rings, _empties(state, base, slots, end))
-            put(ends, number, end if end - SPAN >= word(state, base) - slots else NOWHEN)
-        sketch += SKETCH_LINE
+    _turned(plan, line, state, now, going)
     cell = plan[line + T_CELL_AT]
     for number in range(plan[line + T_CELLS]):
-        source = word(sources, number)
-        said = float(word(sums, source)) if word(plan, cell) == OF_RING else word(counts, word(empties, source))
-        put(out, at + word(plan, cell + 4), said)
+        source = sources[number]
+        said = float(going[SUMS + source]) if plan[cell] == OF_RING else counts[going[EMPTIES + source]]
+        out[at + plan[cell + 4]] = said
         cell += CELL_LINE
 
 
@@ -445,52 +495,59 @@ def _sources(plan: Array, tally: int) -> Array:
 def tell_on(
     plan: Array,
     tally: int,
-    entities: Array,
-    rows: Array,
-    row_begins: Array,
-    row_at: Array,
-    reads: Array,
-    read_begins: Array,
-    read_at: Array,
-    now: Array,
+    entities: int,
+    arrivals: Array,
+    begins: Array,
     facts: Array,
+    declined: Array,
+    declined_kind: int,
+    taught: Array,
+    taught_begins: Array,
+    labels: Array,
+    seen_from: Array,
     before: Array,
     spans: Array,
     out: Array,
     after: Array,
     after_spans: Array,
+    newest: Array,
 ) -> int:
-    """Backfill: what one kind of tally said to each read, and the bytes of each tally afterwards; how many.
+    """Backfill: what one kind of tally told each arrival into its row of `out`, and the bytes of each tally afterwards; how many.
 
-    Of entity e: `rows[row_begins[e]:row_begins[e + 1]]` are its rows of `facts`, in the order of `row_at`, and `reads` likewise; a read sees
-    the rows whose number is not above its own. Its bytes before are `before[spans[e, 0]:spans[e, 1]]`.
+    Of entity e: `arrivals[begins[e]:begins[e + 1]]` are those that ask it, in order. Each gives its row of `facts` once it was told, and that
+    it was declined. `taught[taught_begins[e]:taught_begins[e + 1]]` are the rows of `labels` that it is given before the arrival `seen_from`.
+    Its bytes before are `before[spans[e, 0]:spans[e, 1]]`; `newest` gets the newest event time of its new rows.
     """
-    state = np.empty(plan[STATE], np.int64)
-    line, columns = plan[TALLY_AT] + tally * TALLY_LINE, 0
-    for number in range(plan[line + T_RINGS]):
-        columns += plan[plan[line + T_RING_AT] + number * RING_LINE + 3]
-    ends, sums = np.empty(plan[line + T_RINGS] + plan[line + T_SKETCHES], np.int64), np.empty(columns, np.int64)
-    empties, counts = np.empty(plan[line + T_SKETCHES], np.int64), np.empty(BUCKETS + 1)
+    state, line = np.empty(plan[STATE], np.int64), plan[TALLY_AT] + tally * TALLY_LINE
+    going, counts, sources = np.empty(GOING, np.int64), np.empty(BUCKETS + 1), _sources(plan, tally)
     for empty in range(BUCKETS + 1):
         counts[empty] = _estimated(empty)
-    sources, flat, told = _sources(plan, tally), facts.ravel(), out.ravel()
+    tables, sums, on, said, from_ = pointer(plan), pointer(state), pointer(going), pointer(counts), pointer(sources)
+    own, learned, told, width, label_width, told_width = pointer(facts), pointer(labels), pointer(out), facts.shape[1], labels.shape[1], out.shape[1]
     used = 0
-    for entity in range(entities.size):
+    for entity in range(entities):
         unpack(plan, tally, before, spans[entity, 0], spans[entity, 1], state)
-        ends[:] = NOWHEN
-        row, last = row_begins[entity], row_begins[entity + 1]
-        for read_ in range(read_begins[entity], read_begins[entity + 1]):
-            while row < last and row_at[row] <= read_at[read_]:
-                _give_on(plan, tally, state, flat, rows[row] * facts.shape[1], ends, sums, empties)
-                row += 1
-            read = reads[read_]
-            _tell_on(plan, tally, state, now[read], ends, sums, empties, counts, sources, told, read * out.shape[1])
-        while row < last:
-            give(plan, tally, state, facts[rows[row]])
-            row += 1
+        _nothing_known(going)
+        label, last = taught_begins[entity], taught_begins[entity + 1]
+        latest = -1
+        for place in range(begins[entity], begins[entity + 1] + 1):
+            number = arrivals[place] if place < begins[entity + 1] else declined.size
+            while label < last and seen_from[taught[label]] <= number:
+                row = taught[label] * label_width
+                _give_on(tables, line, sums, learned, row, learned[row + _KIND], learned[row + label_width - 1], on)
+                latest = max(latest, learned[row + _AT])
+                label += 1
+            if number < declined.size:
+                row = number * width
+                _tell_on(tables, line, sums, own[row + _AT], on, said, from_, told, number * told_width)
+                for again in range(2 if declined[number] else 1):
+                    _give_on(tables, line, sums, own, row, own[row + _KIND] if again == 0 else declined_kind, 0, on)
+                latest = max(latest, own[row + _AT])
+        newest[entity] = latest
         length = pack(plan, tally, state, after[used:])
         after_spans[entity, 0], after_spans[entity, 1] = used, used + length
         used += length
+    held((counts, sources))
     return used
 
 
