@@ -21,7 +21,7 @@ LOT = 8
 """So many are judged at a time: a payment that comes meanwhile waits for them."""
 SHARE = 0.1
 """Of one processor second opinions take so much at most, however many wait; under more load they are dropped first."""
-LOOK_S, PATIENCE_S = 0.005, 0.05
+LOOK_S, PATIENCE_S = 0.005, 0.25
 """How often it is looked whether nobody is deciding: answers go out before anything else is begun. Under load that is waited for only so long."""
 _FULL, _LOG, _FAILED = (metrics.OPINIONS_DROPPED.labels(why) for why in ("full", "log", "failed"))
 
