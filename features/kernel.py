@@ -1182,34 +1182,34 @@ def _stepped(op: int, lanes: Array, to: int, a: int, b: int, c: int, d: int) -> 
     """One step for all lanes. The commonest operations have loops of their own, so that the choice falls away inside of them."""
     if op == MINUS:
         for i in range(LANES):
-            put(lanes, to + i, _calculated(MINUS, word(lanes, a + i), word(lanes, b + i), 0.0, 0.0))
+            lanes[to + i] = _calculated(MINUS, lanes[a + i], lanes[b + i], 0.0, 0.0)
     elif op == OVER:
         for i in range(LANES):
-            put(lanes, to + i, _calculated(OVER, word(lanes, a + i), word(lanes, b + i), 0.0, 0.0))
+            lanes[to + i] = _calculated(OVER, lanes[a + i], lanes[b + i], 0.0, 0.0)
     elif op == TIMES:
         for i in range(LANES):
-            put(lanes, to + i, _calculated(TIMES, word(lanes, a + i), word(lanes, b + i), 0.0, 0.0))
+            lanes[to + i] = _calculated(TIMES, lanes[a + i], lanes[b + i], 0.0, 0.0)
     elif op == LARGER:
         for i in range(LANES):
-            put(lanes, to + i, _calculated(LARGER, word(lanes, a + i), word(lanes, b + i), 0.0, 0.0))
+            lanes[to + i] = _calculated(LARGER, lanes[a + i], lanes[b + i], 0.0, 0.0)
     elif op == DIFFERS:
         for i in range(LANES):
-            put(lanes, to + i, _calculated(DIFFERS, word(lanes, a + i), word(lanes, b + i), 0.0, 0.0))
+            lanes[to + i] = _calculated(DIFFERS, lanes[a + i], lanes[b + i], 0.0, 0.0)
     elif op == IS_ZERO:
         for i in range(LANES):
-            put(lanes, to + i, _calculated(IS_ZERO, word(lanes, a + i), 0.0, 0.0, 0.0))
+            lanes[to + i] = _calculated(IS_ZERO, lanes[a + i], 0.0, 0.0, 0.0)
     elif op == IS_MISSING:
         for i in range(LANES):
-            put(lanes, to + i, _calculated(IS_MISSING, word(lanes, a + i), 0.0, 0.0, 0.0))
+            lanes[to + i] = _calculated(IS_MISSING, lanes[a + i], 0.0, 0.0, 0.0)
     elif op == PLUS:
         for i in range(LANES):
-            put(lanes, to + i, _calculated(PLUS, word(lanes, a + i), word(lanes, b + i), 0.0, 0.0))
+            lanes[to + i] = _calculated(PLUS, lanes[a + i], lanes[b + i], 0.0, 0.0)
     else:
         for i in range(LANES):
-            put(lanes, to + i, _calculated(op, word(lanes, a + i), word(lanes, b + i), word(lanes, c + i), word(lanes, d + i)))
+            lanes[to + i] = _calculated(op, lanes[a + i], lanes[b + i], lanes[c + i], lanes[d + i])
 
 
-@released
+@inlined
 def _ended(plan: Array, lanes: Array) -> None:
     """The steps of all expressions, for all lanes."""
     for number in range(plan[STEPS]):
@@ -1257,21 +1257,19 @@ def finish(
         slots *= 2
     table = np.empty(slots, np.int64)
     others = _has_others(rest)
+    tables, values, cell_of, of_cells, from_ = pointer(plan), pointer(lanes), pointer(swept), pointer(cells), pointer(cell_at)
+    own, own_measures, by_tallies, by_profiles, row = pointer(facts), pointer(measures), pointer(told), pointer(known), pointer(out)
+    widths = (facts.shape[1], measures.shape[1], told.shape[1], known.shape[1])
     for begin in range(0, numbers.size, LANES):
         end = min(begin + LANES, numbers.size)
         for at in range(begin, end):
             number, lane = numbers[at], at - begin
-            own = facts[number]
-            _filled(plan, lanes, lane, own, measures, told, known, number)
+            _filled(tables, values, lane, number, own, own_measures, by_tallies, by_profiles, widths)
             for log in range(plan[LOGS]):
-                if places[log, number] >= 0:
-                    base = number * swept.size
-                    for cell in range(cell_at[log], cell_at[log + 1]):
-                        put(lanes, word(swept, cell) * LANES + lane, word(cells, base + cell))
-                else:
-                    for cell in range(cell_at[log], cell_at[log + 1]):
-                        lanes[swept[cell] * LANES + lane] = math.nan
-            _caps_of(plan, lanes, lane, number, places, firsts, segments, flat, own[AT_MS_FACT])
+                base, there = number * swept.size, places[log, number] >= 0
+                for cell in range(from_[log], from_[log + 1]):
+                    values[cell_of[cell] * LANES + lane] = of_cells[base + cell] if there else math.nan
+            _caps_of(plan, lanes, lane, number, places, firsts, segments, flat, facts[number, AT_MS_FACT])
             fully, left = slow[number], others
             for meeting in range(meetings.shape[0]):
                 log, register, met = meetings[meeting, 0], meetings[meeting, 1], meetings[meeting, 2]
@@ -1290,13 +1288,14 @@ def finish(
             if fully or left:
                 some = plan if fully else rest
                 registers[:] = math.nan
-                _folded(some, number, places, positions, firsts, segments, flat, own, registers, bits, table, shared)
+                _folded(some, number, places, positions, firsts, segments, flat, facts[number], registers, bits, table, shared)
                 _copied(some, registers, lanes, lane)
-        _ended(plan, lanes)
+        _ended(tables, values)
         for at in range(begin, end):
-            row, lane, outs_at = outs[numbers[at]], at - begin, plan[OUT_AT]
+            to, lane, outs_at = outs[numbers[at]] * plan[OUTS], at - begin, plan[OUT_AT]
             for column in range(plan[OUTS]):
-                out[row, column] = word(lanes, word(plan, outs_at + column) * LANES + lane)
+                row[to + column] = values[tables[outs_at + column] * LANES + lane]
+    held(lanes)
 
 
 @released
@@ -1312,19 +1311,33 @@ def _has_others(rest: Array) -> bool:
 
 
 @inlined
-def _filled(plan: Array, lanes: Array, lane: int, own: Array, measures: Array, told: Array, known: Array, number: int) -> None:
+def _filled(
+    plan: Array,
+    lanes: Array,
+    lane: int,
+    number: int,
+    facts: Array,
+    measures: Array,
+    told: Array,
+    known: Array,
+    widths: tuple[int, int, int, int],
+) -> None:
     """What is there before any log is read: the transaction's facts and measures, what tallies told it and profiles knew."""
-    for fact in range(plan[FACTS]):
-        given = own[fact] != 0 or plan[plan[FACT_AT] + fact] == 0
-        lanes[fact * LANES + lane] = float(own[fact]) if given else math.nan
-    at = plan[FACTS]
-    for measure in range(measures.shape[1]):
-        lanes[(at + measure) * LANES + lane] = measures[number, measure]
-    at += measures.shape[1]
-    for fold_ in range(told.shape[1]):
-        lanes[(at + fold_) * LANES + lane] = told[number, fold_]
-    for column in range(plan[KNOWNS]):
-        lanes[(plan[KNOWN_REG] + column) * LANES + lane] = known[number, column]
+    at, own = lane, number * widths[0]
+    for fact in range(widths[0]):
+        given = facts[own + fact] != 0 or plan[plan[FACT_AT] + fact] == 0
+        lanes[at] = float(facts[own + fact]) if given else math.nan
+        at += LANES
+    for measure in range(number * widths[1], (number + 1) * widths[1]):
+        lanes[at] = measures[measure]
+        at += LANES
+    for fold_ in range(number * widths[2], (number + 1) * widths[2]):
+        lanes[at] = told[fold_]
+        at += LANES
+    at = plan[KNOWN_REG] * LANES + lane
+    for column in range(number * widths[3], (number + 1) * widths[3]):
+        lanes[at] = known[column]
+        at += LANES
 
 
 @inlined
