@@ -823,8 +823,10 @@ S_AT, S_ROOM, S_ROWS, S_GONE, S_GONE_NEWEST, S_TOKEN, S_LOG, S_NEWEST = range(8)
 SEGMENT = 8
 """A segment's words: where it begins, room for rows (each column has so many words, and behind them the newest event time so far and the
 identities), rows, rows gone, the newest event time of those, token, log, the newest event time of all."""
-H_SEGMENTS, H_USED, H_NEXT, H_ASKED = range(4)
-HEADS = 4  # how many segments, how many words are used, the transaction at which to go on, and how many words it asks for
+H_SEGMENTS, H_USED, H_NEXT, H_ASKED, H_HOLE, H_HOLE_END = range(6)
+HEADS = 6
+"""How many segments, how many words are used, the transaction at which to go on, how many words it asks for, and between which words nothing
+is any more: others moved away from there."""
 NOBODY, EMPTY = -1, -2
 
 
@@ -933,11 +935,20 @@ def room_for(
         heads[H_ASKED] += (rows + rows // 4 + 2) * width if rows > segments[touched[group], S_ROOM] else 0
     if heads[H_USED] + heads[H_ASKED] > flat.size:
         return False
+    left = left_end = 0
     for group in range(groups):
-        rows = segments[touched[group], S_ROWS] + wanted[group]
-        if rows > segments[touched[group], S_ROOM]:
-            _moved(flat, segments[touched[group]], flat, heads[H_USED], rows + rows // 4 + 2, width)
-            heads[H_USED] += segments[touched[group], S_ROOM] * width
+        segment = segments[touched[group]]
+        rows, before = segment[S_ROWS] + wanted[group], segment[S_ROOM] * width
+        if rows > segment[S_ROOM]:
+            room = rows + rows // 4 + 2
+            if before > 0:
+                left = left if segment[S_AT] == left_end else segment[S_AT]
+                left_end = segment[S_AT] + before
+            place = H_HOLE if heads[H_HOLE] + room * width <= heads[H_HOLE_END] else H_USED
+            _moved(flat, segment, flat, heads[place], room, width)
+            heads[place] += room * width
+    if left_end - left > heads[H_HOLE_END] - heads[H_HOLE]:
+        heads[H_HOLE], heads[H_HOLE_END] = left, left_end
     return True
 
 
@@ -1067,7 +1078,7 @@ def compact(segments: Array, heads: Array, widths: Array, forget: int, flat: Arr
         table[_segment_at(table, fresh, old[S_TOKEN], old[S_LOG])] = count + 1
         used += room * width
         count += 1
-    heads[H_SEGMENTS], heads[H_USED] = count, used
+    heads[H_SEGMENTS], heads[H_USED], heads[H_HOLE], heads[H_HOLE_END] = count, used, 0, 0
 
 
 @released
