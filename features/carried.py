@@ -155,7 +155,8 @@ class Logs:
     def restore(self, state: Mapping[str, Array]) -> None:
         """Goes on where another was."""
         self.segments, self.flat = state["segments"].copy(), state["flat"].copy()
-        self.heads[:2] = len(self.segments), len(self.flat)
+        self.heads[:] = 0
+        self.heads[[kernel.H_SEGMENTS, kernel.H_USED]] = len(self.segments), len(self.flat)
         self._table = np.zeros(1 << max(12, (4 * len(self.segments)).bit_length()), np.int64)
         kernel.indexed(self.segments, len(self.segments), self._table)
         self.segments = np.concatenate((self.segments, np.zeros((1024, kernel.SEGMENT), np.int64)))

@@ -938,8 +938,10 @@ S_AT, S_ROOM, S_ROWS, S_GONE, S_GONE_NEWEST, S_TOKEN, S_LOG, S_NEWEST = range(8)
 SEGMENT = 8
 """A segment's words: where it begins, room for rows (each column has so many words, and behind them the newest event time so far and the
 identities), rows, rows gone, the newest event time of those, token, log, the newest event time of all."""
-H_SEGMENTS, H_USED, H_NEXT, H_ASKED = range(4)
-HEADS = 4  # how many segments, how many words are used, the transaction at which to go on, and how many words it asks for
+H_SEGMENTS, H_USED, H_NEXT, H_ASKED, H_HOLE, H_HOLE_END = range(6)
+HEADS = 6
+"""How many segments, how many words are used, the transaction at which to go on, how many words it asks for, and between which words nothing
+is any more: others moved away from there."""
 NOBODY, EMPTY = -1, -2
 
 
@@ -1048,11 +1050,20 @@ def room_for(
         heads[H_ASKED] += (rows + rows // 4 + 2) * width if rows > segments[touched[group], S_ROOM] else 0
     if heads[H_USED] + heads[H_ASKED] > flat.size:
         return False
+    left = left_end = 0
     for group in range(groups):
-        rows = segments[touched[group], S_ROWS] + wanted[group]
-        if rows > segments[touched[group], S_ROOM]:
-            _moved(flat, segments[touched[group]], flat, heads[H_USED], rows + rows // 4 + 2, width)
-            heads[H_USED] += segments[touched[group], S_ROOM] * width
+        segment = segments[touched[group]]
+        rows, before = segment[S_ROWS] + wanted[group], segment[S_ROOM] * width
+        if rows > segment[S_ROOM]:
+            room = rows + rows // 4 + 2
+            if before > 0:
+                left = left if segment[S_AT] == left_end else segment[S_AT]
+                left_end = segment[S_AT] + before
+            place = H_HOLE if heads[H_HOLE] + room * width <= heads[H_HOLE_END] else H_USED
+            _moved(flat, segment, flat, heads[place], room, width)
+            heads[place] += room * width
+    if left_end - left > heads[H_HOLE_END] - heads[H_HOLE]:
+        heads[H_HOLE], heads[H_HOLE_END] = left, left_end
     return True
 
 
@@ -1182,7 +1193,7 @@ def compact(segments: Array, heads: Array, widths: Array, forget: int, flat: Arr
         table[_segment_at(table, fresh, old[S_TOKEN], old[S_LOG])] = count + 1
         used += room * width
         count += 1
-    heads[H_SEGMENTS], heads[H_USED] = count, used
+    heads[H_SEGMENTS], heads[H_USED], heads[H_HOLE], heads[H_HOLE_END] = count, used, 0, 0
 
 
 @released
@@ -1295,34 +1306,34 @@ def _stepped(op: int, lanes: Array, to: int, a: int, b: int, c: int, d: int) -> 
     """One step for all lanes. The commonest operations have loops of their own, so that the choice falls away inside of them."""
     if op == MINUS:
         for i in range(LANES):
-            put(lanes, to + i, _calculated(MINUS, word(lanes, a + i), word(lanes, b + i), 0.0, 0.0))
+            lanes[to + i] = _calculated(MINUS, lanes[a + i], lanes[b + i], 0.0, 0.0)
     elif op == OVER:
         for i in range(LANES):
-            put(lanes, to + i, _calculated(OVER, word(lanes, a + i), word(lanes, b + i), 0.0, 0.0))
+            lanes[to + i] = _calculated(OVER, lanes[a + i], lanes[b + i], 0.0, 0.0)
     elif op == TIMES:
         for i in range(LANES):
-            put(lanes, to + i, _calculated(TIMES, word(lanes, a + i), word(lanes, b + i), 0.0, 0.0))
+            lanes[to + i] = _calculated(TIMES, lanes[a + i], lanes[b + i], 0.0, 0.0)
     elif op == LARGER:
         for i in range(LANES):
-            put(lanes, to + i, _calculated(LARGER, word(lanes, a + i), word(lanes, b + i), 0.0, 0.0))
+            lanes[to + i] = _calculated(LARGER, lanes[a + i], lanes[b + i], 0.0, 0.0)
     elif op == DIFFERS:
         for i in range(LANES):
-            put(lanes, to + i, _calculated(DIFFERS, word(lanes, a + i), word(lanes, b + i), 0.0, 0.0))
+            lanes[to + i] = _calculated(DIFFERS, lanes[a + i], lanes[b + i], 0.0, 0.0)
     elif op == IS_ZERO:
         for i in range(LANES):
-            put(lanes, to + i, _calculated(IS_ZERO, word(lanes, a + i), 0.0, 0.0, 0.0))
+            lanes[to + i] = _calculated(IS_ZERO, lanes[a + i], 0.0, 0.0, 0.0)
     elif op == IS_MISSING:
         for i in range(LANES):
-            put(lanes, to + i, _calculated(IS_MISSING, word(lanes, a + i), 0.0, 0.0, 0.0))
+            lanes[to + i] = _calculated(IS_MISSING, lanes[a + i], 0.0, 0.0, 0.0)
     elif op == PLUS:
         for i in range(LANES):
-            put(lanes, to + i, _calculated(PLUS, word(lanes, a + i), word(lanes, b + i), 0.0, 0.0))
+            lanes[to + i] = _calculated(PLUS, lanes[a + i], lanes[b + i], 0.0, 0.0)
     else:
         for i in range(LANES):
-            put(lanes, to + i, _calculated(op, word(lanes, a + i), word(lanes, b + i), word(lanes, c + i), word(lanes, d + i)))
+            lanes[to + i] = _calculated(op, lanes[a + i], lanes[b + i], lanes[c + i], lanes[d + i])
 
 
-@released
+@inlined
 def _ended(plan: Array, lanes: Array) -> None:
     """The steps of all expressions, for all lanes."""
     for number in range(plan[STEPS]):
@@ -1370,21 +1381,19 @@ def finish(
     bits, shared = np.empty(most, np.int64), np.empty(plan[SHARED] * most, np.int64)
     table = np.empty(table_words(most, widest), np.int64)
     others = _has_others(rest)
+    tables, values, cell_of, of_cells, from_ = pointer(plan), pointer(lanes), pointer(swept), pointer(cells), pointer(cell_at)
+    own, own_measures, by_tallies, by_profiles, row = pointer(facts), pointer(measures), pointer(told), pointer(known), pointer(out)
+    widths = (facts.shape[1], measures.shape[1], told.shape[1], known.shape[1])
     for begin in range(0, numbers.size, LANES):
         end = min(begin + LANES, numbers.size)
         for at in range(begin, end):
             number, lane = numbers[at], at - begin
-            own = facts[number]
-            _filled(plan, lanes, lane, own, measures, told, known, number)
+            _filled(tables, values, lane, number, own, own_measures, by_tallies, by_profiles, widths)
             for log in range(plan[LOGS]):
-                if places[log, number] >= 0:
-                    base = number * swept.size
-                    for cell in range(cell_at[log], cell_at[log + 1]):
-                        put(lanes, word(swept, cell) * LANES + lane, word(cells, base + cell))
-                else:
-                    for cell in range(cell_at[log], cell_at[log + 1]):
-                        lanes[swept[cell] * LANES + lane] = math.nan
-            _caps_of(plan, lanes, lane, number, places, firsts, segments, flat, own[AT_MS_FACT])
+                base, there = number * swept.size, places[log, number] >= 0
+                for cell in range(from_[log], from_[log + 1]):
+                    values[cell_of[cell] * LANES + lane] = of_cells[base + cell] if there else math.nan
+            _caps_of(plan, lanes, lane, number, places, firsts, segments, flat, facts[number, AT_MS_FACT])
             fully, left = slow[number], others
             for meeting in range(meetings.shape[0]):
                 log, register, met = meetings[meeting, 0], meetings[meeting, 1], meetings[meeting, 2]
@@ -1403,13 +1412,14 @@ def finish(
             if fully or left:
                 some = plan if fully else rest
                 registers[:] = math.nan
-                _folded(some, number, places, positions, firsts, segments, flat, own, registers, bits, table, shared)
+                _folded(some, number, places, positions, firsts, segments, flat, facts[number], registers, bits, table, shared)
                 _copied(some, registers, lanes, lane)
-        _ended(plan, lanes)
+        _ended(tables, values)
         for at in range(begin, end):
-            row, lane, outs_at = outs[numbers[at]], at - begin, plan[OUT_AT]
+            to, lane, outs_at = outs[numbers[at]] * plan[OUTS], at - begin, plan[OUT_AT]
             for column in range(plan[OUTS]):
-                out[row, column] = word(lanes, word(plan, outs_at + column) * LANES + lane)
+                row[to + column] = values[tables[outs_at + column] * LANES + lane]
+    held(lanes)
 
 
 @released
@@ -1425,19 +1435,33 @@ def _has_others(rest: Array) -> bool:
 
 
 @inlined
-def _filled(plan: Array, lanes: Array, lane: int, own: Array, measures: Array, told: Array, known: Array, number: int) -> None:
+def _filled(
+    plan: Array,
+    lanes: Array,
+    lane: int,
+    number: int,
+    facts: Array,
+    measures: Array,
+    told: Array,
+    known: Array,
+    widths: tuple[int, int, int, int],
+) -> None:
     """What is there before any log is read: the transaction's facts and measures, what tallies told it and profiles knew."""
-    for fact in range(plan[FACTS]):
-        given = own[fact] != 0 or plan[plan[FACT_AT] + fact] == 0
-        lanes[fact * LANES + lane] = float(own[fact]) if given else math.nan
-    at = plan[FACTS]
-    for measure in range(measures.shape[1]):
-        lanes[(at + measure) * LANES + lane] = measures[number, measure]
-    at += measures.shape[1]
-    for fold_ in range(told.shape[1]):
-        lanes[(at + fold_) * LANES + lane] = told[number, fold_]
-    for column in range(plan[KNOWNS]):
-        lanes[(plan[KNOWN_REG] + column) * LANES + lane] = known[number, column]
+    at, own = lane, number * widths[0]
+    for fact in range(widths[0]):
+        given = facts[own + fact] != 0 or plan[plan[FACT_AT] + fact] == 0
+        lanes[at] = float(facts[own + fact]) if given else math.nan
+        at += LANES
+    for measure in range(number * widths[1], (number + 1) * widths[1]):
+        lanes[at] = measures[measure]
+        at += LANES
+    for fold_ in range(number * widths[2], (number + 1) * widths[2]):
+        lanes[at] = told[fold_]
+        at += LANES
+    at = plan[KNOWN_REG] * LANES + lane
+    for column in range(number * widths[3], (number + 1) * widths[3]):
+        lanes[at] = known[column]
+        at += LANES
 
 
 @inlined
