@@ -203,7 +203,7 @@ def sweep_plan(program: Array) -> SweepPlan:
     logs = _lines(program, head[kernel.LOG_AT], head[kernel.LOGS], kernel.LOG_LINE)
     registers: list[int] = []
     rest = _Writer(program.tolist())
-    tables, meetings, cell_at = [], [], [0]
+    tables, meetings, cell_at, longest = [], [], [0], 0
     collected: dict[int, int] = {}
     for number, line in enumerate(logs):
         conditions = [_Condition(*each) for each in _lines(program, line[kernel.L_CONDITION_AT], line[kernel.L_CONDITIONS], kernel.CONDITION_LINE)]
@@ -222,6 +222,8 @@ def sweep_plan(program: Array) -> SweepPlan:
         tables.append((line[kernel.L_COLUMNS], log))
         cell_at.append(len(registers))
         _leave(rest, head[kernel.LOG_AT] + number * kernel.LOG_LINE, conditions, left)
+        longest = max([longest, *(cell.window + cell.delay for cell in left)])
+    rest.words[kernel.LONGEST_MS] = longest
     writer = _Writer([0] * sweep.HEAD)
     lines = [_written(writer, columns, log) for columns, log in tables]
     room = head[kernel.CAP] + head[kernel.CHUNK] + EVENTS

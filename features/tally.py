@@ -195,6 +195,8 @@ def _planned(layout: TallyLayout, words: list[int], cells_before: int) -> tuple[
         return begin
 
     conditions = list(dict.fromkeys(condition for fold in layout.folds for condition in fold.where))
+    widest = max(len(layout.rings) + len(layout.sketches), sum(len(ring.columns) for ring in layout.rings))
+    assert widest <= kernel.WIDE, f"tally {layout.kind}: more than {kernel.WIDE} rings and sketches, or columns"
 
     def need(where: Iterable[Condition]) -> int:
         return sum(1 << conditions.index(condition) for condition in set(where))
