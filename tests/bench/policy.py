@@ -36,6 +36,10 @@ def an_archive(folder: Path, rows: int, seed: int = 1) -> None:
         chosen = rng.permutation(count)
         columns = {
             "transaction_id": [f"txn-{seed}-{first + i:010d}" for i in range(count)],
+            "decision_id": [f"dec-{seed}-{first + i:010d}" for i in range(count)],
+            "model_id": ["mdl_live"] * count,
+            "policy_id": ["pol_live"] * count,
+            "txn_kind": rng.choice(["card_present", "ecommerce"], count),
             "at_ms": at_ms,
             "outcome": rng.choice(["approve", "review", "decline", "block"], count, p=[0.97, 0.01, 0.015, 0.005]),
             "score": (rng.beta(0.3, 8, count) * 1000).astype(np.int64),
