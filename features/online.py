@@ -300,7 +300,7 @@ class RedisMemory:
     def _read_with_care(self, group: _Group, replies: memoryview, count: int) -> list[Past]:
         """What replies say that are not all as they are when all goes well."""
         asked, ends = self._each(group)
-        return self._pasts(asked, ends, parsed(bytes(replies), count))
+        return self._pasts(asked, ends, parsed(replies, count))
 
     def _each(self, group: _Group) -> tuple[list[_Asked], list[int]]:
         """What each one asks, and where its commands end."""

@@ -65,12 +65,12 @@ class _Request:
         self.future, self.awaited, self.deadline, self.read = future, awaited, deadline, read
         self.left = awaited
 
-    def settle(self, replies: memoryview) -> None:
+    def settle(self, replies: memoryview, reader: hiredis.Reader) -> None:
         """All replies are there."""
         if self.future is None or self.future.done():
             return
         try:
-            self.future.set_result(parsed(bytes(replies), self.awaited) if self.read is None else self.read(replies))
+            self.future.set_result(parsed(replies, self.awaited, reader) if self.read is None else self.read(replies))
         except Exception as error:  # noqa: BLE001 whoever asked is told, and the connection goes on
             self.future.set_exception(error)
 
@@ -80,18 +80,21 @@ class _Request:
             self.future.set_exception(MemoryUnavailable(reason))
 
 
-def parsed(replies: bytes, count: int) -> list[Any]:
-    """So many replies, an error as a `hiredis.ReplyError` in its place. MemoryUnavailable if the server says that it cannot serve now."""
-    reader = hiredis.Reader()
-    reader.feed(replies)
+def parsed(replies: bytes | memoryview, count: int, reader: hiredis.Reader | None = None) -> list[Any]:
+    """So many replies, an error as a `hiredis.ReplyError` in its place. MemoryUnavailable if the server says that it cannot serve now.
+
+    `reader`: one that has read all that it was given, and has room already.
+    """
+    reader = hiredis.Reader() if reader is None else reader
+    reader.feed(replies)  # type: ignore[arg-type]  # it takes any buffer
+    gets = reader.gets
     try:
-        found = [reader.gets() for _ in range(count)]
+        found = [gets() for _ in range(count)]
     except hiredis.ProtocolError as error:
         raise MemoryUnavailable(f"Redis answered in no known way: {error}") from error
-    if b"-" in replies:
-        for reply in found:
-            if reply.__class__ is hiredis.ReplyError and str(reply).startswith(_DOWN):
-                raise MemoryUnavailable(f"Redis: {reply}")
+    for reply in found:
+        if reply.__class__ is hiredis.ReplyError and str(reply).startswith(_DOWN):
+            raise MemoryUnavailable(f"Redis: {reply}")
     return found
 
 
@@ -104,6 +107,7 @@ class _Link(asyncio.BufferedProtocol):
         self.waiting: deque[_Request] = deque()
         self.unsent: list[bytes] = []
         self.alarm: asyncio.TimerHandle | None = None
+        self.reader = hiredis.Reader()
         self._renew(_ROOM)
 
     def _renew(self, size: int) -> None:
@@ -158,7 +162,9 @@ class _Link(asyncio.BufferedProtocol):
                 return
             waiting.popleft()
             replies, self.begin = self.view[self.begin : self.at], self.at
-            request.settle(replies)
+            request.settle(replies, self.reader)
+            if self.reader.has_data():  # what it could not read stays in it
+                self.reader = hiredis.Reader()
         if self.room.size > _ROOM_MAX:
             self._renew(_ROOM)
         self.begin = self.at = self.end = 0
