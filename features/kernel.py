@@ -149,7 +149,7 @@ or64: Callable[[Array, int, int], None] = cast(Any, intrinsic(_or64))
 
 
 @inlined
-def _slots(rows: int) -> int:
+def slots_for(rows: int) -> int:
     """Words of a table in which so many values are looked for: a power of two, half of it empty."""
     slots = 16
     while slots < 2 * rows:
@@ -204,7 +204,7 @@ def _in_order(buffer: Array, at: int, end: int, size: int, own: int, offsets: Ar
 @inlined
 def _told_apart(buffer: Array, at: int, end: int, size: int, own: int, offsets: Array, table: Array) -> tuple[int, int]:
     """How many unique rows come before the first one with identity `own`, and where that is. `offsets`: where they are."""
-    slots = _slots((end - at) // size)
+    slots = slots_for((end - at) // size)
     table[:slots] = 0
     count = 0
     while at < end:
@@ -230,7 +230,7 @@ def place_of(buffer: Array, size: int, own: int) -> tuple[int, int]:
     length = buffer.size - 8
     offsets = np.empty(length // size + 1, np.int64)
     found = np.empty(3, np.int64)
-    count = uniques(buffer, 0, length, size, own, offsets, found, np.empty(_slots(length // size), np.int64))
+    count = uniques(buffer, 0, length, size, own, offsets, found, np.empty(slots_for(length // size), np.int64))
     return found[0] + count, found[2]
 
 
@@ -254,6 +254,14 @@ def visible_from(
     return first
 
 
+@inlined
+def row_into(plan: Array, line: int, owns: Array, own: int, out: Array, at: int) -> None:
+    """The row that the transaction whose facts begin at `own` appends to the log of that line, to `at` on, where `out` is zero."""
+    or64(out, at, load64(owns, own))
+    for place in range(plan[line + L_COLUMN_AT], plan[line + L_COLUMN_AT] + plan[line + L_COLUMNS] * COLUMN_LINE, COLUMN_LINE):
+        or64(out, at + plan[place], load64(owns, own + 8 * plan[place + 3]) << plan[place + 1])
+
+
 @compiled
 def rows_of(plan: Array, owns: Array, stride: int, out: Array) -> None:
     """The row that each transaction appends to each log, all logs of one after the other; its facts begin at each `stride` bytes of `owns`.
@@ -264,9 +272,7 @@ def rows_of(plan: Array, owns: Array, stride: int, out: Array) -> None:
     for own in range(0, owns.size - stride + 1, stride):
         for log in range(plan[LOGS]):
             line = plan[LOG_AT] + log * LOG_LINE
-            or64(out, at, load64(owns, own))
-            for place in range(plan[line + L_COLUMN_AT], plan[line + L_COLUMN_AT] + plan[line + L_COLUMNS] * COLUMN_LINE, COLUMN_LINE):
-                or64(out, at + plan[place], load64(owns, own + 8 * plan[place + 3]) << plan[place + 1])
+            row_into(plan, line, owns, own, out, at)
             at += plan[line + L_SIZE]
 
 
@@ -311,7 +317,7 @@ def at_rest(buffer: Array, size: int, cap: int, chunk: int, keep_ms: int, out: A
     """A log (all but the last eight bytes of `buffer`) at rest: each row once, what is no longer seen in the header. How many bytes of `out`."""
     length = buffer.size - 8
     offsets, found = np.empty(length // size + 1, np.int64), np.empty(3, np.int64)
-    count = uniques(buffer, 0, length, size, 0, offsets, found, np.empty(_slots(length // size), np.int64))
+    count = uniques(buffer, 0, length, size, 0, offsets, found, np.empty(slots_for(length // size), np.int64))
     flat = np.empty(2 * count, np.int64)
     newest = found[1]
     for i in range(count):
@@ -409,7 +415,7 @@ def _mark(plan: Array, line: int, flat: Array, base: int, stride: int, lo: int, 
 @inlined
 def table_words(rows: int, columns: int) -> int:
     """Words of the table that `fold` needs for so many rows of so many columns."""
-    return 2 * _slots(rows) + columns * (rows + 1)
+    return 2 * slots_for(rows) + columns * (rows + 1)
 
 
 @inlined
@@ -468,9 +474,7 @@ def _distinct(rows: int, bits: Array, skip: int, need: int, table: Array, number
 @inlined
 def _collect(flat: Array, column: int, rows: int, bits: Array, skip: int, need: int, table: Array, shared: Array, at: int) -> int:
     """The different values, other than 0, that a column has in the rows that count: how many, at `at`, and behind that each of them."""
-    slots = 16
-    while slots < 2 * rows:
-        slots *= 2
+    slots = slots_for(rows)
     table[:slots] = 0
     count = 0
     for i in range(rows):
@@ -492,9 +496,7 @@ def _meeting(flat: Array, column: int, rows: int, bits: Array, skip: int, need: 
     """How many of the values collected at `at` a column has in the rows that count; missing if nothing was collected."""
     if shared[at] < 0:
         return math.nan
-    slots = 16
-    while slots < 2 * shared[at]:
-        slots *= 2
+    slots = slots_for(shared[at])
     table[:slots] = 0
     for i in range(1, shared[at] + 1):
         slot = (shared[at + i] ^ (shared[at + i] >> 13)) & (slots - 1)
@@ -672,7 +674,7 @@ def fold(
     lo = _after(flat, newest, lo, hi, now - plan[LONGEST_MS])
     void = _mark(plan, line, flat, base, stride, lo, hi, facts, bits)
     first, window, delay, found = lo, 0, 0, 0
-    slots, numbered = _slots(hi - lo), 0
+    slots, numbered = slots_for(hi - lo), 0
     for number in range(plan[line + L_CELLS]):
         cell = plan[line + L_CELL_AT] + number * CELL_LINE
         need = plan[cell + 3]
@@ -1006,6 +1008,15 @@ def looked_up(kind: int, tokens: Array, table: Array, segments: Array, looked: A
             looked[number] = found if found >= 0 else EMPTY
 
 
+@inlined
+def _met(each: int, places: Array, looked: Array) -> int:
+    """The segment of one step of `members`: where the transaction appends, or the other one into which it looks; negative: none."""
+    own = places[each >> 1]
+    if each & 1:
+        return int(own)
+    return int(looked[each >> 1]) if looked.size > 0 and looked[each >> 1] != own else NOBODY
+
+
 @released
 def members(places: Array, looked: Array, counts: Array, order: Array, starts: Array, touched: Array) -> int:
     """Brings together what happens to the same segment, as it comes: group g is `order[starts[g]:starts[g + 1]]`, of `touched[g]`.
@@ -1015,9 +1026,8 @@ def members(places: Array, looked: Array, counts: Array, order: Array, starts: A
     """
     groups = total = 0
     for each in range(2 * places.size):
-        number = each >> 1
-        place = places[number] if each & 1 or looked.size == 0 else looked[number]
-        if place >= 0 and (each & 1 or (looked.size > 0 and place != places[number])):
+        place = _met(each, places, looked)
+        if place >= 0:
             if counts[place] == 0:
                 touched[groups] = place
                 groups += 1
@@ -1028,9 +1038,8 @@ def members(places: Array, looked: Array, counts: Array, order: Array, starts: A
         counts[touched[group]] = starts[group]
     starts[groups] = total
     for each in range(2 * places.size):
-        number = each >> 1
-        place = places[number] if each & 1 or looked.size == 0 else looked[number]
-        if place >= 0 and (each & 1 or (looked.size > 0 and place != places[number])):
+        place = _met(each, places, looked)
+        if place >= 0:
             order[counts[place]] = each
             counts[place] += 1
     return groups
@@ -1496,9 +1505,7 @@ def first_comings(carried: Array, carried_numbers: Array, identities: Array, num
 
     The identities have the numbers from `number` on; those that are carried came before, first at `carried_numbers`.
     """
-    slots = 16
-    while slots < 2 * (carried.size + identities.size):
-        slots *= 2
+    slots = slots_for(carried.size + identities.size)
     keys, numbers = np.empty(slots, np.int64), np.zeros(slots, np.int64)
     for i in range(carried.size + identities.size):
         own = i - carried.size

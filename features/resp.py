@@ -12,7 +12,7 @@ import numpy as np
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from features.kernel import COLUMN_LINE, L_COLUMN_AT, L_COLUMNS, L_SIZE, LOG_AT, LOG_LINE, LOGS, Array, compiled, inlined, load64, or64
+from features.kernel import L_SIZE, LOG_AT, LOG_LINE, LOGS, Array, compiled, inlined, row_into
 
 raw_memcpy: Callable[..., Any] = cast(Any, cgutils).raw_memcpy
 NOT_ASKED, NOTHING = -2, -1
@@ -134,16 +134,6 @@ def _worded(out: Array, at: int, source: Array, begin: int, count: int) -> int:
 
 
 @inlined
-def _row(plan: Array, line: int, owns: Array, own: int, out: Array, at: int) -> None:
-    """The row that the transaction whose facts begin at `own` appends to a log; the eight bytes behind it are zero then."""
-    size = plan[line + L_SIZE]
-    out[at : at + size + 8] = 0
-    or64(out, at, load64(owns, own))
-    for place in range(plan[line + L_COLUMN_AT], plan[line + L_COLUMN_AT] + plan[line + L_COLUMNS] * COLUMN_LINE, COLUMN_LINE):
-        or64(out, at + plan[place], load64(owns, own + 8 * plan[place + 3]) << plan[place + 1])
-
-
-@inlined
 def _named(out: Array, at: int, prefixes: Array, ends: Array, memory: int, words: Array, begin: int, count: int) -> int:
     """Writes a memory's key as a word: the prefix of its kind, and the entity's token."""
     before = ends[memory - 1] if memory > 0 else 0
@@ -185,7 +175,8 @@ def asked(plan: Array, owns: Array, stride: int, prefixes: Array, ends: Array, w
                 copy(out, at, _APPEND, 0, _APPEND.size)
                 at = _named(out, at + _APPEND.size, prefixes, ends, log, words, word, lengths[one, place])
                 at = _written(out, at, _DOLLAR, size)
-                _row(plan, line, owns, one * stride, out, at)
+                out[at : at + size + 8] = 0
+                row_into(plan, line, owns, one * stride, out, at)
                 out[at + size], out[at + size + 1] = _CR, _LF
                 at += size + 2
             word, keys = word + lengths[one, place], keys + 1

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from features.kernel import held, inlined, pointer, released
+from features.kernel import held, inlined, pointer, released, slots_for
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -136,9 +136,7 @@ def _before(values: Array, at: int, count: int, into: int, table: Array) -> None
         for k in range(count):
             values[into + k] = NEVER if none else k - 1
         return
-    slots = 16
-    while slots < 2 * count:
-        slots *= 2
+    slots = slots_for(count)
     for slot in range(slots):
         table[slot] = -1
     slot = last = 0
@@ -478,9 +476,7 @@ def sweep(
     """
     line = plan[LOG_AT] + log * LOG_LINE
     room, most, columns, owns_of = plan[ROOM], plan[EVENTS], plan[line + S_COLUMNS], plan[line + S_OWNS]
-    slots = 16
-    while slots < 2 * room:
-        slots *= 2
+    slots = slots_for(room)
     ints = np.int64
     of_rows = (np.empty(columns * room, ints), np.empty(room, ints), np.empty(room + 1, ints), np.empty(room, ints), np.empty(slots, ints))
     of_events = np.empty((7 + 2 * owns_of, most), ints)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from features.kernel import compiled, held, inlined, load64, pointer, released
+from features.kernel import compiled, held, inlined, load64, pointer, released, slots_for
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -565,9 +565,7 @@ def gather(before: Array, spans: Array, into: Array) -> None:
 @released
 def coded(tokens: Array, codes: Array) -> Array:
     """The different tokens, other than 0, in order; `codes` gets the place of each among them, -1 for 0."""
-    slots = 16
-    while slots < 2 * tokens.size:
-        slots *= 2
+    slots = slots_for(tokens.size)
     table, found, count = np.zeros(slots, np.int64), np.empty(tokens.size, np.int64), 0
     for number in range(tokens.size):
         token = tokens[number]
