@@ -13,7 +13,7 @@ from schemas.errors import HoldfastError
 from schemas.governance import Control, Kind
 from streams import journal, metrics
 from streams.control import same, tell
-from streams.pipeline import World
+from streams.world import World
 
 EVERY_S = 1.0
 HEARD_WITHIN = 5

@@ -7,13 +7,16 @@ from functools import partial
 from typing import NoReturn
 
 from models import stand_in as rows
+from models.policy import Policy
 from models.sandbox import Card, Cards, Effect, card_of, cards_by_token
 from schemas.errors import LogUnavailable, MemoryUnavailable, Unavailable
 from schemas.transaction import Transaction
+from streams.asked import Ask, Course, Decided
 from streams.folder import is_sandbox
-from streams.pipeline import Ask, Course, Decided, Together, World
+from streams.pipeline import decide_all
 from streams.settings import Settings
 from streams.stand_in import StandIn
+from streams.world import Together, World
 
 LATE_S = 5.0
 """So long after it came a late card is decided: longer than a host waits that does not say."""
@@ -44,7 +47,7 @@ class ForcedTogether(Together):
     """Decides as every World does; only what a test card wants late, or not at all, it keeps back. What has its answer keeps that."""
 
     def __init__(self, cards: Cards) -> None:
-        super().__init__()
+        super().__init__(decide_all)
         self._cards = cards
 
     def decided(self, ask: Ask, world: World) -> asyncio.Future[Decided]:
@@ -69,7 +72,7 @@ class ForcedStandIn(StandIn):
 
     cards: Cards = {}  # noqa: RUF012 # replaced, never changed
 
-    async def answer(self, txn: Transaction, now_ms: int, course: Course, gone_code: str, world: World) -> Decided:
+    async def answer(self, txn: Transaction, now_ms: int, course: Course, gone_code: str, policy: Policy) -> Decided:
         """See `StandIn.answer`. For a card that is to be late, or whose part does not answer, nobody stands in."""
         card = card_of(self.cards, txn)
         if card is not None and card.effect is Effect.LATE:
@@ -77,7 +80,7 @@ class ForcedStandIn(StandIn):
             raise TimeoutError
         if card is not None and card.effect is Effect.GONE:
             gone(card)
-        return await super().answer(txn, now_ms, course, gone_code, world)
+        return await super().answer(txn, now_ms, course, gone_code, policy)
 
     def _refusal(self, txn: Transaction, now_ms: int) -> rows.Refusal | None:
         card = card_of(self.cards, txn)

@@ -37,11 +37,11 @@ from schemas.record import Record
 from schemas.topics import ACCOUNT_CONTROLS, ACCOUNTS, CLEARINGS, DECISIONS, HOLDS
 from streams import journal
 from streams.answers import WHOLE, Answers, listed_of, resolved_key, sound
+from streams.asked import Origin
 from streams.books import Books, DictBooks, book_key
 from streams.bus import Bus
 from streams.follow import Follower, Refused, Source
 from streams.lane import Place
-from streams.pipeline import Origin
 
 RESOLVED_TTL_S = 3_456_000
 """A resolved hold is remembered for 40 days, longer than any hold lives."""

@@ -17,8 +17,8 @@ from schemas.governance import Kind
 from streams import journal
 from streams.control import Ear, Told, newest
 from streams.folder import keys_of
-from streams.pipeline import World
 from streams.settings import Settings
+from streams.world import World
 
 LISTEN_S, PAUSE_S = 1.0, 0.5
 """How long a process listens to the control topic at a time, and rests: what was told there decides within a second or two."""

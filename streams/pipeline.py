@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Awaitable, Callable, Container, Sequence
-from dataclasses import dataclass, field
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from features.catalogue import Catalogue
 from features.engine import Look, Past, look_all
-from features.memory import Aside, Memory
+from features.memory import Aside
 from models.decision import Verdict, judge_all, not_retried, refused, unjudged
-from models.hold import Book, OpenHold, Refusal, Step, UnknownAccount, place, standing
+from models.hold import Book, OpenHold, Refusal, Step, place, standing
 from models.opinion import Judged, Judges, Panel
 from models.policy import approved_in_part, authentication_of, hold_terms, least_minor, scheme_of
 from models.sandbox import Cards, forced
@@ -26,95 +23,12 @@ from schemas.errors import HoldfastError, InvalidRecord, LogUnavailable, MemoryU
 from schemas.topics import DECISIONS
 from schemas.transaction import Transaction
 from streams import journal
-from streams.answers import FORGOT, Answers, DictAnswers, Kept, Made, on_whole
-from streams.books import Books, Change, DictBooks
-from streams.bus import Bus
-from streams.control import Told
-from streams.opinion import Waiting
-from streams.tracing import Traced, Tracer
-
-if TYPE_CHECKING:
-    from streams.stand_in import StandIn
-
-
-class Origin(NamedTuple):
-    """Where a transaction came from: topic, partition and offset, or HTTP."""
-
-    topic: str
-    partition: int
-    offset: int
-
-
-HTTP = Origin("http", -1, -1)
-GROUP_MIN, GROUP_MAX, GROUPS = 10, 64, 3
-"""Transactions that are decided together. Each group costs something, and while one waits for Redis another is worked on: so three groups
-at least where there are enough, and none too large for the first of it to wait long for the last."""
-
-
-@dataclass(slots=True)
-class World:
-    """Everything a decision needs, wired once in `streams/cli.py`. The panel is replaced when others are promoted, or stand by."""
-
-    catalogue: Catalogue
-    panel: Panel
-    memory: Memory
-    books: Books | DictBooks
-    answers: Answers | DictAnswers
-    bus: Bus
-    unknown_account: UnknownAccount
-    hold_lease_ms: int
-    future_ms_max: int
-    clock_ms: Callable[[], int]
-    observe: Callable[[str, float, int], None]
-    close: Callable[[], Awaitable[None]] | None = None
-    together: Together = field(default_factory=lambda: Together())
-    given: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """How often who (a model's or policy's id) gave which outcome in this process: what the breaker looks at."""
-    opinions: Waiting = field(default_factory=Waiting)
-    told: Told = field(default_factory=dict)
-    """What the control topic says."""
-    stand_in: StandIn | None = None
-    telling: int = 0
-    """How many wait for the log alone."""
-    tracer: Tracer | None = None
-    """Who tells traces of authorizations."""
-    cards: Cards | None = None
-    """The test cards of a sandbox; a service has none."""
-
-
-class Course:
-    """What who asks sees of a decision on its way. Once it is `over` for them, nothing more of it is kept or told."""
-
-    __slots__ = ("over", "sent", "since_s", "stops", "traced")
-
-    def __init__(self) -> None:
-        self.over = False
-        self.sent: bytes | None = None
-        """The message, once it is on its way to the log: from then on nobody knows whether the log has it."""
-        self.stops: list[tuple[str, float]] = []
-        """The stops that it passed, and the seconds that each took."""
-        self.since_s = 0.0
-        """When the first of them began, by `perf_counter`."""
-        self.traced: Traced | None = None
-        """The span that it is a part of, if that is to be told."""
-
-
-class Ask(NamedTuple):
-    """What `decide` is asked: see there. `said` is what the stand-in has answered already: then only the rest is found out, and told."""
-
-    txn: Transaction
-    now_ms: int
-    origin: Origin = HTTP
-    logged: Container[Origin] = ()
-    course: Course | None = None
-    said: Decision | None = None
-
-
-class Decided(NamedTuple):
-    """A decision that the log has: its message, and the record itself where it was made here and now."""
-
-    message: bytes
-    decision: Decision | None
+from streams.answers import FORGOT, Kept, Made, on_whole
+from streams.asked import HTTP, Ask, Decided, Origin
+from streams.books import Change
+from streams.stand_in import StandIn
+from streams.tracing import Passed
+from streams.world import World
 
 
 class Walk:
@@ -170,60 +84,6 @@ class Walk:
         return self.error or Decided(self.message, self.decision)
 
 
-def groups_of(count: int) -> int:
-    """Into how many groups so many transactions are parted."""
-    return max(1, min(count // GROUP_MIN, max(GROUPS, -(-count // GROUP_MAX))))
-
-
-class Together:
-    """Decides together what is asked within one tick of the loop, in groups, so that the stops of one group overlap another's round trips."""
-
-    def __init__(self) -> None:
-        self._waiting: list[tuple[Ask, asyncio.Future[Decided]]] = []
-        self._under_way: set[asyncio.Task[None]] = set()
-        self.begun = 0
-        """How many groups have been begun."""
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether nothing is being decided."""
-        return not self._waiting and not self._under_way
-
-    def decided(self, ask: Ask, world: World) -> asyncio.Future[Decided]:
-        """What `decide` returns or raises."""
-        loop = asyncio.get_running_loop()
-        if not self._waiting:
-            loop.call_soon(self._begin, loop, world)
-        future: asyncio.Future[Decided] = loop.create_future()
-        self._waiting.append((ask, future))
-        return future
-
-    def _begin(self, loop: asyncio.AbstractEventLoop, world: World) -> None:
-        waiting, self._waiting = self._waiting, []
-        groups = groups_of(len(waiting))
-        self.begun += groups
-        for number in range(groups):
-            task = loop.create_task(_decide_group(waiting[number::groups], world))
-            self._under_way.add(task)
-            task.add_done_callback(self._under_way.discard)
-
-
-async def _decide_group(group: Sequence[tuple[Ask, asyncio.Future[Decided]]], world: World) -> None:
-    """Gives each its result. An error that nobody foresaw is everybody's: whoever asked must not wait for ever."""
-    results: Sequence[Decided | BaseException]
-    try:
-        results = await decide_all([ask for ask, _ in group], world)
-    except BaseException as error:  # noqa: BLE001 it is raised where each waits
-        results = [error] * len(group)
-    for (_, future), result in zip(group, results, strict=True):
-        if future.done():
-            continue
-        if isinstance(result, BaseException):
-            future.set_exception(result)
-        else:
-            future.set_result(result)
-
-
 async def decide(txn: Transaction, world: World, now_ms: int, origin: Origin = HTTP, logged: Container[Origin] = ()) -> Decided:
     """The decision's message, once the log has it: the first to this transaction, whoever asked first.
 
@@ -263,7 +123,7 @@ async def decide_all(asks: Sequence[Ask], world: World) -> list[Decided | Holdfa
     note([walk for walk in new if walk.decision is not None], world)
     for walk in walks:
         if walk.ask.course is not None:
-            walk.ask.course.stops, walk.ask.course.since_s = stops.times, stops.began_s
+            walk.ask.course.passed = Passed(stops.began_s, stops.times)
     return [walk.end() for walk in walks]
 
 

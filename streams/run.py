@@ -30,16 +30,18 @@ from streams.clock import clock_ms
 from streams.control import Ear, newest
 from streams.folder import required_keys
 from streams.forced import cards_of, force, stand_in_of
+from streams.forward import forward
 from streams.hold import HoldWorld
 from streams.judgement import LISTEN_S, Bench, first_panel, stay_current
 from streams.load import ensure_loaded, load
 from streams.loaded import is_kept, is_left
 from streams.opinion import give
-from streams.pipeline import World
+from streams.pipeline import decide_all
 from streams.rebuild import ensure_whole, forget_if_behind, rebuilt
 from streams.settings import Settings
 from streams.tally import TallyWorld
 from streams.tracing import Tracer
+from streams.world import Together, World
 
 REFRESH_S = 2.0
 MEMORY_SHARE = 0.4
@@ -158,7 +160,7 @@ async def authorizing_world(settings: Settings, bus: Bus) -> World:
         if let_go is not None:
             await let_go()
 
-    telling = asyncio.create_task(stand_in.tell(world))
+    telling = asyncio.create_task(forward(stand_in, world))
     telling.add_done_callback(_must_not_end)
     world.close = close
     return world
@@ -188,6 +190,7 @@ async def deciding_world(settings: Settings, bus: Bus, memory_timeout_s: float =
         future_ms_max=settings.future_ms_max,
         clock_ms=clock_ms,
         observe=metrics.observe,
+        together=Together(decide_all),
         close=parts.close,
     )
     beside(parts, stay_whole(parts))

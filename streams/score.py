@@ -13,8 +13,10 @@ from schemas.topics import ACCOUNT_EVENTS, DECISIONS, REMEMBERED_EVENTS, TRANSAC
 from schemas.transaction import Transaction, sound
 from streams import journal, metrics
 from streams.answers import on_whole
+from streams.asked import Origin
 from streams.follow import Follower, Source
-from streams.pipeline import Origin, World, decide
+from streams.pipeline import decide
+from streams.world import World
 
 
 async def on_transaction(world: World, txn: Transaction, source: Source) -> Sequence[Record]:

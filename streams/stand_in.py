@@ -1,4 +1,4 @@
-"""The stand-in: answers inside the deadline what log or Redis cannot, within limits of its own, from its own disk; and tells the log later."""
+"""The stand-in: answers inside the deadline what log or Redis cannot, within limits of its own, from its own disk."""
 
 from __future__ import annotations
 
@@ -10,23 +10,18 @@ from typing import NamedTuple
 import msgspec
 
 from models import stand_in as rows
-from models.answer import host_view
-from models.clearing import WHOLE, Asked
 from models.decision import Verdict
-from models.policy import DAY_MS
+from models.policy import DAY_MS, Policy
 from models.registry import default_stand_in_text
 from models.stand_in import STAND_IN, Approval, Approved, Known, StandInPolicy, approval_of, is_stand_in, newer_half, stand_in_from_toml
 from schemas import avro
 from schemas.decision import Decision, Outcome
-from schemas.errors import Conflict, HoldfastError, InvalidRecord, LogUnavailable, SettingsError, Unavailable
-from schemas.hold import ClearingKind
-from schemas.identity import derived_id
+from schemas.errors import Conflict, InvalidRecord, LogUnavailable, SettingsError
 from schemas.topics import DECISIONS
 from schemas.transaction import Transaction
-from streams import journal, metrics
-from streams.answers import Kept
+from streams import metrics
+from streams.asked import Course, Decided
 from streams.bus import read_tail
-from streams.pipeline import Ask, Course, Decided, World, decide_all
 from streams.settings import Settings
 from streams.spool import DONE, KEPT, Entry, Spool
 
@@ -34,8 +29,6 @@ COUNTED = b"C"
 """The kind of an entry that only counts: an approval of today whose decision the log has."""
 OFF = "off"
 LOG, MEMORY, LATE = "log_unavailable", "memory_unavailable", "deadline"
-AT_ONCE = 64
-PAUSE_S = 0.2
 RECENT_MAX = 20_000
 TAIL = 5_000
 
@@ -158,8 +151,8 @@ class StandIn:
     def _refusal(self, txn: Transaction, now_ms: int) -> rows.Refusal | None:
         return rows.refusal(self._policy, self._known, self._approved, txn, now_ms)
 
-    async def answer(self, txn: Transaction, now_ms: int, course: Course, gone: str, world: World) -> Decided:
-        """The answer to one that is late or failed. Nothing more of it is kept or told by whoever was at it.
+    async def answer(self, txn: Transaction, now_ms: int, course: Course, gone: str, policy: Policy) -> Decided:
+        """The answer to one that is late or failed, which `policy` would have decided. Nothing more of it is kept or told by whoever was at it.
 
         What is on its way to the log already is answered as it is, if it may be; else it is declined, and reversed once the log has it.
         """
@@ -176,7 +169,7 @@ class StandIn:
         if sent is not None and self._may(sent):
             return await self.repeated(self._given(sent, course.sent or b""))
         why = self._refusal(txn, now_ms) or (None if sent is None else rows.Refusal.NOT_COVERED)
-        decision = rows.alone(self._policy, world.panel.judges_of(txn).policy, txn, now_ms, why, gone)
+        decision = rows.alone(self._policy, policy, txn, now_ms, why, gone)
         if why is None:
             self._approved.add(approval_of(txn, now_ms))
         return await self.repeated(self._given(decision, avro.encode(decision)))
@@ -193,90 +186,17 @@ class StandIn:
         metrics.STAND_INS.labels(decision.outcome).inc()
         return durable
 
-    # What it tells.
+    # What becomes of it: `streams/forward.py` tells the log.
 
-    async def tell(self, world: World) -> None:
-        """Tells the log for as long as it runs what it has not been told, oldest first; one by one until it answers again."""
-        while True:
-            await asyncio.sleep(PAUSE_S)
-            while self.pending:
-                some = list(self.pending.values())[: AT_ONCE if world.bus.well else 1]
-                try:
-                    await self._tell(some, world)
-                except (HoldfastError, OSError) as error:
-                    journal.logger().info("the stand-in cannot tell the log yet", waiting=len(self.pending), reason=str(error))
-                    break
-
-    async def _tell(self, some: list[Given], world: World) -> None:
-        for given in some:
-            if given.durable is not None:
-                await given.durable
-        alone = []
-        for given in some:
-            decision = given.decision
-            if decision.vector:
-                await self._tell_whole(given, world)
-                continue
-            first = await world.answers.of_transaction(decision.transaction_id)
-            if first is None or host_view(avro.decode(Decision, first.message)) == host_view(decision):
-                alone.append(Ask(decision.transaction, decision.decided_at_ms, said=decision))
-            else:
-                await self._brought_together(given, first, world)
-        for ask, made in zip(alone, await decide_all(alone, world), strict=True):
-            if isinstance(made, Conflict):
-                self._differs(self.pending[ask.txn.transaction_id], "the log has other contents under this id")
-            elif isinstance(made, HoldfastError):
-                raise made
-            else:
-                self._done(ask.txn.transaction_id)
-
-    async def _tell_whole(self, given: Given, world: World) -> None:
-        """Tells a decision that has all of its parts, byte for byte: the log may have it already."""
-        decision = given.decision
-        first = await world.answers.keep(decision.transaction_id, decision.decision_id, given.message)
-        if first.message != given.message:
-            await self._brought_together(given, first, world)
-            return
-        if not first.told:
-            await world.bus.tell(DECISIONS, decision.account_id, given.message)
-            world.answers.told(decision.transaction_id)
-        self._done(decision.transaction_id)
-
-    async def _brought_together(self, given: Given, first: Kept, world: World) -> None:
-        """The log has, or may have, another decision than the host was told. That one stands; if the host was told no, its hold is reversed."""
-        from streams.authorize.life import clear  # it reads the world, and this is a part of it
-
-        other, decision = avro.decode(Decision, first.message), given.decision
-        name, account_id = decision.transaction_id, decision.account_id
-        if not first.told and decision.hold_id is not None and other.hold_id is None:
-            await world.answers.forget(name)  # nobody told it: what the host heard takes its place, at the next try
-            return
-        if not first.told:
-            await world.bus.tell(DECISIONS, account_id, first.message)
-            world.answers.told(name)
-        if other.hold_id is not None and decision.hold_id is None:
-            now_ms = world.clock_ms()
-            asked = Asked(ClearingKind.REVERSAL, derived_id("clr", name, STAND_IN), name, account_id, WHOLE, "", now_ms)
-            made = await clear(asked, world, now_ms)
-            if made in ("not_confirmed", "unknown_hold"):
-                raise Unavailable(f"the hold of {name} cannot be reversed yet: {made}")
-        elif decision.hold_id is not None and other.hold_id is None:
-            self._differs(given, "approved here, and the log says otherwise")
-            return
-        self._apart[name] = given
-        self._done(name)
-
-    def _differs(self, given: Given, what: str) -> None:
-        """Nothing brings these together: people must know."""
-        metrics.STAND_INS_APART.inc()
-        journal.logger().critical("the stand-in's answer is not in the log", transaction_id=given.decision.transaction_id, what=what)
-        self._apart[given.decision.transaction_id] = given
-        self._done(given.decision.transaction_id)
-
-    def _done(self, transaction_id: str) -> None:
+    def done(self, transaction_id: str, apart: bool = False) -> None:
+        """Nothing of it is to be told any more. `apart`: the log has another decision, and a repeat here gets what was answered here."""
         given = self.pending.pop(transaction_id, None)
-        if given is not None:
-            self._spool.note(DONE, transaction_id.encode())
+        if given is None:
+            return
+        self._spool.note(DONE, transaction_id.encode())
+        if apart:
+            self._apart[transaction_id] = given
+        else:
             self._remember(transaction_id, given.message)
 
 

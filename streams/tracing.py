@@ -14,13 +14,11 @@ import re
 import threading
 import time
 import urllib.request
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from streams import journal, metrics
 from streams.settings import Settings
-
-if TYPE_CHECKING:
-    from streams.pipeline import Course
 
 WAITING_MAX = 2_048
 """Traces that wait for the collector."""
@@ -53,15 +51,21 @@ class Traced(NamedTuple):
         return f"00-{self.trace_id}-{self.span_id}-01".encode()
 
 
+class Passed(NamedTuple):
+    """The stops of a walk and the seconds that each took: they follow each other from `since_s` on, by `time.perf_counter`."""
+
+    since_s: float = 0.0
+    stops: Sequence[tuple[str, float]] = ()
+
+
 class Done(NamedTuple):
-    """A trace that has ended: times are `time.perf_counter`'s; `stops` follow each other from `since_s` on."""
+    """A trace that has ended: times are `time.perf_counter`'s."""
 
     traced: Traced
     name: str
     began_s: float
     ended_s: float
-    since_s: float
-    stops: tuple[tuple[str, float], ...]
+    passed: Passed
     said: dict[str, str]
     failed: bool
 
@@ -97,11 +101,10 @@ class Tracer:
             return Traced(parent.trace_id, self._id(64), parent.span_id) if parent.sampled else None
         return Traced(self._id(128), self._id(64), "") if self._chance.random() < self._share else None
 
-    def end(self, traced: Traced, name: str, began_s: float, course: Course | None, said: dict[str, str], failed: bool = False) -> None:
+    def end(self, traced: Traced, name: str, began_s: float, passed: Passed, said: dict[str, str], failed: bool = False) -> None:
         """The request was answered, or failed: to be told, if there is room."""
-        since_s, stops = (0.0, ()) if course is None else (course.since_s, tuple(course.stops))
         try:
-            self._waiting.put_nowait(Done(traced, name, began_s, time.perf_counter(), since_s, stops, said, failed))
+            self._waiting.put_nowait(Done(traced, name, began_s, time.perf_counter(), passed, said, failed))
         except queue.Full:
             metrics.TRACES_DROPPED.labels("full").inc()
 
@@ -162,8 +165,8 @@ def _spans(done: Done, epoch_s: float, new_id: Any) -> list[dict[str, Any]]:
     door["attributes"] = _attributes(done.said)
     if done.failed:
         door["status"] = {"code": ERROR}
-    made, at_s = [door], done.since_s
-    for stop, took_s in done.stops:
+    made, at_s = [door], done.passed.since_s
+    for stop, took_s in done.passed.stops:
         made.append(span(stop, new_id(64), done.traced.span_id, INTERNAL, at_s, at_s + took_s))
         at_s += took_s
     return made

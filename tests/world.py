@@ -24,10 +24,12 @@ from schemas.decision import Decision
 from schemas.topics import DECISIONS
 from schemas.transaction import Transaction, TransactionKind
 from streams.answers import DictAnswers
+from streams.asked import HTTP, Decided, Origin
 from streams.books import DictBooks
 from streams.bus import ListBus
-from streams.pipeline import HTTP, Decided, Origin, World, decide
+from streams.pipeline import decide, decide_all
 from streams.train import DEFAULT_RECIPE
+from streams.world import Together, World
 
 NOON = 1_767_268_800_000
 """2026-01-01 12:00 UTC."""
@@ -150,5 +152,6 @@ def a_world(unknown_account: UnknownAccount = UnknownAccount.DECLINE) -> TestWor
         future_ms_max=300_000,
         clock_ms=lambda: NOON,
         observe=lambda stop, seconds, count: None,
+        together=Together(decide_all),
     )
     return TestWorld(world, bus, books, answers)

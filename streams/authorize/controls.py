@@ -20,7 +20,7 @@ from streams.answers import FORGOT, sound
 from streams.authorize.problem import Problem
 from streams.authorize.protocol import Reply, Request
 from streams.authorize.requests import body_of
-from streams.pipeline import World
+from streams.world import World
 
 SHAPE = re.compile(r"/v1/(cards|accounts)/(.+)/controls\Z")
 ROWS_MAX = 64

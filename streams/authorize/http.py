@@ -18,6 +18,7 @@ from schemas.hold import ClearingKind
 from schemas.record import Id, Record
 from schemas.transaction import Transaction, sound
 from streams import answers, journal, metrics
+from streams.asked import Course
 from streams.authorize.controls import SHAPE, controls
 from streams.authorize.keys import Grant, Key, Keyring, Scope, bearer
 from streams.authorize.life import clear, increment
@@ -29,7 +30,7 @@ from streams.authorize.requests import Balance, authorization_in, cleared, clear
 from streams.authorize.routes import OPEN_PATHS, is_known, methods_of, scope_of
 from streams.authorize.tokens import Tokens
 from streams.authorize.under_way import UnderWay
-from streams.pipeline import Course, World
+from streams.world import World
 
 AUTHORIZATIONS, DECISIONS, ACCOUNTS = "/v1/authorizations", "/v1/decisions", "/v1/accounts"
 BALANCE = "balance"
@@ -303,7 +304,7 @@ def _wishes(request: Request, wait_s: float) -> tuple[float, bool, bytes | None]
 
 def _timing(course: Course, total_s: float) -> bytes:
     """The header that says how long each stop took, milliseconds."""
-    stops = [*course.stops, ("total", total_s)]
+    stops = [*course.passed.stops, ("total", total_s)]
     return b"server-timing: " + ", ".join([f"{stop};dur={seconds * 1000:.3f}" for stop, seconds in stops]).encode() + b"\r\n"
 
 

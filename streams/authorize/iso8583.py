@@ -18,13 +18,14 @@ from schemas.errors import Conflict, InvalidRecord, SettingsError, Unavailable
 from schemas.hold import ClearingKind
 from schemas.transaction import Transaction, sound
 from streams import answers, journal, metrics
+from streams.asked import Decided, Origin
 from streams.authorize.codec import BadMessage, Codec, Fields, Message, Unreadable
 from streams.authorize.dialect import Dialect
 from streams.authorize.elements import Elements, Secrets
 from streams.authorize.iso_codes import CURRENCY_NUMBERS
 from streams.authorize.life import clear, follow_up
 from streams.authorize.under_way import UnderWay
-from streams.pipeline import Decided, Origin, World
+from streams.world import World
 
 ISO8583 = Origin("iso8583", -1, -1)
 FRAME_BYTES_MAX = 8_192

@@ -21,7 +21,7 @@ from schemas.record import Word
 from schemas.topics import CLEARINGS
 from schemas.transaction import Attribute, Transaction
 from streams.answers import FORGOT, sound
-from streams.pipeline import World
+from streams.world import World
 
 INCREMENTS = "increments"
 """The attribute of an increment: whose hold it raises."""

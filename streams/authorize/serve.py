@@ -28,9 +28,9 @@ from streams.authorize.protocol import Door, HttpProtocol
 from streams.authorize.tls import listening
 from streams.authorize.tokens import tokens_of
 from streams.bus import Bus, KafkaBus
-from streams.pipeline import World
 from streams.ready import forget_ready, tell_ready
 from streams.settings import Settings
+from streams.world import World
 
 NAME = "authorize"
 BACKLOG, ACCEPTS = 2048, 16

@@ -9,8 +9,9 @@ from time import perf_counter
 
 from schemas.errors import Conflict, HoldfastError, Unavailable
 from schemas.transaction import Transaction
-from streams.pipeline import HTTP, Ask, Course, Decided, Origin, World
-from streams.tracing import Traced, Tracer
+from streams.asked import HTTP, Ask, Course, Decided, Origin
+from streams.tracing import Passed, Traced, Tracer
+from streams.world import World
 
 SHARE = 0.9
 """Of the time that a host gives: what is not decided by then is answered by the stand-in, which needs the rest for its disk."""
@@ -70,10 +71,10 @@ class UnderWay:
         try:
             made, course = await answering
         except (HoldfastError, TimeoutError) as error:
-            tracer.end(traced, name, began_s, None, {"error.type": getattr(error, "code", LATE)}, failed=True)
+            tracer.end(traced, name, began_s, Passed(), {"error.type": getattr(error, "code", LATE)}, failed=True)
             raise
         said = {} if made.decision is None else {"holdfast.decision_id": made.decision.decision_id, "holdfast.outcome": str(made.decision.outcome)}
-        tracer.end(traced, name, began_s, course, said)
+        tracer.end(traced, name, began_s, course.passed, said)
         return made, course
 
     async def _answered(self, txn: Transaction, now_ms: int, wait_s: float, traced: Traced | None) -> tuple[Decided, Course]:
@@ -96,7 +97,8 @@ class UnderWay:
         if stand_in is None:
             raise TimeoutError
         async with asyncio.timeout(wait_s * (1 - SHARE)):
-            return await stand_in.answer(txn, now_ms, course, gone, self._world), course
+            policy = self._world.panel.judges_of(txn).policy
+            return await stand_in.answer(txn, now_ms, course, gone, policy), course
 
     def once(self, txn: Transaction, now_ms: int, traced: Traced | None = None) -> tuple[asyncio.Future[Decided], Course]:
         """One decision under way for each transaction in this process: a repeat during the first waits for the first."""

@@ -16,7 +16,7 @@ from schemas.decision import Decision
 from schemas.hold import Clearing, ClearingKind, HoldEvent, HoldState
 from schemas.ledger import LedgerTransfer
 from schemas.transaction import Transaction, TransactionKind
-from streams.pipeline import Origin
+from streams.asked import Origin
 from tests.world import NOON, a_transaction, a_world
 
 FIRST = {"transactions": {0: 0}, "clearings": {0: 0}}

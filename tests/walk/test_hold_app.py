@@ -24,8 +24,9 @@ from streams.books import Books
 from streams.bus import ListBus
 from streams.follow import Refused, Source
 from streams.hold import HoldWorld, applied, expire_due, on_account, on_clearing, on_decision
-from streams.pipeline import World, decide
+from streams.pipeline import decide, decide_all
 from streams.rebuild import held
+from streams.world import Together, World
 from tests.world import NOON, a_policy, a_transaction, an_ensemble
 
 DAY = 86_400_000
@@ -41,7 +42,7 @@ class Scene:
         panel = Panel(Judges(an_ensemble(), a_policy()))
         self.world = World(
             CATALOGUE, panel, memory, books, answers, self.bus, UnknownAccount.DECLINE, 30_000, 300_000, self.clock,
-            lambda stop, seconds, count: None,
+            lambda stop, seconds, count: None, Together(decide_all),
         )  # fmt: skip
         self.holds = HoldWorld(wire, books, answers, memory, self.bus, self.clock, self.log_end, memory.close)
 

@@ -14,7 +14,9 @@ from models.stand_in import stand_in_from_toml
 from schemas.errors import MemoryUnavailable
 from schemas.hold import ClearingKind
 from schemas.topics import CLEARINGS, Topic
+from streams import forward as forwarding
 from streams import stand_in as standing
+from streams.forward import forward
 from streams.spool import Spool
 from streams.stand_in import StandIn
 from tests.walk.test_http import Host, a_request
@@ -26,7 +28,7 @@ CARD = {"card_number": "4111111111111111"}
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(standing, "PAUSE_S", 0.005)
+    monkeypatch.setattr(forwarding, "PAUSE_S", 0.005)
 
 
 def opened(folder: Path) -> StandIn:
@@ -59,7 +61,7 @@ async def told_all(host: Host) -> None:
     """Returns when the log has all that the stand-in answered."""
     stand_in = host.world.world.stand_in
     assert stand_in is not None
-    telling = asyncio.create_task(stand_in.tell(host.world.world))
+    telling = asyncio.create_task(forward(stand_in, host.world.world))
     async with asyncio.timeout(5):
         while stand_in.pending:
             await asyncio.sleep(0.005)

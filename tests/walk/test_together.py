@@ -15,7 +15,8 @@ from schemas.errors import Conflict, LogUnavailable
 from schemas.topics import Topic
 from schemas.transaction import Transaction
 from streams import pipeline
-from streams.pipeline import GROUP_MAX, GROUP_MIN, GROUPS, Decided, groups_of
+from streams.asked import Decided
+from streams.world import GROUP_MAX, GROUP_MIN, GROUPS, groups_of
 from tests.world import TestWorld, a_transaction, a_world
 
 

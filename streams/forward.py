@@ -1,0 +1,105 @@
+"""Store and forward: what the stand-in answered reaches the log, once, when the log takes it again; also after a crash in between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from models.answer import host_view
+from models.clearing import WHOLE, Asked
+from models.stand_in import STAND_IN
+from schemas import avro
+from schemas.decision import Decision
+from schemas.errors import Conflict, HoldfastError, Unavailable
+from schemas.hold import ClearingKind
+from schemas.identity import derived_id
+from schemas.topics import DECISIONS
+from streams import journal, metrics
+from streams.answers import Kept
+from streams.asked import Ask
+from streams.authorize.life import clear
+from streams.pipeline import decide_all
+from streams.stand_in import Given, StandIn
+from streams.world import World
+
+AT_ONCE = 64
+PAUSE_S = 0.2
+
+
+async def forward(stand_in: StandIn, world: World) -> None:
+    """Tells the log for as long as it runs what it has not been told, oldest first; one by one until it answers again."""
+    while True:
+        await asyncio.sleep(PAUSE_S)
+        while stand_in.pending:
+            some = list(stand_in.pending.values())[: AT_ONCE if world.bus.well else 1]
+            try:
+                await _told(some, stand_in, world)
+            except (HoldfastError, OSError) as error:
+                journal.logger().info("the stand-in cannot tell the log yet", waiting=len(stand_in.pending), reason=str(error))
+                break
+
+
+async def _told(some: Sequence[Given], stand_in: StandIn, world: World) -> None:
+    for given in some:
+        if given.durable is not None:
+            await given.durable
+    alone = []
+    for given in some:
+        decision = given.decision
+        if decision.vector:
+            await _told_whole(given, stand_in, world)
+            continue
+        first = await world.answers.of_transaction(decision.transaction_id)
+        if first is None or host_view(avro.decode(Decision, first.message)) == host_view(decision):
+            alone.append(Ask(decision.transaction, decision.decided_at_ms, said=decision))
+        else:
+            await _brought_together(given, first, stand_in, world)
+    for ask, made in zip(alone, await decide_all(alone, world), strict=True):
+        if isinstance(made, Conflict):
+            _differs(ask.txn.transaction_id, stand_in, "the log has other contents under this id")
+        elif isinstance(made, HoldfastError):
+            raise made
+        else:
+            stand_in.done(ask.txn.transaction_id)
+
+
+async def _told_whole(given: Given, stand_in: StandIn, world: World) -> None:
+    """Tells a decision that has all of its parts, byte for byte: the log may have it already."""
+    decision = given.decision
+    first = await world.answers.keep(decision.transaction_id, decision.decision_id, given.message)
+    if first.message != given.message:
+        await _brought_together(given, first, stand_in, world)
+        return
+    if not first.told:
+        await world.bus.tell(DECISIONS, decision.account_id, given.message)
+        world.answers.told(decision.transaction_id)
+    stand_in.done(decision.transaction_id)
+
+
+async def _brought_together(given: Given, first: Kept, stand_in: StandIn, world: World) -> None:
+    """The log has, or may have, another decision than the host was told. That one stands; if the host was told no, its hold is reversed."""
+    other, decision = avro.decode(Decision, first.message), given.decision
+    name, account_id = decision.transaction_id, decision.account_id
+    if not first.told and decision.hold_id is not None and other.hold_id is None:
+        await world.answers.forget(name)  # nobody told it: what the host heard takes its place, at the next try
+        return
+    if not first.told:
+        await world.bus.tell(DECISIONS, account_id, first.message)
+        world.answers.told(name)
+    if other.hold_id is not None and decision.hold_id is None:
+        now_ms = world.clock_ms()
+        asked = Asked(ClearingKind.REVERSAL, derived_id("clr", name, STAND_IN), name, account_id, WHOLE, "", now_ms)
+        made = await clear(asked, world, now_ms)
+        if made in ("not_confirmed", "unknown_hold"):
+            raise Unavailable(f"the hold of {name} cannot be reversed yet: {made}")
+    elif decision.hold_id is not None and other.hold_id is None:
+        _differs(name, stand_in, "approved here, and the log says otherwise")
+        return
+    stand_in.done(name, apart=True)
+
+
+def _differs(transaction_id: str, stand_in: StandIn, what: str) -> None:
+    """Nothing brings these together: people must know."""
+    metrics.STAND_INS_APART.inc()
+    journal.logger().critical("the stand-in's answer is not in the log", transaction_id=transaction_id, what=what)
+    stand_in.done(transaction_id, apart=True)
