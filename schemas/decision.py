@@ -19,6 +19,10 @@ class Outcome(Word):
     BLOCK = "block"
 
 
+MEMORY_MISSING = "memory_missing:"
+"""A degradation begins so where a memory could not be read; the kind of entity follows."""
+
+
 class Action(Word):
     """What the host shall do about an outcome."""
 
@@ -98,3 +102,8 @@ class Decision(Record, frozen=True, kw_only=True):
     action: Annotated[Action | None, doc("what the host is to do; step_up: have the cardholder authenticate, and ask again")] = None
     card_scheme: Annotated[str | None, doc("with an action: the card's scheme by the policy, whose code the answer has")] = None
     transaction: Annotated[Transaction, doc("the transaction itself")]
+
+    @property
+    def unread(self) -> bool:
+        """Whether a memory did not answer when it was decided."""
+        return any(each.startswith(MEMORY_MISSING) for each in self.degradations)

@@ -102,6 +102,7 @@ class _History:
         self.tokens: list[tuple[str | None, ...]] = []
         self.parts: list[Recorded] = []
         self.foreign: list[Array] = []
+        self.unread: list[Array] = []
         self.counts: Counter[str] = Counter()
         self._once: set[str] = set()
 
@@ -118,6 +119,7 @@ class _History:
         width, heads = 8 * len(catalogue.names), HEADER_BYTES * len(catalogue.tallies)
         foreign = np.array([d.catalogue_id != catalogue.catalogue_id or len(d.vector) != width or len(d.tally_positions) != heads for _, d in new])
         self.foreign.append(foreign)
+        self.unread.append(np.array([d.unread for _, d in new]))
         self.ids += [d.transaction_id for _, d in new]
         self.seen += [d.profile_positions for _, d in new]
         self.tokens += [tuple(getattr(d.transaction, name) for name in catalogue.profile_fields) for _, d in new]
@@ -267,7 +269,9 @@ def features_compared(topics: Topics, catalogue: Catalogue = CATALOGUE, most: in
     if not history.ids:
         return Parity(0, 0, 0, {}, {}, (), dict(history.counts))
     why = np.zeros(sum(part.columns.n for part in history.parts), np.int8)
-    why[: len(history.ids)][np.concatenate(history.foreign)] = Why.CATALOGUE
+    decided = why[: len(history.ids)]
+    decided[np.concatenate(history.unread)] = Why.UNREAD
+    decided[np.concatenate(history.foreign)] = Why.CATALOGUE
     recorded = joined(history.parts, _known(history, topics, why))
     ends = Ends(np.concatenate((told.lows, learned.lows)), np.concatenate((told.highs, learned.highs)))
     vectors = recomputed(catalogue, recorded, taught(labels), ends, why)

@@ -18,7 +18,7 @@ from models.policy import approved_in_part, authentication_of, hold_terms, least
 from models.sandbox import Cards, forced
 from models.stand_in import hold_of, is_stand_in, said_before
 from schemas import avro, identity
-from schemas.decision import Decision, Outcome
+from schemas.decision import MEMORY_MISSING, Decision, Outcome
 from schemas.errors import HoldfastError, InvalidRecord, LogUnavailable, MemoryUnavailable, Unavailable
 from schemas.topics import DECISIONS
 from schemas.transaction import Transaction
@@ -71,7 +71,7 @@ class Walk:
     @property
     def degradations(self) -> tuple[str, ...]:
         """What of its past could not be read."""
-        return tuple([f"memory_missing:{kind}" for kind in self.past.missing])
+        return tuple([f"{MEMORY_MISSING}{kind}" for kind in self.past.missing])
 
     @property
     def message(self) -> bytes:

@@ -254,6 +254,24 @@ def test_a_decision_without_a_memory_that_did_not_answer_is_not_compared() -> No
     assert counted(bank.compared()) == (4, {"a memory did not answer when it was decided": 1})
 
 
+def test_a_decision_without_a_tally_that_did_not_answer_is_not_compared() -> None:
+    async def story(bank: Bank) -> None:
+        await five_payments(bank)
+        await bank.followed()
+        await bank.decide(a_transaction("t-late", at_ms=NOON))
+
+    bank = lived(story)
+    read = bank.at.decisions[5]
+    assert any(read.tally_positions), "it had taken the five"
+    vector = np.frombuffer(read.vector).copy()
+    vector[CATALOGUE.index["merchant.merchant_count_1h"]] = np.nan
+    unread = {"vector": vector.tobytes(), "tally_positions": bytes(len(read.tally_positions))}
+    bank.changed(5, **unread)
+    assert bank.compared().different == 1, "as if the tally were new"
+    bank.changed(5, degradations=("memory_missing:merchant",))
+    assert counted(bank.compared()) == (5, {"a memory did not answer when it was decided": 1})
+
+
 def test_a_tally_that_went_back_in_time_is_not_compared() -> None:
     async def story(bank: Bank) -> None:
         await five_payments(bank)
