@@ -35,8 +35,9 @@ from streams.clock import clock_ms
 from streams.settings import Settings
 from streams.stack import ROOT, Stack, running
 from tests.bench.load import asking, quantiles_ms
-from tests.bench.observed import Collector, collecting, observed, traced
+from tests.bench.observed import observed, traced
 from tests.bench.walk import load, pinned, score, scratch, transactions
+from tests.collector import Collector, collecting
 from tests.iso8583.host import fields_of
 
 PARTS = ("open", "capacity", "iso8583", "typical", "overload", "observed", "score")

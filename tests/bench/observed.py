@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import statistics
 import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import msgspec
 import psutil
@@ -21,6 +18,7 @@ from streams.clock import clock_ms
 from streams.settings import Settings
 from streams.stack import Stack
 from tests.bench.walk import load, pinned, transactions
+from tests.collector import Collector
 
 SHARE = 0.01
 SCRAPED_EVERY_S = 1.0
@@ -29,45 +27,9 @@ BLOCKED_EVERY = 20
 CONNECTIONS = 64
 
 
-class Collector(ThreadingHTTPServer):
-    """Takes traces and counts them."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Taking)
-        self.traces = 0
-
-
-class _Taking(BaseHTTPRequestHandler):
-    server: Collector
-
-    def do_POST(self) -> None:
-        """Counts the spans of doors."""
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self.server.traces += sum(span["kind"] == 2 for r in body["resourceSpans"] for scope in r["scopeSpans"] for span in scope["spans"])
-        self.send_response(200)
-        self.send_header("content-length", "0")
-        self.end_headers()
-
-    def log_message(self, *_: Any) -> None:
-        """Says nothing."""
-
-
-@contextlib.contextmanager
-def collecting() -> Iterator[Collector]:
-    """A collector on the loopback."""
-    with Collector() as collector:
-        thread = threading.Thread(target=collector.serve_forever)
-        thread.start()
-        yield collector
-        collector.shutdown()
-        thread.join()
-
-
 def traced(settings: Settings, collector: Collector) -> Settings:
     """The settings with traces to the collector."""
-    return settings.changed(trace_endpoint=f"http://127.0.0.1:{collector.server_address[1]}/v1/traces", trace_share=SHARE, log_level="info")
+    return settings.changed(trace_endpoint=collector.url, trace_share=SHARE, log_level="info")
 
 
 def payments(count: int, prefix: str) -> list[bytes]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -17,6 +15,7 @@ from streams.authorize.under_way import UnderWay
 from streams.bus import Headers
 from streams.settings import Settings
 from streams.tracing import Tracer, parent_of
+from tests.collector import Collector, collecting
 from tests.iso8583.host import Host as IsoHost
 from tests.iso8583.host import Scene, at_the_gateway, fields_of
 from tests.walk.test_http import Host, a_request, at_the_door
@@ -27,54 +26,11 @@ KEPT, LEFT = f"00-{TRACE}-{SPAN}-01", f"00-{TRACE}-{SPAN}-00"
 STOPS = ["recall", "look", "judge", "hold", "keep", "tell"]
 
 
-class Collector(ThreadingHTTPServer):
-    """Takes what is told, as OpenTelemetry's collector does."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Hearing)
-        self.bodies: list[Any] = []
-        self.status = 200
-
-    @property
-    def url(self) -> str:
-        """Where it listens."""
-        return f"http://127.0.0.1:{self.server_address[1]}/v1/traces"
-
-    @property
-    def spans(self) -> list[dict[str, Any]]:
-        """All spans that came."""
-        return [span for body in self.bodies for resource in body["resourceSpans"] for scope in resource["scopeSpans"] for span in scope["spans"]]
-
-
-class Hearing(BaseHTTPRequestHandler):
-    """One request."""
-
-    server: Collector
-
-    def do_POST(self) -> None:
-        """Keeps the body."""
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        assert (self.path, self.headers["content-type"]) == ("/v1/traces", "application/json")
-        if self.server.status == 200:
-            self.server.bodies.append(body)
-        self.send_response(self.server.status)
-        self.send_header("content-length", "2")
-        self.end_headers()
-        self.wfile.write(b"{}")
-
-    def log_message(self, *_: Any) -> None:
-        """Says nothing."""
-
-
 @pytest.fixture
 def collector() -> Iterator[Collector]:
     """A collector on the loopback."""
-    with Collector() as one:
-        thread = threading.Thread(target=one.serve_forever)
-        thread.start()
+    with collecting() as one:
         yield one
-        one.shutdown()
-        thread.join()
 
 
 def a_tracer(collector: Collector, share: float = 1.0) -> Tracer:
