@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 from numba.core import types
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -56,6 +57,31 @@ LANES = 16
 """Transactions whose vectors a backfill ends side by side."""
 HEADER_NEWEST_AT, HEADER_COUNT_AT, HEADER_MASK = 8, 14, (1 << 48) - 1
 AT_MS_BYTE, AT_MS_MASK = 4, (1 << 42) - 1
+
+
+def _without_blas(context: Any) -> None:
+    """Lets numba load its own functions without looking for a BLAS, for which it imports scipy's linear algebra: it would take longer than all
+    of our compiled code, in every process that runs any. Ours multiplies no matrices; what does, looks again when it is compiled."""
+    load = context.load_additional_registries
+
+    def loaded() -> None:
+        from numba.np import linalg
+
+        looked_for = linalg.ensure_blas
+        linalg.ensure_blas = _absent
+        try:
+            load()
+        finally:
+            linalg.ensure_blas = looked_for
+
+    context.load_additional_registries = loaded
+
+
+def _absent() -> None:
+    raise ImportError("nobody looks for it here")
+
+
+_without_blas(cpu_target.target_context)
 
 
 def compiled(function: F) -> F:
