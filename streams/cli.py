@@ -1,14 +1,14 @@
-"""The composition root: the table of commands, and how the parts are wired into one World."""
+"""The composition root: the table of commands; `streams/wired.py` wires the worlds of those that decide."""
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from schemas.errors import HoldfastError
+from streams.named import named
 from streams.settings import Settings, settings_from
 
 
@@ -76,10 +76,9 @@ def main(argv: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"holdfast: no command {name!r}\n\n{usage()}", file=sys.stderr)
         return 2
-    module, _, function = COMMANDS[name].target.partition(":")
     try:
         settings = settings_of(COMMANDS[name], os.environ)
-        return int(getattr(importlib.import_module(module), function)(rest, settings))
+        return int(named(COMMANDS[name].target)(rest, settings))
     except HoldfastError as error:
         print(f"holdfast {name}: {error}", file=sys.stderr)
         return 2

@@ -14,28 +14,13 @@ from faust.types import TP
 from yarl import URL
 
 from streams.bus import Message
-from streams.lane import Lane, Turn
+from streams.lane import SESSION_S, Reading
 from streams.settings import Settings
 
-SESSION_S, HEARTBEAT_S, COMMIT_S = 6.0, 1.5, 1.0
+HEARTBEAT_S, COMMIT_S = 1.5, 1.0
 POLL_S, POLL_PRESSED_S = 1.0, 0.02
 FETCH_WAIT_MS = {"kafka": 500, "embedded": 50}
 """How long a broker may hold a fetch that finds nothing. The embedded one holds it so long even if something comes meanwhile."""
-
-
-class Reading:
-    """What the consumer shares with the follower: the lanes by topic, and the present turn."""
-
-    def __init__(self, lanes: Mapping[str, Lane]) -> None:
-        self.lanes = lanes
-        self.turn = Turn()
-
-    def begin(self, turn: Turn) -> None:
-        """The next assignment: what waits in the lanes is of the last one."""
-        self.turn = turn
-        for lane in self.lanes.values():
-            lane.empty()
-            lane.done = {}
 
 
 class Thread(driver.AIOKafkaConsumerThread):

@@ -27,8 +27,8 @@ from schemas.record import Record
 from schemas.topics import TOPICS, Topic
 from streams import journal, metrics
 from streams.bus import Bus, KafkaBus, Message, read_tail
-from streams.consumer import SESSION_S, Reading, faust_app
-from streams.lane import Lane, Place, Turn
+from streams.lane import SESSION_S, Lane, Place, Reading, Turn
+from streams.named import named
 from streams.ready import forget_ready, tell_ready
 from streams.settings import Settings
 from streams.watchdog import Watchdog
@@ -405,8 +405,8 @@ def _id(record: Any) -> str:
 
 
 def assembled(harness: Harness, name: str, settings: Settings) -> Any:
-    """The Faust app with one agent for each topic."""
-    app = faust_app(name, harness.reading, settings)
+    """The Faust app with one agent for each topic. Faust is imported here: what an app is, others ask too (the rebuilding, the commands)."""
+    app = named("streams.consumer:faust_app")(name, harness.reading, settings)
 
     def agent(lane: Lane) -> None:
         async def follow(_: Any) -> None:

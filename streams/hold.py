@@ -55,7 +55,7 @@ CLOCK = Origin(*CLOCK_PLACE)
 
 @dataclass(slots=True)
 class HoldWorld:
-    """What the app needs, wired in `streams/run.py`. `log_end(partition)` is the next offset of `decisions`."""
+    """What the app needs, wired in `streams/wired.py`. `log_end(partition)` is the next offset of `decisions`."""
 
     wire: Wire
     books: Books | DictBooks

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from schemas.topics import Topic
 from streams.bus import Message
 
 Place = tuple[str, int]
 """A topic's name and a partition."""
+SESSION_S = 6.0
+"""A member of a group that is not heard of for so long has lost its partitions."""
 
 
 class Turn:
@@ -83,3 +85,18 @@ class Lane:
         self._under_way -= 1
         if not self._under_way:
             self.idle.set()
+
+
+class Reading:
+    """What the consumer shares with the follower: the lanes by topic, and the present turn."""
+
+    def __init__(self, lanes: Mapping[str, Lane]) -> None:
+        self.lanes = lanes
+        self.turn = Turn()
+
+    def begin(self, turn: Turn) -> None:
+        """The next assignment: what waits in the lanes is of the last one."""
+        self.turn = turn
+        for lane in self.lanes.values():
+            lane.empty()
+            lane.done = {}

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from streams import journal, metrics
-from streams.consumer import Reading
-from streams.lane import Lane, Place, Turn
+from streams.lane import Lane, Place, Reading, Turn
 from streams.settings import Settings, librdkafka
 
 STALLED = 70

@@ -29,7 +29,7 @@ at least where there are enough, and none too large for the first of it to wait 
 
 @dataclass(slots=True)
 class World:
-    """Everything a decision needs, wired once in `streams/cli.py`. The panel is replaced when others are promoted, or stand by."""
+    """Everything a decision needs, wired once in `streams/wired.py`. The panel is replaced when others are promoted, or stand by."""
 
     catalogue: Catalogue
     panel: Panel

@@ -39,9 +39,9 @@ from schemas.transaction import BehaviouralSession, Fingerprint, Transaction, Tr
 from streams.backfill import Given, backfilled
 from streams.mapping import TokenKey, mapping_in
 from streams.memory_server import answers, command, real_executable
-from streams.run import GARBAGE
 from streams.settings import Settings
 from streams.simulate import simulated, written
+from streams.wired import GARBAGE
 
 P99_MS_MAX, MEDIAN_RATIO_MAX, PER_S_MIN, KERNEL_US_MAX, BACKFILL_PER_S_MIN, FLAT_MAX = 1.0, 1.5, 15_000, 10.0, 300_000, 1.2
 EVENTS, KERNEL_EVENTS, DAY_MS = 100, 150, 86_400_000

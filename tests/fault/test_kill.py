@@ -40,7 +40,7 @@ from tests.bench.walk import transactions
 
 pytestmark = pytest.mark.integration
 
-BY_TOPIC, BY_HTTP = 900, 90
+BY_TOPIC, BY_HTTP = 450, 60
 SETTLED_S = 90
 VICTIMS = ("authorize", "score", "hold", "ledger", "redis", "sar and archive", "tally, watch and feedback")
 """Who is killed: one, or several at the same moment; together they are all there are."""
@@ -117,7 +117,7 @@ class Run:
                 event = an_event(self.name, i // 10, txn.at_ms)
                 for _ in range(2 if i % 70 == 0 else 1):
                     self._producer.produce(ACCOUNT_EVENTS.name, encode(event), event.account_id.encode())
-            if i % 60 == 59:
+            if i % 30 == 29:
                 self._producer.poll(0)
                 time.sleep(0.1)
 

@@ -60,7 +60,7 @@ PROGRAM = str(Path(__file__).with_name("next_release.py"))
 NAMES = ",".join(row.name for row in NEW)
 PEOPLE = 40
 CLIENTS = 4
-ROUNDS = 6
+ROUNDS = 4
 
 
 def next_app(name: str) -> tuple[str, ...]:

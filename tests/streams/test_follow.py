@@ -12,8 +12,8 @@ from faust.types import TP
 from schemas.topics import LEDGER
 from streams import watchdog
 from streams.bus import Message
-from streams.consumer import Consumer, Reading
-from streams.lane import Lane, Turn
+from streams.consumer import Consumer
+from streams.lane import Lane, Reading, Turn
 from tests.streams.conftest import Bench, committed, forget_offsets
 
 

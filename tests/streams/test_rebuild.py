@@ -14,8 +14,8 @@ from streams.answers import WHOLE
 from streams.bus import KafkaBus, end_offsets
 from streams.clock import clock_ms
 from streams.hold import APPLIED
-from streams.run import connected
 from streams.settings import Settings, librdkafka
+from streams.wired import connected
 from tests.streams.test_archive import a_decision
 
 MINE = b"as it was"

@@ -10,8 +10,7 @@ from confluent_kafka import Producer
 
 from schemas.avro import encode
 from streams import watchdog
-from streams.consumer import Reading
-from streams.lane import Lane, Turn
+from streams.lane import Lane, Reading, Turn
 from streams.settings import librdkafka
 from streams.watchdog import Watchdog
 from tests.streams.conftest import Bench, a_clearing, committed
