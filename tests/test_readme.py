@@ -19,7 +19,7 @@ import pytest
 
 from streams.folder import is_owned
 from streams.stack import ROOT
-from tests.conftest import MODEL_KEY
+from tests.first_model import MODEL_KEY
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BIN = Path(sys.executable).parent
@@ -109,7 +109,7 @@ def wait_ready(up: subprocess.Popen[bytes], cwd: Path) -> None:
 
 @pytest.mark.integration
 def test_the_demo_ends_by_itself_and_its_books_agree(trained: Path, tmp_path: Path) -> None:
-    """With the first model that `ensure_champion` has made in an empty folder (`tests/conftest.py`), as the demo does where there is none."""
+    """With the first model that `ensure_champion` has made in an empty folder (`tests/first_model.py`), as the demo does where there is none."""
     command = next(c for c in commands() if c.startswith("deploy/demo"))
     shutil.copytree(trained, tmp_path / "registry")
     done = ran(f"{command} --seconds 15 --data {tmp_path} --json", ROOT, timeout_s=400, HOLDFAST_MODEL_KEY=MODEL_KEY)

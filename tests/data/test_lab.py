@@ -27,7 +27,7 @@ from streams.archive import Archive
 from streams.folder import keys_of
 from streams.mapping import Row, TokenKey, accounts_in, mapping_in, rows_in
 from streams.settings import Settings
-from tests.conftest import MODEL_KEY
+from tests.first_model import MODEL_KEY
 from tests.world import a_world
 
 KEY = TokenKey(b"a test's key", "k1")

@@ -17,7 +17,7 @@ from streams.bus import read_topic
 from streams.replay import APPS, replay
 from streams.settings import Settings
 from streams.stack import running
-from tests.conftest import MODEL_KEY
+from tests.first_model import MODEL_KEY
 
 ROWS = 400
 

@@ -9,7 +9,7 @@ import pytest
 
 from streams.settings import Settings
 from streams.stack import Stack, running
-from tests.conftest import MODEL_KEY
+from tests.first_model import MODEL_KEY
 
 
 @pytest.fixture(scope="session")

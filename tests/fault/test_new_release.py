@@ -49,9 +49,9 @@ from streams.settings import Settings
 from streams.stack import Stack
 from streams.tally import gather_decision, gather_label
 from tests.bench.load import asking
-from tests.conftest import MODEL_KEY
 from tests.fault.next_release import BESIDE, NEW, NEXT
 from tests.fault.test_kill import at_rest, events_remembered, remembered, settled
+from tests.first_model import MODEL_KEY
 from tests.world import a_transaction, examples_of, quick
 
 pytestmark = pytest.mark.integration

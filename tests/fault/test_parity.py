@@ -9,7 +9,7 @@ import pytest
 from schemas.topics import DECISIONS
 from streams.settings import Settings
 from tests.bench.parity import compared
-from tests.conftest import MODEL_KEY
+from tests.first_model import MODEL_KEY
 
 pytestmark = pytest.mark.integration
 

@@ -12,7 +12,7 @@ import pytest
 
 from streams.settings import Settings
 from streams.stack import ROOT, Stack, running
-from tests.conftest import MODEL_KEY
+from tests.first_model import MODEL_KEY
 
 BANK = ROOT / "tests" / "iso8583" / "bank"
 KEPT = Path("~/.cache/holdfast/j8583-3.0.0").expanduser()

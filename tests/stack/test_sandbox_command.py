@@ -25,7 +25,7 @@ from streams.clock import clock_ms
 from streams.sandbox import http_says, its_settings
 from streams.settings import Settings
 from streams.stack import ROOT
-from tests.conftest import MODEL_KEY
+from tests.first_model import MODEL_KEY
 from tests.iso8583.conftest import a_free_port
 from tests.iso8583.host import Host, fields_of
 from tests.walk.test_http import a_request

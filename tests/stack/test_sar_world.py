@@ -15,7 +15,7 @@ from streams.bus import ListBus
 from streams.follow import Source
 from streams.parts import Part
 from streams.settings import Settings
-from tests.conftest import MODEL_KEY
+from tests.first_model import MODEL_KEY
 from tests.models.decisions import a_decision
 from tests.stack.world import keeper_of
 

@@ -22,7 +22,7 @@ from streams.folder import keys_of
 from streams.governance import served_here
 from streams.settings import Settings
 from streams.training_set import given_in
-from tests.conftest import MODEL_KEY
+from tests.first_model import MODEL_KEY
 from tests.streams.test_archive import a_decision, an_archive
 from tests.world import DEFAULT_RECIPE_TEXT, NOON, a_transaction
 
