@@ -12,7 +12,7 @@ from models.answer import FIELD_39
 from models.sandbox import CARDS, PARTIAL, SANDBOX, STEP_UPS, UNAUTHENTICATED, Card, Effect, cards_by_token
 from schemas.errors import SettingsError
 from schemas.transaction import TransactionKind
-from streams import forced
+from streams import forced, forward
 from streams import stand_in as standing
 from streams.folder import is_sandbox
 from streams.forced import ForcedStandIn, force
@@ -37,7 +37,7 @@ TAKES_PART = "000000000001"
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(standing, "PAUSE_S", 0.005)
+    monkeypatch.setattr(forward, "PAUSE_S", 0.005)
     monkeypatch.setattr(forced, "LATE_S", LATE_S)
     warm_up()  # what compiles meanwhile is answered by the stand-in, as at a service that is not ready
 
