@@ -127,7 +127,7 @@ def test_the_demo_ends_by_itself_and_its_books_agree(trained: Path, tmp_path: Pa
 @pytest.mark.integration
 def test_the_bench_of_features_measures_and_its_status_says_whether_it_holds(tmp_path: Path) -> None:
     command = next(c for c in commands() if c.startswith("holdfast bench features"))
-    done = ran(f"{command} --count 2000 --cards 20000 --backfill 20000", ROOT, timeout_s=400, HOLDFAST_DATA_DIR=str(tmp_path))
+    done = ran(f"{command} --count 1000 --cards 10000 --backfill 10000", ROOT, timeout_s=400, HOLDFAST_DATA_DIR=str(tmp_path))
     figures = json.loads(done.stdout.splitlines()[-1])
     assert done.returncode == (0 if figures["holds"] else 1)
     # What the machine can do today is not for a test to say; that the features stay near the bare reads of their bytes is.
@@ -163,7 +163,7 @@ def test_the_bench_of_mutated_models_serves_none(tmp_path: Path) -> None:
 def test_the_bench_measures_and_its_status_says_whether_it_holds(trained: Path, tmp_path: Path) -> None:
     command = next(c for c in commands() if c.startswith("holdfast bench walk"))
     done = ran(
-        f"{command} --seconds 3 --count 8000 --registry {trained}",
+        f"{command} --seconds 2 --count 5000 --registry {trained}",
         ROOT,
         timeout_s=400,
         HOLDFAST_DATA_DIR=str(tmp_path),
@@ -182,7 +182,7 @@ def test_the_bench_measures_and_its_status_says_whether_it_holds(trained: Path, 
 def test_the_bench_says_what_metrics_tracing_and_logs_cost(trained: Path, tmp_path: Path) -> None:
     command = next(c for c in commands() if c.startswith("holdfast bench authorize"))
     done = ran(
-        f"{command} --only observed --seconds 2 --turns 3 --registry {trained}",
+        f"{command} --only observed --seconds 1.5 --turns 2 --registry {trained}",
         ROOT,
         timeout_s=400,
         HOLDFAST_DATA_DIR=str(tmp_path),
