@@ -35,7 +35,7 @@ from features.engine import (
 from features.fact import HASH, declined_facts, event_facts, facts_of
 from features.kernel import Array
 from features.log import REWRITTEN_ROWS, rebuilt_log, tidied
-from features.memory import Aside, Decided, Happened, Updates, event_rows, gathered, keys_of, prefixes_of, tokens_of
+from features.memory import Aside, Decided, Happened, Ready, Updates, event_rows, gathered, keys_of, prefixes_of, tokens_of
 from features.profile import profile_write, profile_writes
 from features.tally import HEADER_BYTES, updated
 from features.wire import Command, Wire, parsed
@@ -230,6 +230,8 @@ class RedisMemory:
         Never an error: what could not be read (no answer in time, a node gone, a key of the wrong type) is `missing`, by the kind of
         entity. Then what was asked aside has the error in its place.
         """
+        if not txns:
+            return Ready([])
         group = self._grouped(txns, asides)
         return self._recalled_at_once(group) if self.wire.is_single else self._recalled_in_pieces(group)
 
@@ -260,7 +262,7 @@ class RedisMemory:
         sizes = np.frombuffer(lengths, np.int64).reshape(len(group.txns), 1 + reads + len(self._absent))
         plan, owns, said = self.catalogue.program, np.frombuffer(b"".join(group.owns), np.uint8), np.frombuffer(b"".join(words), np.uint8)
         commands = resp.asked(plan, owns, OWN_BYTES, self._prefixes, self._prefix_ends, said, sizes, reads, self._appends)
-        writes = np.array([len(aside.writes) for aside in group.asides])
+        writes = np.array([len(aside.writes) for aside in group.asides], np.int64)
         return _Given(commands, resp.replies_to(sizes, writes, reads, self._appends), owns, sizes, writes)
 
     def _read(self, group: _Group, given: _Given, replies: memoryview) -> list[Past]:

@@ -71,6 +71,13 @@ class MemoryContract:
         self.on(scenario)
         return found
 
+    def test_nobody_asked_is_nothing_found(self) -> None:
+        async def scenario(memory: Memory) -> None:
+            assert await asyncio.wait_for(memory.recall_all(()), 0.2) == []
+            assert (await memory.recall(a_payment("1"))).missing == ()
+
+        self.on(scenario)
+
     def test_a_payment_never_sees_itself(self) -> None:
         assert self.counts("velocity.card_count_7d", a_payment("1"), a_payment("1"), a_payment("2")) == [0, 0, 1]
 

@@ -16,7 +16,7 @@ from models.opinion import Judges, Panel
 from schemas.account import AccountState
 from schemas.avro import decode
 from schemas.decision import Decision
-from schemas.errors import Unavailable
+from schemas.errors import InvalidRecord, Unavailable
 from schemas.hold import Clearing, ClearingKind, HoldEvent, HoldState
 from schemas.topics import DECISIONS, HOLDS
 from streams.answers import Answers
@@ -407,5 +407,16 @@ def test_an_account_with_any_name_expires(on_stage: Stage) -> None:
         scene.now_ms += 8 * DAY
         await expire_due(scene.holds, frozenset({0}))
         assert scene.states() == [HoldState.CONFIRMED, HoldState.EXPIRED]
+
+    on_stage(play)
+
+
+def test_a_retry_of_nothing_is_refused_by_name_where_nobody_else_is_decided(on_stage: Callable[[Callable[[Scene], Awaitable[None]]], None]) -> None:
+    async def play(scene: Scene) -> None:
+        await scene.know(10_000)
+        with pytest.raises(InvalidRecord) as refused:
+            await asyncio.wait_for(decide(a_transaction("t1", step_up_of="t0"), scene.world, scene.now_ms), 1)
+        assert refused.value.code == "step_up_unknown"
+        assert (await scene.pay("t2", 1_000)).outcome == "approve"
 
     on_stage(play)
