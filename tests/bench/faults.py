@@ -57,7 +57,7 @@ class Found:
     above_limit: int = 0
     changed_repeats: int = 0
     slowest_ms: float = 0.0
-    ended: int = 0  # times that the service ended, and the fault did not end it
+    ended: int = 0  # times that the service ended by itself; where the fault ends it, it may not start before the log is back
     check: bool = False
 
     @property
@@ -255,7 +255,7 @@ def broken(stack: Stack, name: str, seconds: float, rate: float, deadline_ms: in
         for one in [one for one in heard if one.status == 200][:: max(1, len(heard) // 200)]:
             found.changed_repeats += await first_again(host, one) != one.body
         host.close()
-        found.ended = stack.part("authorize").restarts - ended - killed
+        found.ended = 0 if killed else stack.part("authorize").restarts - ended
         return found
 
     found = asyncio.run(play())
