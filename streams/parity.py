@@ -101,8 +101,8 @@ class _History:
         self.seen: list[bytes] = []
         self.tokens: list[tuple[str | None, ...]] = []
         self.parts: list[Recorded] = []
-        self.foreign: list[Array] = []
-        self.unread: list[Array] = []
+        self.why: list[Array] = []
+        """Of each decision, what is known at once of why it cannot be compared (`Why`)."""
         self.counts: Counter[str] = Counter()
         self._once: set[str] = set()
 
@@ -118,8 +118,7 @@ class _History:
         catalogue, n = self.catalogue, len(new)
         width, heads = 8 * len(catalogue.names), HEADER_BYTES * len(catalogue.tallies)
         foreign = np.array([d.catalogue_id != catalogue.catalogue_id or len(d.vector) != width or len(d.tally_positions) != heads for _, d in new])
-        self.foreign.append(foreign)
-        self.unread.append(np.array([d.unread for _, d in new]))
+        self.why.append(np.where(foreign, Why.CATALOGUE, [Why.UNREAD if d.unread else Why.COMPARABLE for _, d in new]))
         self.ids += [d.transaction_id for _, d in new]
         self.seen += [d.profile_positions for _, d in new]
         self.tokens += [tuple(getattr(d.transaction, name) for name in catalogue.profile_fields) for _, d in new]
@@ -269,9 +268,7 @@ def features_compared(topics: Topics, catalogue: Catalogue = CATALOGUE, most: in
     if not history.ids:
         return Parity(0, 0, 0, {}, {}, (), dict(history.counts))
     why = np.zeros(sum(part.columns.n for part in history.parts), np.int8)
-    decided = why[: len(history.ids)]
-    decided[np.concatenate(history.unread)] = Why.UNREAD
-    decided[np.concatenate(history.foreign)] = Why.CATALOGUE
+    why[: len(history.ids)] = np.concatenate(history.why)
     recorded = joined(history.parts, _known(history, topics, why))
     ends = Ends(np.concatenate((told.lows, learned.lows)), np.concatenate((told.highs, learned.highs)))
     vectors = recomputed(catalogue, recorded, taught(labels), ends, why)

@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-SERVER = 2
-"""The kind of a door's span (OTLP 1.3, trace.proto)."""
+from streams.tracing import SERVER
 
 
 class Collector(ThreadingHTTPServer):

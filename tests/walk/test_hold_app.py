@@ -411,7 +411,7 @@ def test_an_account_with_any_name_expires(on_stage: Stage) -> None:
     on_stage(play)
 
 
-def test_a_retry_of_nothing_is_refused_by_name_where_nobody_else_is_decided(on_stage: Callable[[Callable[[Scene], Awaitable[None]]], None]) -> None:
+def test_a_retry_of_nothing_is_refused_by_name_where_nobody_else_is_decided(on_stage: Stage) -> None:
     async def play(scene: Scene) -> None:
         await scene.know(10_000)
         with pytest.raises(InvalidRecord) as refused:
