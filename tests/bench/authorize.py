@@ -15,9 +15,9 @@ import random
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,17 +120,14 @@ def offered(door: Settings, bodies: list[bytes], *options: str) -> Figures:
 
 def overloaded(door: Settings, bodies: Bodies, rate: float, seconds: float) -> Figures:
     """An open loop by two generators together: one cannot ask fast enough."""
-    each, halves = bodies.more(int(rate * seconds * 1.1) + 100), list[dict[str, float]]()
+    each = bodies.more(int(rate * seconds * 1.1) + 100)
     middle = len(each) // 2
 
-    def generate(lot: list[bytes]) -> None:
-        halves.append(opened(door, lot, rate / 2, seconds, connections=MANY))
+    def generate(lot: list[bytes]) -> Figures:
+        return opened(door, lot, rate / 2, seconds, connections=MANY)
 
-    threads = [threading.Thread(target=generate, args=(lot,)) for lot in (each[:middle], each[middle:])]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor() as both:
+        halves = list(both.map(generate, (each[:middle], each[middle:])))
     summed = {name: sum(half[name] for half in halves) for name in ("per_s", "asked_per_s", "good_per_s", "failed")}
     return summed | {name: max(half[name] for half in halves) for name in ("good_p99_ms", "p99_ms", "stall_ms")}
 

@@ -53,8 +53,15 @@ class Connection(asyncio.Protocol):
         if self.waiting is not None and not self.waiting.done():
             self.waiting.set_result(False)
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether the service ended it: it is idle too long, or there are more than it takes."""
+        return bool(self.transport.is_closing())
+
     async def ask(self, request: bytes) -> bool:
         """Whether the request was answered with 200."""
+        if self.is_cut:
+            return False
         self.waiting = asyncio.get_running_loop().create_future()
         self.transport.write(request)
         return await self.waiting
@@ -103,19 +110,26 @@ async def open_loop(port: int, requests: list[bytes], connections: int, rate: fl
     chance = random.Random(7)
     under_way: set[asyncio.Task[None]] = set()
 
-    async def another() -> Connection:
-        return (await loop.create_connection(Connection, "127.0.0.1", port))[1]
+    async def free() -> Connection | None:
+        while idle:
+            if not (connection := idle.pop()).is_cut:
+                return connection
+        try:
+            return (await loop.create_connection(Connection, "127.0.0.1", port))[1]
+        except OSError:
+            return None
 
     async def ask(request: bytes, scheduled: float) -> None:
         nonlocal failed
-        connection = idle.pop() if idle else await another()
-        ok = await connection.ask(request)
+        connection = await free()
+        ok = connection is not None and await connection.ask(request)
         seconds = time.perf_counter() - scheduled
         failed += not ok
         took.append(seconds)
         if ok:
             good.append(seconds)
-        idle.append(connection)
+        if connection is not None and not connection.is_cut:
+            idle.append(connection)
 
     began = scheduled = time.perf_counter()
     end = scheduled + seconds
