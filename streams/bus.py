@@ -15,13 +15,14 @@ from schemas.avro import decode
 from schemas.errors import HoldfastError, InvalidRecord, LogUnavailable
 from schemas.record import Record
 from schemas.topics import Topic
+from streams.bell import Bell
 from streams.settings import Settings, librdkafka
 
 _LOGGER = logging.getLogger("librdkafka")
 QUERY_S = 10.0
 READ_MAX = 10_000
 POLL_S, IDLE_S = 0.001, 0.1
-"""How often acknowledgements are taken while records are under way (uvloop's timers have milliseconds), and how often otherwise."""
+"""How often acknowledgements are looked for while records are under way and nothing rings (uvloop's timers have milliseconds), and otherwise."""
 GROUP = "holdfast-reader"  # a consumer must name one; nothing is ever committed under it
 
 
@@ -69,7 +70,7 @@ def patient(settings: Settings) -> Settings:
 
 
 class KafkaBus:
-    """An idempotent acks=all producer, polled by the loop itself: no thread of Python's competes with the loop for the interpreter.
+    """An idempotent acks=all producer, polled by the loop itself when librdkafka rings: no thread of Python's competes for the interpreter.
 
     Partitions are those of Java's and aiokafka's default (murmur2 of the key). After a fatal producer error (the idempotent
     session is lost) it makes itself a new producer: what was under way is indefinite, what comes after is not touched.
@@ -93,6 +94,10 @@ class KafkaBus:
         self._waiting: deque[tuple[Topic, str, bytes, Headers, asyncio.Future[None]]] = deque()
         self._lost = False
         self._closed = False
+        self._bell = Bell.known()
+        self._look_s = POLL_S if self._bell is None else IDLE_S
+        if self._bell is not None:
+            self._loop.add_reader(self._bell.number, self._rung)
         self._producer = self._new_producer()
         self._pump = self._loop.call_later(IDLE_S, self._serve)
 
@@ -120,6 +125,10 @@ class KafkaBus:
             await asyncio.sleep(POLL_S)
         self._closed = True
         self._pump.cancel()
+        if self._bell is not None:
+            self._loop.remove_reader(self._bell.number)
+            self._bell.close()
+            self._bell = None
 
     def on_error(self, error: KafkaError) -> None:
         """Called by librdkafka within `poll`. Only a fatal error matters: the rest heals by itself."""
@@ -127,7 +136,10 @@ class KafkaBus:
             self._lost = True
 
     def _new_producer(self) -> Any:
-        return Producer(self._conf | {"error_cb": self.on_error}, logger=_LOGGER)
+        producer = Producer(self._conf | {"error_cb": self.on_error}, logger=_LOGGER)
+        if self._bell is not None:
+            self._bell.hang(producer)
+        return producer
 
     def _produce(self, topic: Topic, key: str, value: bytes, headers: Headers, future: asyncio.Future[None]) -> None:
         try:
@@ -144,8 +156,9 @@ class KafkaBus:
         self._under_way += 1
         if self._under_way == 1 and not self._closed:
             self._heard_at = self._loop.time()
-            self._pump.cancel()
-            self._pump = self._loop.call_later(POLL_S, self._serve)
+            if self._look_s < IDLE_S:
+                self._pump.cancel()
+                self._pump = self._loop.call_later(self._look_s, self._serve)
 
     def _delivered(self, future: asyncio.Future[None], error: KafkaError | None, _: object) -> None:
         """Called by librdkafka within `poll`, so in the loop's own thread."""
@@ -158,16 +171,26 @@ class KafkaBus:
         else:
             future.set_exception(_named(error))
 
+    def _rung(self) -> None:
+        """Something was acknowledged, or there is an error."""
+        if self._bell is not None:
+            self._bell.heard()
+            self._take()
+
     def _serve(self) -> None:
-        """Takes what was acknowledged, as often as there is something under way, and now and then for errors."""
+        """Looks without having been rung for, as often as there is something under way, and now and then."""
         try:
-            if self._producer.poll(0):
-                self._heard_at = self._loop.time()
-            if self._lost:
-                self._renew()
-            self._send_waiting()
+            self._take()
         finally:
-            self._pump = self._loop.call_later(POLL_S if self._under_way or self._waiting else IDLE_S, self._serve)
+            self._pump = self._loop.call_later(self._look_s if self._under_way or self._waiting else IDLE_S, self._serve)
+
+    def _take(self) -> None:
+        """Takes what was acknowledged."""
+        if self._producer.poll(0):
+            self._heard_at = self._loop.time()
+        if self._lost:
+            self._renew()
+        self._send_waiting()
 
     def _send_waiting(self) -> None:
         while self._waiting:

@@ -43,7 +43,7 @@ def test_a_topic_is_read_from_an_offset_and_from_its_tail(bench: Bench) -> None:
 
 def test_what_goes_with_a_record_is_in_the_log_beside_it(bench: Bench) -> None:
     async def story() -> None:
-        bus = KafkaBus(bench.settings)
+        bus = KafkaBus(bench.settings.changed(produce_timeout_ms=20_000))
         await bus.tell(bench.topic, "a1", b"with", (("traceparent", b"00-1-2-01"),))
         await bus.tell(bench.topic, "a1", b"without")
         await bus.close()
@@ -54,6 +54,36 @@ def test_what_goes_with_a_record_is_in_the_log_beside_it(bench: Bench) -> None:
     found = {m.value(): m.headers() for m in consumer.consume(2, 60)}
     consumer.close()
     assert found == {b"with": [("traceparent", b"00-1-2-01")], b"without": None}
+
+
+def test_an_acknowledgement_rings_and_nobody_has_to_look_for_it(bench: Bench) -> None:
+    async def story() -> None:
+        bus = KafkaBus(bench.settings.changed(produce_timeout_ms=20_000))
+        assert bus._bell is not None, "the client that is installed has no bell: see `streams/bell.py`"
+        bus._pump.cancel()  # so that nothing looks
+        for n in range(20):
+            await asyncio.wait_for(bus.tell(bench.topic, f"a{n}", b"x"), 20)
+        bus._lost = True
+        bus._take()
+        await asyncio.wait_for(bus.tell(bench.topic, "a1", b"by the next producer"), 20)
+        await bus.close()
+        assert bus._bell is None
+
+    asyncio.run(story())
+    assert len(messages(bench.settings, bench.topic)) == 21
+
+
+def test_where_nothing_rings_the_bus_looks(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streams.bell.KNOWN", ())
+
+    async def story() -> None:
+        bus = KafkaBus(bench.settings.changed(produce_timeout_ms=20_000))
+        assert bus._bell is None
+        await asyncio.gather(*(bus.tell(bench.topic, f"a{n}", b"x") for n in range(20)))
+        await bus.close()
+
+    asyncio.run(story())
+    assert len(messages(bench.settings, bench.topic)) == 20
 
 
 def test_without_brokers_the_result_is_indefinite_in_time(tmp_path: Path) -> None:
