@@ -29,6 +29,8 @@ T_KINDS, T_BELOW, T_GIVEN = range(3)
 OF_RING, OF_SKETCH = range(2)
 SPAN = 60
 """Slices of every window."""
+WIDE = 64
+"""The most rings and sketches, and the most columns, that a tally has."""
 
 BUCKETS = 256
 """Buckets of a sketch (linear counting: Whang, Vander-Zanden and Taylor 1990)."""
@@ -234,6 +236,80 @@ def pack(plan: Array, tally: int, state: Array, out: Array) -> int:
     return at
 
 
+@inlined
+def _ring_sums(plan: Array, ring: int, buffer: Array, at: int, now: int, sums: Array, first: int) -> int:
+    """What a ring's columns sum to over the slices of a window that ends at `now`, into `sums` from `first` on; where its bytes end.
+
+    Slices lie in order, the newest last: it is read from there, up to the window's first.
+    """
+    slice_ms, slots, columns, column_at = plan[ring], plan[ring + 2], plan[ring + 3], plan[ring + 4]
+    for column in range(columns):
+        sums[first + column] = 0
+    size = 4
+    for column in range(columns):
+        size += plan[column_at + column * COLUMN_LINE + 2]
+    begin = at + 2
+    end = begin + (load64(buffer, at) & 0xFFFF) * size
+    if end == begin:
+        return int(end)
+    last = (now - plan[ring + 1]) // slice_ms
+    oldest = max(last - SPAN + 1, (load64(buffer, end - size) & _WORD) - slots + 1)
+    at = end - size
+    while at >= begin:
+        slice_ = load64(buffer, at) & _WORD
+        if slice_ < oldest:
+            break
+        if slice_ <= last:
+            place = at + 4
+            for column in range(columns):
+                width = plan[column_at + column * COLUMN_LINE + 2]
+                value = load64(buffer, place)
+                sums[first + column] += value if width == 8 else value & _WORD
+                place += width
+        at -= size
+    return int(end)
+
+
+@inlined
+def _sketch_count(slice_ms: int, slots: int, buffer: Array, at: int, now: int) -> tuple[float, int]:
+    """About how many different values a sketch saw in the window that ends at `now`, and where its bytes end."""
+    entries = load64(buffer, at) & 0xFFFF
+    newest = load64(buffer, at + 2) & _WORD
+    last, found = now // slice_ms, 0
+    since = max(last - SPAN, newest - slots)
+    at += 6
+    for entry in range(entries):
+        seen = newest - ((newest - load64(buffer, at + 4 * entry)) & _SLICE)
+        found += 1 if since < seen <= last and seen >= 0 else 0
+    return _estimated(BUCKETS - found), int(at + 4 * entries)
+
+
+@inlined
+def tell_at_once(plan: Array, tally: int, buffer: Array, at: int, end: int, now: int, sums: Array, counts: Array, out: Array) -> None:
+    """What `tell` says of the state that `unpack` makes of bytes `at` to `end`, without making it. `sums`, `counts`: room for WIDE of each."""
+    line = plan[TALLY_AT] + tally * TALLY_LINE
+    if at >= end:
+        sums[:], counts[:] = 0, 0.0
+    else:
+        first = 0
+        for number in range(plan[line + T_RINGS]):
+            ring = plan[line + T_RING_AT] + number * RING_LINE
+            at = _ring_sums(plan, ring, buffer, at, now, sums, first)
+            first += plan[ring + 3]
+        for number in range(plan[line + T_SKETCHES]):
+            sketch = plan[line + T_SKETCH_AT] + number * SKETCH_LINE
+            counts[number], at = _sketch_count(plan[sketch], plan[sketch + 1], buffer, at, now)
+    for number in range(plan[line + T_CELLS]):
+        cell = plan[line + T_CELL_AT] + number * CELL_LINE
+        if plan[cell] == OF_SKETCH:
+            out[plan[cell + 4]] = counts[plan[cell + 1]]
+            continue
+        first = plan[cell + 2]
+        for before in range(plan[cell + 1]):
+            first += plan[plan[line + T_RING_AT] + before * RING_LINE + 3]
+        out[plan[cell + 4]] = float(sums[first])
+
+
 @compiled
 def read_all(plan: Array, buffer: Array, head: int, others: int, skipped: int, out: Array) -> None:
     """Serving: all cells of transactions, one after the other in `buffer`: each `head` numbers (the second is the moment), the lengths of
@@ -242,7 +318,7 @@ def read_all(plan: Array, buffer: Array, head: int, others: int, skipped: int, o
 
     Behind the last one are eight bytes more.
     """
-    state = np.empty(plan[STATE], np.int64)
+    sums, counts = np.empty(WIDE, np.int64), np.empty(WIDE)
     out[:] = math.nan
     at = 0
     for one in range(out.shape[0]):
@@ -253,8 +329,7 @@ def read_all(plan: Array, buffer: Array, head: int, others: int, skipped: int, o
         for tally in range(plan[TALLIES]):
             length = load64(buffer, lengths + 8 * (others + tally))
             if length >= 0:
-                unpack(plan, tally, buffer, at + skipped, at + length, state)
-                tell(plan, tally, state, now, out[one])
+                tell_at_once(plan, tally, buffer, at + skipped, at + length, now, sums, counts, out[one])
                 at += length
 
 
@@ -316,9 +391,6 @@ def tell_all(
 
 NOWHEN = -(1 << 62)
 """The slice of a window whose sum is not known."""
-
-
-WIDE = 64
 """Rings and sketches, and columns of rings, that a tally has at most."""
 ENDS, TOLD_FROM, TOLD_UNTIL, SUMS, EMPTIES, SLICES, GIVEN_FROM, GIVEN_UNTIL, PLACES = range(0, 9 * WIDE, WIDE)
 GOING = 9 * WIDE
