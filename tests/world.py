@@ -57,7 +57,7 @@ def examples_of(
 
 def quick(text: str = DEFAULT_RECIPE_TEXT) -> Recipe:
     """The recipe of this text with fewer trees, so that tests are quick."""
-    return recipe_from_toml(text.replace("max_iter = 60,", "max_iter = 30,").replace("max_iter = 120,", "max_iter = 60,"))
+    return recipe_from_toml(text.replace("max_iter = 60,", "max_iter = 30,").replace("max_iter = 200,", "max_iter = 60,"))
 
 
 def trained_quickly(examples: Examples, recipe: Recipe, policy: Policy, seed: int, threads: int = 1) -> Artefact:

@@ -54,7 +54,7 @@ def served(folder: Path, busy_of_old: float, told: bool = True) -> Path:
 
 def approved(tmp_path: Path, data: Path) -> Move | Refused:
     """What the registry says to a model that was trained on an archive, by the command, when it is to be approved."""
-    (tmp_path / "recipe.toml").write_text(DEFAULT_RECIPE_TEXT.replace("max_iter = 120", "max_iter = 40") + DECLARED)
+    (tmp_path / "recipe.toml").write_text(DEFAULT_RECIPE_TEXT.replace("max_iter = 200", "max_iter = 40") + DECLARED)
     settings = Settings(data_dir=tmp_path / "data", model_key=MODEL_KEY)
     argv = [
         "--data",
