@@ -260,7 +260,10 @@ def _terms_fit(terms: npt.NDArray[np.void], width: int) -> bool:
 
 
 def _is_probability(forest: Forest, member: int) -> bool:
-    """Whether no row can lead out of 0 to 1: a logistic never does, a mean of shares only by its leaves, a power of two by a positive sum."""
+    """Whether no row can lead out of 0 to 1: a logistic never does, a mean of shares only by its leaves, a power of two by a positive sum.
+
+    A member that had no column to read has no trees: it says its baseline of every row.
+    """
     link = int(forest.links[member])
     if link == LOGISTIC:
         return True
@@ -268,7 +271,7 @@ def _is_probability(forest: Forest, member: int) -> bool:
         return False
     roots = forest.roots[forest.starts[member] : forest.starts[member + 1]]
     if not len(roots):
-        return False
+        return link == IDENTITY and 0 <= float(forest.baselines[member]) <= 1
     end = int(forest.roots[forest.starts[member + 1]]) if forest.starts[member + 1] < len(forest.roots) else len(forest.nodes)
     mine = forest.nodes[roots[0] : end]
     highest = np.maximum.reduceat(np.where(mine["feature"] < 0, mine["threshold"], -np.inf), roots - roots[0]).sum()

@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from features.catalogue import CATALOGUE
-from models.artefact import CARD, packed
+from models.artefact import CARD, packed, unpacked
 from models.document import document
 from models.ensemble import LEARNED
 from models.figures import calibration_error, reliability
@@ -128,6 +128,8 @@ def test_columns_that_never_had_a_value_and_whole_families_of_them_do_not_stop_t
     assert blind.ensemble.members[2].name == "device"
     assert len(set(said)) == 1
     assert said[0] == pytest.approx(0.05, abs=0.01)
+    opened_again = unpacked(packed(blind))  # as a bank without such columns registers it
+    assert np.array_equal(opened_again.scores(examples.vectors), blind.ensemble.scores(examples.vectors))
 
 
 def test_columns_that_no_catalogue_has_are_learned_from(policy: Policy, recipe: Recipe) -> None:
