@@ -89,6 +89,18 @@ def test_who_has_no_private_key_makes_no_move(tmp_path: Path, artefact: Artefact
     assert checking.inventory().moves == ()
 
 
+@pytest.mark.parametrize(
+    "terms", [{"expires_at_ms": 10**18}, {"figures": {"against_champion_low": float("nan")}}, {"why": "x" * 2001}, {"by": "b" * 129}]
+)
+def test_a_move_that_nobody_could_read_again_is_not_made(tmp_path: Path, terms: dict[str, Any]) -> None:
+    registry = Registry(tmp_path, KEYS)
+    policy_id = registry.put_policy(default_policy_text())
+    registry.move(Kind.POLICY, policy_id, Act.REGISTER, "ana", "a rule", 1)
+    said = {"by": "ben", "why": "read", "expires_at_ms": 9, **terms}
+    assert refused(lambda: registry.move(Kind.POLICY, policy_id, Act.VALIDATE, said.pop("by"), said.pop("why"), 2, **said)) == "malformed"
+    assert len(registry.inventory().moves) == 1
+
+
 def test_two_who_move_at_once_write_two_lines(tmp_path: Path) -> None:
     registry = Registry(tmp_path, KEYS)
     ids = [registry.put_policy(default_policy_text().replace("block_above = 0.80", f"block_above = 0.8{i}")) for i in range(1, 9)]
