@@ -157,11 +157,16 @@ def _misplaced(item: Item, move: Move) -> Refused | None:
 
 def _same_eyes(item: Item, move: Move) -> Refused | None:
     """Author, validator and approver are three persons."""
-    if move.act in (Act.VALIDATE, Act.APPROVE) and move.by == item.author:
+    if move.act in (Act.VALIDATE, Act.APPROVE) and _same(move.by, item.author):
         return Refused(Refusal.OWN_WORK, f"{move.by} is its author: another person must {move.act} it")
-    if move.act is Act.APPROVE and move.by == item.validated_by:
+    if move.act is Act.APPROVE and _same(move.by, item.validated_by):
         return Refused(Refusal.OWN_VALIDATION, f"{move.by} validated it: another person must approve it")
     return None
+
+
+def _same(name: str, other: str) -> bool:
+    """Whether two names are one person's: Ana is ana, however it is typed."""
+    return name.strip().casefold() == other.strip().casefold()
 
 
 def _unfit(item: Item, move: Move, failed: tuple[str, ...]) -> Refused | None:

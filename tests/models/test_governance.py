@@ -59,6 +59,8 @@ BOTH = UP + "cleo promote m1\n" + UP.replace("m1", "m2") + "cleo promote m2\n"
         ("ana register m1\nana validate m1", "own_work"),
         ("ana register m1\nben validate m1\nana approve m1", "own_work"),
         ("ana register m1\nben validate m1\nben approve m1", "own_validation"),
+        ("ana register m1\nAna validate m1", "own_work"),
+        ("ana register m1\nben validate m1\nBEN approve m1", "own_validation"),
         ("ana register m1\nben approve m1", "not_validated"),
         ("ana register m1\nben promote m1", "not_validated"),
         ("ana register m1\nben validate m1\ncleo promote m1", "not_approved"),
