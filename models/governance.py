@@ -18,7 +18,7 @@ DAY_MS = 86_400_000
 VALID_DAYS: Mapping[Tier, int] = {Tier.LOW: 730, Tier.MEDIUM: 365, Tier.HIGH: 180}
 """The longest time after which it must be validated anew, by materiality."""
 USUAL_BANDS = (Band(Outcome.REVIEW, 0.0, 0.5), Band(Outcome.BLOCK, 0.0, 0.5))
-"""What is approved where the approver says nothing narrower: that half of all payments are stopped is never meant."""
+"""What is approved of an outcome of which the approver says nothing narrower: that half of all payments are stopped is never meant."""
 BREAKER = "system:breaker"
 """The name under which the breaker acts."""
 STANDING_BY = frozenset({State.APPROVED, State.CHALLENGER, State.SHADOW})
@@ -221,7 +221,9 @@ def _approved(item: Item | None, move: Move) -> Item:
     assert move.tier is not None
     latest = move.at_ms + VALID_DAYS[move.tier] * DAY_MS
     ends = latest if item.expires_at_ms is None else min(latest, item.expires_at_ms)
-    return replace(_led(item, move), approved_by=move.by, tier=move.tier, expires_at_ms=ends, bands=move.bands or USUAL_BANDS)
+    said = {band.outcome for band in move.bands}
+    bands = (*move.bands, *(band for band in USUAL_BANDS if band.outcome not in said))
+    return replace(_led(item, move), approved_by=move.by, tier=move.tier, expires_at_ms=ends, bands=bands)
 
 
 def _enthroned(item: Item | None, move: Move) -> Item:

@@ -19,6 +19,7 @@ from models.gates import against, failed_gates
 from models.governance import DAY_MS, TOLD, Inventory, Item, Refused, control_of
 from models.history import HELD_OUT_FROM
 from models.registry import Registry
+from schemas.decision import Outcome
 from schemas.errors import ArtefactError, SettingsError, Unavailable
 from schemas.governance import Act, Band, Kind, Move, Tier
 from streams.clerk import entered
@@ -79,7 +80,7 @@ def add_moves(actions: Any, kind: Kind) -> None:
             parser.add_argument("--data", type=Path, metavar="DIR", help="compare it with the champion on these rows, later than its training")
         if act is Act.APPROVE:
             parser.add_argument("--tier", choices=list(Tier), default=Tier.HIGH, help="materiality (default %(default)s)")
-            help_text = "approved share of decisions, like review=0:0.1; outside it the breaker acts (default: review and block up to a half)"
+            help_text = "approved share of decisions, like review=0:0.1; outside it the breaker acts (review and block: by default up to a half)"
             parser.add_argument("--band", action="append", type=band_of, default=[], metavar="OUTCOME=LOW:HIGH", help=help_text)
         if act is Act.CHALLENGE:
             parser.add_argument("--share", type=percent_of, default=0.0, metavar="PERCENT", help="of the cards it decides for so many (default none)")
@@ -97,9 +98,12 @@ def band_of(text: str) -> Band:
     outcome, _, bounds = text.partition("=")
     low, _, high = bounds.partition(":")
     try:
-        return Band(outcome, float(low), float(high))
+        band = Band(Outcome(outcome), float(low), float(high))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not like review=0:0.1") from None
+    if not 0 <= band.low <= band.high <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: a band goes from a share to one that is not lower, both 0 to 1")
+    return band
 
 
 def percent_of(text: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 from collections.abc import Sequence
@@ -20,11 +21,13 @@ from models.hold import UnknownAccount
 from models.registry import Registry
 from schemas.decision import Decision
 from schemas.errors import ArtefactError, InvalidRecord
+from schemas.governance import Band
 from schemas.topics import DECISIONS, LABELS
 from streams import backfill as backfill_job
 from streams import lab, train
 from streams.archive import Archive
 from streams.folder import keys_of
+from streams.governance import band_of
 from streams.mapping import Row, TokenKey, accounts_in, mapping_in, rows_in
 from streams.settings import Settings
 from tests.first_model import MODEL_KEY
@@ -100,6 +103,13 @@ def test_simulate_backfill_train_register_promote(features: Path, tmp_path: Path
     assert lab.models([], settings) == 0
     assert capsys.readouterr().out.startswith(f"* {model_id}")
     assert lab.ensure_champion(settings, lambda text: pytest.fail("there is a champion already")) == model_id
+
+
+@pytest.mark.parametrize("text", ["revew=0:0.1", "review=0.3:0.1", "review=nan:0.5", "review=0:7", "review", "review=0"])
+def test_a_band_that_would_guard_nothing_is_not_taken(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=text):
+        band_of(text)
+    assert band_of("review=0:0.1") == Band("review", 0.0, 0.1)
 
 
 def test_what_an_older_release_left_decides_nothing(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from models.governance import (
     standing_by,
     unentered,
 )
-from schemas.governance import Act, Kind, Move, State, Tier
+from schemas.decision import Outcome
+from schemas.governance import Act, Band, Kind, Move, State, Tier
 
 ENDS = 100 * DAY_MS
 
@@ -110,6 +111,13 @@ def test_the_tier_shortens_how_long_a_validation_holds() -> None:
     long = after(long, a_move(long, Act.VALIDATE, "ben", expires_at_ms=10_000 * DAY_MS))
     long = after(long, a_move(long, Act.APPROVE, "cleo"))
     assert long.items["m1"].expires_at_ms == 180 * DAY_MS + 1
+
+
+def test_an_outcome_of_which_the_approver_says_no_band_has_the_usual_one() -> None:
+    inventory, _ = story("ana register m1\nben validate m1")
+    narrow = Band(Outcome.REVIEW, 0.0, 0.1)
+    approved = after(inventory, a_move(inventory, Act.APPROVE, "cleo", bands=(narrow,)))
+    assert set(approved.items["m1"].bands) == {narrow, Band(Outcome.BLOCK, 0.0, 0.5)}
 
 
 def test_a_champion_gives_way_and_stands_by() -> None:
