@@ -9,6 +9,8 @@ from html import escape
 from typing import Any
 
 from features.catalogue import Catalogue
+from models.compiled import EQUAL_ON, EQUAL_WITHIN
+from models.decision import TOP_REASON_AGREES_MIN
 from models.drift import PSI_MAX
 from models.gates import ACROSS_GROUPS, BESIDE_CHAMPION, CALIBRATION_ERROR_MAX, FAIRNESS_RATIO_MAX, GATES, WORSE_THAN_CHAMPION_MAX
 from models.governance import Item
@@ -118,6 +120,9 @@ def _figures(figures: Mapping[str, float | None]) -> list[tuple[str, str]]:
 
 
 LIMITS: Mapping[str, str] = {
+    "parity_max": f"at most {EQUAL_WITHIN:g}",
+    "parity_rows": f"at least {EQUAL_ON:,}",
+    "top_reason_agrees": f"at least {TOP_REASON_AGREES_MIN:g}",
     "calibration_error": f"at most {CALIBRATION_ERROR_MAX}",
     "score_psi": f"at most {PSI_MAX}",
     "against_champion_low": f"at least {-WORSE_THAN_CHAMPION_MAX}",
@@ -127,9 +132,13 @@ LIMITS: Mapping[str, str] = {
 
 def _gates(figures: Mapping[str, float], failed: Sequence[str]) -> str:
     names = [*GATES, *(name for name in (*BESIDE_CHAMPION, *ACROSS_GROUPS) if name in figures or name in failed)]
-    rows = [(n, f"{figures[n]:.4g}" if n in figures else "never measured", LIMITS.get(n, ""), "FAILED" if n in failed else "passed") for n in names]
-    more = [(n, f"{v:.4g}", "", "") for n, v in figures.items() if n not in names]
+    rows = [(n, _measured(figures[n]) if n in figures else "never measured", LIMITS.get(n, ""), "FAILED" if n in failed else "passed") for n in names]
+    more = [(n, _measured(v), "", "") for n, v in figures.items() if n not in names]
     return _table(("check", "measured", "limit", ""), rows + more).replace("<td>FAILED</td>", "<td class=no>FAILED</td>")
+
+
+def _measured(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _fairness(card: Mapping[str, Any]) -> str:

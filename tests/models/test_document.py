@@ -55,6 +55,8 @@ def test_the_document_says_everything_in_one_file(artefact: Artefact) -> None:
         "champion",
     ):
         assert said in text, said
+    for gate, limit in (("parity_max", "at most 1e-12"), ("parity_rows", "at least 100,000"), ("top_reason_agrees", "at least 0.9")):
+        assert f"<td>{limit}</td>" in text.partition(f"<tr><td>{gate}</td>")[2].partition("</tr>")[0]
     assert all(name in text for name in CATALOGUE.names)
     assert text.count("<svg") == 2
     assert "<script" not in text
