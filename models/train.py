@@ -32,7 +32,7 @@ from models.history import HELD_OUT_FROM, Examples, Flags, Floats, Ints, familie
 from models.policy import Policy
 from models.recipe import EVERY, MemberRow, Recipe, Weights
 from models.trees import IDENTITY, NODE, TERM
-from schemas.errors import ArtefactError
+from schemas.errors import ArtefactError, SettingsError
 
 BLOCKS_ASKED = 100
 """So many held-out blocks at most are asked whether their first reason is the exact one."""
@@ -134,12 +134,17 @@ class Team:
 
 
 def fit(examples: Examples, recipe: Recipe, seed: int, threads: int = 1) -> Team:
-    """The recipe's members on all examples. ArtefactError if there are not fraud and honest cards enough to learn and to calibrate from."""
+    """The recipe's members on all examples.
+
+    ArtefactError if there are not fraud and honest cards enough to learn and to calibrate from; SettingsError naming the member whose families
+    nobody has, or whose estimator does not take its parameters.
+    """
     truth, dealt = examples.frauds, _dealt(examples.cards, recipe.parts, seed)
     if len({*dealt[truth].tolist()}) < 2 or truth.all():
         raise ArtefactError("training needs honest payments, and frauds of several cards")
     drawn = _drawn(truth, recipe.honest_per_fraud, seed)
     vectors = examples.vectors[drawn]
+    _known_families(recipe, examples.names)
     columns = [_with_values(_read_by(row, examples.names, recipe), vectors) for row in recipe.members]
     jobs = [(number, part) for number in range(len(recipe.members)) for part in (-1, *range(recipe.parts))]
 
@@ -221,6 +226,14 @@ def learned_from(names: Sequence[str], recipe: Recipe) -> tuple[str, ...]:
     return tuple(name for name in names if name not in beside)
 
 
+def _known_families(recipe: Recipe, names: Sequence[str]) -> None:
+    """SettingsError for a family that neither the data nor the catalogue has: a member of a mistyped one would say the same of every row."""
+    known = {EVERY, *families_of(names), *CATALOGUE.families}
+    for row in recipe.members:
+        if unknown := next((family for family in row.families if family not in known), None):
+            raise SettingsError(f"recipe: member {row.name}: neither the data nor the catalogue has a family {unknown!r}")
+
+
 def _read_by(row: MemberRow, names: Sequence[str], recipe: Recipe) -> tuple[int, ...]:
     """The columns of a member's families; of families that the data has not there are none."""
     allowed, families = set(learned_from(names, recipe)), families_of(names)
@@ -237,9 +250,11 @@ def _with_values(columns: Sequence[int], vectors: Floats) -> tuple[int, ...]:
 
 
 def _grown(row: MemberRow, mine: Floats, truth: Flags, seen: Flags, seed: int) -> Any:
-    """A member's pipeline, fitted on the rows that it may see."""
-    pipeline = Pipeline(ESTIMATORS[row.estimator](seed, **row.parameters))
-    return pipeline.fit(mine[seen], truth[seen])
+    """A member's pipeline, fitted on the rows that it may see. SettingsError for parameters that its estimator does not take."""
+    try:
+        return Pipeline(ESTIMATORS[row.estimator](seed, **row.parameters)).fit(mine[seen], truth[seen])
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"recipe: member {row.name}: {error}") from error
 
 
 # From fitted members to what is served.

@@ -16,9 +16,9 @@ from models.ensemble import LEARNED
 from models.figures import calibration_error, reliability
 from models.history import Examples, Flags, Floats
 from models.policy import Policy
-from models.recipe import Recipe
+from models.recipe import Recipe, recipe_from_toml
 from models.train import Artefact, Team, fit, measured
-from schemas.errors import ArtefactError
+from schemas.errors import ArtefactError, SettingsError
 from tests.models.conftest import some_examples
 from tests.world import DEFAULT_RECIPE_TEXT, examples_of, quick, trained_quickly
 
@@ -118,6 +118,26 @@ def test_rows_of_one_class_train_nothing(policy: Policy, recipe: Recipe) -> None
     for truth in (np.zeros(200, dtype=np.bool_), np.ones(200, dtype=np.bool_), np.arange(200) == 0):
         with pytest.raises(ArtefactError, match="honest payments, and frauds of several cards"):
             trained_quickly(replace(examples, frauds=truth), recipe, policy, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "named"),
+    [
+        ("{ n_estimatrs = 20, min_samples_leaf = 3 }", "member learned: .*n_estimatrs"),
+        ("{ n_estimators = -20 }", "member learned: The 'n_estimators' parameter"),
+        ("{ random_state = 3 }", "member learned: .*random_state"),
+    ],
+)
+def test_a_parameter_that_the_estimator_does_not_take_is_named_with_its_member(mistake: str, named: str) -> None:
+    text = ANY_ESTIMATOR.replace("{ n_estimators = 20, min_samples_leaf = 3 }", mistake)
+    with pytest.raises(SettingsError, match=named):
+        fit(some_examples(600), recipe_from_toml(text), seed=1)
+
+
+def test_a_family_that_nobody_has_is_named_with_its_member() -> None:
+    mistyped = quick(ANY_ESTIMATOR.replace('["device", "geographic"]', '["devise"]'))
+    with pytest.raises(SettingsError, match=r"member device: .*'devise'"):
+        fit(some_examples(600), mistyped, seed=1)
 
 
 def test_columns_that_never_had_a_value_and_whole_families_of_them_do_not_stop_training(policy: Policy, recipe: Recipe) -> None:
