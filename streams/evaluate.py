@@ -19,7 +19,7 @@ from models.recipe import Recipe
 from schemas.errors import ArtefactError, SettingsError
 from streams.settings import Settings
 from streams.tracking import Run, tracked, tracking_uri
-from streams.train import add_data, recipe_in, until_ms
+from streams.train import add_data, at_least, recipe_in, until_ms
 from streams.training_set import given_in
 
 USUAL_SPANS = ((180, 7), (90, 7), (56, 7), (28, 7), (14, 7), (14, 3), (7, 7), (7, 3), (3, 3), (3, 1), (1, 1), (180, 30), (90, 30), (30, 30))
@@ -55,6 +55,8 @@ def evaluation(
         rolled = folds(first_ms, until, each, wanted)
         if len(rolled) == wanted and all(can_be_tried(history, fold) for fold in rolled):
             break
+    if not history.believed().frauds.any():
+        raise ArtefactError(f"{folder}: no payment is known as fraud; there is nothing to learn or to find")
     if not rolled and not spans:
         raise ArtefactError(
             f"{folder}: too short for one fold of a day, {gap} days until labels are known (the mapping's `delay`), and a day of test"
@@ -121,13 +123,13 @@ def evaluate(argv: list[str], settings: Settings) -> int:
     parser = argparse.ArgumentParser(prog="holdfast evaluate", description=(evaluate.__doc__ or "").splitlines()[0])
     add_data(parser)
     parser.add_argument("--spans", type=_spans, metavar="T/D/S", help="days of training, gap and test, like 28/7/7 (default: what fits the history)")
-    parser.add_argument("--folds", type=int, default=4, metavar="N", help="the last so many that fit (default %(default)s)")
-    parser.add_argument("--cards", type=int, default=100, metavar="K", help="card precision at so many a day (default %(default)s)")
+    parser.add_argument("--folds", type=at_least(1), default=4, metavar="N", help="the last so many that fit (default %(default)s)")
+    parser.add_argument("--cards", type=at_least(1), default=100, metavar="K", help="card precision at so many a day (default %(default)s)")
     parser.add_argument("--alert-above", type=int, default=500, metavar="SCORE", help="an alert is a score above this (default %(default)s)")
     costs = "minor units for a review and for an honest customer hurt, share of a fraud that an alert saves"
     usual = "/".join(f"{cost:g}" for cost in USUAL.costs)
     parser.add_argument("--costs", type=_costs, default=USUAL.costs, metavar="R/H/S", help=f"{costs} (default {usual})")
-    parser.add_argument("--resamples", type=int, default=200, metavar="N", help="draws of the bootstrap (default %(default)s)")
+    parser.add_argument("--resamples", type=at_least(1), default=200, metavar="N", help="draws of the bootstrap (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     args = parser.parse_args(argv)
     operation, recipe = Operation(args.alert_above, args.cards, args.costs), recipe_in(args.recipe)
@@ -167,6 +169,8 @@ def _three(text: str) -> tuple[float, float, float]:
         one, two, three = map(float, text.split("/"))
     except ValueError:
         raise SettingsError(f"{text!r} is not three numbers with slashes between") from None
+    if not all(map(math.isfinite, (one, two, three))):
+        raise SettingsError(f"{text!r} is not three numbers with slashes between")
     return one, two, three
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -132,7 +134,10 @@ def train(argv: list[str], settings: Settings) -> int:
     add_data(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the artefact, to be registered")
     parser.add_argument(
-        "--label-delay-days", type=float, help="leave out rows younger than this at --until (default: the mapping's delay; archive 14)"
+        "--label-delay-days",
+        type=days,
+        metavar="N",
+        help="leave out rows younger than this at --until (default: the mapping's delay; archive 14)",
     )
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     args = parser.parse_args(argv)
@@ -158,9 +163,27 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="what `holdfast backfill` or the archive app wrote")
     parser.add_argument("--recipe", type=Path, metavar="FILE", help="members as rows (TOML), or `default` or `few_labels` of the house")
     parser.add_argument("--until", metavar="ISO8601", help="as of this moment: nothing later is seen (default: the history's last)")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=at_least(0), default=1, metavar="N", help="the same seed, data and recipe give the same (default %(default)s)")
     parser.add_argument("--track", action="store_true", help="tell the run on MLflow (the extra `tracking`)")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="default: one for each core, %(default)s")
+    parser.add_argument("--threads", type=at_least(1), default=len(os.sched_getaffinity(0)), metavar="N", help="default: one a core, %(default)s")
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Reads a whole number of an option that is not below this one."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} on")
+        return int(text)
+
+    return number
+
+
+def days(text: str) -> float:
+    """Reads the days of an option."""
+    if not re.fullmatch(r"\d{1,5}(\.\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of days")
+    return float(text)
 
 
 def until_ms(args: argparse.Namespace) -> int | None:

@@ -43,8 +43,11 @@ def training_set(
 ) -> Examples:
     """The rows in a folder that were at least `label_delay_ms` old at `until_ms`, with their labels as known then.
 
-    By default `until_ms` is the history's last moment, and the delay is that of the folder; `attributes` as in `given_in`.
+    By default `until_ms` is the history's last moment, and the delay is that of the folder; `attributes` as in `given_in`. SettingsError for a
+    delay below nothing: it would show payments that were made after `until_ms`.
     """
+    if label_delay_ms is not None and label_delay_ms < 0:
+        raise SettingsError("a label's delay is no time before its payment")
     history, usual_ms = given_in(folder, catalogue, attributes)
     return history.training_set(history.last_ms if until_ms is None else until_ms, usual_ms if label_delay_ms is None else label_delay_ms)
 
@@ -74,6 +77,8 @@ def _backfilled(path: Path) -> Given:
     names = tuple(name for name in data.schema.names if "." in name)
     beside = data.to_table(columns=["at_ms", "card_token", "account_id", "amount_minor", "fraud", "fraud_kind", "learned_at_ms"])
     rows = _in_time(beside["at_ms"], pc.is_valid(beside["fraud"]))
+    if not len(rows):
+        raise SettingsError(f"{path}: of no row is it said whether it was fraud; the mapping's [label] names the column that says it")
     vectors = _matrix(data, names, len(beside), rows)
     beside = beside.take(pa.array(rows))
     verdicts = Verdicts.in_order(np.arange(len(rows)), _flags(beside["fraud"]), _objects(beside["fraud_kind"]), _ints(beside["learned_at_ms"]))

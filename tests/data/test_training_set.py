@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,6 +128,46 @@ def test_a_label_moved_beyond_the_moment_cannot_be_told_from_an_honest_one(forei
         return seen.vectors.tobytes() + seen.frauds.tobytes() + seen.at_ms.tobytes()
 
     assert told_as(np.zeros(6000, np.bool_)) == told_as(np.ones(6000, np.bool_))
+
+
+def test_no_delay_shows_a_payment_of_after_the_moment(foreign: Path) -> None:
+    until_ms = BEGAN_MS + 6 * DAY_MS
+    assert training_set(foreign, until_ms, 0).at_ms.max() <= until_ms
+    with pytest.raises(SettingsError, match="no time before its payment"):
+        training_set(foreign, until_ms, -DAY_MS)
+
+
+def test_a_file_without_labels_or_without_a_fraud_is_said_to_be_that(foreign: Path, tmp_path: Path) -> None:
+    table, recipe = pq.read_table(foreign / backfill_job.FEATURES_FILE), train.recipe_in(foreign / "recipe.toml")
+    place = table.column_names.index("fraud")
+    pq.write_table(table.set_column(place, "fraud", pa.nulls(6000, pa.bool_())), tmp_path / backfill_job.FEATURES_FILE)
+    for read in (training_set, lambda folder: evaluate.evaluation(folder, recipe)):
+        with pytest.raises(SettingsError, match=r"of no row is it said whether it was fraud; the mapping's \[label\]"):
+            read(tmp_path)
+    pq.write_table(table.set_column(place, "fraud", pa.array(np.zeros(6000, np.bool_))), tmp_path / backfill_job.FEATURES_FILE)
+    for spans in (None, Spans(4, 1, 2)):
+        with pytest.raises(ArtefactError, match="no payment is known as fraud"):
+            evaluate.evaluation(tmp_path, recipe, spans=spans)
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (evaluate.evaluate, ["--folds", "0"]),
+        (evaluate.evaluate, ["--cards", "0"]),
+        (evaluate.evaluate, ["--resamples", "none"]),
+        (evaluate.evaluate, ["--spans", "nan/7/7"]),
+        (evaluate.evaluate, ["--costs", "inf/1/1"]),
+        (train.train, ["--out", "x", "--seed", "-1"]),
+        (train.train, ["--out", "x", "--threads", "0"]),
+        (train.train, ["--out", "x", "--label-delay-days", "nan"]),
+        (train.train, ["--out", "x", "--label-delay-days", "-3"]),
+    ],
+)
+def test_a_number_that_means_nothing_is_refused_before_anything_is_read(command: Callable[[list[str], Settings], int], option: list[str]) -> None:
+    with pytest.raises((SystemExit, SettingsError)) as refused:
+        command(["--data", "nowhere", *option], Settings())
+    assert refused.value.args == (2,) or "three numbers" in str(refused.value)
 
 
 def test_a_foreign_file_is_trained_on_and_evaluated_with_its_own_columns(foreign: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
