@@ -31,7 +31,7 @@ from streams.training_set import training_set
 TRAINER, CHECKER, STARTER = "system:trainer", "system:checker", "system:starter"
 """The names under which a system without a model makes one, validates it by its gates, and approves and promotes it."""
 NEWEST = "newest"
-VALID_DAYS = 365
+VALID_DAYS, VALID_DAYS_MAX = 365, 36_500
 ACTS: dict[str, tuple[Act, str]] = {
     "validate": (Act.VALIDATE, "say that it does what it is for; by another person than its author"),
     "approve": (Act.APPROVE, "allow it to decide; by a third person, and only if it passes every gate"),
@@ -48,7 +48,7 @@ TO_DECIDE = frozenset({Act.PROMOTE, Act.ROLL_BACK, Act.CHALLENGE})
 def done(outcome: Move | Refused) -> Move:
     """The move; ArtefactError where it was refused."""
     if isinstance(outcome, Refused):
-        raise ArtefactError(outcome.text, str(outcome.refusal))
+        raise ArtefactError(f"{outcome.refusal}: {outcome.text}", str(outcome.refusal))
     return outcome
 
 
@@ -156,8 +156,8 @@ def _terms(args: argparse.Namespace, act: Act, kind: Kind, item_id: str, registr
         return {"share": args.share}
     if act is not Act.VALIDATE:
         return {}
-    if not args.valid_days > 0:
-        raise SettingsError("--valid-days: a validation holds for some time")
+    if not 0 < args.valid_days <= VALID_DAYS_MAX:
+        raise SettingsError(f"--valid-days: a validation holds for some time, and for {VALID_DAYS_MAX:,} days at most")
     figures = compared(registry, item_id, args.data) if kind is Kind.MODEL and args.data else {}
     return {"expires_at_ms": clock_ms() + int(args.valid_days * DAY_MS), "figures": figures}
 
@@ -243,13 +243,11 @@ def served_here(ensemble: Ensemble) -> None:
         raise ArtefactError(f"{ensemble.model_id} reads {foreign[0]!r}, which no request carries: it is for comparing, and cannot decide")
 
 
-def print_moves(inventory: Inventory, items: Sequence[Item], as_json: bool) -> None:
+def print_moves(inventory: Inventory, items: Sequence[Item]) -> None:
     """Items with all that was done with them."""
     at_ms = clock_ms()
     for item in items:
         print("\n".join(item_lines(inventory, item, at_ms)))
-    if as_json:
-        print(json.dumps([described(inventory, item.item_id, at_ms) for item in items]))
 
 
 def _day(at_ms: int) -> str:

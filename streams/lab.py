@@ -25,12 +25,14 @@ from streams.folder import keys_of, with_kept_secrets
 from streams.governance import (
     ACTS,
     CHECKER,
+    NEWEST,
     STARTER,
     TO_DECIDE,
     TRAINER,
     add_moves,
     add_signature,
     brought_up,
+    described,
     done,
     failing,
     found,
@@ -69,6 +71,8 @@ def register(argv: list[str], settings: Settings) -> int:
     if model_id not in registry.inventory().items:
         done(registry.move(Kind.MODEL, model_id, Act.REGISTER, args.by, args.why, clock_ms()))
     print(model_id)
+    if args.json:
+        print(json.dumps(described(registry.inventory(), model_id, clock_ms())))
     public = keys_of(with_kept_secrets(settings)).public.hex()
     print(f"services check it with HOLDFAST_MODEL_PUBLIC_KEY={public}", file=sys.stderr, flush=True)
     return 0
@@ -83,12 +87,13 @@ def models(argv: list[str], settings: Settings) -> int:
     """`holdfast models list|show|document|compare|validate|approve|promote|rollback|retire|challenge|shadow`: every model and its moves."""
     parser = argparse.ArgumentParser(prog="holdfast models", description=(models.__doc__ or "").splitlines()[0])
     actions = parser.add_subparsers(dest="action", required=True)
-    actions.add_parser("list", help="all of them, oldest first; `*` marks the one that decides").add_argument("--json", action="store_true")
+    listing = actions.add_parser("list", help="all of them, oldest first; `*` marks the one that decides")
+    listing.add_argument("--json", action="store_true", help="end with one JSON object")
     show = actions.add_parser("show", help="one, with its gates and all that was done with it")
-    show.add_argument("item_id", metavar="ID")
-    show.add_argument("--json", action="store_true")
+    show.add_argument("item_id", metavar="ID", help=f"the model's id, or `{NEWEST}`")
+    show.add_argument("--json", action="store_true", help="end with one JSON object")
     paper = actions.add_parser("document", help="write the model document: one HTML file for supervisors, ready to print")
-    paper.add_argument("item_id", metavar="ID")
+    paper.add_argument("item_id", metavar="ID", help=f"the model's id, or `{NEWEST}`")
     paper.add_argument("--out", type=Path, metavar="FILE", help="default: ID.html")
     add_compare(actions)
     add_moves(actions, Kind.MODEL)
@@ -133,7 +138,11 @@ def _show(registry: Registry, asked: str, as_json: bool) -> None:
     inventory = registry.inventory()
     model_id = found(inventory, Kind.MODEL, asked)
     print(gate_line(registry, inventory, model_id))
-    print_moves(inventory, [item for item in inventory.of(Kind.MODEL) if item.item_id == model_id], as_json)
+    items = [item for item in inventory.of(Kind.MODEL) if item.item_id == model_id]
+    print_moves(inventory, items)
+    if as_json:
+        stands = described(inventory, model_id, clock_ms()) if items else {"item_id": model_id, "state": None}
+        print(json.dumps(stands | {"gates_failed": failing(registry, inventory, model_id)}))
 
 
 def _write_document(registry: Registry, asked: str, out: Path | None) -> None:

@@ -17,7 +17,7 @@ from schemas.governance import Act, Kind
 from streams import backtest as replay
 from streams.clock import clock_ms
 from streams.compare import add_compare, compare
-from streams.governance import ACTS, TO_DECIDE, add_moves, add_signature, done, found, moved, print_moves
+from streams.governance import ACTS, TO_DECIDE, add_moves, add_signature, described, done, found, moved, print_moves
 from streams.registry import registry_of
 from streams.settings import Settings
 
@@ -60,8 +60,8 @@ def read(path: Path) -> str:
     """A policy file's text, if every key and every feature in it is known. SettingsError names what is wrong."""
     try:
         text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise SettingsError(f"{path}: {error.strerror}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: {error}") from error
     policy_from_toml(text).bound(CATALOGUE.names)
     return text
 
@@ -70,9 +70,12 @@ def command(argv: list[str], settings: Settings) -> int:
     """`holdfast policy show | check FILE | test FILE | register FILE | list | compare | validate|approve|promote|rollback|retire ID`."""
     parser = argparse.ArgumentParser(prog="holdfast policy", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True)
-    actions.add_parser("show", help="the policy that judges")
-    actions.add_parser("list", help="every registered policy and its moves").add_argument("--json", action="store_true")
-    actions.add_parser("check", help="whether a file is a policy for this catalogue").add_argument("file", type=Path)
+    show = actions.add_parser("show", help="the policy that judges")
+    listing = actions.add_parser("list", help="every registered policy and its moves")
+    check = actions.add_parser("check", help="whether a file is a policy for this catalogue")
+    check.add_argument("file", type=Path)
+    for parser_of in (show, listing, check):
+        parser_of.add_argument("--json", action="store_true", help="end with one JSON object")
     _add_test(actions.add_parser("test", help="replay a file over the archive: what it would have caught and hurt; nothing is saved"))
     register = actions.add_parser("register", help="put a file into the registry, as a draft; prints its id")
     register.add_argument("file", type=Path)
@@ -90,13 +93,40 @@ def command(argv: list[str], settings: Settings) -> int:
     elif args.action == "test":
         return tested(policy_from_toml(read(args.file)), registry.policy(), args, settings)
     elif args.action == "register":
-        print(entered(registry, read(args.file), args.by, args.why))
+        policy_id = entered(registry, read(args.file), args.by, args.why)
+        print(policy_id)
+        if args.json:
+            print(json.dumps(described(registry.inventory(), policy_id, clock_ms())))
     elif args.action == "list":
-        inventory = registry.inventory()
-        print_moves(inventory, inventory.of(Kind.POLICY), args.json)
+        _list(registry, args.json)
     else:
-        print("\n".join(lines(registry.policy() if args.action == "show" else policy_from_toml(read(args.file)))))
+        _print(registry.policy() if args.action == "show" else checked(args.file, args.json), args.json)
     return 0
+
+
+def _list(registry: Registry, as_json: bool) -> None:
+    inventory = registry.inventory()
+    items = inventory.of(Kind.POLICY)
+    print_moves(inventory, items)
+    if as_json:
+        print(json.dumps({"policies": [described(inventory, item.item_id, clock_ms()) for item in items]}))
+
+
+def checked(file: Path, as_json: bool) -> Policy:
+    """The policy in a file. SettingsError names what is wrong with it; a program is told of that too."""
+    try:
+        return policy_from_toml(read(file))
+    except SettingsError as error:
+        if as_json:
+            print(json.dumps({"valid": False, "fault": str(error)}))
+        raise
+
+
+def _print(policy: Policy, as_json: bool) -> None:
+    print("\n".join(lines(policy)))
+    if as_json:
+        about = {name: getattr(policy, name) for name in ("policy_id", "name", "effective_from_ms", "review_above", "block_above")}
+        print(json.dumps(about | {"rules": len(policy.rules), "valid": True}))
 
 
 # The test of a candidate, before anyone saves it.

@@ -20,7 +20,7 @@ from features.tally import LABELLED, Update, label_row, payment_rows
 from models.hold import UnknownAccount
 from models.registry import Registry
 from schemas.decision import Decision
-from schemas.errors import ArtefactError, InvalidRecord
+from schemas.errors import ArtefactError, InvalidRecord, SettingsError
 from schemas.governance import Band
 from schemas.topics import DECISIONS, LABELS
 from streams import backfill as backfill_job
@@ -88,18 +88,24 @@ def test_simulate_backfill_train_register_promote(features: Path, tmp_path: Path
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert figures["held_out"]["auc"] > 0.8
     assert "honest" in figures["held_out_by_kind"]
-    assert lab.register([str(tmp_path / "artefact"), "--as", "ana"], settings) == 0
-    model_id = capsys.readouterr().out.strip()
-    with pytest.raises(ArtefactError, match="is draft: promote is not what follows"):
+    assert lab.register([str(tmp_path / "artefact"), "--as", "ana", "--json"], settings) == 0
+    model_id, about = capsys.readouterr().out.splitlines()
+    assert (json.loads(about)["item_id"], json.loads(about)["state"]) == (model_id, "draft")
+    with pytest.raises(ArtefactError, match=r"not_validated: .* is draft: promote is not what follows"):
         lab.promote([model_id, "--as", "ana", "--why", "it is mine"], settings)
-    with pytest.raises(ArtefactError, match="ana is its author"):
+    with pytest.raises(ArtefactError, match="own_work: ana is its author"):
         lab.models(["validate", model_id, "--as", "ana", "--why", "it is mine"], settings)
     assert lab.models(["validate", model_id, "--as", "ben", "--why", "figures read"], settings) == 0
     assert lab.models(["approve", "newest", "--as", "cleo", "--why", "all gates passed", "--tier", "low"], settings) == 0
     assert lab.promote([model_id, "--as", "cleo", "--why", "first"], settings) == 0
     capsys.readouterr()
-    assert lab.models(["show", "newest"], settings) == 0
-    assert "gates: all passed" in capsys.readouterr().out
+    assert lab.models(["show", "newest", "--json"], settings) == 0
+    said = capsys.readouterr().out
+    assert "gates: all passed" in said
+    assert (shown := json.loads(said.splitlines()[-1]))["gates_failed"] == []
+    assert (shown["item_id"], shown["state"]) == (model_id, "champion")
+    with pytest.raises(SettingsError, match="--valid-days"):
+        lab.models(["validate", model_id, "--as", "ben", "--why", "for ever", "--valid-days", "inf"], settings)
     assert lab.models([], settings) == 0
     assert capsys.readouterr().out.startswith(f"* {model_id}")
     assert lab.ensure_champion(settings, lambda text: pytest.fail("there is a champion already")) == model_id

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,6 +49,30 @@ def test_a_stricter_candidate_is_told_of_and_nothing_is_saved(archive: Path, tmp
     assert not (tmp_path / "data" / "registry" / "policies").exists()
     assert command(["test", str(file), "--alerts-per-day-max", "0.01"], settings) == 1
     assert "at most 0.01 are allowed" in capsys.readouterr().out
+
+
+def test_each_command_about_a_policy_ends_with_one_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, settings = tmp_path / "p.toml", Settings(data_dir=tmp_path / "data")
+
+    def told(*argv: str) -> Any:
+        assert command([*argv, "--json"], settings) == 0
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    file.write_text(default_policy_text().replace('"default"', '"mine"'))
+    assert (told("show")["name"], told("check", str(file))["name"], told("check", str(file))["valid"]) == ("default", "mine", True)
+    assert told("register", str(file), "--as", "ana", "--why", "a rule")["state"] == "draft"
+    assert [each["author"] for each in told("list")["policies"]] == ["ana"]
+
+
+@pytest.mark.parametrize(("content", "named"), [(b"\xff\xfe\x00", "utf-8"), (b"name = 3", "is missing")])
+def test_what_is_wrong_with_a_file_is_said_to_people_and_to_programs(
+    content: bytes, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "p.toml"
+    file.write_bytes(content)
+    with pytest.raises(SettingsError, match=named):
+        command(["check", str(file), "--json"], Settings(data_dir=tmp_path / "data"))
+    assert named in json.loads(capsys.readouterr().out)["fault"]
 
 
 def test_labels_that_were_learned_later_are_not_seen(archive: Path) -> None:
