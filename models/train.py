@@ -145,13 +145,14 @@ def fit(examples: Examples, recipe: Recipe, seed: int, threads: int = 1) -> Team
     drawn = _drawn(truth, recipe.honest_per_fraud, seed)
     vectors = examples.vectors[drawn]
     _known_families(recipe, examples.names)
-    columns = [_with_values(_read_by(row, examples.names, recipe), vectors) for row in recipe.members]
-    jobs = [(number, part) for number in range(len(recipe.members)) for part in (-1, *range(recipe.parts))]
+    shown = {part: dealt[drawn] != part for part in (-1, *range(recipe.parts))}
+    columns = [_with_values(_read_by(row, examples.names, recipe), vectors, tuple(shown.values())) for row in recipe.members]
+    jobs = [(number, part) for number in range(len(recipe.members)) for part in shown]
 
     def done(job: tuple[int, int]) -> tuple[Any, Floats]:
         number, part = job
         row, mine = recipe.members[number], columns[number]
-        pipeline = _grown(row, vectors[:, mine], truth[drawn], dealt[drawn] != part, seed) if mine else None
+        pipeline = _grown(row, vectors[:, mine], truth[drawn], shown[part], seed) if mine else None
         unseen = np.flatnonzero(dealt == part)
         return pipeline, _raw(pipeline, _taken(examples.vectors, unseen, mine)) if len(unseen) else np.empty(0)
 
@@ -241,12 +242,17 @@ def _read_by(row: MemberRow, names: Sequence[str], recipe: Recipe) -> tuple[int,
     return tuple(column for column in wanted if names[column] in allowed)
 
 
-def _with_values(columns: Sequence[int], vectors: Floats) -> tuple[int, ...]:
-    """The columns that have two values or more, a missing one counted: from others nothing is to be learned, and scikit-learn cannot bin them.
+def _with_values(columns: Sequence[int], vectors: Floats, shown: Sequence[Flags]) -> tuple[int, ...]:
+    """The columns that have two values or more, a missing one counted, and one that is not missing among each lot of rows that a fit is shown.
 
-    A bank whose files know no devices has a whole family of them; that member then says the same of every row.
+    From others nothing is to be learned, and scikit-learn cannot bin them: those of one card alone are missing wherever it is left out. A bank
+    whose files know no devices has a whole family of them; that member then says the same of every row.
     """
-    return tuple(c for c in columns if not ((vectors[:, c] == vectors[0, c]) | (np.isnan(vectors[:, c]) & np.isnan(vectors[0, c]))).all())
+    return tuple(c for c in columns if _differs(vectors[:, c]) and all((~np.isnan(vectors[:, c]) & rows).any() for rows in shown))
+
+
+def _differs(column: Floats) -> bool:
+    return not ((column == column[0]) | (np.isnan(column) & np.isnan(column[0]))).all()
 
 
 def _grown(row: MemberRow, mine: Floats, truth: Flags, seen: Flags, seed: int) -> Any:

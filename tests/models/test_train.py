@@ -152,6 +152,15 @@ def test_columns_that_never_had_a_value_and_whole_families_of_them_do_not_stop_t
     assert np.array_equal(opened_again.scores(examples.vectors), blind.ensemble.scores(examples.vectors))
 
 
+def test_a_column_that_one_card_alone_has_does_not_stop_training() -> None:
+    examples = some_examples(600)
+    examples.vectors[:, 3] = np.nan
+    examples.vectors[examples.cards == examples.cards[5], 3] = [1.0, *[2.0] * (np.count_nonzero(examples.cards == examples.cards[5]) - 1)]
+    members = {member.row.name: member.columns for member in fit(examples, quick(), seed=1).members}
+    assert 3 not in members["learned"]
+    assert 4 in members["learned"]
+
+
 def test_columns_that_no_catalogue_has_are_learned_from(policy: Policy, recipe: Recipe) -> None:
     examples = some_examples(2000)
     extra = np.where(examples.frauds, 3.0, 0.0) + np.random.default_rng(1).normal(size=2000)
