@@ -133,7 +133,10 @@ def opened(files: Mapping[str, bytes], keys: Keys, model_id: str) -> Ensemble:
     if model_id_of(files[CARD]) != model_id:
         raise ArtefactError(f"model {model_id}: {CARD} was altered", "altered")
     keys.check(files[CARD], files[SIGNATURE], f"model {model_id}")
-    return unpacked(files)
+    try:
+        return unpacked(files)
+    except ArtefactError as error:
+        raise ArtefactError(f"model {model_id}: {error}", error.code) from None
 
 
 def unpacked(files: Mapping[str, bytes]) -> Ensemble:

@@ -92,6 +92,7 @@ class Registry:
         for number in range(1, MOVES_MAX):
             path = self._move(number)
             if not path.exists():
+                self._whole(number)
                 return inventory
             line = _read(path, MOVE_BYTES_MAX)
             move = _checked_move(line, self._keys, path.name)
@@ -100,6 +101,12 @@ class Registry:
                 raise ArtefactError(f"{path}: does not follow from the lines before it{f' ({wrong.text})' if wrong else ''}", "altered")
             inventory, before = after(inventory, move), hashlib.sha256(line).hexdigest()
         raise ArtefactError(f"{self._folder}: the history has more than {MOVES_MAX} lines", "oversized")
+
+    def _whole(self, number: int) -> None:
+        """ArtefactError if there are lines after one that is not there. Lines are written in order: one that came meanwhile was never missing."""
+        later = any(int(path.stem) > number for path in (self._folder / "moves").glob("[0-9]*.json"))
+        if later and not self._move(number).exists():
+            raise ArtefactError(f"{self._move(number)}: was taken out of the history", "altered")
 
     def move(self, kind: Kind, item_id: str, act: Act, by: str, why: str, now_ms: int, **terms: Any) -> Move | Refused:
         """Makes a move, if it is legal and its gates pass; it is in the history for ever. `terms` are those of `Move`.
