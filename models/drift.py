@@ -138,6 +138,7 @@ class Quality(NamedTuple):
     precision_block: float | None
     precision_review: float | None
     calibration: float | None  # frauds that are known, over those that the scores promised
+    promised: float = 0.0  # frauds that the scores of those decisions promised
 
 
 def quality(told: Told, now_ms: int) -> Quality:
@@ -149,12 +150,14 @@ def quality(told: Told, now_ms: int) -> Quality:
     half, most = (float(q) for q in np.quantile(delays, (0.5, 0.9)))
     ripe = told.at_ms <= now_ms - most * 1000
     promised = float(np.nansum(told.scores[ripe]) / 1000)
+    known = float(told.frauds[ripe & ~np.isnan(told.scores)].sum())
     return Quality(
         half,
         most,
         _share(told.frauds, ripe & told.blocked),
         _share(told.frauds, ripe & told.reviewed),
-        float(told.frauds[ripe & ~np.isnan(told.scores)].sum()) / promised if promised >= 1 else None,
+        known / promised if promised >= 1 else None,
+        promised,
     )
 
 
@@ -181,14 +184,17 @@ LIMITS: Mapping[str, Limit] = {
     "miscalibration": Limit(2.0, 1.5),  # frauds known against promised, either way
 }
 """By kind of reading. An alarm's name is `kind:of`."""
+BY_CHANCE = 3.0
+"""Frauds that count on either side of the ratio, so that few are no alarm: none of four promised is one, which chance does in 2 of 100 (Poisson)."""
 
 
 def readings(drifted: Mapping[str, Drift], missing: Mapping[str, float], seen: Quality) -> dict[str, float]:
     """What alarms look at, by `kind:of`."""
     found = {f"psi:{name}": each.psi for name, each in drifted.items()} | {f"ks:{name}": each.ks for name, each in drifted.items()}
     found |= {f"missing:{family}": share for family, share in missing.items()}
-    if seen.calibration:
-        found["miscalibration:score"] = max(seen.calibration, 1 / seen.calibration)
+    if seen.calibration is not None:
+        ratio = (seen.calibration * seen.promised + BY_CHANCE) / (seen.promised + BY_CHANCE)
+        found["miscalibration:score"] = max(ratio, 1 / ratio)
     return found
 
 

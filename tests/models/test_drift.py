@@ -93,8 +93,16 @@ def test_precision_and_calibration_are_of_decisions_that_are_old_enough() -> Non
         frauds=np.array([1, 0, 1, 0, 0], np.bool_),
         learned_at_ms=np.array([day, 0, day, 0, 0]),
     )
-    assert quality(told, 10 * day) == Quality(86_400, 86_400, 1 / 3, None, pytest.approx(2 / 2.9))
+    assert quality(told, 10 * day) == Quality(86_400, 86_400, 1 / 3, None, pytest.approx(2 / 2.9), pytest.approx(2.9))
     assert quality(told, 9 * day).precision_block == 0.5, "the payment of the ninth day is too young"
     nothing = quality(told._replace(learned_at_ms=np.zeros(5, np.int64)), 10 * day)
     assert nothing == Quality(None, None, None, None, None)
-    assert readings({}, {}, Quality(1, 1, None, None, 0.25)) == {"miscalibration:score": 4.0}
+    assert readings({}, {}, Quality(1, 1, None, None, 0.25, 9.0)) == {"miscalibration:score": pytest.approx(12 / 5.25)}
+
+
+def test_scores_that_promise_fraud_of_which_no_label_tells_are_an_alarm_and_a_few_by_chance_are_none() -> None:
+    def raised(known: float, promised: float) -> bool:
+        return bool(alarms(frozenset(), readings({}, {}, Quality(1, 1, None, None, known / promised, promised))))
+
+    assert [raised(0, promised) for promised in (1, 3, 4, 400)] == [False, False, True, True]
+    assert [raised(known, 4) for known in (1, 8, 12, 40)] == [False, False, True, True]
