@@ -18,7 +18,7 @@ from models.ensemble import Ensemble
 from models.gates import against, failed_gates
 from models.governance import DAY_MS, TOLD, Inventory, Item, Refused, control_of
 from models.history import HELD_OUT_FROM
-from models.registry import Registry
+from models.registry import Registry, default_policy_text
 from schemas.decision import Outcome
 from schemas.errors import ArtefactError, SettingsError, Unavailable
 from schemas.governance import Act, Band, Kind, Move, Tier
@@ -28,6 +28,7 @@ from streams.control import told_once, told_so_far
 from streams.settings import Settings
 from streams.training_set import training_set
 
+SYSTEM = "system:"
 TRAINER, CHECKER, STARTER = "system:trainer", "system:checker", "system:starter"
 """The names under which a system without a model makes one, validates it by its gates, and approves and promotes it."""
 NEWEST = "newest"
@@ -60,6 +61,16 @@ def brought_up(registry: Registry, kind: Kind, item_id: str, why: str, at_ms: in
     done(registry.move(kind, item_id, Act.VALIDATE, CHECKER, why, at_ms, expires_at_ms=ends))
     done(registry.move(kind, item_id, Act.APPROVE, STARTER, why, at_ms, tier=Tier.LOW))
     done(registry.move(kind, item_id, Act.PROMOTE, STARTER, why, at_ms))
+
+
+def house_policy_entered(registry: Registry) -> None:
+    """Enters the policy that comes with the house as the one that judged, before another is promoted for the first time.
+
+    So there is something to go back to, for people and for the breaker.
+    """
+    inventory, text = registry.inventory(), default_policy_text()
+    if inventory.champion(Kind.POLICY) is None and (policy_id := registry.put_policy(text)) not in inventory.items:
+        brought_up(registry, Kind.POLICY, policy_id, "it comes with the house, and judged before any was promoted", clock_ms())
 
 
 # Commands.
@@ -123,7 +134,9 @@ def moved(args: argparse.Namespace, kind: Kind, registry: Registry, settings: Se
     entered(registry, told_so_far(settings).values())
     inventory = registry.inventory()
     item = found(inventory, kind, args.item_id)
-    before = inventory.champion(kind)
+    if kind is Kind.POLICY and act is Act.PROMOTE:
+        house_policy_entered(registry)
+    before = registry.inventory().champion(kind)
     move = done(registry.move(kind, item, act, args.by, args.why, clock_ms(), **_terms(args, act, kind, item, registry)))
     print(f"{item}: {act} by {move.by}; now {registry.inventory().items[item].state}")
     if act in TOLD:
@@ -134,7 +147,7 @@ def moved(args: argparse.Namespace, kind: Kind, registry: Registry, settings: Se
 
 
 def found(inventory: Inventory, kind: Kind, asked: str | None) -> str:
-    """The id that is meant: None is the one before the champion, `newest` the last that was registered."""
+    """The id that is meant: None is the one before the champion, `newest` the last that a person registered, or the system where nobody did."""
     if asked is None:
         last = inventory.last_good(kind)
         if last is None:
@@ -145,7 +158,7 @@ def found(inventory: Inventory, kind: Kind, asked: str | None) -> str:
     items = inventory.of(kind)
     if not items:
         raise ArtefactError(f"no {kind} is registered", "unknown")
-    return items[-1].item_id
+    return ([item for item in items if not item.author.startswith(SYSTEM)] or items)[-1].item_id
 
 
 def _terms(args: argparse.Namespace, act: Act, kind: Kind, item_id: str, registry: Registry) -> dict[str, Any]:

@@ -62,3 +62,21 @@ def test_a_rollback_brings_the_policy_before_back_and_the_other_needs_a_new_appr
     assert "  first, effective" in capsys.readouterr().out
     with pytest.raises(ArtefactError, match="is validated: promote is not what follows"):
         command(["promote", "newest", "--as", "cleo", "--why", "again"], settings)
+
+
+def test_the_first_policy_that_is_promoted_can_be_rolled_back_to_the_one_of_the_house(
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text(default_policy_text().replace('"default"', '"first"'))
+    led(file, settings)
+    assert command(["promote", "newest", "--as", "cleo", "--why", "now"], settings) == 0
+    assert command(["show"], settings) == 0
+    assert "  first, effective" in capsys.readouterr().out
+    assert command(["rollback", "--as", "dora", "--why", "it blocks too many"], settings) == 0
+    assert command(["show"], settings) == 0
+    assert "  default, effective" in capsys.readouterr().out
+    assert command(["list", "--json"], settings) == 0
+    policies = json.loads(capsys.readouterr().out.splitlines()[-1])["policies"]
+    assert [(policy["state"], policy["author"]) for policy in policies] == [("validated", "ana"), ("champion", "system:trainer")]
+    assert command(["approve", "newest", "--as", "cleo", "--why", "the newest is what a person entered"], settings) == 0
