@@ -32,12 +32,16 @@ MOVES_MAX = 1 << 16
 
 
 class Listed(NamedTuple):
-    """One registered model: its id, its card, whether it is the one that decides, and how it stands (None: nobody entered it)."""
+    """One registered model: its id, its card, whether it is the one that decides, and how it stands (None: nobody entered it).
+
+    Of a model that is not sound the card is empty, and `fault` says why.
+    """
 
     model_id: str
     card: Mapping[str, Any]
     champion: bool
     item: Item | None
+    fault: str = ""
 
 
 def save(artefact: Artefact, folder: Path) -> None:
@@ -77,12 +81,18 @@ class Registry:
         return {name: _read(self._model(model_id) / name, BYTES_MAX[name]) for name in (CARD, SIGNATURE, ARRAYS)}
 
     def models(self) -> tuple[Listed, ...]:
-        """Every registered model, by end of its training span, newest last."""
+        """Every registered model, by end of its training span, newest last; behind those the ones that are not sound, which nobody would serve."""
         inventory = self.inventory()
         champion = _id_of(inventory.champion(Kind.MODEL))
-        ids = [path.parent.name for path in (self._folder / "models").glob(f"mdl_*/{ARRAYS}") if (path.parent / CARD).exists()]
-        cards = sorted(((model_id, self.card(model_id)) for model_id in ids), key=lambda c: (c[1]["trained"]["until_at_ms"], c[0]))
-        return tuple(Listed(model_id, card, model_id == champion, inventory.items.get(model_id)) for model_id, card in cards)
+        ids = sorted(path.parent.name for path in (self._folder / "models").glob(f"mdl_*/{ARRAYS}") if (path.parent / CARD).exists())
+        listed = [self._listed(model_id, model_id == champion, inventory.items.get(model_id)) for model_id in ids]
+        return tuple(sorted(listed, key=lambda each: (bool(each.fault), each.card["trained"]["until_at_ms"] if each.card else 0, each.model_id)))
+
+    def _listed(self, model_id: str, champion: bool, item: Item | None) -> Listed:
+        try:
+            return Listed(model_id, self.card(model_id), champion, item)
+        except ArtefactError as error:
+            return Listed(model_id, {}, champion, item, str(error))
 
     # The history.
 

@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,8 +100,8 @@ def models(argv: list[str], settings: Settings) -> int:
     args = parser.parse_args(argv if argv[:1] and not argv[0].startswith("--json") else ["list", *argv])
     registry = registry_of(settings)
     if args.action == "list":
-        _list(registry, args.json)
-    elif args.action == "show":
+        return _list(registry, args.json)
+    if args.action == "show":
         _show(registry, args.item_id, args.json)
     elif args.action == "compare":
         return compare(args, Kind.MODEL, registry, settings)
@@ -114,15 +114,20 @@ def models(argv: list[str], settings: Settings) -> int:
     return 0
 
 
-def _list(registry: Registry, as_json: bool) -> None:
+def _list(registry: Registry, as_json: bool) -> int:
+    """Prints every model; 1 if one of them is not sound."""
     listed, at_ms = registry.models(), clock_ms()
     for model in listed:
-        figures, about = model.card["figures"], model.card["trained"]
-        said = ", ".join(f"{name} {figures[name]:.3f}" for name in ("auc", "average_precision") if figures.get(name) is not None)
-        state = standing(model.item, at_ms)
-        print(f"{'*' if model.champion else ' '} {model.model_id}  {state}; {about['rows']} rows, {about['frauds']} frauds; held out: {said}")
+        print(f"{'*' if model.champion else ' '} {model.model_id}  {standing(model.item, at_ms)}; {model.fault or _said_of(model.card)}")
     if as_json:
         print(json.dumps({"models": [_listed(model, at_ms) for model in listed]}))
+    return 1 if any(model.fault for model in listed) else 0
+
+
+def _said_of(card: Mapping[str, Any]) -> str:
+    figures, about = card["figures"], card["trained"]
+    said = ", ".join(f"{name} {figures[name]:.3f}" for name in ("auc", "average_precision") if figures.get(name) is not None)
+    return f"{about['rows']} rows, {about['frauds']} frauds; held out: {said}"
 
 
 def _listed(model: Listed, at_ms: int) -> dict[str, Any]:
@@ -131,7 +136,8 @@ def _listed(model: Listed, at_ms: int) -> dict[str, Any]:
     stands = (
         {"state": item.state, "tier": item.tier, "expires_at_ms": item.expires_at_ms, "expired": item.expired(at_ms)} if item else {"state": None}
     )
-    return {"model_id": model.model_id, "champion": model.champion, "figures": model.card["figures"], **stands}
+    fault = {"fault": model.fault} if model.fault else {}
+    return {"model_id": model.model_id, "champion": model.champion, "figures": model.card.get("figures"), **stands, **fault}
 
 
 def _show(registry: Registry, asked: str, as_json: bool) -> None:

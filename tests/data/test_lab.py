@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,14 @@ def test_simulate_backfill_train_register_promote(features: Path, tmp_path: Path
         lab.models(["validate", model_id, "--as", "ben", "--why", "for ever", "--valid-days", "inf"], settings)
     assert lab.models([], settings) == 0
     assert capsys.readouterr().out.startswith(f"* {model_id}")
+    copied = shutil.copytree(tmp_path / "data" / "registry" / "models" / model_id, tmp_path / "data" / "registry" / "models" / "mdl_copied")
+    assert copied.is_dir()
+    assert lab.models(["list", "--json"], settings) == 1, "one is not what its name says"
+    *said, about = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in said] == ["*", "mdl_copied"]
+    sound, broken = json.loads(about)["models"]
+    assert (sound["model_id"], "fault" in sound) == (model_id, False)
+    assert broken["fault"] == "model mdl_copied: card.json was altered"
     assert lab.ensure_champion(settings, lambda text: pytest.fail("there is a champion already")) == model_id
 
 
