@@ -27,6 +27,7 @@ import uvloop
 
 from schemas.avro import encode
 from schemas.topics import TRANSACTIONS
+from schemas.transaction import Transaction
 from streams.authorize.codec import Codec, Message
 from streams.authorize.dialect import dialect_of
 from streams.authorize.iso8583 import HEADERS
@@ -34,7 +35,7 @@ from streams.bus import KafkaBus, patient
 from streams.clock import clock_ms
 from streams.settings import Settings
 from streams.stack import ROOT, Stack, running
-from tests.bench.load import asking, quantiles_ms
+from tests.bench.load import CONNECTIONS_MAX, asking, quantiles_ms
 from tests.bench.observed import observed, traced
 from tests.bench.walk import load, pinned, score, scratch, transactions
 from tests.collector import Collector, collecting
@@ -46,7 +47,7 @@ STEPS = (0.5, 0.8, 1.0, 1.5, 2.0, 3.0)
 """The curve's rates, as multiples of the capacity measured before."""
 AUTHORIZATIONS = "/v1/authorizations"
 Figures = dict[str, float]
-CONNECTIONS, MANY = 64, 1_000
+CONNECTIONS = 64
 WARM = 500
 """Records that a producer tells before it is measured: a new one is given its number by the broker within half a second."""
 CURVE = ROOT / "tests" / "bench" / "overload.svg"
@@ -112,9 +113,9 @@ def produced(settings: Settings, rate: float, seconds: float) -> dict[str, float
     return uvloop.run(main())
 
 
-def opened(door: Settings, bodies: list[bytes], rate: float, seconds: float, path: str = AUTHORIZATIONS, connections: int = CONNECTIONS) -> Figures:
+def opened(door: Settings, bodies: list[bytes], rate: float, seconds: float, *options: str, connections: int = CONNECTIONS) -> Figures:
     """An open loop at this rate."""
-    return offered(door, bodies, "--path", path, "--connections", str(connections), "--seconds", str(seconds), "--rate", str(rate))
+    return offered(door, bodies, "--connections", str(connections), "--seconds", str(seconds), "--rate", str(rate), *options)
 
 
 def offered(door: Settings, bodies: list[bytes], *options: str) -> Figures:
@@ -128,7 +129,7 @@ def overloaded(door: Settings, bodies: Bodies, rate: float, seconds: float) -> F
     middle = len(each) // 2
 
     def generate(lot: list[bytes]) -> Figures:
-        return opened(door, lot, rate / 2, seconds, connections=MANY)
+        return opened(door, lot, rate / 2, seconds, connections=CONNECTIONS_MAX)
 
     with ThreadPoolExecutor() as both:
         halves = list(both.map(generate, (each[:middle], each[middle:])))
@@ -137,11 +138,20 @@ def overloaded(door: Settings, bodies: Bodies, rate: float, seconds: float) -> F
 
 
 def iso_frames(count: int) -> bytes:
-    """Purchases as frames of the default dialect, one after the other."""
-    codec, header, now = Codec(dialect_of("1987-ascii")), HEADERS["binary2"], time.gmtime()
-    sent = {"f7": time.strftime("%m%d%H%M%S", now), "f12": time.strftime("%H%M%S", now), "f13": time.strftime("%m%d", now)}
-    made = (fields_of(**sent, f11=f"{i % 1_000_000:06}", f37=f"{i:012}", f102=f"acc{i % 5_000}", f42=f"MERCHANT{i % 900:07}") for i in range(count))
+    """The payments of `tests.bench.walk.transactions` as frames of the default dialect, one after the other: the same cards, times and merchants."""
+    codec, header = Codec(dialect_of("1987-ascii")), HEADERS["binary2"]
+    made = (iso_fields(number, txn) for number, txn in enumerate(transactions(count, "i", clock_ms())))
     return b"".join([header.framed(codec.encode(Message(b"", "0100", fields))) for fields in made])
+
+
+def iso_fields(number: int, txn: Transaction) -> dict[int, str]:
+    """The elements of a payment."""
+    at, card = time.gmtime(txn.at_ms / 1000), int(txn.account_id.removeprefix("acc"))
+    sent = {"f7": time.strftime("%m%d%H%M%S", at), "f12": time.strftime("%H%M%S", at), "f13": time.strftime("%m%d", at)}
+    shop = {"f41": f"{(txn.terminal_id or '')[:8]:8}", "f42": f"{(txn.merchant_id or '')[:15]:15}"}
+    entry = {"f22": {"card_present": "051", "contactless": "071", "ecommerce": "810"}[txn.kind]}
+    named = {"f2": f"40000012{card:08}", "f4": f"{txn.amount_minor:012}", "f11": f"{number % 1_000_000:06}", "f37": f"{number:012}"}
+    return fields_of(**sent, **shop, **entry, **named, f102=txn.account_id)
 
 
 def iso_closed(port: int, count: int, seconds: float) -> dict[str, float]:
@@ -174,7 +184,7 @@ def doors(stack: Stack, args: argparse.Namespace, collector: Collector) -> dict[
     offered(door, bodies.more(int(3_000 * seconds)), "--seconds", str(min(3.0, seconds)))  # warm
     found: dict[str, Any] = {"rate_per_s": args.rate, "stops_ms": stops(door, bodies.more(50))}
     if "open" in args.only:
-        found["null"] = opened(door, [], args.rate, seconds, "/health")
+        found["null"] = opened(door, [], args.rate, seconds, "--path", "/health")
         found["produce"] = produced(stack.settings, args.rate, seconds)
         found["authorize"] = opened(door, bodies.more(int(args.rate * seconds * 1.2)), args.rate, seconds)
     if "capacity" in args.only:
@@ -185,12 +195,22 @@ def doors(stack: Stack, args: argparse.Namespace, collector: Collector) -> dict[
         found["iso8583"] = iso_closed(door.iso8583_port, int(15_000 * seconds), seconds)
     if "typical" in args.only:
         found["typical"] = typical(stack.settings.redis_url, bodies.more(int(300 * seconds)), min(seconds, 20))
-    if "overload" in args.only:
-        capacity = found["closed"]["per_s"]
-        found["overload"] = [{"times": step} | overloaded(door, bodies, capacity * step, min(seconds, args.step_seconds)) for step in STEPS]
     if "observed" in args.only:
         found["observed"] = observed(stack, collector, args.turns, min(seconds, args.step_seconds))
     return found
+
+
+def curve(door: Settings, capacity: float, seconds: float) -> list[Figures]:
+    """Past capacity, each step on a stack of its own: what one leaves in Redis, and in the file that Redis rewrites then, is not the next one's."""
+    steps = []
+    for step in STEPS:
+        own = door.changed(data_dir=door.data_dir / f"at_{step}", iso8583_port=_free_port())
+        with running(own, broker_name="real", apps=("authorize",)) as stack:
+            pinned(stack.part("authorize").pid, {sorted(os.sched_getaffinity(0))[0]})
+            bodies = Bodies("o")
+            offered(stack.settings, bodies.more(int(capacity * seconds)), "--seconds", str(min(3.0, seconds)))  # warm
+            steps.append({"times": step} | overloaded(stack.settings, bodies, capacity * step, seconds))
+    return steps
 
 
 def typical(redis_url: str, bodies: list[bytes], seconds: float) -> dict[str, float]:
@@ -298,6 +318,8 @@ def authorize(argv: list[str], settings: Settings) -> int:
         iso = own.changed(data_dir=folder / "doors", registry_dir=registry, request_deadline_ms=DEADLINE_MS, iso8583_port=_free_port())
         with running(traced(iso, collector), broker_name="real", apps=("authorize",)) as stack:
             found = doors(stack, args, collector)
+        if "overload" in args.only:
+            found["overload"] = curve(iso.changed(data_dir=folder / "past"), found["closed"]["per_s"], min(args.seconds, args.step_seconds))
         if args.score and "score" in args.only:
             found["score"] = score(own.changed(data_dir=folder / "score", registry_dir=registry), args.score)
     if "overload" in found:

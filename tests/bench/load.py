@@ -13,11 +13,16 @@ import random
 import resource
 import sys
 import time
+from collections import deque
 from typing import Any
 
 import uvloop
 
 ANSWERED_OK = b"HTTP/1.1 200"
+CONNECTIONS_MAX = 1_800
+"""Of one generator: two of them are within what the service takes (`streams/authorize/protocol.py`)."""
+PATIENCE_S = 0.1
+"""So long a payment waits for a connection."""
 
 
 def asking(key: str) -> dict[str, str]:
@@ -67,6 +72,46 @@ class Connection(asyncio.Protocol):
         return await self.waiting
 
 
+class Pool:
+    """The connections of an open loop: so many as were needed at once, and never more than CONNECTIONS_MAX."""
+
+    def __init__(self, port: int) -> None:
+        self.idle: list[Connection] = []
+        self._port, self._count = port, 0
+        self._waiting: deque[asyncio.Future[Connection | None]] = deque()
+
+    async def opened(self) -> Connection:
+        """One more."""
+        self._count += 1
+        return (await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", self._port))[1]
+
+    async def taken(self) -> Connection | None:
+        """One that is idle, or a new one, or the next that becomes idle; None where none can be opened."""
+        while self.idle:
+            if not (connection := self.idle.pop()).is_cut:
+                return connection
+            self._count -= 1
+        if self._count >= CONNECTIONS_MAX:
+            turn: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(turn)
+            if (free := await turn) is not None:
+                return free
+        try:
+            return await self.opened()
+        except OSError:
+            return None
+
+    def give_back(self, connection: Connection | None) -> None:
+        """It is idle again, or was cut: whoever has waited longest takes it, or opens one in its place."""
+        usable = None if connection is None or connection.is_cut else connection
+        if usable is None:
+            self._count -= 1
+        if self._waiting:
+            self._waiting.popleft().set_result(usable)
+        elif usable is not None:
+            self.idle.append(usable)
+
+
 def requests_of(bodies: list[bytes], path: str, key: str) -> list[bytes]:
     """Whole HTTP requests: POST of each body, or GET of the path where there are none."""
     if not bodies:
@@ -100,9 +145,13 @@ async def closed_loop(port: int, requests: list[bytes], connections: int, second
 
 
 async def open_loop(port: int, requests: list[bytes], connections: int, rate: float, seconds: float) -> dict[str, float]:
-    """Poisson arrivals at `rate`/s, each timed from its scheduled moment; `stall_ms` is how late this generator itself was (p99)."""
-    loop = asyncio.get_running_loop()
-    idle = [(await loop.create_connection(Connection, "127.0.0.1", port))[1] for _ in range(connections)]
+    """Poisson arrivals at `rate`/s, each timed from its scheduled moment; `stall_ms` is how late this generator itself was (p99).
+
+    Where all its connections wait for answers more are opened, up to CONNECTIONS_MAX; then a payment waits for one, and has failed without being
+    asked when none comes within PATIENCE_S.
+    """
+    pool = Pool(port)
+    pool.idle += [await pool.opened() for _ in range(connections)]
     took: list[float] = []
     late: list[float] = []
     good: list[float] = []
@@ -110,26 +159,17 @@ async def open_loop(port: int, requests: list[bytes], connections: int, rate: fl
     chance = random.Random(7)
     under_way: set[asyncio.Task[None]] = set()
 
-    async def free() -> Connection | None:
-        while idle:
-            if not (connection := idle.pop()).is_cut:
-                return connection
-        try:
-            return (await loop.create_connection(Connection, "127.0.0.1", port))[1]
-        except OSError:
-            return None
-
     async def ask(request: bytes, scheduled: float) -> None:
         nonlocal failed
-        connection = await free()
-        ok = connection is not None and await connection.ask(request)
+        connection = await pool.taken()
+        in_time = time.perf_counter() - scheduled < PATIENCE_S
+        ok = in_time and connection is not None and await connection.ask(request)
+        pool.give_back(connection)
         seconds = time.perf_counter() - scheduled
         failed += not ok
         took.append(seconds)
         if ok:
             good.append(seconds)
-        if connection is not None and not connection.is_cut:
-            idle.append(connection)
 
     began = scheduled = time.perf_counter()
     end = scheduled + seconds
