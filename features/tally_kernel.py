@@ -30,7 +30,7 @@ OF_RING, OF_SKETCH = range(2)
 SPAN = 60
 """Slices of every window."""
 WIDE = 64
-"""The most rings and sketches, and the most columns, that a tally has."""
+"""Rings and sketches, and columns of rings, that a tally has at most."""
 
 BUCKETS = 256
 """Buckets of a sketch (linear counting: Whang, Vander-Zanden and Taylor 1990)."""
@@ -391,7 +391,6 @@ def tell_all(
 
 NOWHEN = -(1 << 62)
 """The slice of a window whose sum is not known."""
-"""Rings and sketches, and columns of rings, that a tally has at most."""
 ENDS, TOLD_FROM, TOLD_UNTIL, SUMS, EMPTIES, SLICES, GIVEN_FROM, GIVEN_UNTIL, PLACES = range(0, 9 * WIDE, WIDE)
 GOING = 9 * WIDE
 """What goes on from row to row and from read to read of one tally; by ring, and behind those by sketch, if nothing else is said.

@@ -19,7 +19,9 @@ VALID_DAYS: Mapping[Tier, int] = {Tier.LOW: 730, Tier.MEDIUM: 365, Tier.HIGH: 18
 """The longest time after which it must be validated anew, by materiality."""
 USUAL_BANDS = (Band(Outcome.REVIEW, 0.0, 0.5), Band(Outcome.BLOCK, 0.0, 0.5))
 """What is approved of an outcome of which the approver says nothing narrower: that half of all payments are stopped is never meant."""
-BREAKER = "system:breaker"
+SYSTEM = "system:"
+"""What names begin with under which no person acts."""
+BREAKER = f"{SYSTEM}breaker"
 """The name under which the breaker acts."""
 STANDING_BY = frozenset({State.APPROVED, State.CHALLENGER, State.SHADOW})
 LEGAL: Mapping[Act, Mapping[State, State]] = {

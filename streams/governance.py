@@ -16,7 +16,7 @@ import numpy as np
 from features.catalogue import CATALOGUE
 from models.ensemble import Ensemble
 from models.gates import against, failed_gates
-from models.governance import DAY_MS, TOLD, Inventory, Item, Refused, control_of
+from models.governance import DAY_MS, SYSTEM, TOLD, Inventory, Item, Refused, control_of
 from models.history import HELD_OUT_FROM
 from models.registry import Registry, default_policy_text
 from schemas.decision import Outcome
@@ -28,8 +28,7 @@ from streams.control import told_once, told_so_far
 from streams.settings import Settings
 from streams.training_set import training_set
 
-SYSTEM = "system:"
-TRAINER, CHECKER, STARTER = "system:trainer", "system:checker", "system:starter"
+TRAINER, CHECKER, STARTER = f"{SYSTEM}trainer", f"{SYSTEM}checker", f"{SYSTEM}starter"
 """The names under which a system without a model makes one, validates it by its gates, and approves and promotes it."""
 NEWEST = "newest"
 VALID_DAYS, VALID_DAYS_MAX = 365, 36_500
@@ -63,14 +62,15 @@ def brought_up(registry: Registry, kind: Kind, item_id: str, why: str, at_ms: in
     done(registry.move(kind, item_id, Act.PROMOTE, STARTER, why, at_ms))
 
 
-def house_policy_entered(registry: Registry) -> None:
-    """Enters the policy that comes with the house as the one that judged, before another is promoted for the first time.
+def with_house_policy(registry: Registry, inventory: Inventory) -> Inventory:
+    """The inventory with the policy that comes with the house entered as the one that judged, where none was promoted yet.
 
     So there is something to go back to, for people and for the breaker.
     """
-    inventory, text = registry.inventory(), default_policy_text()
-    if inventory.champion(Kind.POLICY) is None and (policy_id := registry.put_policy(text)) not in inventory.items:
-        brought_up(registry, Kind.POLICY, policy_id, "it comes with the house, and judged before any was promoted", clock_ms())
+    if inventory.champion(Kind.POLICY) is not None or (policy_id := registry.put_policy(default_policy_text())) in inventory.items:
+        return inventory
+    brought_up(registry, Kind.POLICY, policy_id, "it comes with the house, and judged before any was promoted", clock_ms())
+    return registry.inventory()
 
 
 # Commands.
@@ -135,8 +135,8 @@ def moved(args: argparse.Namespace, kind: Kind, registry: Registry, settings: Se
     inventory = registry.inventory()
     item = found(inventory, kind, args.item_id)
     if kind is Kind.POLICY and act is Act.PROMOTE:
-        house_policy_entered(registry)
-    before = registry.inventory().champion(kind)
+        inventory = with_house_policy(registry, inventory)
+    before = inventory.champion(kind)
     move = done(registry.move(kind, item, act, args.by, args.why, clock_ms(), **_terms(args, act, kind, item, registry)))
     print(f"{item}: {act} by {move.by}; now {registry.inventory().items[item].state}")
     if act in TOLD:

@@ -123,6 +123,12 @@ def offered(door: Settings, bodies: list[bytes], *options: str) -> Figures:
     return load(door.http_port, bodies, *options, api_key=door.api_key)
 
 
+def warmed(stack: Stack, bodies: Bodies, count: int, seconds: float) -> None:
+    """Keeps its service on one core, and asks it so many, for three seconds at most: then what it runs is loaded."""
+    pinned(stack.part("authorize").pid)
+    offered(stack.settings, bodies.more(count), "--seconds", str(min(3.0, seconds)))
+
+
 def overloaded(door: Settings, bodies: Bodies, rate: float, seconds: float) -> Figures:
     """An open loop by two generators together: one cannot ask fast enough."""
     each = bodies.more(int(rate * seconds * 1.1) + 100)
@@ -179,9 +185,8 @@ def stops(door: Settings, bodies: list[bytes]) -> dict[str, float]:
 def doors(stack: Stack, args: argparse.Namespace, collector: Collector) -> dict[str, Any]:
     """All that is asked for of one service on one core."""
     door, pid = stack.settings, stack.part("authorize").pid
-    pinned(pid, {sorted(os.sched_getaffinity(0))[0]})
     bodies, seconds = Bodies("b"), args.seconds
-    offered(door, bodies.more(int(3_000 * seconds)), "--seconds", str(min(3.0, seconds)))  # warm
+    warmed(stack, bodies, int(3_000 * seconds), seconds)
     found: dict[str, Any] = {"rate_per_s": args.rate, "stops_ms": stops(door, bodies.more(50))}
     if "open" in args.only:
         found["null"] = opened(door, [], args.rate, seconds, "--path", "/health")
@@ -206,9 +211,8 @@ def curve(door: Settings, capacity: float, seconds: float) -> list[Figures]:
     for step in STEPS:
         own = door.changed(data_dir=door.data_dir / f"at_{step}", iso8583_port=_free_port())
         with running(own, broker_name="real", apps=("authorize",)) as stack:
-            pinned(stack.part("authorize").pid, {sorted(os.sched_getaffinity(0))[0]})
             bodies = Bodies("o")
-            offered(stack.settings, bodies.more(int(capacity * seconds)), "--seconds", str(min(3.0, seconds)))  # warm
+            warmed(stack, bodies, int(capacity * seconds), seconds)
             steps.append({"times": step} | overloaded(stack.settings, bodies, capacity * step, seconds))
     return steps
 
@@ -225,7 +229,7 @@ def typical(redis_url: str, bodies: list[bytes], seconds: float) -> dict[str, fl
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                 break
             time.sleep(0.1)
-        pinned(process.pid, {sorted(os.sched_getaffinity(0))[0]})
+        pinned(process.pid)
         return load(port, bodies, "--connections", "32", "--seconds", str(seconds), api_key="")
     finally:
         process.terminate()

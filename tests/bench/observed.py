@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import statistics
 import sys
 import threading
@@ -80,7 +79,7 @@ def observed(stack: Stack, collector: Collector, turns: int, seconds: float) -> 
     stack.wait_ready(("authorize-2", "authorize-3"), 180)
     watched, blind = (psutil.Process(stack.part(name).pid) for name in ("authorize-2", "authorize-3"))
     for process in (watched, blind):
-        pinned(process.pid, {sorted(os.sched_getaffinity(0))[0]})
+        pinned(process.pid)
     ports = {watched.pid: with_all.http_port, blind.pid: with_none.http_port}
     log = whole.data_dir / "logs" / "authorize-2.log"
     lines, traces, lot = log.read_bytes().count(b"\n"), collector.traces, 0

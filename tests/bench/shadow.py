@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shutil
 import statistics
@@ -125,7 +124,7 @@ class Door:
 
 def turns(stack: Stack, count: int, rate: float, seconds: float) -> dict[str, list[dict[str, Figures]]]:
     """By who stands by, the figures of each turn: at the fixed rate and as fast as it answers."""
-    pinned(stack.part("authorize").pid, {sorted(os.sched_getaffinity(0))[0]})
+    pinned(stack.part("authorize").pid)
     (metrics_port,) = (seen.ports["metrics"] for seen in stack.parts if seen.name == "authorize")
     door, beside = Door(stack, metrics_port), Beside(stack)
     door.asked(30_000, "--seconds", "3")  # warm
