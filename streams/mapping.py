@@ -174,6 +174,10 @@ class AccountsRule(_Table, frozen=True, kw_only=True):
     home_country: str | None = None
 
 
+_ACCOUNT_COLUMNS = {"balance_minor": "balance", "credit_limit_minor": "credit_limit", "opened_at_ms": "opened_at", "currency": "currency_column"}
+"""Where the rule's name for a column is not the field's."""
+
+
 class AccountEventsRule(_Table, frozen=True, kw_only=True):
     """How a file of account events is written: field and column, and which words mean which kind. Other columns are of no interest."""
 
@@ -245,6 +249,16 @@ class Mapping(_Table, frozen=True, kw_only=True):
         declined = [self.declined.column] if self.declined else []
         named = [*self.time.names, *amounts, *self.fields.values(), *self.tokens.values(), *self.attributes.values(), *declined, *label]
         return tuple(dict.fromkeys(name for name in named if name))
+
+    def column_of(self, field: str) -> str | None:
+        """The file's column (of a time in parts: columns) that a field of a Transaction or a Label comes from; None if from none."""
+        of_rules = {"at_ms": " + ".join(self.time.names)}
+        if self.label is not None:
+            of_rules["learned_at_ms"] = self.label.learned_at_column or self.label.column
+        for prefix, rule in (("", self.amount), ("billing_", self.billing)):
+            if rule is not None:
+                of_rules |= {f"{prefix}amount_minor": rule.column, f"{prefix}currency": rule.currency_column or ""}
+        return (of_rules | self.tokens | self.fields).get(field) or None
 
     def for_columns(self, names: Sequence[str]) -> Mapping:
         """The same for a file of these columns: in place of the pattern among the attributes stand the columns that it means."""
@@ -561,6 +575,11 @@ def says_so(rule: DeclinedRule | LabelRule, cell: Any) -> bool:
     return (as_text(cell) or "").lower() in {value.lower() for value in rule.values}
 
 
+def in_column(fault: InvalidRecord, column: str | None) -> InvalidRecord:
+    """The fault with the file's column beside the field: whoever made the file knows no other name."""
+    return InvalidRecord(fault.field, f"{fault.reason} (column {column!r})", fault.code) if column else fault
+
+
 class RowReader:
     """A mapping made ready for a file's columns and one key: turns a row of cells into a Row."""
 
@@ -577,7 +596,7 @@ class RowReader:
             txn = self._transaction(number, cells)
             label = self._label(txn, cells)
         except InvalidRecord as fault:
-            return Row(number, fault, None, False)
+            return Row(number, in_column(fault, self._mapping.column_of(fault.field)), None, False)
         return Row(number, txn, label, self._says_so(self._mapping.declined, cells))
 
     def _transaction(self, number: int, cells: Cells) -> Transaction:
@@ -762,7 +781,7 @@ class EventReader:
         try:
             return self._event(number, cells)
         except InvalidRecord as fault:
-            return fault
+            return in_column(fault, ({"at_ms": self.rule.time, "kind": self.rule.kind} | self.rule.fields).get(fault.field))
 
     def _event(self, number: int, cells: Cells) -> AccountEvent:
         values: dict[str, Any] = {"kind": self.kind(cells[self.at[self.rule.kind]])}
@@ -800,7 +819,8 @@ def accounts_in(path: Path, mapping: Mapping, key: TokenKey, as_of_ms: int) -> I
         try:
             yield account_of(record, mapping, key, as_of_ms)
         except InvalidRecord as fault:
-            raise SettingsError(f"{path}: row {number}: {fault}") from None
+            column = getattr(mapping.accounts, _ACCOUNT_COLUMNS.get(fault.field, fault.field), None)
+            raise SettingsError(f"{path}: row {number}: {in_column(fault, column)}") from None
         except KeyError:
             missing = sorted({name for name in wanted if name is not None} - record.keys())
             raise SettingsError(f"{path}: has no column {missing[0]!r}, which [accounts] names") from None

@@ -25,6 +25,7 @@ from streams.mapping import (
     Row,
     TimeRule,
     TokenKey,
+    accounts_in,
     amount_minor,
     events_in,
     mapping_from,
@@ -178,6 +179,8 @@ def test_a_bad_row_is_named_with_its_number_and_field_and_the_others_go_on(tmp_p
     fault = rows[1].content
     assert isinstance(fault, InvalidRecord)
     assert (fault.field, fault.code) == (field, code)
+    wrong = [name for name, cell, good in zip(HEADER, record, GOOD, strict=False) if cell != good]
+    assert [name for name in HEADER if f"(column {name!r})" in fault.reason] == wrong, "and the column: whoever made the file knows no other name"
 
 
 def test_bytes_that_are_no_text_make_a_bad_row_not_a_failed_file(tmp_path: Path) -> None:
@@ -393,6 +396,16 @@ def test_a_bad_account_event_is_named_with_its_row_and_field(tmp_path: Path, cel
     fault = rows[1].content
     assert isinstance(fault, InvalidRecord)
     assert (rows[1].number, fault.field, fault.code) == (2, field, code)
+    assert fault.reason.endswith(f"(column {cell!r})")
+
+
+@pytest.mark.parametrize(("cell", "value", "field"), [("saldo", "much", "balance_minor"), ("waehrung", "EURO", "currency"), ("nr", "", "account_id")])
+def test_a_bad_account_is_named_with_its_row_field_and_column(tmp_path: Path, cell: str, value: str, field: str) -> None:
+    mapping = mapping_from(f'{MINIMAL}[accounts]\naccount_id = "nr"\nbalance = "saldo"\ncurrency_column = "waehrung"\n')
+    header, good = ["nr", "saldo", "waehrung"], ["a1", "10.00", "EUR"]
+    bad = [value if name == cell else text for name, text in zip(header, good, strict=True)]
+    with pytest.raises(SettingsError, match=f"row 2: {field}: .*\\(column '{cell}'\\)$"):
+        list(accounts_in(a_csv(tmp_path / "a.csv", good, bad, header=header), mapping, KEY, NOW_MS))
 
 
 @pytest.mark.parametrize(
