@@ -286,6 +286,11 @@ def breaker_event(item: Item, back_to: Item | None, why: str, now_ms: int) -> Co
     return _control(item.kind, back_to.item_id, item.item_id, Cause.BREAKER, BREAKER, why, now_ms, item.since)
 
 
+def cut_off(inventory: Inventory, told: Iterable[Control]) -> Control | None:
+    """An event about a line that the history does not have: lines are written before they are told, so its newest were taken away."""
+    return next((event for event in told if event.number > len(inventory.moves)), None)
+
+
 def unentered(inventory: Inventory, told: Iterable[Control]) -> tuple[tuple[Control, Act], ...]:
     """What the breaker told and the history does not have yet, with the act that enters it."""
     found = []

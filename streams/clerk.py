@@ -6,9 +6,9 @@ import contextlib
 import threading
 from collections.abc import Iterable, Iterator
 
-from models.governance import unentered
+from models.governance import cut_off, unentered
 from models.registry import Registry
-from schemas.errors import HoldfastError
+from schemas.errors import ArtefactError, HoldfastError
 from schemas.governance import Control, Move
 from streams.control import Ear, Told, newest
 from streams.folder import keys_of
@@ -19,8 +19,15 @@ LOOK_S, LISTEN_S = 0.5, 0.5
 
 
 def entered(registry: Registry, told: Iterable[Control]) -> list[Move]:
-    """Makes the moves that the breaker told and the history does not have: under its name, with its figures and at its time."""
-    moves = [registry.move(event.kind, event.item_id, act, event.by, event.why, event.at_ms) for event, act in unentered(registry.inventory(), told)]
+    """Makes the moves that the breaker told and the history does not have: under its name, with its figures and at its time.
+
+    ArtefactError where the history lacks the line of which something was told.
+    """
+    inventory, events = registry.inventory(), tuple(told)
+    if lost := cut_off(inventory, events):
+        what = f"line {lost.number} of the history ({lost.cause} {lost.item_id}, by {lost.by})"
+        raise ArtefactError(f"the log tells of {what}, which ends at line {len(inventory.moves)}: its newest lines were taken away", "altered")
+    moves = [registry.move(event.kind, event.item_id, act, event.by, event.why, event.at_ms) for event, act in unentered(inventory, events)]
     return [move for move in moves if isinstance(move, Move)]
 
 

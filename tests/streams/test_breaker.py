@@ -12,10 +12,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from models.artefact import Keys, public_of
-from models.governance import BREAKER, breaker_event, deciding
+from models.governance import BREAKER, breaker_event, control_of, deciding
 from models.opinion import Judges, Panel
 from models.registry import Registry, default_policy_text
 from schemas.avro import decode
+from schemas.errors import ArtefactError
 from schemas.governance import Cause, Control, Kind
 from schemas.topics import CONTROL
 from streams import breaker, metrics
@@ -108,6 +109,18 @@ def test_an_event_that_came_late_changes_nothing(tmp_path: Path) -> None:
     later = msgspec.structs.replace(event, number=event.number + 4, item_id=now)
     assert newest({}, [later, event])[Kind.POLICY] == later
     assert newest({}, [event, later])[Kind.POLICY] == later
+
+
+def test_a_history_without_the_line_of_which_the_log_tells_is_said(tmp_path: Path) -> None:
+    registry, _ = a_registry(tmp_path, ("before", "now"))
+    last = registry.inventory().moves[-1]
+    told = [control_of(last, None)]
+    assert entered(registry, told) == []
+    (newest_line,) = tmp_path.rglob(f"{last.number:08d}.json")
+    newest_line.unlink()
+    assert registry.inventory().moves[-1].number == last.number - 1, "by itself the history looks whole"
+    with pytest.raises(ArtefactError, match=f"tells of line {last.number} .*ends at line {last.number - 1}: its newest lines were taken away"):
+        entered(registry, told)
 
 
 @pytest.mark.integration
