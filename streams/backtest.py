@@ -152,14 +152,16 @@ def lines(found: Backtest) -> list[str]:
     said = [
         f"{found.payments:,} payments of {found.days:.1f} days, {found.frauds:,} of them known as fraud; "
         f"the live policy gives {found.as_told:.1%} of them the outcome that was told",
-        f"{'':<20}{'live':>20}{'candidate':>20}{'difference':>20}",
-        *(f"{name:<20}{_number(old):>20}{_number(new):>20}{_number(new - old, '+'):>20}" for name, old, new in rows),
+        f"{'':<24}{'live':>20}{'candidate':>20}{'difference':>20}",
+        *(f"{name:<24}{_number(old):>20}{_number(new):>20}{_number(new - old, '+'):>20}" for name, old, new in rows),
     ]
     for currency, amounts in candidate.money.items():
+        if not any((*amounts, *live.money[currency])):
+            continue
         for name, old, new in zip(amounts._fields, live.money[currency], amounts, strict=True):
             sign = "-" if new < old else "+"
             difference = f"{sign}{money(abs(new - old), currency)}"
-            said.append(f"{name.replace('_', ' '):<20}{money(old, currency):>20}{money(new, currency):>20}{difference:>20}")
+            said.append(f"{f'{name}, money'.replace('_', ' '):<24}{money(old, currency):>20}{money(new, currency):>20}{difference:>20}")
     return [
         *said,
         f"alerts of both: {both.both:,} ({both.both_fraud:,} fraud); "

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from models.backtest import backtest, read_by
+from models.backtest import Money, backtest, read_by
 from models.policy import policy_from_toml
 from models.registry import default_policy_text
 from schemas.errors import SettingsError
-from streams.backtest import money, payments_in
+from streams.backtest import lines, money, payments_in
 from streams.policy import command
 from streams.settings import Settings
 from tests.data.test_lab import archived
@@ -49,6 +49,16 @@ def test_a_stricter_candidate_is_told_of_and_nothing_is_saved(archive: Path, tmp
     assert not (tmp_path / "data" / "registry" / "policies").exists()
     assert command(["test", str(file), "--alerts-per-day-max", "0.01"], settings) == 1
     assert "at most 0.01 are allowed" in capsys.readouterr().out
+
+
+def test_what_is_said_to_people_names_money_and_leaves_out_currencies_without_any(archive: Path) -> None:
+    live = policy_from_toml(default_policy_text())
+    found = backtest(live, live, payments_in(archive, read_by(live)))
+    idle = found.live._replace(money=found.live.money | {"XPF": Money(0, 0, 0, 0, 0)})
+    said = lines(found._replace(live=idle, candidate=idle))
+    assert not [line for line in said if "XPF" in line]
+    (missed,) = [line for line in said if line.startswith("fraud missed, money") and "EUR" in line]
+    assert money(found.live.money["EUR"].fraud_missed, "EUR") in missed
 
 
 def test_each_command_about_a_policy_ends_with_one_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
