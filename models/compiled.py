@@ -264,9 +264,12 @@ def plain(estimator: Any, rows: Floats) -> Floats:
 
 
 def mixed(rows: Floats, count: int, seed: int) -> Floats:
-    """float64[at least count, columns]: the rows, and as many more as are wanted, each value of them drawn from its column anywhere."""
+    """float64[count, columns]: the rows (of more than so many a choice) and, where they are fewer, others of which each value is drawn from its
+    column anywhere."""
     more = max(count - len(rows), 0)
     rng = np.random.default_rng(seed)
+    if len(rows) > count:
+        return np.ascontiguousarray(rows[np.sort(rng.choice(len(rows), count, replace=False))])
     return np.vstack([rows, np.column_stack([column[rng.integers(0, len(rows), more)] for column in rows.T])])
 
 

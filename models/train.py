@@ -31,7 +31,7 @@ from models.gates import held_out_checks
 from models.history import HELD_OUT_FROM, Examples, Flags, Floats, Ints, families_of
 from models.policy import Policy
 from models.recipe import EVERY, MemberRow, Recipe, Weights
-from models.trees import IDENTITY, NODE, TERM
+from models.trees import IDENTITY, NODE, TERM, lots_of
 from schemas.errors import ArtefactError, SettingsError
 
 BLOCKS_ASKED = 100
@@ -72,16 +72,19 @@ class Fitted(NamedTuple):
 
     def raw(self, vectors: Floats) -> Floats:
         """float64[rows]: what it says before calibration."""
-        return _raw(self.pipeline, vectors[:, self.columns])
+        return _raw(self.pipeline, vectors, np.arange(len(vectors)), self.columns)
 
     def said(self, vectors: Floats) -> Floats:
         """float64[rows]: its probability of fraud."""
         return np.interp(self.raw(vectors), *self.curve)
 
 
-def _raw(pipeline: Any | None, mine: Floats) -> Floats:
-    """What a pipeline says of rows of its own columns; one that has none to read says the same of all."""
-    return np.full(len(mine), 0.5) if pipeline is None else plain(pipeline, mine)
+def _raw(pipeline: Any | None, vectors: Floats, rows: npt.NDArray[np.intp], columns: Sequence[int]) -> Floats:
+    """float64[rows]: what a pipeline says of these rows by its own columns; one that has none to read says the same of all."""
+    said = np.full(len(rows), 0.5)
+    for lot in lots_of(len(rows) if pipeline is not None else 0):
+        said[lot] = plain(pipeline, _taken(vectors, rows[lot], columns))
+    return said
 
 
 class Weighed(NamedTuple):
@@ -153,8 +156,7 @@ def fit(examples: Examples, recipe: Recipe, seed: int, threads: int = 1) -> Team
         number, part = job
         row, mine = recipe.members[number], columns[number]
         pipeline = _grown(row, vectors[:, mine], truth[drawn], shown[part], seed) if mine else None
-        unseen = np.flatnonzero(dealt == part)
-        return pipeline, _raw(pipeline, _taken(examples.vectors, unseen, mine)) if len(unseen) else np.empty(0)
+        return pipeline, _raw(pipeline, examples.vectors, np.flatnonzero(dealt == part), mine)
 
     limited = ThreadPoolExecutor(threads, initializer=threadpool_limits, initargs=(1,))
     with warnings.catch_warnings(), threadpool_limits(limits=1), limited as pool:
@@ -288,7 +290,7 @@ def train(examples: Examples, recipe: Recipe, policy: Policy, seed: int, threads
     scores = ensemble.scores(late)
     late_rows, alerts = slice(first, None), np.rint(scores * 1000) > policy.review_above
     treated = fairness.measured(recipe.groups, whole.names, whole.vectors[late_rows], alerts, truth, whole.cards[late_rows])
-    blocked = late[np.rint(scores * 1000) > policy.block_above][:BLOCKS_ASKED]
+    blocked = late[np.flatnonzero(np.rint(scores * 1000) > policy.block_above)[:BLOCKS_ASKED]]
     return Artefact(
         ensemble=ensemble,
         rows=len(examples.frauds),
@@ -307,11 +309,20 @@ def train(examples: Examples, recipe: Recipe, policy: Policy, seed: int, threads
             **fairness.checks(recipe.groups, treated),
         },
         fairness=treated,
-        data_sha256=hashlib.sha256(np.ascontiguousarray(examples.vectors).tobytes() + examples.frauds.tobytes()).hexdigest(),
+        data_sha256=_digest(examples),
         weights={"wanted": recipe.weights_from, "taken": team.weighed(recipe.weights_from)[0], "given": recipe.weights, "gain": team.gain.plain()},
         plots=plots(scores, truth),
         snapshot=snapshot_of(examples.names, seen.vectors, np.rint(scores * 1000)).plain(),
     )
+
+
+def _digest(examples: Examples) -> str:
+    """The SHA-256 of the vectors, row by row, and of what was believed of them."""
+    found = hashlib.sha256()
+    for lot in lots_of(len(examples.frauds)):
+        found.update(np.ascontiguousarray(examples.vectors[lot]).tobytes())
+    found.update(examples.frauds.tobytes())
+    return found.hexdigest()
 
 
 def plots(scores: Floats, truth: Flags) -> dict[str, list[list[float]]]:
@@ -327,7 +338,7 @@ def assembled(team: Team, recipe: Recipe, examples: Examples, seed: int, parity_
     asked = mixed(examples.vectors, parity_rows, seed)
     grown, distances = zip(*(_compiled(member, asked) for member in team.members), strict=True)
     members = tuple(Member(m.row.name, float(w), m.columns) for m, w in zip(team.members, weighed.weights, strict=True))
-    usual = _usual(examples.vectors[~examples.frauds])
+    usual = _usual(examples.vectors, ~examples.frauds)
     low = np.array([name in CATALOGUE.index and CATALOGUE.rows[CATALOGUE.index[name]].suspicious == "low" for name in examples.names])
     ensemble = Ensemble("", examples.catalogue_id, examples.names, members, joined(grown, weighed.curve), usual, low)
     return ensemble, {"parity_max": max(distances), "parity_rows": float(len(asked))}
@@ -350,9 +361,10 @@ def _compiled(member: Fitted, asked: Floats) -> tuple[Grown, float]:
     return grown, distance
 
 
-def _usual(honest: Floats) -> Floats:
-    """float64[columns]: the median of each column, NaN where it never had a value."""
-    return np.array([np.median(c[~np.isnan(c)]) if (~np.isnan(c)).any() else np.nan for c in honest.T])
+def _usual(vectors: Floats, honest: Flags) -> Floats:
+    """float64[columns]: the median of each column in honest rows, NaN where it never had a value there."""
+    columns = (column[honest & ~np.isnan(column)] for column in vectors.T)
+    return np.array([np.median(there) if len(there) else np.nan for there in columns])
 
 
 def measured(scores: Floats, truth: Flags, policy: Policy) -> dict[str, float | None]:

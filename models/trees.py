@@ -18,6 +18,8 @@ right. A leaf has feature -1 and its value as `threshold`."""
 TERM = np.dtype([("centre", "<f8"), ("weight", "<f8"), ("missing", "<f8"), ("column", "<i8")])
 """One column of a linear member: it adds (value - centre) * weight, or `missing` where the value is missing. The centre is the
 column's mean at training, so that what it adds is what it contributes."""
+LOT_ROWS = 65_536
+"""Rows of a long matrix that are worked on at a time: all at once would be a second one."""
 IDENTITY, LOGISTIC, EXP2 = range(3)
 """How a member's raw sum becomes a probability: as it is, 1 / (1 + e^-raw), or 2^raw (isolation forests, whose leaves are negative)."""
 
@@ -236,8 +238,14 @@ def scored(walk: Laid, weights: Floats, vector: Floats) -> Floats:
 def scored_all(walk: Laid, weights: Floats, rows: Floats) -> Floats:
     """float64[rows, members + 2]: `scored` of each row of a matrix."""
     out: Floats = np.empty((len(rows), len(walk.parts) + 1))
-    _score_all(*walk, weights, np.ascontiguousarray(rows, dtype=np.float64), out)
+    for lot in lots_of(len(rows)):
+        _score_all(*walk, weights, np.ascontiguousarray(rows[lot], dtype=np.float64), out[lot])
     return out
+
+
+def lots_of(rows: int) -> list[slice]:
+    """So many rows in lots."""
+    return [slice(begin, min(begin + LOT_ROWS, rows)) for begin in range(0, rows, LOT_ROWS)]
 
 
 def probabilities_of_all(forest: Forest, rows: Floats) -> Floats:

@@ -6,6 +6,7 @@ labels to have come in, and of them what was known then.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +30,8 @@ ATTRIBUTES = "txn_attributes"
 USUAL_DELAY_MS = 14 * DAY_MS
 """After what time most of an archive's labels have come in, where nobody says otherwise; a backfill's mapping says it."""
 BATCH_ROWS = 65_536
+HELD_BYTES = 1 << 30
+"""A matrix of more lies in a file that has no name, so that the system may write to disk what it has no memory for."""
 
 
 class Given(NamedTuple):
@@ -134,10 +137,10 @@ def _in_time(at_ms: pa.ChunkedArray, wanted: Any) -> Ints:
 
 
 def _matrix(data: ds.Dataset, names: Sequence[str], count: int, rows: Ints) -> Floats:
-    """float64[rows, names] in the order of `rows`, column by column in memory, as trees are grown from it. A lot is read at a time."""
+    """float64[rows, names] in the order of `rows`, column by column, as trees are grown from it. A lot is read at a time."""
     place = np.full(count, -1)
     place[rows] = np.arange(len(rows))
-    matrix: Floats = np.empty((len(rows), len(names)), order="F")
+    matrix = _room(len(rows), len(names))
     first = 0
     for batch in data.to_batches(columns=list(names), batch_size=BATCH_ROWS):
         into = place[first : first + len(batch)]
@@ -146,6 +149,14 @@ def _matrix(data: ds.Dataset, names: Sequence[str], count: int, rows: Ints) -> F
             matrix[into[kept], number] = batch.column(name).to_numpy(zero_copy_only=False)[kept]
         first += len(batch)
     return matrix
+
+
+def _room(rows: int, columns: int) -> Floats:
+    """float64[rows, columns], column by column."""
+    if 8 * rows * columns <= HELD_BYTES:
+        return np.empty((rows, columns), order="F")
+    with tempfile.TemporaryFile() as file:
+        return np.memmap(file, np.float64, "w+", shape=(rows, columns), order="F").view(np.ndarray)
 
 
 def _cards(cards: pa.ChunkedArray, accounts: pa.ChunkedArray) -> Ints:

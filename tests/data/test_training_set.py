@@ -97,6 +97,14 @@ def test_attributes_are_columns_for_training_and_a_text_is_always_the_same_numbe
     assert history.amounts_minor.tolist() == [round(float(text) * 100) for text in given["sum"].to_pylist()]
 
 
+def test_a_history_that_is_too_large_for_memory_lies_in_a_file_and_is_the_same(foreign: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_memory = given_in(foreign).history.vectors
+    monkeypatch.setattr("streams.training_set.HELD_BYTES", 0)
+    in_file = given_in(foreign).history.vectors
+    np.testing.assert_array_equal(in_file, in_memory)
+    assert (in_memory.flags.owndata, in_file.flags.owndata, in_file.flags.f_contiguous) == (True, False, True)
+
+
 def test_a_text_is_a_number_below_all_others_and_no_number_is_infinite() -> None:
     as_number = columnar.as_number
     assert (as_number("1e3"), as_number("-7")) == (1000.0, -7.0)

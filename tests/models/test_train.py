@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from features.catalogue import CATALOGUE
+from models import trees
 from models.artefact import CARD, packed, unpacked
 from models.document import document
 from models.ensemble import LEARNED
@@ -59,6 +61,19 @@ def test_the_same_examples_recipe_and_seed_train_the_same_arrays_on_any_number_o
     for one, other in zip(artefact.ensemble.forest, again.ensemble.forest, strict=True):
         assert one.tobytes() == other.tobytes()
     assert artefact.figures == again.figures
+
+
+def test_a_long_history_is_worked_on_in_lots_and_trains_the_same(
+    artefact: Artefact, policy: Policy, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trees, "LOT_ROWS", 97)
+    again = trained_quickly(some_examples(), recipe, policy, seed=7)
+    for one, other in zip(artefact.ensemble.forest, again.ensemble.forest, strict=True):
+        assert one.tobytes() == other.tobytes()
+    assert (artefact.figures, artefact.checks["score_psi"], artefact.snapshot) == (again.figures, again.checks["score_psi"], again.snapshot)
+    examples = some_examples()
+    whole = hashlib.sha256(np.ascontiguousarray(examples.vectors).tobytes() + examples.frauds.tobytes())
+    assert artefact.data_sha256 == again.data_sha256 == whole.hexdigest()
 
 
 def test_what_shows_is_found_on_rows_that_training_has_not_seen(artefact: Artefact) -> None:

@@ -76,6 +76,14 @@ def rows_at_thresholds(forest: Forest, count: int) -> np.ndarray:
     return rows
 
 
+def test_rows_to_compare_on_are_as_many_as_are_wanted_whether_there_are_fewer_or_more() -> None:
+    numbered = np.arange(500.0)[:, None]
+    some, more = mixed(numbered, 100, 1), mixed(numbered, 700, 1)
+    assert (len(some), len(np.unique(some)), len(more)) == (100, 100, 700)
+    assert np.isin(some, numbered).all()
+    np.testing.assert_array_equal(more[:500], numbered)
+
+
 @pytest.mark.parametrize("name", list(KINDS))
 def test_a_compiled_member_is_scikit_learn_on_a_hundred_thousand_rows(name: str) -> None:
     (estimator, columns), grown = FITTED[name], GROWN[name]
