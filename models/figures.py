@@ -175,8 +175,8 @@ class Days:
         days = weights.sum() / self.lots_a_day
         alerts, hits = float(self.alerts @ weights), float(self.hits @ weights)
         return {
-            "card_precision": float(self.card_precision @ weights / days),
-            "card_precision_ceiling": float(self.card_ceiling @ weights / days),
+            "card_precision": _share(float(self.card_precision @ weights), days),
+            "card_precision_ceiling": _share(float(self.card_ceiling @ weights), days),
             "value_detection_rate": _over(float(self.found_minor @ weights), float(self.fraud_minor @ weights)),
             "false_positives_per_fraud": _over(alerts - hits, hits),
             "alerts_per_day": float(alerts / days),
@@ -192,6 +192,11 @@ def _by_lot(tested: Trial, values: npt.NDArray[np.generic]) -> Floats:
 def _found_by_lot(tested: Trial, scores: Floats, k: int) -> Floats:
     """Of the k cards that are looked at each day, the share that is found, as much of it as lies in each lot."""
     return np.bincount(tested.lot_of(*_cards_found(tested, scores, k)), minlength=tested.lots) / k
+
+
+def _share(found: float, days: float) -> float:
+    """Of the cards that are looked at: a draw that has more of those that are found than of the days has found all."""
+    return min(found / days, 1.0)
 
 
 def _over(part: float, whole: float) -> float:

@@ -84,6 +84,14 @@ def test_an_interval_is_of_draws_of_days_and_holds_its_figure_where_all_days_are
     assert low < value < high
 
 
+def test_no_draw_of_groups_of_cards_finds_more_cards_than_are_looked_at() -> None:
+    frauds = np.arange(400) % 20 < 2
+    few_days = Trial(frauds, np.arange(400) % 2, np.arange(400), np.full(400, 100), 2, groups=20)
+    sheet = Sheet.of(few_days, frauds.astype(np.float64), Operation(cards=20))
+    value, low, high = estimates([sheet], draws([few_days.lots], 100, seed=1))["card_precision"]
+    assert low < value == high == 1.0
+
+
 def test_a_score_that_means_what_it_says_lies_on_the_diagonal() -> None:
     rng = np.random.default_rng(1)
     scores = rng.random(200_000)
