@@ -12,7 +12,9 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path
 
-from schemas.avro import encode
+import msgspec
+
+from schemas.avro import checked, encode
 from schemas.errors import InvalidRecord, SettingsError
 from schemas.identity import derived_id
 from schemas.label import Label, LabelSource
@@ -42,34 +44,42 @@ def label_of(row: Mapping[str, str | None], now_ms: int) -> Label:
     if said["source"] not in list(LabelSource):
         raise InvalidRecord("source", f"{said['source']!r} is none of {', '.join(LabelSource)}")
     fraud = TRUTHS[said["fraud"].lower()]
-    return Label(
-        label_id=derived_id("lbl", said["transaction_id"], said["source"], str(fraud), said.get("fraud_kind", ""), str(learned_ms)),
-        transaction_id=said["transaction_id"],
-        account_id=said["account_id"],
-        fraud=fraud,
-        fraud_kind=said.get("fraud_kind"),
-        learned_at_ms=learned_ms,
-        source=LabelSource(said["source"]),
-        transacted_at_ms=moment_ms(said["transacted_at"], UTC, "transacted_at") if "transacted_at" in said else None,
-        merchant_id=said.get("merchant_id"),
-        terminal_id=said.get("terminal_id"),
-    )
+    fields = {
+        "label_id": derived_id("lbl", said["transaction_id"], said["source"], str(fraud), said.get("fraud_kind", ""), str(learned_ms)),
+        "transaction_id": said["transaction_id"],
+        "account_id": said["account_id"],
+        "fraud": fraud,
+        "fraud_kind": said.get("fraud_kind"),
+        "learned_at_ms": learned_ms,
+        "source": said["source"],
+        "transacted_at_ms": moment_ms(said["transacted_at"], UTC, "transacted_at") if "transacted_at" in said else None,
+        "merchant_id": said.get("merchant_id"),
+        "terminal_id": said.get("terminal_id"),
+    }
+    return checked(lambda: msgspec.convert(fields, Label))
 
 
 def labels_in(path: Path, now_ms: int) -> list[Label]:
     """The labels of a file. SettingsError names the first row and field that is none."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file)
-            if unknown := sorted(set(rows.fieldnames or ()) - set(COLUMNS)):
+            header = rows.fieldnames or ()
+            if unknown := sorted(set(header) - set(COLUMNS)):
                 raise SettingsError(f"{path}: unknown column {unknown[0]!r}; there are {', '.join(COLUMNS)}")
+            if twice := [name for name in COLUMNS if header.count(name) > 1]:
+                raise SettingsError(f"{path}: column {twice[0]!r} stands there twice")
             return [_of_row(row, number, path, now_ms) for number, row in enumerate(rows, 1)]
     except OSError as error:
         raise SettingsError(f"{path}: {error.strerror}") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: {error}") from error
 
 
 def _of_row(row: Mapping[str, str | None], number: int, path: Path, now_ms: int) -> Label:
     try:
+        if None in row:
+            raise InvalidRecord("row", "has more cells than the header")
         return label_of(row, now_ms)
     except InvalidRecord as error:
         raise SettingsError(f"{path}: row {number}: {error}") from None

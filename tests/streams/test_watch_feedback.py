@@ -131,3 +131,31 @@ def test_a_file_of_labels_is_told_whole_or_not_at_all(tmp_path: Path) -> None:
     file.write_text(f"{header},colour\n")
     with pytest.raises(SettingsError, match="unknown column 'colour'"):
         label.labels_in(file, NOON)
+
+
+HEADER = "transaction_id,account_id,fraud,source"
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (f"{HEADER}\nt1,a1,1,analyst\n{'t' * 65},a1,1,analyst\n".encode(), "row 2: transaction_id"),
+        (f"{HEADER},learned_at\nt1,a1,1,analyst,1969-12-31\n".encode(), "row 1: learned_at_ms"),
+        (f"{HEADER}\nt1,a1,1,analyst,takeover\n".encode(), "row 1: row: has more cells than the header"),
+        (f"{HEADER},fraud\nt1,a1,1,analyst,0\n".encode(), "column 'fraud' stands there twice"),
+        (f"{HEADER}\nt1,Müller,1,analyst\n".encode("latin-1"), "'utf-8' codec can't decode"),
+        (f"{HEADER}\nt1,a1,1,{'x' * 200_000}\n".encode(), "field larger than field limit"),
+    ],
+)
+def test_a_file_that_is_no_labels_is_named_with_what_is_wrong(tmp_path: Path, content: bytes, fault: str) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_bytes(content)
+    with pytest.raises(SettingsError, match=f"labels.csv: {fault}"):
+        label.labels_in(file, NOON)
+
+
+def test_a_file_of_labels_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_text(f"{HEADER}\nt1,a1,true,analyst\n", encoding="utf-8-sig")
+    (told_label,) = label.labels_in(file, NOON)
+    assert told_label.transaction_id == "t1"
