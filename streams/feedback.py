@@ -7,16 +7,16 @@ newest decisions and labels of its partitions, read from the log again when a pr
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from models.feedback import Doubt, doubted
+from models.feedback import Doubt, Doubted, doubted
 from schemas.decision import Decision
 from schemas.errors import LogUnavailable
 from schemas.label import Label
 from schemas.record import Record
 from schemas.topics import DECISIONS, LABELS
-from streams.bus import Bus, end_offsets
+from streams.bus import Bus, committed_offsets, end_offsets
 from streams.follow import Follower, Outputs, Refused, Source, run_follower
 from streams.lane import Place
 from streams.recent import capped, followed_so_far
@@ -33,7 +33,7 @@ class Known:
     happened: dict[str, int] = field(default_factory=dict)  # by transaction: its time
     labels: dict[str, list[Label]] = field(default_factory=dict)  # by transaction
     since_ms: int = WHOLE
-    next: int = 0  # offset of the next decision
+    next: int = 0  # offset after the last record of decisions that was followed, whether it could be read or not
 
 
 @dataclass(slots=True)
@@ -53,6 +53,16 @@ def decision_seen(known: Known, decision: Decision, offset: int) -> None:
         known.since_ms = max(known.since_ms, decision.decided_at_ms)
 
 
+def label_seen(known: Known, label: Label) -> Doubted | None:
+    """Why a label on a payment that is known is laid aside; else it is kept, for those that come after it."""
+    earlier = known.labels.setdefault(label.transaction_id, [])
+    doubt = doubted(label, known.happened[label.transaction_id], earlier)
+    if doubt is None and label not in earlier:
+        earlier.append(label)
+    capped(known.labels)
+    return doubt
+
+
 def on_decision(world: FeedbackWorld, decision: Decision, source: Source) -> Sequence[Record]:
     """Takes it in."""
     decision_seen(world.known.setdefault(source.partition, Known()), decision, source.offset)
@@ -62,28 +72,29 @@ def on_decision(world: FeedbackWorld, decision: Decision, source: Source) -> Seq
 async def on_label(world: FeedbackWorld, label: Label, source: Source) -> Outputs:
     """Nothing, or why it is laid aside. LogUnavailable while its decision may yet be followed: it is tried again."""
     known = world.known.setdefault(source.partition, Known())
-    happened_ms = known.happened.get(label.transaction_id)
-    if happened_ms is None:
+    if label.transaction_id not in known.happened:
         if (label.transacted_at_ms is None and known.since_ms != WHOLE) or (label.transacted_at_ms or 0) <= known.since_ms:
             return ()
         await _followed_to_the_end(world, known, source.partition)
-        happened_ms = known.happened.get(label.transaction_id)
-    if happened_ms is None:
+    if label.transaction_id not in known.happened:
         return Refused(Doubt.UNKNOWN_TRANSACTION, "transaction_id", f"no decision of account {label.account_id} is on this transaction")
-    earlier = known.labels.setdefault(label.transaction_id, [])
-    doubt = doubted(label, happened_ms, earlier)
-    if doubt is not None:
-        return Refused(*doubt)
-    if label not in earlier:
-        earlier.append(label)
-    capped(known.labels)
-    return ()
+    doubt = label_seen(known, label)
+    return () if doubt is None else Refused(*doubt)
 
 
 async def _followed_to_the_end(world: FeedbackWorld, known: Known, partition: int) -> None:
     """LogUnavailable while decisions are in the log that were not followed yet: the label's own may be among them."""
     if known.next < await asyncio.to_thread(world.end_of, partition):
         raise LogUnavailable(f"{DECISIONS.name} of partition {partition} are followed to {known.next} only")
+
+
+async def settle(world: FeedbackWorld, done: Mapping[Place, int]) -> Mapping[Place, int]:
+    """Notes how far decisions were followed: what could not be read is no decision that a label waits for."""
+    for (topic, partition), offset in done.items():
+        if topic == DECISIONS.name:
+            known = world.known.setdefault(partition, Known())
+            known.next = max(known.next, offset)
+    return done
 
 
 async def assigned(world: FeedbackWorld, places: frozenset[Place]) -> None:
@@ -98,13 +109,15 @@ def _from_the_log(settings: Settings, places: frozenset[Place]) -> dict[int, Kno
             known[partition].since_ms = decision.decided_at_ms
         decision_seen(known[partition], decision, offset)
     for partition, _, label in followed_so_far(settings, APP.name, LABELS, places):
-        earlier = known[partition].labels.setdefault(label.transaction_id, [])
-        if label not in earlier:
-            earlier.append(label)
+        if label.transaction_id in known[partition].happened:
+            label_seen(known[partition], label)
+    for partition, offset in committed_offsets(settings, APP.name, DECISIONS).items():
+        if partition in known:
+            known[partition].next = offset
     return known
 
 
-APP = Follower(name="feedback", reads={DECISIONS: on_decision, LABELS: on_label}, assigned=assigned)
+APP = Follower(name="feedback", reads={DECISIONS: on_decision, LABELS: on_label}, assigned=assigned, settle=settle)
 
 
 async def feedback_world(settings: Settings, _: Bus) -> FeedbackWorld:

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from confluent_kafka import Consumer, TopicPartition
 
 from features.catalogue import CATALOGUE
 from models.drift import ROWS_MIN, snapshot_of
+from schemas.avro import encode
 from schemas.decision import Outcome
 from schemas.errors import LogUnavailable, SettingsError
 from schemas.label import Label, LabelSource
 from schemas.topics import DECISIONS, LABELS
 from streams import feedback, label, metrics, watch
+from streams.bus import KafkaBus, end_offsets
 from streams.feedback import FeedbackWorld, Known
 from streams.follow import Refused, Source
-from streams.settings import Settings
+from streams.settings import Settings, librdkafka
 from streams.watch import WatchWorld, Window, alarms_kept, looked, told
+from tests.streams.conftest import messages
 from tests.streams.test_archive import NOON, a_decision
 
 HOUR_MS = 3_600_000
@@ -103,6 +108,42 @@ def test_a_label_that_cannot_be_right_becomes_a_dead_letter() -> None:
     assert followed(world, a_label("t1", "l2")) == "repeated"
     assert followed(world, a_label("t1", "l3", learned_at_ms=1)) == "learned_too_early"
     assert followed(world, a_label("t2")) == "unknown_transaction"
+
+
+def test_no_label_waits_for_a_record_that_is_no_decision() -> None:
+    world = FeedbackWorld(Settings(), lambda _: 9)
+    feedback.on_decision(world, a_decision("t1"), at(7))
+    with pytest.raises(LogUnavailable):
+        followed(world, a_label("t2"))
+    asyncio.run(feedback.settle(world, {(DECISIONS.name, 1): 9, (LABELS.name, 1): 1}))  # offset 8 became a dead letter
+    assert followed(world, a_label("t2")) == "unknown_transaction"
+
+
+def test_a_label_that_was_laid_aside_is_nothing_to_the_mended_one_after_a_restart_either(real: Settings) -> None:
+    account, early = f"a-{uuid.uuid4().hex}", a_label("t1", learned_at_ms=1)
+
+    async def told_once() -> None:
+        bus = KafkaBus(real.changed(produce_timeout_ms=20_000))
+        decision = a_decision("t1")
+        await bus.tell(DECISIONS, account, encode(decision))
+        await bus.tell(DECISIONS, account, b"no decision")
+        await bus.tell(LABELS, account, encode(early))
+        await bus.close()
+
+    asyncio.run(told_once())
+    place = next(m.partition for m in messages(real, LABELS) if m.key == account.encode())
+    group = Consumer(librdkafka(real) | {"group.id": feedback.APP.name})
+    ends = {topic.name: end_offsets(real, topic, [place])[place][1] for topic in (DECISIONS, LABELS)}
+    group.commit(offsets=[TopicPartition(name, place, end) for name, end in ends.items()], asynchronous=False)
+    group.close()
+
+    world = FeedbackWorld(real, lambda _: ends[DECISIONS.name])
+    asyncio.run(feedback.assigned(world, frozenset((name, place) for name in ends)))
+    from_now_on = at(ends[LABELS.name], LABELS.name)._replace(partition=place)
+    assert asyncio.run(feedback.on_label(world, a_label("t1"), from_now_on)) == ()
+    again = asyncio.run(feedback.on_label(world, a_label("t2", transacted_at_ms=NOON + 1), from_now_on))
+    assert isinstance(again, Refused)
+    assert again.code == "unknown_transaction"
 
 
 def test_a_label_that_is_ahead_of_its_decision_waits_for_it() -> None:
