@@ -16,10 +16,11 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from models.registry import Registry
 from schemas.errors import HoldfastError, LogUnavailable, SettingsError
 from streams.authorize.keys import is_valid
 from streams.clock import clock_ms
-from streams.folder import State, is_owned, kept_secret, running_settings, state_of
+from streams.folder import State, is_owned, kept_secret, keys_of, running_settings, state_of
 from streams.lag import Lag, lags
 from streams.parts import Seen
 from streams.ready import write_whole
@@ -70,9 +71,8 @@ def up(argv: list[str], settings: Settings, app_command: AppCommand = run_app) -
     status = 0
     settings = settings.changed(data_dir=asked.data)
     system = running(settings, broker_name=asked.kafka, brokers=asked.brokers, apps=apps, app_command=app_command, say=_say, ready_s=None)
-    if not (settings.registry_dir / "champion.json").exists():
-        _say(f"no model was promoted in {settings.registry_dir}: authorize and score wait until one is (README: a first model)")
     with contextlib.suppress(KeyboardInterrupt), system as stack:
+        _say_no_champion(stack.settings)
         with contextlib.suppress(KeyboardInterrupt):
             status = _watch(stack)
         _say("stopping (once more Ctrl-C kills)")
@@ -112,6 +112,13 @@ def _where(stack: Stack) -> str:
     settings = stack.settings
     http = f"http{'s' if settings.tls_certificate_file else ''}://{settings.http_host}:{settings.http_port}, " if "authorize" in stack.apps else ""
     return f"{http}Kafka {settings.kafka_bootstrap}, data in {settings.data_dir}"
+
+
+def _say_no_champion(settings: Settings) -> None:
+    """Says so where no model was promoted. What is wrong with a registry is said by the apps that cannot use it."""
+    with contextlib.suppress(HoldfastError):
+        if Registry(settings.registry_dir, keys_of(settings)).champion_id() is None:
+            _say(f"no model was promoted in {settings.registry_dir}: authorize and score wait until one is (README: a first model)")
 
 
 def _say_key(stack: Stack) -> None:

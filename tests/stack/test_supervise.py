@@ -20,7 +20,8 @@ from streams.folder import is_owned, running_settings, state_of
 from streams.lag import Lag
 from streams.settings import Settings
 from streams.stack import APPS, running
-from streams.supervise import Progress, grown, ps, up
+from streams.supervise import Progress, _say_no_champion, grown, ps, up
+from tests.first_model import MODEL_KEY
 from tests.stack.trivial_app import trivial
 from tests.stack.world import comes_true
 
@@ -61,6 +62,14 @@ def test_a_killed_app_comes_back_and_ps_tells(settings: Settings, capsys: pytest
         assert comes_true(lambda: (after := shown(settings, capsys)[1]["score"])["restarts"] == 1 and after["state"] == "ready")
         assert ps([], settings) == 0
         assert "score" in capsys.readouterr().out
+
+
+def test_up_says_that_no_model_was_promoted_where_none_was(settings: Settings, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = settings.changed(model_key=MODEL_KEY)
+    _say_no_champion(settings)
+    assert "no model was promoted" in capsys.readouterr().out
+    _say_no_champion(settings.changed(registry_dir=trained))
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.integration
