@@ -28,4 +28,6 @@ Country = Annotated[str, Meta(pattern=r"^[A-Z]{2}$")]
 Currency = Annotated[str, Meta(pattern=r"^[A-Z]{3}$")]
 MinorUnits = Annotated[int, Meta(ge=0, le=2**53)]
 SignedMinorUnits = Annotated[int, Meta(ge=-(2**53), le=2**53)]
-EpochMs = Annotated[int, Meta(ge=0, le=32_503_680_000_000)]
+EPOCH_MS_MAX = 32_503_680_000_000
+"""The year 3000: what is later was counted in another unit."""
+EpochMs = Annotated[int, Meta(ge=0, le=EPOCH_MS_MAX)]

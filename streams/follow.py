@@ -23,7 +23,7 @@ from schemas.avro import decode, encode
 from schemas.dead_letter import DeadLetter
 from schemas.errors import Conflict, InvalidRecord, LogUnavailable, Unavailable
 from schemas.identity import derived_id
-from schemas.record import Record
+from schemas.record import EPOCH_MS_MAX, Record
 from schemas.topics import TOPICS, Topic
 from streams import journal, metrics
 from streams.bus import Bus, KafkaBus, Message, read_tail
@@ -263,7 +263,7 @@ class Harness:
             reason=reason,
             key=key,
             value=value,
-            at_ms=max(0, timestamp_ms),
+            at_ms=min(max(0, timestamp_ms), EPOCH_MS_MAX),
         )
 
     async def _pause(self, error: Unavailable, pause_s: float, lane: Lane | None) -> float:

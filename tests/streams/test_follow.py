@@ -9,11 +9,15 @@ from types import SimpleNamespace
 import psutil
 from faust.types import TP
 
+from schemas.avro import decode, encode
+from schemas.dead_letter import DeadLetter
 from schemas.topics import LEDGER
 from streams import watchdog
-from streams.bus import Message
+from streams.bus import ListBus, Message
 from streams.consumer import Consumer
+from streams.follow import Follower, Harness
 from streams.lane import Lane, Reading, Turn
+from streams.settings import Settings
 from tests.streams.conftest import Bench, committed, forget_offsets
 
 
@@ -39,6 +43,16 @@ def test_what_cannot_be_applied_becomes_a_dead_letter_and_the_stream_goes_on(ben
     bench.until(lambda: "tick [0, 1, 2, 3]" in bench.said)
     listening = [c for c in psutil.Process(worker.pid).net_connections() if c.status == psutil.CONN_LISTEN]
     assert not listening, "an app listens only for Prometheus, and only where it is told to"
+
+
+def test_a_dead_letter_can_be_read_again_whatever_time_its_record_had() -> None:
+    async def letter_of(timestamp_ms: int) -> DeadLetter:
+        harness = Harness(Follower("ledger", {}), None, ListBus(), Settings())
+        return harness._dead_letter(Message("holds", 0, 0, timestamp_ms, None, None), "unreadable_bytes", "value", "the message has no value")
+
+    for timestamp_ms in (-1, 0, 1_767_225_600_000_000, 2**63 - 1):  # none, the first, one in microseconds, the last
+        letter = asyncio.run(letter_of(timestamp_ms))
+        assert decode(DeadLetter, encode(letter)) == letter
 
 
 def test_sigterm_finishes_the_batch_commits_and_ends_with_0(bench: Bench) -> None:
