@@ -47,11 +47,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def letters(settings: Settings) -> Iterator[DeadLetter]:
-    """Every dead letter in the log, once."""
+    """Every dead letter in the log, once. What is none is said on stderr."""
     seen: set[str] = set()
     for batch in read_topic(settings, DEAD_LETTERS):
         for message in batch:
-            letter = decode(DeadLetter, message.value)
+            try:
+                letter = decode(DeadLetter, message.value)
+            except InvalidRecord as error:
+                print(f"{DEAD_LETTERS.name}:{message.partition}:{message.offset} is no dead letter: {error}", file=sys.stderr)
+                continue
             if letter.dead_letter_id not in seen:
                 seen.add(letter.dead_letter_id)
                 yield letter
@@ -98,18 +102,25 @@ def _resend(args: argparse.Namespace, settings: Settings) -> int:
     letter = next((each for each in letters(settings) if each.dead_letter_id == args.id), None)
     if letter is None:
         print(f"there is no dead letter {args.id!r}", file=sys.stderr)
-        return 1
+        return _ended(args, sent=False, code="unknown_dead_letter")
     topic = _topic(letter)
     try:
         record = mended(letter, topic, args.value_file.read_bytes() if args.value_file else None, args.set)
     except InvalidRecord as error:
         print(f"still not valid: {error.field}: {error.reason} ({error.code})", file=sys.stderr)
-        return 1
+        return _ended(args, sent=False, code=error.code, field=error.field, reason=error.reason)
     except OSError as error:
         raise SettingsError(f"--value-file: {error}") from error
     asyncio.run(_send(settings, topic, record))
     print(f"{args.id} was mended and sent to {topic.name}")
-    return 0
+    return _ended(args, sent=True, topic=topic.name)
+
+
+def _ended(args: argparse.Namespace, *, sent: bool, **more: str) -> int:
+    """The exit status of a resend, told to programs too."""
+    if args.json:
+        print(json.dumps({"dead_letter_id": args.id, "sent": sent} | more))
+    return 0 if sent else 1
 
 
 def mended(letter: DeadLetter, topic: Topic, contents: bytes | None, changes: list[str]) -> Record:
@@ -137,8 +148,8 @@ def _change(fields: dict[str, Any], change: str) -> None:
         if not isinstance(fields, dict):
             raise SettingsError(f"--set {change}: {parent} has no fields")
     try:
-        fields[name] = json.loads(text)
-    except json.JSONDecodeError:
+        fields[name] = msgspec.json.decode(text)
+    except msgspec.DecodeError:
         fields[name] = text
 
 

@@ -26,6 +26,8 @@ from streams.settings import Settings, librdkafka
 from streams.stack import running
 
 ROOT = Path(__file__).resolve().parents[2]
+NO_LETTER = b"no letter"
+"""What a test puts among the dead letters that all tests share."""
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +94,7 @@ class Bench:
     @property
     def dead(self) -> list[DeadLetter]:
         """The dead letters of this test."""
-        letters = (decode(DeadLetter, m.value) for m in self._read(DEAD_LETTERS))
+        letters = (decode(DeadLetter, m.value) for m in self._read(DEAD_LETTERS) if m.value != NO_LETTER)
         return [letter for letter in letters if letter.app == self.name]
 
     def _read(self, topic: Topic) -> list[Message]:

@@ -24,7 +24,7 @@ from streams.bus import KafkaBus
 from streams.dead_letters import _shown, dead_letters, mended
 from streams.settings import Settings
 from tests.models.decisions import a_decision
-from tests.streams.conftest import a_clearing, messages
+from tests.streams.conftest import NO_LETTER, a_clearing, messages
 
 
 def a_letter(name: str, value: bytes) -> DeadLetter:
@@ -60,6 +60,8 @@ def test_a_field_is_mended_and_the_rest_stays() -> None:
     assert fault.value.field == "currency"
     with pytest.raises(SettingsError):
         mended(letter, CLEARINGS, None, ["amount_minor"])
+    half = mended(letter, CLEARINGS, None, ["amount_minor=5", "currency=EUR", 'clearing_id="\\ud800"'])
+    assert encode(half), "what is no JSON is text: half a character is none"
 
 
 def test_bytes_that_do_not_decode_need_a_whole_new_value() -> None:
@@ -87,18 +89,24 @@ def test_letters_are_listed_and_sent_back(real: Settings, tmp_path: Path, capsys
         bus = KafkaBus(settings)
         for name, value in (("mend1", wire_bytes(amount_minor=-5)), ("mend2", b"rubbish"), ("mend2", b"rubbish")):
             await bus.tell(DEAD_LETTERS, f"dlq_{name}", encode(a_letter(name, value)))
+        await bus.tell(DEAD_LETTERS, "dlq_none", NO_LETTER)
         await bus.close()
 
     asyncio.run(told())
     assert dead_letters(["--json", "--code", "invalid_field"], settings) == 0
-    shown = json.loads(capsys.readouterr().out.splitlines()[-1])
+    said = capsys.readouterr()
+    assert "is no dead letter: schema_id" in said.err
+    shown = json.loads(said.out.splitlines()[-1])
     by_id = {letter["dead_letter_id"]: letter for letter in shown["letters"]}
     assert shown["count"] == len(by_id)
     assert by_id["dlq_mend1"]["record"]["amount_minor"] == -5
     assert by_id["dlq_mend2"]["record"] is None
-    assert dead_letters(["resend", "dlq_mend1"], settings) == 1
-    assert "amount_minor" in capsys.readouterr().err
-    assert dead_letters(["resend", "dlq_mend1", "--set", "amount_minor=42"], settings) == 0
+    assert dead_letters(["--json", "resend", "dlq_mend1"], settings) == 1
+    said = capsys.readouterr()
+    assert "amount_minor" in said.err
+    assert json.loads(said.out)["field"] == "amount_minor"
+    assert dead_letters(["--json", "resend", "dlq_mend1", "--set", "amount_minor=42"], settings) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"dead_letter_id": "dlq_mend1", "sent": True, "topic": CLEARINGS.name}
     assert dead_letters(["resend", "dlq_none"], settings) == 1
     file = tmp_path / "mended.json"
     file.write_bytes(msgspec.json.encode(a_clearing("c2", "a2")))
