@@ -6,7 +6,8 @@ not counted for the next.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 
 import msgspec
@@ -101,15 +102,26 @@ def _completed(counting: list[Movement], new: Movement, window: int, pattern: Pa
     """The pattern that `new`, the last of the counting movements, completes; earlier completions use up what they counted."""
     if not counting or counting[-1] is not new:
         return None
-    recent: list[Movement] = []
+    unused: list[Movement] = []
     found = None
     for movement in counting:
-        recent = [m for m in recent if movement.at_ms - m.at_ms < window]
-        recent.append(movement)
-        found = pattern(recent, sar)
-        if found is not None:
-            recent = []
+        insort(unused, movement, key=_at_ms)
+        for first, after in _stretches(unused, movement.at_ms, window):
+            found = pattern(unused[first:after], sar)
+            if found is not None:
+                del unused[first:after]
+                break
     return found
+
+
+def _stretches(movements: list[Movement], at_ms: int, window: int) -> Iterator[tuple[int, int]]:
+    """Which of the movements, in order of time, lie within the window up to one of this time, and up to each later one that it was late for."""
+    for after in range(bisect_right(movements, at_ms, key=_at_ms), bisect_left(movements, at_ms + window, key=_at_ms) + 1):
+        yield bisect_right(movements, movements[after - 1].at_ms - window, key=_at_ms), after
+
+
+def _at_ms(movement: Movement) -> int:
+    return movement.at_ms
 
 
 def _is_part(movement: Movement, sar: SarThresholds) -> bool:

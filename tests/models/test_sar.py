@@ -70,6 +70,28 @@ def test_a_pattern_is_told_once_and_going_on_makes_a_new_one() -> None:
     assert found == [[], [], [Typology.STRUCTURING], [], [], [Typology.STRUCTURING]]
 
 
+def at_days(kind: Kind, *days: float, amount_minor: int = 400_000) -> list[Decision]:
+    """Movements that happened on these days, in the order in which they were decided."""
+    return [a_decision(f"{kind}{i}", kind, amount_minor, int(day * DAY_MS)) for i, day in enumerate(days)]
+
+
+def test_a_movement_that_comes_late_counts_when_it_happened() -> None:
+    assert not any(told(*at_days(Kind.CASH_IN, 40, 10, 40.5))), "a month apart"
+    assert not any(told(*at_days(Kind.CASH_IN, 0, 8, 4))), "no five days have all of them"
+    *before, (candidate,) = told(*at_days(Kind.CASH_IN, 42, 40, 41))
+    assert before == [[], []]
+    assert (candidate.from_at_ms, candidate.until_at_ms) == (40 * DAY_MS, 42 * DAY_MS)
+    assert candidate.transaction_ids == ("cash_in1", "cash_in2", "cash_in0"), "oldest first"
+    assert typologies(told(*at_days(Kind.CASH_IN, 40, 10, 41, 42)))[-1] == [Typology.STRUCTURING], "one that is late hides no others"
+
+
+def test_money_that_left_before_it_came_is_not_straight_in_and_out() -> None:
+    (came,), (left_before, left_after) = at_days(Kind.TRANSFER_IN, 1, amount_minor=900_000), at_days(Kind.CASH_OUT, 0.9, 1.1, amount_minor=900_000)
+    assert not any(told(came, left_before))
+    assert typologies(told(came, left_after)) == [[], [Typology.RAPID_MOVEMENT]]
+    assert typologies(told(left_after, came)) == [[], [Typology.RAPID_MOVEMENT]], "in whatever order they were decided"
+
+
 def test_thresholds_are_of_the_currency() -> None:
     assert not any(told(*deposits(2800, 2800, 2800, currency="EUR")))
     assert typologies(told(*deposits(2900, 2900, 2900, currency="EUR")))[-1] == [Typology.STRUCTURING]
