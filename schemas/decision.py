@@ -103,6 +103,11 @@ class Decision(Record, frozen=True, kw_only=True):
     card_scheme: Annotated[str | None, doc("with an action: the card's scheme by the policy, whose code the answer has")] = None
     transaction: Annotated[Transaction, doc("the transaction itself")]
 
+    def __post_init__(self) -> None:
+        """ValueError for a hold of which is not said in what money it is, or when it lapses."""
+        if self.hold_id is not None and (self.hold_currency is None or self.hold_expires_at_ms is None):
+            raise ValueError("hold_id: a hold has a hold_currency and a hold_expires_at_ms")
+
     @property
     def unread(self) -> bool:
         """Whether a memory did not answer when it was decided."""

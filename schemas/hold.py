@@ -43,6 +43,11 @@ class HoldEvent(Record, frozen=True, kw_only=True):
     clearing_id: Annotated[str | None, doc("the capture or reversal that caused it; null for `confirmed` and an expiry")] = None
     clearing_digest: Annotated[bytes, doc("what tells that clearing's contents from others under its id")] = b""
 
+    def __post_init__(self) -> None:
+        """ValueError for a state that the log never has."""
+        if self.state is HoldState.PROVISIONAL:
+            raise ValueError("state: a provisional hold is in Redis only")
+
 
 class ClearingKind(Word):
     """What the network says of an authorization."""

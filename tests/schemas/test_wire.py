@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.hold import confirmed_event
 from schemas import avro
 from schemas.catalogue import VERSIONS
 from schemas.decision import Contribution, Decision, Outcome, Reason, ReasonSource, Risk
@@ -21,10 +22,12 @@ from schemas.decoder import plain, reader_of
 from schemas.encoder import varint
 from schemas.errors import InvalidRecord, UnknownSchema, UnreadableBytes
 from schemas.freeze import frozen, incompatible
+from schemas.hold import HoldEvent, HoldState
 from schemas.identity import digest, request_digest
 from schemas.topics import TOPICS
 from schemas.transaction import Attribute, BehaviouralSession, CheckResult, EntryMode, Transaction, TransactionKind, is_card_number, sound
 from schemas.version import Version
+from tests.models.decisions import a_decision
 
 IDS = st.text("abcdefghij0123456789-_é", min_size=1, max_size=20)
 MAYBE_ID = st.none() | IDS
@@ -209,6 +212,16 @@ def test_what_types_cannot_say_is_checked(changes: dict[str, object], field: str
     with pytest.raises(InvalidRecord) as caught:
         sound(a_transaction(**changes), now_ms=1_700_000_000_000, future_ms_max=300_000)
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize("field", ["state", "hold_currency", "hold_expires_at_ms"])
+def test_a_record_of_a_hold_that_cannot_be_is_not_read(field: str) -> None:
+    decision = a_decision("t1", TransactionKind.ECOMMERCE, 100)
+    record: HoldEvent | Decision = confirmed_event(decision, "decisions", 0, 1) if field == "state" else decision
+    assert avro.decode(type(record), avro.encode(record)) == record
+    msgspec.structs.force_setattr(record, field, HoldState.PROVISIONAL if field == "state" else None)
+    with pytest.raises(InvalidRecord, match="hold"):
+        avro.decode(type(record), avro.encode(record))
 
 
 CARD_NUMBERS = ("4111111111111111", "4111 1111 1111 1111", "4111-1111-1111-1111", "378282246310005", "501800000009", "6304000000000000000")
