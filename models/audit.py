@@ -20,6 +20,8 @@ FINAL = frozenset({HoldState.POSTED, HoldState.VOIDED, HoldState.EXPIRED})
 PARTS = frozenset({HoldState.PARTLY_POSTED, HoldState.PARTLY_VOIDED})
 MOVES = frozenset({TransferPhase.POST, TransferPhase.POST_PART, TransferPhase.DIRECT})
 """Phases that move money; the others reserve or release it."""
+SAID = tuple(name for name in LedgerTransfer.__struct_fields__ if not name.startswith("source_"))
+"""What a hold or credit says of its transfer: all but the place of its record, which may lie in the log twice."""
 REFUSABLE = frozenset({TRANSACTIONS.name, CLEARINGS.name})
 """Topics that others write: a record of theirs that does not decode is explained by its dead letter."""
 FirstOffsets = Mapping[str, Mapping[int, int]]
@@ -253,9 +255,11 @@ class Audit:
         for transfer_id in sorted(self._transfers.keys() - due.keys()):
             yield Disagreement("orphan_transfer", transfer_id, f"no hold or credit asks for it ({self._transfers[transfer_id].transaction_id})")
         for transfer_id in sorted(due.keys() & self._transfers.keys()):
-            asked, made = _moves(due[transfer_id]), _moves(self._transfers[transfer_id])
-            if asked != made:
-                yield Disagreement("transfer_differs", transfer_id, f"is {made}, must be {asked}")
+            asked, made = due[transfer_id], self._transfers[transfer_id]
+            pairs = ((name, getattr(made, name), getattr(asked, name)) for name in SAID)
+            wrong = [f"{name} is {is_now}, must be {must_be}" for name, is_now, must_be in pairs if is_now != must_be]
+            if wrong:
+                yield Disagreement("transfer_differs", transfer_id, "; ".join(wrong))
 
     def _leaning(self) -> Iterable[Disagreement]:
         for currency, total in self.sums().items():
@@ -283,11 +287,6 @@ class Audit:
             unknown = [t for t in candidate.transaction_ids if t not in self._made]
             if unknown:
                 yield Disagreement("orphan_candidate", candidate.candidate_id, f"rests on undecided transactions: {', '.join(unknown)}")
-
-
-def _moves(transfer: LedgerTransfer) -> tuple[str, str, int, str, str]:
-    """What a transfer does: from, to, how much, of what, and which step it is."""
-    return transfer.debit_account_id, transfer.credit_account_id, transfer.amount_minor, transfer.currency, str(transfer.phase)
 
 
 def _digest(txn: Transaction) -> bytes:

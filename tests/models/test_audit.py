@@ -14,7 +14,7 @@ from models.ledger import transfer_of_credit, transfers_of_hold
 from schemas.avro import encode
 from schemas.decision import Decision
 from schemas.hold import Clearing, ClearingKind, HoldEvent, HoldState
-from schemas.ledger import LedgerTransfer
+from schemas.ledger import LedgerTransfer, TransferPhase
 from schemas.transaction import Transaction, TransactionKind
 from streams.asked import Origin
 from tests.world import NOON, a_transaction, a_world
@@ -255,6 +255,18 @@ def test_each_disagreement_is_named(spoil: Callable[[Books], None], codes: set[s
     books = Books()
     spoil(books)
     assert books.codes() == codes
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("account_id", "a2"), ("hold_id", "hld_other"), ("transaction_id", "t9"), ("at_ms", 1), ("pending_id", "trf_other")]
+)
+def test_a_transfer_that_is_changed_in_any_field_is_named_with_it(field: str, value: object) -> None:
+    books = Books()
+    posted = next(i for i, t in enumerate(books.transfers) if t.phase is TransferPhase.POST)
+    books.transfers[posted] = msgspec.structs.replace(books.transfers[posted], **{field: value})
+    (found,) = books.audit().disagreements(NOON, 0, FIRST)
+    assert found.code == "transfer_differs"
+    assert found.text.startswith(f"{field} is {value}, must be ")
 
 
 def test_a_hold_that_nobody_ended_in_time_is_named() -> None:
