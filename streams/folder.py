@@ -66,10 +66,18 @@ def is_sandbox(settings: Settings) -> bool:
     return True
 
 
+def made(data_dir: Path) -> None:
+    """Makes the folder where it is not there. SettingsError where there cannot be one."""
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"{data_dir}: {error.strerror}; HOLDFAST_DATA_DIR or --data names another folder") from None
+
+
 @contextlib.contextmanager
 def owned(data_dir: Path) -> Iterator[None]:
     """Holds the folder for this process, until it leaves or dies. SettingsError when another one holds it."""
-    data_dir.mkdir(parents=True, exist_ok=True)
+    made(data_dir)
     descriptor = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -174,6 +182,7 @@ def with_kept_secrets(settings: Settings) -> Settings:
 
     Where a public key was given and no private one, nothing is signed here: no private key is made.
     """
+    made(settings.data_dir)
     kept_secret(settings.data_dir, "").mkdir(mode=0o700, parents=True, exist_ok=True)
     for name in SECRETS:
         if not getattr(settings, name):
@@ -206,7 +215,7 @@ def state_of(data_dir: Path) -> State | None:
     """What `state.json` says; None where no system was ever started. Whether one runs *now* is `is_owned`."""
     try:
         return msgspec.json.decode((data_dir / "state.json").read_bytes(), type=State)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from schemas.errors import SettingsError
 from streams.settings import Settings
 
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -175,10 +176,14 @@ def table() -> str:
 
 
 def serve(settings: Settings) -> Callable[[], None]:
-    """Serves the metrics at `metrics_host:metrics_port` if a port is set; returns what ends it."""
+    """Serves the metrics at `metrics_host:metrics_port` if a port is set; returns what ends it. SettingsError where nobody can listen there."""
     if not settings.metrics_port:
         return lambda: None
-    server, thread = start_http_server(settings.metrics_port, settings.metrics_host, REGISTRY)
+    try:
+        server, thread = start_http_server(settings.metrics_port, settings.metrics_host, REGISTRY)
+    except OSError as error:
+        place = f"{settings.metrics_host}:{settings.metrics_port}"
+        raise SettingsError(f"HOLDFAST_METRICS_HOST, HOLDFAST_METRICS_PORT: cannot listen at {place}: {error.strerror}") from None
 
     def end() -> None:
         server.shutdown()

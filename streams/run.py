@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from streams.folder import made
 from streams.named import named
 from streams.settings import Settings
 
@@ -25,4 +26,6 @@ def run(argv: list[str], settings: Settings) -> int:
     """`holdfast run <app>`: until SIGTERM; 0 after a clean stop."""
     parser = argparse.ArgumentParser(prog="holdfast run", description=__doc__)
     parser.add_argument("app", choices=APPS)
-    return int(named(APPS[parser.parse_args(argv).app])(settings))
+    app = parser.parse_args(argv).app
+    made(settings.data_dir)
+    return int(named(APPS[app])(settings))

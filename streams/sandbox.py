@@ -18,7 +18,7 @@ from schemas.decision import Action
 from schemas.errors import SettingsError
 from streams.authorize.problem import ERRORS
 from streams.demo import of_its_own
-from streams.folder import SANDBOX, with_kept_secrets
+from streams.folder import SANDBOX, made, with_kept_secrets
 from streams.lab import ensure_champion
 from streams.ready import write_whole
 from streams.settings import Settings
@@ -81,7 +81,7 @@ def its_settings(settings: Settings, folder: Path) -> Settings:
     mark = folder / SANDBOX
     if not mark.is_file() and folder.is_dir() and any(folder.iterdir()):
         raise SettingsError(f"--data: {folder} holds something that is no sandbox: give it a folder of its own")
-    folder.mkdir(parents=True, exist_ok=True)
+    made(folder)
     write_whole(mark, b"made by holdfast sandbox: test cards decide here\n")
     own = of_its_own(settings, folder).changed(sandbox="on", broker_kind="embedded", stand_in_policy="default", keys_dir=Path("keys"))
     return with_kept_secrets(own)

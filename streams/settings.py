@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
@@ -21,6 +22,8 @@ FILE = "_FILE"
 Secret = Annotated[str, Meta(extra={"secret": True})]
 Hex64 = Meta(pattern=r"^([0-9a-fA-F]{64})?$")
 Port = Annotated[int, Meta(ge=0, le=65_535)]
+PLACE = r"[^/@,\s]+:(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5]?[0-9]{1,4})"
+"""`host:port`."""
 Milliseconds = Annotated[int, Meta(ge=1, le=86_400_000)]
 BENEATH_DATA = ("registry_dir", "archive_dir", "keys_dir")
 """Folders that are taken beneath `data_dir` where they are given as relative paths."""
@@ -30,7 +33,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """One row per setting: name, type with its bounds, meaning, default. To add one, add a row. Folders are absolute after construction."""
 
     # Kafka
-    kafka_bootstrap: Annotated[str, doc("brokers, `host:port,host:port`")] = "127.0.0.1:9092"
+    kafka_bootstrap: Annotated[str, Meta(pattern=f"^{PLACE}(,{PLACE})*$"), doc("brokers, `host:port,host:port`")] = "127.0.0.1:9092"
     broker_kind: Annotated[Literal["kafka", "embedded"], doc("`embedded` is librdkafka's mock cluster: in memory, topics appear on first use")] = (
         "kafka"
     )
@@ -47,7 +50,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     # Redis
     redis_url: Annotated[
         str,
-        Meta(pattern=r"^(unix:///.+|redis://[^/@,]+:[0-9]{1,5}|redis\+cluster://[^/@,]+:[0-9]{1,5}(,[^/@,]+:[0-9]{1,5})*)$"),
+        Meta(pattern=rf"^(unix:///.+|redis://{PLACE}|redis\+cluster://{PLACE}(,{PLACE})*)$"),
         doc("`unix:///path/to/socket`, `redis://host:port`, or some nodes of a cluster: `redis+cluster://host:port,host:port`"),
     ] = "redis://127.0.0.1:6379"
     redis_username: Annotated[str, doc("empty: the default user")] = ""
@@ -261,15 +264,25 @@ def table() -> str:
 
 
 def librdkafka(settings: Settings) -> dict[str, str | int | float | bool]:
-    """How confluent-kafka reaches the brokers (addresses, protocol, credentials): the part that every client shares."""
+    """How confluent-kafka reaches the brokers (addresses, protocol, credentials): the part that every client shares.
+
+    SettingsError names what the protocol needs and was not given, and a file of certificates that is none.
+    """
     client: dict[str, str | int | float | bool] = {"bootstrap.servers": settings.kafka_bootstrap, "security.protocol": settings.kafka_protocol}
     if settings.kafka_protocol.startswith("SASL"):
+        for row in map(_row_named, ("kafka_username", "kafka_password")):
+            if not getattr(settings, row.name):
+                raise SettingsError(f"{row.variable}: not given; {settings.kafka_protocol} needs it")
         client |= {
             "sasl.mechanism": settings.kafka_sasl_mechanism,
             "sasl.username": settings.kafka_username,
             "sasl.password": settings.kafka_password,
         }
     if settings.kafka_ca_file:
+        try:
+            ssl.create_default_context(cafile=settings.kafka_ca_file)
+        except OSError as error:
+            raise SettingsError(f"HOLDFAST_KAFKA_CA_FILE: {settings.kafka_ca_file}: {error.strerror or error}") from None
         client["ssl.ca.location"] = settings.kafka_ca_file
     return client
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.errors import SettingsError
-from streams.settings import ROWS, Settings, settings_from, table
+from streams.folder import state_of, with_kept_secrets
+from streams.metrics import serve
+from streams.run import run
+from streams.sandbox import its_settings
+from streams.settings import ROWS, Settings, librdkafka, settings_from, table
 
 
 def test_nothing_given_is_the_defaults() -> None:
@@ -32,7 +37,11 @@ def test_each_setting_has_a_meaning_and_a_line_in_the_table() -> None:
         ("HOLDFAST_HTTP_PORT", "65536"),
         ("HOLDFAST_HTTP_PORT", ""),
         ("HOLDFAST_BROKER_KIND", "rabbit"),
+        ("HOLDFAST_KAFKA_BOOTSTRAP", ""),
+        ("HOLDFAST_KAFKA_BOOTSTRAP", "localhost"),
+        ("HOLDFAST_KAFKA_BOOTSTRAP", "localhost:9092,"),
         ("HOLDFAST_REDIS_URL", "localhost"),
+        ("HOLDFAST_REDIS_URL", "redis://localhost:65536"),
         ("HOLDFAST_REDIS_URL", "redis://user:secret@host:1"),
         ("HOLDFAST_DATA_DIR", ""),
         ("HOLDFAST_PRODUCE_TIMEOUT_MS", "0"),
@@ -44,6 +53,34 @@ def test_each_setting_has_a_meaning_and_a_line_in_the_table() -> None:
 def test_a_mistake_names_its_variable(variable: str, value: str) -> None:
     with pytest.raises(SettingsError, match=variable):
         settings_from({variable: value})
+
+
+@pytest.mark.parametrize(
+    ("environ", "variable"),
+    [
+        ({"HOLDFAST_KAFKA_PROTOCOL": "SASL_SSL", "HOLDFAST_KAFKA_PASSWORD": "x"}, "HOLDFAST_KAFKA_USERNAME"),
+        ({"HOLDFAST_KAFKA_PROTOCOL": "SASL_PLAINTEXT", "HOLDFAST_KAFKA_USERNAME": "x"}, "HOLDFAST_KAFKA_PASSWORD"),
+        ({"HOLDFAST_KAFKA_PROTOCOL": "SSL", "HOLDFAST_KAFKA_CA_FILE": "/no/such/file"}, "HOLDFAST_KAFKA_CA_FILE"),
+        ({"HOLDFAST_KAFKA_PROTOCOL": "SSL", "HOLDFAST_KAFKA_CA_FILE": __file__}, "HOLDFAST_KAFKA_CA_FILE"),
+    ],
+)
+def test_what_reaches_no_broker_names_its_variable(environ: dict[str, str], variable: str) -> None:
+    with pytest.raises(SettingsError, match=variable):
+        librdkafka(settings_from(environ))
+
+
+def test_an_app_that_cannot_listen_or_has_no_folder_names_the_setting(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(SettingsError, match="HOLDFAST_METRICS_PORT"):
+            serve(Settings(data_dir=tmp_path, metrics_port=taken.getsockname()[1]))
+    (tmp_path / "file").touch()
+    settings = Settings(data_dir=tmp_path / "file")
+    for command in (lambda: run(["ledger"], settings), lambda: with_kept_secrets(settings), lambda: its_settings(settings, settings.data_dir)):
+        with pytest.raises(SettingsError, match="HOLDFAST_DATA_DIR"):
+            command()
+    assert state_of(settings.data_dir) is None
 
 
 def test_a_mistyped_name_is_told_the_right_one() -> None:
