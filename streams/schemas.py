@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
 import sys
 import urllib.error
@@ -107,7 +108,7 @@ def _publish(url: str | None) -> int:
     except SettingsError as error:
         print(f"holdfast schemas publish: {error}", file=sys.stderr)
         return 1
-    except OSError as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: the address is none, or the answer is no JSON
         detail = error.read().decode(errors="replace") if isinstance(error, urllib.error.HTTPError) else ""
         print(f"holdfast schemas publish: {url}: {error} {detail}", file=sys.stderr)
         return 1

@@ -84,9 +84,10 @@ def test_a_registry_that_gives_other_ids_is_said(registry: ThreadingHTTPServer, 
     assert "got id 101, not 1" in capsys.readouterr().err
 
 
-def test_a_registry_that_is_not_there_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(["publish", "http://127.0.0.1:1"], Settings()) == 1
-    assert "http://127.0.0.1:1" in capsys.readouterr().err
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "registry:8081", "registry", "http://127.0.0.1:1/a b", "http://127.0.0.1:port"])
+def test_a_registry_that_is_not_there_is_said(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(["publish", url], Settings()) == 1
+    assert f"{url}: " in capsys.readouterr().err
 
 
 def test_the_committed_catalogue_is_sound(capsys: pytest.CaptureFixture[str]) -> None:
