@@ -389,7 +389,7 @@ def demo(argv: list[str], settings: Settings) -> int:
         who = cast(args.data / "cast", settings, round(args.seconds * args.rate), clock_ms())
     board = Board(who.kinds, time.monotonic() - steps.elapsed_s)
     with contextlib.ExitStack() as ending:
-        with steps.step("starting broker, Redis and six apps"):
+        with steps.step("starting broker, Redis and every app"):
             stack = ending.enter_context(running(settings, broker_name="embedded", say=steps.say))
             steps.say(f"http://{settings.http_host}:{stack.settings.http_port} takes the API key {stack.settings.api_key} while this runs")
         line = ending.enter_context(contextlib.closing(Line(stack.settings)))
