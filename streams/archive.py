@@ -1,8 +1,9 @@
 """The archive app: decisions, labels and second opinions as Parquet files by day, each record once, even after a crash.
 
-A file holds what one partition said from one offset (in its name) up to another (in its footer), and a partition's files
-follow each other without a gap. A file is whole before its name appears, its name appears before its offsets are acknowledged,
-and no file replaces another: so a restart goes on after the last file, and who was cut off from the group cannot write beside its heir.
+A file holds what one partition said on one day, from the offset in its name on. Of the files that are written together, one for each day, only
+the last says in its footer how far they reach: the others say where they began, so that after a crash between them the rest is written again,
+without the rows that are there. A file is whole before its name appears, its name appears before its offsets are acknowledged, and no file replaces
+another: so a restart goes on after the last that reaches further, and who was cut off from the group cannot write beside its heir.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,24 +113,25 @@ class Archive:
                 self._write(place, waiting)
 
     def _write(self, place: Place, waiting: Waiting) -> None:
-        """One file for each run of rows of the same day, in order of offset."""
-        shelf, rows = SHELVES[place[0]], waiting.rows
-        runs = [list(run) for _, run in groupby(rows, lambda row: _day(getattr(row[1], shelf.at_field)))]
-        for i, run in enumerate(runs):
-            first = int(waiting.first or 0)
-            after = runs[i + 1][0][0] if i + 1 < len(runs) else waiting.next
-            day = self._folder / shelf.topic.name / f"day={_day(getattr(run[0][1], shelf.at_field))}"
-            table = shelf.table(place[1], run)
-            _put(day / f"part-{place[1]}-{first:015d}.parquet", table.replace_schema_metadata({NEXT: str(after).encode()}))
-            waiting.first = after
-            waiting.rows = waiting.rows[len(run) :]
-        journal.logger().info("archived", topic=place[0], partition=place[1], rows=len(rows), files=len(runs))
+        """One file for each day, the last with the offset up to which all are there."""
+        shelf, days = SHELVES[place[0]], dict[str, list[Row]]()
+        for row in waiting.rows:
+            days.setdefault(_day(getattr(row[1], shelf.at_field)), []).append(row)
+        for left, (day, rows) in zip(reversed(range(len(days))), days.items(), strict=True):
+            reached = {NEXT: str(waiting.first if left else waiting.next).encode()}
+            path = self._folder / shelf.topic.name / f"day={day}" / f"part-{place[1]}-{rows[0][0]:015d}.parquet"
+            _put(path, shelf.table(place[1], rows).replace_schema_metadata(reached))
+        journal.logger().info("archived", topic=place[0], partition=place[1], rows=len(waiting.rows), files=len(days))
+        waiting.first, waiting.rows = waiting.next, []
 
     def _resumed(self, shelf: Shelf, partition: int) -> Waiting:
         files = self._files(shelf.topic.name, partition)
         if not files:
             return Waiting()
-        after = int(pq.read_schema(files[-1]).metadata[NEXT])
+        for path in reversed(files):
+            after = int(pq.read_schema(path).metadata[NEXT])
+            if after > int(path.stem.rpartition("-")[2]):
+                break
         ids: list[str] = []
         for path in reversed(files):
             ids = pq.read_table(path, columns=[shelf.id_field], partitioning=None).column(0).to_pylist() + ids

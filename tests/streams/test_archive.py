@@ -120,14 +120,46 @@ def test_a_restart_goes_on_after_the_last_file_and_knows_what_came_before(tmp_pa
     assert sorted(read(tmp_path)["transaction_id"].to_pylist()) == [f"t{n}" for n in range(8)]
 
 
-def test_a_file_holds_one_day_and_files_follow_each_other(tmp_path: Path) -> None:
-    made = an_archive(tmp_path)
-    for offset, day in enumerate((0, 0, 1, 0, 1)):
-        made.add(a_decision(f"t{offset}", NOON + day * DAY_MS), PLACE, offset)
-    made.write_all()
-    assert sorted(path.name for path in tmp_path.rglob("*.parquet")) == [f"part-0-{n:015d}.parquet" for n in (0, 2, 3, 4)]
-    assert sorted(path.name for path in (tmp_path / "decisions").iterdir()) == ["day=2026-01-01", "day=2026-01-02"]
+def of_two_days(folder: Path, count: int = 5) -> Archive:
+    """An archive that was told of payments of two days in turns."""
+    made = an_archive(folder)
+    for offset in range(count):
+        made.add(a_decision(f"t{offset}", NOON + offset % 2 * DAY_MS), PLACE, offset)
+    return made
+
+
+def test_a_file_holds_one_day_however_the_days_are_mixed(tmp_path: Path) -> None:
+    of_two_days(tmp_path).write_all()
+    assert sorted(str(path.relative_to(tmp_path / "decisions")) for path in tmp_path.rglob("*.parquet")) == [
+        "day=2026-01-01/part-0-000000000000000.parquet",
+        "day=2026-01-02/part-0-000000000000001.parquet",
+    ]
     assert an_archive(tmp_path)._waiting[PLACE].next == 5
+    assert sorted(read(tmp_path)["log_offset"].to_pylist()) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("before", [0, 4])
+def test_a_crash_between_the_files_of_two_days_loses_and_doubles_nothing(tmp_path: Path, before: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    of_two_days(tmp_path, before).write_all()
+    put = archive._put
+    files: list[Path] = []
+
+    def dies(path: Path, table: pa.Table) -> None:
+        files.append(path)
+        if len(files) == 2:
+            raise KeyboardInterrupt
+        put(path, table)
+
+    monkeypatch.setattr(archive, "_put", dies)
+    with pytest.raises(KeyboardInterrupt):
+        of_two_days(tmp_path, before + 5).write_all()
+    monkeypatch.setattr(archive, "_put", put)
+    assert read(tmp_path).num_rows == before + 3
+    again = an_archive(tmp_path)
+    assert again._waiting[PLACE].next == before, "what is not there is asked for again"
+    of_two_days(tmp_path, before + 9).write_all()
+    assert sorted(read(tmp_path)["log_offset"].to_pylist()) == list(range(before + 9))
+    assert an_archive(tmp_path)._waiting[PLACE].next == before + 9
 
 
 def test_who_was_cut_off_cannot_write_beside_its_heir(tmp_path: Path) -> None:
