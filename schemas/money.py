@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
+from decimal import Context, Decimal, DecimalException, Inexact, InvalidOperation
 
 from schemas.errors import InvalidRecord
 
@@ -21,6 +21,8 @@ _FOUR = "CLF UYW"
 EXPONENTS: dict[str, int] = (
     dict.fromkeys(_TWO.split(), 2) | dict.fromkeys(_NONE.split(), 0) | dict.fromkeys(_THREE.split(), 3) | dict.fromkeys(_FOUR.split(), 4)
 )
+_EXACT = Context(prec=64, Emin=-64, Emax=64, traps=[Inexact, InvalidOperation])
+"""What it cannot hold, by its digits or by its size, is an error."""
 
 
 def to_minor(amount: Decimal, currency: str, field: str = "amount") -> int:
@@ -30,7 +32,10 @@ def to_minor(amount: Decimal, currency: str, field: str = "amount") -> int:
         raise InvalidRecord("currency", f"unknown ISO 4217 currency {currency!r}", code="unknown_currency")
     if not amount.is_finite():
         raise InvalidRecord(field, f"{amount} is not an amount", code="invalid_amount")
-    minor = amount.scaleb(exponent)
+    try:
+        minor = amount.scaleb(exponent, _EXACT)
+    except DecimalException:
+        raise InvalidRecord(field, f"{amount} has more digits than an amount of {currency}", code="invalid_amount") from None
     if minor != minor.to_integral_value():
         raise InvalidRecord(field, f"{amount} has more decimals than {currency} has ({exponent})", code="invalid_amount")
     return int(minor)

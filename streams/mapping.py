@@ -474,7 +474,7 @@ def moment_ms(value: Any, rule: TimeRule, field: str = "at_ms") -> int:
         if "%" in rule.format:
             return _epoch_ms(datetime.strptime(text, rule.format), rule.zone, field)  # noqa: DTZ007 - the zone comes from the rule
         return _counted_ms(text, rule)
-    except (ValueError, InvalidOperation, OverflowError):
+    except (ValueError, ArithmeticError):
         raise InvalidRecord(field, f"{text!r} is not a time of format {rule.format}") from None
 
 

@@ -166,6 +166,7 @@ def changed(column: str, value: str) -> list[str]:
         (changed("sum", "twelve"), "amount_minor", "invalid_amount"),
         (changed("sum", "-3"), "amount_minor", "invalid_field"),
         (changed("sum", "NaN"), "amount_minor", "invalid_amount"),
+        (changed("sum", "1e9999999"), "amount_minor", "invalid_amount"),
         (changed("branch", "shoes"), "mcc", "invalid_field"),
         (changed("card", "1234"), "card_token", "invalid_field"),
         (GOOD[:-1], "row", "wrong_width"),
@@ -231,6 +232,13 @@ def test_a_label_is_known_after_its_delay_or_when_the_file_says_so(tmp_path: Pat
 )
 def test_times_are_read_as_the_rule_says(cell: object, rule: TimeRule, at: str) -> None:
     assert datetime.fromtimestamp(moment_ms(cell, rule) / 1000, UTC).isoformat(timespec="milliseconds") == f"{at}+00:00"
+
+
+@pytest.mark.parametrize("cell", ["1e9999999", "inf", "nan", "soon"])
+def test_a_count_of_seconds_that_is_no_time_is_refused(cell: str) -> None:
+    with pytest.raises(InvalidRecord) as refused:
+        moment_ms(cell, TimeRule(format="epoch_s"))
+    assert refused.value.field == "at_ms"
 
 
 def test_a_local_time_without_a_zone_is_refused() -> None:

@@ -26,7 +26,15 @@ def test_exponents_are_those_of_iso_4217(amount: str, currency: str, minor: int)
     assert to_minor(Decimal(amount), currency) == minor
 
 
-WRONG = [("1.234", "EUR", "amount"), ("1.5", "JPY", "amount"), ("1", "ZZZ", "currency"), ("NaN", "EUR", "amount")]
+WRONG = [
+    ("1.234", "EUR", "amount"),
+    ("1.5", "JPY", "amount"),
+    ("1", "ZZZ", "currency"),
+    ("NaN", "EUR", "amount"),
+    ("1e9999999", "EUR", "amount"),
+    ("1e-999999999", "EUR", "amount"),
+    ("1.00000000000000000000000000000001", "EUR", "amount"),
+]
 
 
 @pytest.mark.parametrize(("amount", "currency", "field"), WRONG)
