@@ -44,7 +44,7 @@ from streams.clock import clock_ms
 from streams.columnar import ATTRIBUTE, CLOCK, Cells, ColumnReader, Rows, cells_in, events_by_column, parted
 from streams.folder import with_kept_secrets
 from streams.load import loaded
-from streams.mapping import Mapping, TokenKey, accounts_in, for_file, mapping_in, rows_count
+from streams.mapping import Mapping, TokenKey, accounts_in, for_file, mapping_in, rows_count, spare
 from streams.settings import Settings
 
 FEATURES_FILE = "features.parquet"
@@ -520,6 +520,7 @@ def backfill(argv: list[str], settings: Settings) -> int:
     given = Given(tuple(args.files), mapping, key, args.accounts, args.known, args.events)
     for path in (path for path in (*args.files, args.accounts, args.known, args.events) if path is not None and not path.is_file()):
         raise SettingsError(f"{path}: there is no such file")
+    spare(args.out / FEATURES_FILE, args.map, *args.files, args.accounts, args.known, args.events)
     made = backfilled(catalogue, given, args.out, now_ms=clock_ms(), say=_say, lot_rows=args.lot, threads=args.threads, bar=True)
     print(f"{made.rows} rows, {made.bad_rows} bad ones left out, in {made.seconds:.1f} s -> {made.folder / FEATURES_FILE}")
     if args.json:

@@ -51,7 +51,7 @@ from streams.answers import sound
 from streams.bus import Bus, KafkaBus
 from streams.clock import clock_ms
 from streams.folder import with_kept_secrets
-from streams.mapping import Mapping, TimeRule, TokenKey, mapping_in, moment_ms, rows_in
+from streams.mapping import Mapping, TimeRule, TokenKey, mapping_in, moment_ms, rows_in, spare
 from streams.settings import Settings
 
 DAY_MS = 86_400_000
@@ -341,6 +341,7 @@ def command(argv: list[str], settings: Settings) -> int:
 def _on_files(args: argparse.Namespace, settings: Settings, as_of_ms: int | None, window_ms: int) -> int:
     if not (args.map and args.out):
         raise SettingsError("--file needs --map and --out")
+    spare(args.out, *args.file, args.map)
     mapping = mapping_in(args.map)
     if mapping.tokens and not settings.token_key:
         settings = with_kept_secrets(settings)

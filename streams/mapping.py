@@ -712,6 +712,13 @@ def account_of(record: dict[str, Any], mapping: Mapping, key: TokenKey, as_of_ms
 # From files to rows.
 
 
+def spare(out: Path, *read: Path | None) -> None:
+    """SettingsError if what is to be written would take the place of a file that is read."""
+    for path in read:
+        if path is not None and path.resolve().is_relative_to(out.resolve()):
+            raise SettingsError(f"--out: {out} would take the place of {path}, which is read")
+
+
 def is_parquet(path: Path) -> bool:
     """Whether the file is Parquet, by its first four bytes."""
     with path.open("rb") as file:

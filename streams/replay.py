@@ -46,7 +46,7 @@ from streams.check import agreed
 from streams.clock import clock_ms
 from streams.folder import Remembered, held_in, running_settings, with_kept_secrets
 from streams.lab import ensure_champion
-from streams.mapping import EventRow, Mapping, Row, TokenKey, accounts_in, events_in, mapping_in, rows_count, rows_in
+from streams.mapping import EventRow, Mapping, Row, TokenKey, accounts_in, events_in, mapping_in, rows_count, rows_in, spare
 from streams.settings import Settings, librdkafka
 from streams.stack import BrokerName, running, say_on_stderr
 
@@ -499,6 +499,7 @@ def replay(argv: list[str], settings: Settings) -> int:
     settings = settings.changed(data_dir=args.data)
     mapping = mapping_in(args.map)
     out = args.out or Path(f"{args.file.stem}.decisions.csv")
+    spare(out, args.file, args.map, args.accounts, args.events)
     rows_in(args.file, mapping, TokenKey(b"", ""), now_ms=0)  # a file that does not fit is said before anything is started
     total = rows_count(args.file, mapping)
     _check_beside(args, mapping)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ import pytest
 
 from features.catalogue import CATALOGUE
 from schemas.errors import SettingsError
+from streams import cluster
 from streams.backfill import FEATURES_FILE, STATE, backfill
+from streams.replay import replay
 from streams.settings import Settings
 
 SETTINGS = Settings(token_key="a test's key")
@@ -120,6 +123,24 @@ def test_one_new_feature_alone_is_its_column_of_all(history: Path, whole: Path, 
 def test_what_is_asked_for_is_files_or_the_running_system(wrong: list[str]) -> None:
     with pytest.raises(SystemExit):
         backfill(wrong, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("command", "asks"),
+    [
+        (backfill, ["{file}", "--map", "{map}", "--out", "{folder}"]),
+        (replay, ["{file}", "--map", "{map}", "--out", "{file}"]),
+        (cluster.command, ["--file", "{file}", "--map", "{map}", "--out", "{file}"]),
+    ],
+)
+def test_what_is_written_takes_the_place_of_nothing_that_is_read(
+    history: Path, tmp_path: Path, command: Callable[[list[str], Settings], int], asks: list[str]
+) -> None:
+    file, settings = tmp_path / FEATURES_FILE, Settings(data_dir=tmp_path / "data", token_key="a test's key")
+    file.write_bytes((history / "transactions.parquet").read_bytes())
+    with pytest.raises(SettingsError, match=f"would take the place of .*{FEATURES_FILE}"):
+        command([each.format(file=file, map=history / "mapping.toml", folder=tmp_path) for each in asks], settings)
+    assert file.read_bytes() == (history / "transactions.parquet").read_bytes()
 
 
 def test_account_events_of_a_file_come_before_the_payments_that_follow_them(history: Path, whole: Path, tmp_path: Path) -> None:
