@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import hashlib
 import hmac
 import inspect
@@ -335,9 +336,29 @@ def backfilled(
     """Writes `features.parquet` for the rows of the files, taken in the order given: that is the order of arrival.
 
     Bad rows are said with their number and left out. `accounts` is known from the start, each row of `known` since its time, account events
-    arrive before the first payment that is not earlier. SettingsError if a file does not fit its mapping.
+    arrive before the first payment that is not earlier. SettingsError if a file does not fit its mapping, or another backfill writes there.
     """
     out.mkdir(parents=True, exist_ok=True)
+    with _alone(out):
+        return _backfilled(catalogue, given, out, now_ms, say, lot_rows, threads, bar)
+
+
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Holds the folder for this process, until it leaves or dies. SettingsError when another one holds it."""
+    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise SettingsError(f"--out: {out}: another backfill writes into this folder") from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _backfilled(catalogue: Catalogue, given: Given, out: Path, now_ms: int, say: Say, lot_rows: int, threads: int, bar: bool) -> Backfilled:
     began = time.perf_counter()
     given = replace(given, mapping=for_file(given.mapping, given.files[0]))
     under_way, place = Backfill(catalogue, threads=threads), _Place(out, given.fingerprint(catalogue, lot_rows))
@@ -521,7 +542,10 @@ def backfill(argv: list[str], settings: Settings) -> int:
     for path in (path for path in (*args.files, args.accounts, args.known, args.events) if path is not None and not path.is_file()):
         raise SettingsError(f"{path}: there is no such file")
     spare(args.out / FEATURES_FILE, args.map, *args.files, args.accounts, args.known, args.events)
-    made = backfilled(catalogue, given, args.out, now_ms=clock_ms(), say=_say, lot_rows=args.lot, threads=args.threads, bar=True)
+    try:
+        made = backfilled(catalogue, given, args.out, now_ms=clock_ms(), say=_say, lot_rows=args.lot, threads=args.threads, bar=True)
+    except OSError as error:
+        raise SettingsError(f"--out: {error}") from None
     print(f"{made.rows} rows, {made.bad_rows} bad ones left out, in {made.seconds:.1f} s -> {made.folder / FEATURES_FILE}")
     if args.json:
         print(json.dumps({"rows": made.rows, "bad_rows": made.bad_rows, "seconds": made.seconds, "rows_per_s": made.rows / made.seconds}))

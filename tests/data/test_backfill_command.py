@@ -69,6 +69,24 @@ def test_a_killed_backfill_goes_on_and_ends_in_the_same_bytes(history: Path, who
     assert not hidden.exists()
 
 
+def test_two_backfills_do_not_write_into_one_folder(history: Path, whole: Path, tmp_path: Path) -> None:
+    run = begun(history, tmp_path)
+    while not (tmp_path / f".{FEATURES_FILE}" / "part-000000.parquet").exists():
+        assert run.poll() is None, "it was over before another came"
+        time.sleep(0.01)
+    with pytest.raises(SettingsError, match="another backfill writes into this folder"):
+        backfill(asked(history, tmp_path), SETTINGS)
+    run.communicate()
+    assert run.returncode == 0
+    assert parts(tmp_path) == parts(whole)
+
+
+def test_a_folder_that_cannot_be_written_is_named(history: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingsError, match=r"--out: .*file"):
+        backfill(asked(history, tmp_path / "file"), SETTINGS)
+
+
 @pytest.mark.parametrize("damage", ["state", "mapping"])
 def test_what_does_not_fit_begins_anew(history: Path, whole: Path, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
     hidden = tmp_path / f".{FEATURES_FILE}"
