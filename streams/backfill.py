@@ -177,15 +177,18 @@ class _Reader:
 
     def _cells(self) -> Iterator[tuple[Path, ColumnReader, Cells]]:
         """The rows of all files as they are, without those that were read before."""
-        given = self._given
+        given, before = self._given, 0
         for path in given.files:
-            if self._skip and self._skip >= (count := rows_count(path, given.mapping)):
-                self._skip -= count
+            skip = max(self._skip - before, 0)
+            if skip and skip >= (count := rows_count(path, given.mapping)):
+                before += count
                 continue
-            columns, pieces = cells_in(path, given.mapping, self._skip)
-            reader = ColumnReader(given.mapping, columns, given.key, self._now_ms)
-            yield from ((path, reader, cells) for cells in pieces)
-            self._skip = 0
+            columns, pieces = cells_in(path, given.mapping, skip)
+            reader = ColumnReader(given.mapping, columns, given.key, self._now_ms, before=before)
+            before += skip
+            for cells in pieces:
+                before += cells.read
+                yield path, reader, cells
 
     def _lot(self, pieces: list[tuple[Path, Rows]]) -> _Lot:
         table = pa.concat_tables([rows.table for _, rows in pieces]).unify_dictionaries().combine_chunks()

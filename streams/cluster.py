@@ -51,7 +51,7 @@ from streams.answers import sound
 from streams.bus import Bus, KafkaBus
 from streams.clock import clock_ms
 from streams.folder import with_kept_secrets
-from streams.mapping import Mapping, TimeRule, TokenKey, mapping_in, moment_ms, rows_in, spare
+from streams.mapping import Mapping, TimeRule, TokenKey, mapping_in, moment_ms, rows_count, rows_in, spare
 from streams.settings import Settings
 
 DAY_MS = 86_400_000
@@ -143,13 +143,15 @@ def past_of_files(files: Sequence[Path], mapping: Mapping, key: TokenKey, now_ms
     """What the good rows of files say. Labels count from when they were learned."""
     events: list[tuple[Any, ...]] = []
     learned: list[tuple[Any, ...]] = []
+    before = 0
     for path in files:
-        for row in rows_in(path, mapping, key, now_ms=now_ms):
+        for row in rows_in(path, mapping, key, now_ms=now_ms, before=before):
             if isinstance(row.content, InvalidRecord):
                 continue
             events.append(_event(row.content))
             if row.label is not None:
                 learned.append(tuple(getattr(row.label, name) for name in LABELS))
+        before += rows_count(path, mapping)
     if not events:
         raise SettingsError("no row of the files is a transaction")
     return Past(_table(events, _PAST), _table(learned, _LEARNED), pa.array([], pa.string()))

@@ -189,11 +189,11 @@ def _flat(field: str) -> str:
 
 
 class ColumnReader:
-    """A mapping made ready for a file's columns and one key: turns rows of cells into Rows."""
+    """A mapping made ready for a file's columns and one key: turns rows of cells into Rows. `before`: how many rows the files before it have."""
 
-    def __init__(self, mapping: Mapping, columns: Sequence[str], key: TokenKey, now_ms: int, future_ms_max: int = 300_000) -> None:
+    def __init__(self, mapping: Mapping, columns: Sequence[str], key: TokenKey, now_ms: int, future_ms_max: int = 300_000, before: int = 0) -> None:
         self._mapping, self._at = mapping, {name: columns.index(name) for name in mapping.columns}
-        self._one_by_one = RowReader(mapping, columns, key, now_ms, future_ms_max)
+        self._one_by_one = RowReader(mapping, columns, key, now_ms, future_ms_max, before)
         self._at_ms_max = now_ms + future_ms_max
 
     def rows(self, cells: Cells) -> Rows:
@@ -274,7 +274,7 @@ class _Making:
         for field, column in mapping.tokens.items():
             self._token(field, self._column(column))
         if mapping.row_id_prefix is not None:
-            ids = [f"{mapping.row_id_prefix}{number}" for number in cells.numbers.tolist()]
+            ids = [f"{mapping.row_id_prefix}{number}" for number in (cells.numbers + reader.before).tolist()]
             self._add("transaction_id", _Found(np.arange(self._n), ids, np.zeros(self._n, np.bool_)))
         self.at_ms = self._times()
         self._amount(mapping.amount, "amount_minor", "currency", np.ones(self._n, np.bool_))

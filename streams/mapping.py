@@ -2,7 +2,7 @@
 
 A mapping is TOML (all tables but `time`, `amount` and `fields` may be left out):
 
-    row_id_prefix = "file7-"        # instead of fields.transaction_id: the id is this and the row's number
+    row_id_prefix = "file7-"        # instead of fields.transaction_id: the id is this and the row's number, counted on from file to file
     ignore = ["comment"]            # columns that mean nothing here; "*": all that are not mapped
     [csv]        delimiter = ","  encoding = "utf-8"  quote = '"'
     [time]       column = "when"  (or columns = ["date", "clock"], joined by a blank)
@@ -583,8 +583,8 @@ def in_column(fault: InvalidRecord, column: str | None) -> InvalidRecord:
 class RowReader:
     """A mapping made ready for a file's columns and one key: turns a row of cells into a Row."""
 
-    def __init__(self, mapping: Mapping, columns: Sequence[str], key: TokenKey, now_ms: int, future_ms_max: int) -> None:
-        self._mapping, self._key = mapping, key
+    def __init__(self, mapping: Mapping, columns: Sequence[str], key: TokenKey, now_ms: int, future_ms_max: int, before: int = 0) -> None:
+        self._mapping, self._key, self.before = mapping, key, before
         self._at = {name: columns.index(name) for name in mapping.columns}
         self._now_ms, self._future_ms_max = now_ms, future_ms_max
         self._plain = [(field, self._at[column], mapping.values.get(field)) for field, column in mapping.fields.items()]
@@ -613,7 +613,7 @@ class RowReader:
                 values[field] = value
         self._add_tokens(values, cells)
         if mapping.row_id_prefix is not None:
-            values["transaction_id"] = f"{mapping.row_id_prefix}{number}"
+            values["transaction_id"] = f"{mapping.row_id_prefix}{self.before + number}"
         values["at_ms"] = self._moment(cells)
         values["currency"], values["amount_minor"] = self._amount(mapping.amount, "amount_minor", "currency", cells)
         self._add_billing(values, cells)
@@ -725,14 +725,16 @@ def is_parquet(path: Path) -> bool:
         return file.read(4) == b"PAR1"
 
 
-def rows_in(path: Path, mapping: Mapping, key: TokenKey, *, now_ms: int, future_ms_max: int = 300_000, skip: int = 0) -> Iterator[Row]:
-    """The file's rows in order, from the one after `skip` on, with bounded memory.
+def rows_in(
+    path: Path, mapping: Mapping, key: TokenKey, *, now_ms: int, future_ms_max: int = 300_000, skip: int = 0, before: int = 0
+) -> Iterator[Row]:
+    """The file's rows in order, from the one after `skip` on, with bounded memory; `before`: how many rows the files before it have.
 
     SettingsError if the file does not fit the mapping or cannot be read.
     """
     mapping = for_file(mapping, path)
     columns, cells = _cells_in(path, mapping.csv, mapping.columns, lambda names: column_faults(mapping, names))
-    reader = RowReader(mapping, columns, key, now_ms, future_ms_max)
+    reader = RowReader(mapping, columns, key, now_ms, future_ms_max, before)
     numbered = itertools.islice(enumerate(cells, 1), skip, None)
     return (Row(number, row, None, False) if isinstance(row, InvalidRecord) else reader.row(number, row) for number, row in numbered)
 

@@ -19,10 +19,13 @@ from features.catalogue import CATALOGUE
 from schemas.errors import SettingsError
 from streams import cluster
 from streams.backfill import FEATURES_FILE, STATE, backfill
+from streams.clock import clock_ms
+from streams.mapping import TokenKey, mapping_in
 from streams.replay import replay
 from streams.settings import Settings
 
 SETTINGS = Settings(token_key="a test's key")
+COUNT = "velocity.account_count_1h"
 
 
 def asked(history: Path, out: Path, *more: str) -> list[str]:
@@ -95,7 +98,6 @@ def test_what_does_not_fit_begins_anew(history: Path, whole: Path, tmp_path: Pat
     about = {"fingerprint": "another", "done": {}, "sha256": "0"}
     if damage == "state":
         from streams.backfill import Given
-        from streams.mapping import TokenKey, mapping_in
 
         key = TokenKey(SETTINGS.token_key.encode(), SETTINGS.token_key_id)
         given = Given((history / "transactions.parquet",), mapping_in(history / "mapping.toml"), key, history / "accounts.parquet")
@@ -125,6 +127,27 @@ def test_lots_go_on_from_one_file_to_the_next(history: Path, whole: Path, tmp_pa
         files.append(str(tmp_path / f"t{number}.parquet"))
     assert backfill([*files, *asked(history, tmp_path / "out")[1:]], SETTINGS) == 0
     assert parts(tmp_path / "out") == parts(whole)
+
+
+def test_rows_without_ids_are_counted_on_from_file_to_file(tmp_path: Path) -> None:
+    """Two tills write their day by the minute: the first rows of both happen at once, and are two payments."""
+    (tmp_path / "m.toml").write_text(
+        'row_id_prefix = "p-"\n[fields]\naccount_id = "account"\n[constants]\nkind = "card_present"\n'
+        '[time]\ncolumn = "minute"\nformat = "offset_m"\norigin = "2026-01-01"\n[amount]\ncolumn = "sum"\ncurrency = "EUR"\n'
+        '[label]\ncolumn = "fraud"\ndelay = "1d"\n'
+    )
+    files = [str(tmp_path / "one.csv"), str(tmp_path / "two.csv")]
+    Path(files[0]).write_text("account,minute,sum,fraud\na,0,1.00,1\na,1,oops,0\na,2,1.00,0\n")
+    Path(files[1]).write_text("account,minute,sum,fraud\na,0,1.00,0\na,1,1.00,0\na,2,1.00,0\n")
+    counts = {}
+    for lot in ("1", "4", "9"):
+        out = tmp_path / lot
+        assert backfill([*files, "--map", str(tmp_path / "m.toml"), "--out", str(out), "--lot", lot, "--features", COUNT], SETTINGS) == 0
+        table = pq.read_table(out / FEATURES_FILE)
+        counts[lot] = dict(zip(table["transaction_id"].to_pylist(), table[COUNT].to_pylist(), strict=True))
+    assert counts["1"] == counts["4"] == counts["9"] == {"p-1": 0.0, "p-3": 1.0, "p-4": 1.0, "p-5": 2.0, "p-6": 4.0}
+    past = cluster.past_of_files([Path(file) for file in files], mapping_in(tmp_path / "m.toml"), TokenKey(b"key", "k1"), clock_ms())
+    assert past.learned["transaction_id"].to_pylist() == list(counts["1"]), "or a label of the second file would take back one of the first"
 
 
 def test_one_new_feature_alone_is_its_column_of_all(history: Path, whole: Path, tmp_path: Path) -> None:
