@@ -45,7 +45,7 @@ from streams.clock import clock_ms
 from streams.columnar import ATTRIBUTE, CLOCK, Cells, ColumnReader, Rows, cells_in, events_by_column, parted
 from streams.folder import with_kept_secrets
 from streams.load import loaded
-from streams.mapping import Mapping, TokenKey, accounts_in, for_file, mapping_in, rows_count, spare
+from streams.mapping import Mapping, TokenKey, accounts_in, for_file, mapping_in, readable, rows_count, spare
 from streams.settings import Settings
 
 FEATURES_FILE = "features.parquet"
@@ -211,11 +211,21 @@ class _Knowledge:
     @classmethod
     def of(cls, given: Given) -> _Knowledge:
         accounts = tuple(accounts_in(given.accounts, given.mapping, given.key, 0)) if given.accounts else ()
-        return cls(accounts, pq.read_table(given.known) if given.known else None)
+        return cls(accounts, _known_in(given.known) if given.known else None)
 
     def columns(self, table: pa.Table) -> dict[str, Floats]:
         """`known` of these payments."""
         return _known(table["account_id"], table["at_ms"].to_numpy(), self.accounts, self.known)
+
+
+def _known_in(path: Path) -> pa.Table:
+    """What `holdfast cluster --file` wrote. SettingsError if it is nothing of that kind."""
+    with readable(path):
+        table = pq.read_table(path)
+    missing = [name for name in ("account_id", "known_at_ms") if name not in table.column_names]
+    if missing:
+        raise SettingsError(f"{path}: has no column {missing[0]!r}: it is not what `holdfast cluster --file` wrote")
+    return table
 
 
 def _known(account_ids: pa.ChunkedArray, at_ms: Any, accounts: Iterable[AccountState], known: pa.Table | None = None) -> dict[str, Floats]:
@@ -364,6 +374,8 @@ def _alone(out: Path) -> Iterator[None]:
 def _backfilled(catalogue: Catalogue, given: Given, out: Path, now_ms: int, say: Say, lot_rows: int, threads: int, bar: bool) -> Backfilled:
     began = time.perf_counter()
     given = replace(given, mapping=for_file(given.mapping, given.files[0]))
+    for path in given.files:
+        cells_in(path, given.mapping)  # one that does not fit is said before anything is begun
     under_way, place = Backfill(catalogue, threads=threads), _Place(out, given.fingerprint(catalogue, lot_rows))
     done = place.begun(under_way, say)
     if done.lots:

@@ -53,6 +53,7 @@ from streams.mapping import (
     is_parquet,
     known_currency,
     moment_ms,
+    readable,
     says_so,
     values_of,
 )
@@ -600,7 +601,7 @@ def cells_in(path: Path, mapping: Mapping, skip: int = 0) -> tuple[list[str], It
 
 
 def _parquet_pieces(path: Path, columns: Sequence[str], skip: int) -> Iterator[Cells]:
-    with pq.ParquetFile(path) as file:
+    with readable(path), pq.ParquetFile(path) as file:
         groups, number = list(range(file.num_row_groups)), 0
         while groups and number + file.metadata.row_group(groups[0]).num_rows <= skip:
             number += file.metadata.row_group(groups.pop(0)).num_rows

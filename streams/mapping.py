@@ -34,6 +34,7 @@ device of a payment: every `..._token` that [fields] does not take as it is, and
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import itertools
@@ -172,6 +173,12 @@ class AccountsRule(_Table, frozen=True, kw_only=True):
     credit_limit: str | None = None
     opened_at: str | None = None
     home_country: str | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Every column that it reads, once."""
+        named = (getattr(self, name) for name in self.__struct_fields__ if name != "currency")
+        return tuple(dict.fromkeys(name for name in named if name is not None))
 
 
 _ACCOUNT_COLUMNS = {"balance_minor": "balance", "credit_limit_minor": "credit_limit", "opened_at_ms": "opened_at", "currency": "currency_column"}
@@ -767,11 +774,11 @@ def _of_events(mapping: Mapping) -> tuple[tuple[str, ...], Callable[[Sequence[st
     rule = mapping.account_events
     if rule is None:
         raise SettingsError(f"the mapping has no [{_EVENTS}], which a file of account events needs")
-    return rule.columns, lambda names: _missing(rule.columns, names)
+    return rule.columns, lambda names: _missing(_EVENTS, rule.columns, names)
 
 
-def _missing(wanted: Sequence[str], names: Sequence[str]) -> list[str]:
-    return [f"column {name!r}, which [{_EVENTS}] names, is not in the file" for name in wanted if name not in names]
+def _missing(table: str, wanted: Sequence[str], names: Sequence[str]) -> list[str]:
+    return [f"column {name!r}, which [{table}] names, is not in the file" for name in wanted if name not in names]
 
 
 class EventReader:
@@ -821,36 +828,31 @@ class EventReader:
 
 def accounts_in(path: Path, mapping: Mapping, key: TokenKey, as_of_ms: int) -> Iterator[AccountState]:
     """The accounts in a file (CSV or Parquet), as of a moment. SettingsError names the file, the row (from 1) and the field that is wrong."""
-    if mapping.accounts is None:
+    rule = mapping.accounts
+    if rule is None:
         raise SettingsError("the mapping has no [accounts], which a file of accounts needs")
-    wanted = [getattr(mapping.accounts, name) for name in AccountsRule.__struct_fields__ if name != "currency"]
-    for number, record in enumerate(_records(path, mapping.csv), 1):
-        try:
-            yield account_of(record, mapping, key, as_of_ms)
-        except InvalidRecord as fault:
-            column = getattr(mapping.accounts, _ACCOUNT_COLUMNS.get(fault.field, fault.field), None)
-            raise SettingsError(f"{path}: row {number}: {in_column(fault, column)}") from None
-        except KeyError:
-            missing = sorted({name for name in wanted if name is not None} - record.keys())
-            raise SettingsError(f"{path}: has no column {missing[0]!r}, which [accounts] names") from None
+    names, cells = _cells_in(path, mapping.csv, rule.columns, lambda names: _missing("accounts", rule.columns, names))
+    return (_account(path, number, row, names, mapping, key, as_of_ms) for number, row in enumerate(cells, 1))
 
 
-def _records(path: Path, rule: CsvRule) -> Iterator[dict[str, Any]]:
-    """The records of a file, by column."""
-    if is_parquet(path):
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=BATCH_ROWS):
-                yield from batch.to_pylist()
-        return
-    with _csv_file(path, rule) as text:
-        yield from csv.DictReader(text, delimiter=rule.delimiter, quotechar=rule.quote)
+def _account(
+    path: Path, number: int, row: Cells | InvalidRecord, names: Sequence[str], mapping: Mapping, key: TokenKey, as_of_ms: int
+) -> AccountState:
+    try:
+        if isinstance(row, InvalidRecord):
+            raise row
+        return account_of(dict(zip(names, row, strict=True)), mapping, key, as_of_ms)
+    except InvalidRecord as fault:
+        column = getattr(mapping.accounts, _ACCOUNT_COLUMNS.get(fault.field, fault.field), None)
+        raise SettingsError(f"{path}: row {number}: {in_column(fault, column)}") from None
 
 
 def rows_count(path: Path, mapping: Mapping) -> int:
-    """How many rows the file has: exact for Parquet, by counting for CSV."""
-    if is_parquet(path):
-        count: int = pq.read_metadata(path).num_rows
-        return count
+    """How many rows the file has: exact for Parquet, by counting for CSV. SettingsError if it cannot be read."""
+    with readable(path):
+        if is_parquet(path):
+            count: int = pq.read_metadata(path).num_rows
+            return count
     mapping = for_file(mapping, path)
     return sum(1 for _ in _cells_in(path, mapping.csv, mapping.columns, lambda names: column_faults(mapping, names))[1])
 
@@ -876,12 +878,22 @@ def columns_in(path: Path, rule: CsvRule, wanted: Sequence[str], faults: Callabl
     return [name for name in names if name in wanted] if is_parquet(path) else names
 
 
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """What reads a file within: SettingsError names the file where it cannot be read, or is broken."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise SettingsError(f"{path}: {error}") from None
+
+
 def _names_in(path: Path, rule: CsvRule) -> list[str]:
     """The names of the file's columns."""
-    try:
-        return _parquet_names(path) if is_parquet(path) else _csv_names(path, rule)
-    except OSError as error:
-        raise SettingsError(f"{path}: {error}") from None
+    with readable(path):
+        if is_parquet(path):
+            names: list[str] = pq.read_schema(path).names
+            return names
+        return _csv_names(path, rule)
 
 
 def _csv_names(path: Path, rule: CsvRule) -> list[str]:
@@ -935,17 +947,9 @@ def _sound_record(record: list[str], width: int) -> Cells | InvalidRecord:
     return record
 
 
-def _parquet_names(path: Path) -> list[str]:
-    try:
-        names: list[str] = pq.read_schema(path).names
-    except pa.ArrowException as error:
-        raise SettingsError(f"{path}: {error}") from None
-    return names
-
-
 def _parquet_cells(path: Path, columns: Sequence[str]) -> Iterator[Cells]:
     """Each row's cells in these columns."""
-    with pq.ParquetFile(path) as file:
+    with readable(path), pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(columns)):
             yield from zip(*(values_of(batch.column(name)) for name in columns), strict=True)
 

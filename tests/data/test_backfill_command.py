@@ -90,6 +90,30 @@ def test_a_folder_that_cannot_be_written_is_named(history: Path, tmp_path: Path)
         backfill(asked(history, tmp_path / "file"), SETTINGS)
 
 
+@pytest.mark.parametrize(
+    ("asks", "says"),
+    [
+        (["{good}", "{cut}"], "cut.parquet: Parquet magic bytes not found"),
+        (["{holed}"], "holed.parquet: "),
+        (["{good}", "{other}"], r"other.parquet does not fit its mapping:\n- column 'amount' is mapped"),
+        (["{good}", "--accounts", "{cut}"], "cut.parquet: Parquet magic bytes not found"),
+        (["{good}", "--events", "{cut}"], "cut.parquet: Parquet magic bytes not found"),
+        (["{good}", "--known", "{cut}"], "cut.parquet: "),
+        (["{good}", "--known", "{good}"], "has no column 'account_id'"),
+    ],
+)
+def test_a_file_that_is_broken_or_of_another_kind_is_named(history: Path, tmp_path: Path, asks: list[str], says: str) -> None:
+    good, table = history / "transactions.parquet", pq.read_table(history / "transactions.parquet")
+    cut, holed, other = (tmp_path / f"{name}.parquet" for name in ("cut", "holed", "other"))
+    pq.write_table(table.drop_columns(["amount"]), other)
+    cut.write_bytes(good.read_bytes()[:5_000])
+    holed.write_bytes(good.read_bytes()[:1_000] + bytes(10_000) + good.read_bytes()[11_000:])
+    argv = [each.format(good=good, cut=cut, holed=holed, other=other) for each in asks]
+    with pytest.raises(SettingsError, match=says):
+        backfill([*argv, "--map", str(history / "mapping.toml"), "--out", str(tmp_path / "out"), "--features", COUNT], SETTINGS)
+    assert not list((tmp_path / "out").rglob("part-*")), "nothing is begun with a file that does not fit"
+
+
 @pytest.mark.parametrize("damage", ["state", "mapping"])
 def test_what_does_not_fit_begins_anew(history: Path, whole: Path, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
     hidden = tmp_path / f".{FEATURES_FILE}"

@@ -417,6 +417,24 @@ def test_a_bad_account_is_named_with_its_row_field_and_column(tmp_path: Path, ce
 
 
 @pytest.mark.parametrize(
+    ("contents", "says"),
+    [
+        (b"", r"column 'nr', which \[accounts\] names, is not in the file"),
+        (b"nr;saldo\n", r"column 'saldo', which \[accounts\] names, is not in the file"),
+        (b"nr,saldo\na1,10.00\na2\n", "row 2: row: has 1 cells, the header has 2"),
+        (b"nr,saldo\na1,10.00,EUR\n", "row 1: row: has 3 cells, the header has 2"),
+        (b"nr,saldo\na\xff,10.00\n", "row 1: row: has bytes that are not text"),
+        (b"PAR1", "accounts: "),
+    ],
+)
+def test_a_file_of_accounts_that_does_not_fit_is_named(tmp_path: Path, contents: bytes, says: str) -> None:
+    (tmp_path / "accounts").write_bytes(contents)
+    mapping = mapping_from(f'{MINIMAL}[accounts]\naccount_id = "nr"\nbalance = "saldo"\ncurrency = "EUR"\n')
+    with pytest.raises(SettingsError, match=says):
+        list(accounts_in(tmp_path / "accounts", mapping, KEY, NOW_MS))
+
+
+@pytest.mark.parametrize(
     ("rule", "named"),
     [
         (RULE.replace('kind = "what"', ""), "[account_events]: Object missing required field `kind`"),

@@ -282,7 +282,7 @@ def test_an_option_that_makes_no_sense_is_named_before_anything_starts(history: 
     assert not (tmp_path / "data").exists()
 
 
-@pytest.mark.parametrize(("option", "says"), [("--events", "column 'event', which"), ("--accounts", "has no column 'balance'")])
+@pytest.mark.parametrize(("option", "says"), [("--events", "column 'event', which"), ("--accounts", "column 'balance', which")])
 def test_a_file_beside_the_payments_that_does_not_fit_is_named_before_anything_starts(history: Path, tmp_path: Path, option: str, says: str) -> None:
     payments = str(history / "transactions.parquet")
     argv = [payments, "--map", str(history / "mapping.toml"), option, payments]
