@@ -427,13 +427,13 @@ def _plain_moments(column: pa.Array, rule: TimeRule) -> tuple[Array, Array]:
     kind, nothing = column.type, np.zeros(len(column), np.int64)
     if pa.types.is_timestamp(kind) and kind.unit in _MS_OF and "UTC" in (kind.tz, rule.zone if kind.tz is None else None):
         ticks, (unit_ms, ticks_a_ms) = _integers(column.view(pa.int64())), _MS_OF[kind.unit]
-        return (ticks * unit_ms + ticks_a_ms // 2) // ticks_a_ms, _is_given(column) & (abs(ticks) < 2**53)
+        return (ticks * unit_ms + ticks_a_ms // 2) // ticks_a_ms, _is_given(column) & _within(ticks, 2**53 - 1)
     unit_ms = counted_ms(rule)
     if pa.types.is_integer(kind) and not pa.types.is_uint64(kind) and unit_ms:
         start_ms = counted_from_ms(rule)
         counted = _integers(column)
         most = 2**62 // unit_ms
-        return start_ms + np.clip(counted, -most, most) * unit_ms, _is_given(column) & (abs(counted) < most)
+        return start_ms + np.clip(counted, -most, most) * unit_ms, _is_given(column) & _within(counted, most - 1)
     return nothing, nothing > 0
 
 
@@ -459,6 +459,12 @@ def _integers(column: pa.Array) -> Array:
     """int64 of whole numbers, 0 where there is none."""
     numbers: Array = column.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
     return numbers
+
+
+def _within(numbers: Array, most: int) -> Array:
+    """Which whole numbers are at most so far from 0; of the least int64 `abs` is less than 0."""
+    within: Array = (numbers >= -most) & (numbers <= most)
+    return within
 
 
 def _is_given(column: pa.Array) -> Array:
@@ -523,7 +529,7 @@ def _plain_amounts(column: pa.Array, rule: AmountRule, exponents: Array) -> tupl
 
 def _divided(units: Array, sure: Array, shifts: Array, divisor: int) -> tuple[Array, Array]:
     """units * shifts / divisor where that is whole, and where it is."""
-    sure = sure & (abs(units) <= _EXACT)
+    sure = sure & _within(units, _EXACT)
     whole = np.where(sure, units, 0) * shifts
     return whole // divisor, sure & (whole % divisor == 0)
 

@@ -468,14 +468,14 @@ def _epoch_ms(moment: datetime, zone: str | None, field: str) -> int:
 
 def moment_ms(value: Any, rule: TimeRule, field: str = "at_ms") -> int:
     """A cell as milliseconds since 1970 UTC, rounded to the millisecond; InvalidRecord if it is no such time."""
-    if isinstance(value, datetime):
-        return _epoch_ms(value, rule.zone, field)
-    if isinstance(value, date):
-        return _epoch_ms(datetime(value.year, value.month, value.day), rule.zone, field)  # noqa: DTZ001 - the zone comes from the rule
     text = as_text(value)
     if text is None:
         raise InvalidRecord(field, "is empty", code="missing_field")
     try:
+        if isinstance(value, datetime):
+            return _epoch_ms(value, rule.zone, field)
+        if isinstance(value, date):
+            return _epoch_ms(datetime(value.year, value.month, value.day), rule.zone, field)  # noqa: DTZ001 - the zone comes from the rule
         if rule.format == "iso8601":
             return _epoch_ms(datetime.fromisoformat(text), rule.zone, field)
         if "%" in rule.format:
@@ -955,10 +955,21 @@ def _parquet_cells(path: Path, columns: Sequence[str]) -> Iterator[Cells]:
 
 
 def values_of(column: pa.Array) -> list[Any]:
-    """A column's values as Python objects; a 32-bit float as the shortest decimal that means it."""
+    """A column's values as Python objects; a 32-bit float as the shortest decimal that means it, a time beyond the year 9999 as its text."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
+    if pa.types.is_temporal(column.type):
+        return [_time_of(each) for each in column]
     values: list[Any] = column.to_pylist()
     if pa.types.is_float32(column.type):
         return [None if value is None else float(str(np.float32(value))) for value in values]
     return values
+
+
+def _time_of(cell: pa.Scalar) -> Any:
+    """A time as Python has it, as text where it has none; the pandas NaT is none."""
+    try:
+        value = cell.as_py()
+    except (OverflowError, ValueError):
+        return cell.cast(pa.string()).as_py()
+    return None if value != value else value

@@ -237,6 +237,19 @@ def test_every_row_is_by_column_what_it_is_by_itself(file: tuple[Mapping, dict[s
     assert_same(by_row(mapping, names, list(arrays.values()), list(range(4, 4 + n))), ColumnReader(mapping, names, KEY, NOW_MS).rows(cells))
 
 
+@pytest.mark.parametrize("column", ["sum", "when"])
+@pytest.mark.parametrize("number", [-(2**63), -(2**63) + 1, 2**62, 2**63 - 1])
+@pytest.mark.parametrize("kind", [pa.int64(), *(pa.timestamp(unit, "UTC") for unit in ("s", "ms", "us", "ns")), pa.timestamp("us")], ids=str)
+def test_a_number_or_a_time_beyond_all_is_a_bad_row(column: str, number: int, kind: pa.DataType) -> None:
+    mapping = mapping_from(AMOUNTS[0] + TIMES[4 if kind == pa.int64() else 1] + TABLES)
+    arrays = {name: pa.array([_SOUND.get(name)] * 2, pa.string()) for name in mapping.columns}
+    arrays["when"] = pa.array([NOW_MS * 1000] * 2, pa.timestamp("us", "UTC"))
+    arrays[column] = pa.array([number, None], pa.int64()).cast(kind)
+    found = ColumnReader(mapping, list(arrays), KEY, NOW_MS).rows(Cells(1, 2, np.arange(1, 3), list(arrays.values()), []))
+    assert [(row, fault.field) for row, fault in found.bad] == [(row, "amount_minor" if column == "sum" else "at_ms") for row in (1, 2)]
+    assert_same(by_row(mapping, list(arrays), list(arrays.values()), [1, 2]), found)
+
+
 @given(st.lists(st.integers(0, 10**14), min_size=1), st.sampled_from(["EUR", "JPY", "KWD", "CLF"]))
 def test_every_double_that_is_an_amount_is_that_amount(minor: list[int], currency: str) -> None:
     mapping = mapping_from(AMOUNTS[0].replace("EUR", currency) + TIMES[1] + TABLES)
