@@ -56,7 +56,7 @@ def test_replay_starts_a_system_where_none_runs_and_each_row_gets_its_answer(
     assert {a["outcome"] for a in answers[:ROWS]} <= {"approve", "review", "decline", "block"}
     assert answers[ROWS] == answers[5] | {"row": str(ROWS + 1)}, "the same row has the same answer"
     assert answers[ROWS + 1]["outcome"] == "conflict"
-    assert (answers[ROWS + 2]["outcome"], answers[ROWS + 2]["error"]) == ("refused", "missing_field: amount_minor: is empty")
+    assert (answers[ROWS + 2]["outcome"], answers[ROWS + 2]["error"]) == ("refused", "missing_field: amount_minor: is empty (column 'amount')")
     assert figures["books_agree"]
     assert figures["unanswered"] == 0
 
