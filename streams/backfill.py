@@ -489,8 +489,8 @@ def _progress(total: int, before: int) -> Iterator[Callable[[int], None]]:
 
 
 def named(names: str) -> Sequence[str]:
-    """The features of these names, with commas between. SettingsError for one that there is not."""
-    asked = [name.strip() for name in names.split(",")]
+    """The features of these names, with commas between, each once. SettingsError for one that there is not."""
+    asked = list(dict.fromkeys(name.strip() for name in names.split(",")))
     unknown = [name for name in asked if name not in CATALOGUE.index]
     if unknown:
         raise SettingsError(f"there is no feature {unknown[0]!r}; `holdfast features list` prints them")
@@ -549,7 +549,7 @@ def backfill(argv: list[str], settings: Settings) -> int:
     if args.lot < 1 or args.threads < 1:
         raise SettingsError("--lot and --threads are numbers from 1 on")
     mapping = mapping_in(args.map)
-    catalogue = chosen(args.only or args.features, mapping)
+    catalogue = chosen(args.features if args.only is None else args.only, mapping)
     if mapping.tokens and not settings.token_key:
         settings = with_kept_secrets(settings)  # tokens by another key would be other cards and devices than the door's
     key = TokenKey(settings.token_key.encode(), settings.token_key_id)

@@ -135,13 +135,14 @@ def test_what_does_not_fit_begins_anew(history: Path, whole: Path, tmp_path: Pat
 def test_some_features_are_columns_of_all_and_nothing_else_is_written(history: Path, whole: Path, tmp_path: Path) -> None:
     names = ["network.account_cycles_of_3_7d", "velocity.card_count_1h", "memory.account_log_capped", "merchant.merchant_decline_ratio_24h"]
     assert set(names) <= set(CATALOGUE.names)
-    assert backfill(asked(history, tmp_path, "--features", ",".join(names)), SETTINGS) == 0
+    assert backfill(asked(history, tmp_path, "--features", ",".join([*names, names[1]])), SETTINGS) == 0
     some, every = pq.read_table(tmp_path / FEATURES_FILE), pq.read_table(whole / FEATURES_FILE)
     assert [name for name in some.column_names if "." in name] == names
     for name in names:
         assert some[name].to_numpy().tobytes() == every[name].to_numpy().tobytes(), name
-    with pytest.raises(SettingsError, match="no feature"):
-        backfill(asked(history, tmp_path, "--features", "velocity.nonsense"), SETTINGS)
+    for option, wrong in (("--features", "velocity.nonsense"), ("--features", ""), ("--only", "")):
+        with pytest.raises(SettingsError, match="no feature"):
+            backfill(asked(history, tmp_path, option, wrong), SETTINGS)
 
 
 def test_lots_go_on_from_one_file_to_the_next(history: Path, whole: Path, tmp_path: Path) -> None:
