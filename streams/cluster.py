@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import random
 import resource
 import signal
@@ -55,6 +56,7 @@ from streams.mapping import Mapping, TimeRule, TokenKey, mapping_in, moment_ms, 
 from streams.settings import Settings
 
 DAY_MS = 86_400_000
+DAYS_MAX = 1_000_000
 BATCH = 2_000
 """Accounts whose values are read, and written, in one send."""
 REDIS_TIMEOUT_S = 10.0
@@ -313,20 +315,22 @@ def said(figures: Figures) -> str:
     )
 
 
-def _moments(past: Past, as_of_ms: int | None, every_ms: int | None) -> list[int]:
+def _moments(past: Past, as_of_ms: int | None, every_ms: int | None) -> Sequence[int]:
     """The moments of a history at which the job would have run: each `every_ms` after its first event, else only the last one."""
     first, last = pc.min(past.events["at_ms"]).as_py(), pc.max(past.events["at_ms"]).as_py()
     end = last + 1 if as_of_ms is None else as_of_ms
-    return [end] if every_ms is None else [*range(first + every_ms, end + 1, every_ms)] or [end]
+    return [end] if every_ms is None else range(first + every_ms, end + 1, every_ms) or [end]
 
 
 def command(argv: list[str], settings: Settings) -> int:
     """`holdfast cluster [--every S]`: the clusters of the archive into Redis; or `--file FILES --map M --out F` into a file."""
     args = _parser().parse_args(argv)
     as_of_ms = None if args.as_of is None else _moment_ms(args.as_of)
+    if args.hub < 1 or not 1 <= args.days * DAY_MS <= DAYS_MAX * DAY_MS:
+        raise SettingsError(f"--hub and --days are greater than 0, --days at most {DAYS_MAX:,}")
+    if args.every is not None and not 0.001 <= args.every < math.inf:
+        raise SettingsError("--every is a number of seconds, at least 0.001")
     window_ms = int(args.days * DAY_MS)
-    if window_ms <= 0 or args.hub < 1 or (args.every is not None and args.every <= 0):
-        raise SettingsError("--days, --hub and --every are greater than 0")
     if args.file:
         return _on_files(args, settings, as_of_ms, window_ms)
     if args.map or args.out:
@@ -348,10 +352,13 @@ def _on_files(args: argparse.Namespace, settings: Settings, as_of_ms: int | None
     if mapping.tokens and not settings.token_key:
         settings = with_kept_secrets(settings)
     past = past_of_files(args.file, mapping, TokenKey(settings.token_key.encode(), settings.token_key_id), clock_ms())
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     every_ms = None if args.every is None else int(args.every * 1000)
-    for figures in run_on_files(past, _moments(past, as_of_ms, every_ms), window_ms, args.hub, args.seed, args.out):
-        _tell(figures, args.json)
+    try:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        for figures in run_on_files(past, _moments(past, as_of_ms, every_ms), window_ms, args.hub, args.seed, args.out):
+            _tell(figures, args.json)
+    except OSError as error:
+        raise SettingsError(f"--out: {error}") from None
     return 0
 
 

@@ -226,6 +226,26 @@ def test_a_backfill_knows_of_clusters_what_was_known_at_the_time(tmp_path: Path)
     assert got[5] == (3.0, 0.5, 2.0)
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--days", "nan"), ("--days", "inf"), ("--days", "1e12"), ("--days", "0"), ("--every", "nan"), ("--every", "0.0001"), ("--hub", "0")],
+)
+def test_a_number_that_means_nothing_is_refused(tmp_path: Path, option: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=option):
+        cluster.command([option, value], Settings(data_dir=tmp_path))
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    pq.write_table(
+        pa.table({"id": ["p0"], "account": ["a"], "device": ["d"], "at": [NOON], "fraud": [0], "learned": [NOON], "amount": [1.0]}),
+        tmp_path / "f.parquet",
+    )
+    (tmp_path / "m.toml").write_text(MAPPING)
+    argv = ["--file", str(tmp_path / "f.parquet"), "--map", str(tmp_path / "m.toml"), "--out", str(tmp_path / "f.parquet" / "known.parquet")]
+    with pytest.raises(SettingsError, match=r"--out: .*f\.parquet"):
+        cluster.command(argv, Settings(data_dir=tmp_path, token_key="k"))
+
+
 def test_what_is_known_is_joined_as_of_each_row() -> None:
     known = pa.table({"account_id": ["b", "a", "a", "a", "z"], "known_at_ms": [5, 10, 20, 20, 1], "cluster_size": [9.0, 1.0, 2.0, 3.0, 7.0]})
     accounts, at_ms = ["a", "a", "a", "a", "b", "b", "c"], [9, 10, 19, 20, 4, 99, 99]
