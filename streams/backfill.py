@@ -543,7 +543,10 @@ def backfill(argv: list[str], settings: Settings) -> int:
     if args.running:
         if args.only is None or args.files or args.map or args.out:
             parser.error("--running takes --only NAMES, and no files: it reads the topics")
-        return loaded(CATALOGUE, named(args.only), settings)
+        counts = loaded(CATALOGUE, named(args.only), settings)
+        if args.json:
+            print(json.dumps(counts))
+        return 0
     if not args.files or args.map is None or args.out is None:
         parser.error("FILES, --map and --out are needed (or --only NAMES --running)")
     if args.lot < 1 or args.threads < 1:

@@ -474,14 +474,14 @@ def without(catalogue: Catalogue, names: Sequence[str]) -> Catalogue:
     return before
 
 
-async def _loaded(settings: Settings, catalogue: Catalogue, before: Catalogue) -> int:
+async def _loaded(settings: Settings, catalogue: Catalogue, before: Catalogue) -> Counter[str]:
     wire = await connected_to(settings)
     try:
         if not (await not_kept(wire, catalogue))[1]:
             await keep(wire, before)
         if not (await not_kept(wire, catalogue))[0]:
             _say("what runs keeps all that these features read: there is nothing to load")
-            return 0
+            return Counter()
         if strange := (await not_kept(wire, before))[0]:
             raise SettingsError(f"what runs keeps no {sorted(strange)[0].decode()}: it is not this release without these features alone")
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
@@ -492,13 +492,13 @@ async def _loaded(settings: Settings, catalogue: Catalogue, before: Catalogue) -
             print(f"{count:>10,}  {what}")
         left, _ = await not_kept(wire, catalogue)
         _say("both releases may decide: who starts, or this command again, goes on from here" if left else "this release decides alone")
-        return 0
+        return counts
     finally:
         await wire.close()
 
 
-def loaded(catalogue: Catalogue, names: Sequence[str], settings: Settings) -> int:
-    """`holdfast backfill --only NAMES --running`: until SIGINT or SIGTERM."""
+def loaded(catalogue: Catalogue, names: Sequence[str], settings: Settings) -> Counter[str]:
+    """`holdfast backfill --only NAMES --running`: until SIGINT or SIGTERM; returns how much of what was read and filled."""
     return asyncio.run(_loaded(settings, catalogue, without(catalogue, names)))
 
 

@@ -23,6 +23,7 @@ from streams.clock import clock_ms
 from streams.mapping import TokenKey, mapping_in
 from streams.replay import replay
 from streams.settings import Settings
+from streams.size import own_redis
 
 SETTINGS = Settings(token_key="a test's key")
 COUNT = "velocity.account_count_1h"
@@ -207,6 +208,15 @@ def test_what_is_written_takes_the_place_of_nothing_that_is_read(
     with pytest.raises(SettingsError, match=f"would take the place of .*{FEATURES_FILE}"):
         command([each.format(file=file, map=history / "mapping.toml", folder=tmp_path) for each in asks], settings)
     assert file.read_bytes() == (history / "transactions.parquet").read_bytes()
+
+
+def test_what_is_loaded_into_a_running_system_ends_with_one_object(capsys: pytest.CaptureFixture[str]) -> None:
+    with own_redis() as redis:
+        settings = SETTINGS.changed(redis_url=f"unix://{redis.connection_pool.connection_kwargs['path']}")
+        assert backfill(["--only", COUNT, "--running", "--json"], settings) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out.splitlines()[-1]) == {}
+    assert "nothing to load" in said.err
 
 
 def test_account_events_of_a_file_come_before_the_payments_that_follow_them(history: Path, whole: Path, tmp_path: Path) -> None:
