@@ -612,6 +612,7 @@ def _parquet_pieces(path: Path, columns: Sequence[str], skip: int) -> Iterator[C
         while groups and number + file.metadata.row_group(groups[0]).num_rows <= skip:
             number += file.metadata.row_group(groups.pop(0)).num_rows
         for batch in file.iter_batches(batch_size=PIECE_ROWS, row_groups=groups, columns=list(columns)):
+            batch.validate(full=True)
             part = batch.slice(min(max(skip - number, 0), batch.num_rows))
             number += batch.num_rows
             if part.num_rows:

@@ -880,7 +880,7 @@ def columns_in(path: Path, rule: CsvRule, wanted: Sequence[str], faults: Callabl
 
 @contextlib.contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """What reads a file within: SettingsError names the file where it cannot be read, or is broken."""
+    """What reads a file within: SettingsError names the file where it cannot be read, or is broken (a text that is no UTF-8, too)."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:
@@ -951,6 +951,7 @@ def _parquet_cells(path: Path, columns: Sequence[str]) -> Iterator[Cells]:
     """Each row's cells in these columns."""
     with readable(path), pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(columns)):
+            batch.validate(full=True)
             yield from zip(*(values_of(batch.column(name)) for name in columns), strict=True)
 
 

@@ -19,6 +19,7 @@ from schemas.account import AccountEvent
 from schemas.errors import InvalidRecord, SettingsError
 from schemas.money import to_major
 from schemas.transaction import Transaction
+from streams.columnar import cells_in
 from streams.mapping import (
     AmountRule,
     EventRow,
@@ -191,6 +192,15 @@ def test_bytes_that_are_no_text_make_a_bad_row_not_a_failed_file(tmp_path: Path)
     assert isinstance(first, InvalidRecord)
     assert first.code == "unreadable_bytes"
     assert isinstance(second, Transaction)
+
+
+@pytest.mark.parametrize("by_column", [False, True])
+def test_a_parquet_file_with_a_text_that_is_no_text_is_named(tmp_path: Path, by_column: bool) -> None:
+    mapping = mapping_from(MINIMAL)
+    no_text = pa.Array.from_buffers(pa.string(), 1, pa.array([b"m\xff"], pa.binary()).buffers())
+    pq.write_table(pa.table(dict.fromkeys(mapping.columns, no_text)), tmp_path / "a.parquet")
+    with pytest.raises(SettingsError, match=r"a\.parquet: .*UTF8"):
+        list(cells_in(tmp_path / "a.parquet", mapping)[1] if by_column else rows_in(tmp_path / "a.parquet", mapping, KEY, now_ms=NOW_MS))
 
 
 def test_a_record_that_is_no_csv_makes_a_bad_row_and_blank_lines_are_no_rows(tmp_path: Path) -> None:
