@@ -162,6 +162,8 @@ class KeyFile:
             seen = (told.st_mtime_ns, told.st_ino)
         except FileNotFoundError:
             seen = (0, 0)
+        except OSError:
+            return None
         if seen == self._seen:
             return None
         self._seen = seen
@@ -199,7 +201,7 @@ class KeyFile:
         """When each was used last, by its hash, milliseconds since 1970-01-01 UTC, to within a minute."""
         try:
             return msgspec.json.decode(self._used.read_bytes(), type=dict[str, int])
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (OSError, msgspec.DecodeError):
             return {}
 
     def note(self, used: dict[str, int]) -> None:

@@ -94,7 +94,7 @@ async def _serve(settings: Settings, make_world: Callable[[Settings, Bus], Await
     finally:
         saying.cancel()
         keeping.cancel()
-        file.note(keys.used())
+        _note(keys, file)
         forget_ready(settings, NAME)
         await gateway.close()
         await bus.close()
@@ -153,7 +153,15 @@ async def _keep(keys: Keyring, file: KeyFile) -> None:
         await asyncio.sleep(REFRESH_S)
         keys.refresh()
         if turn % NOTED_EVERY == 0:
-            await asyncio.to_thread(file.note, keys.used())
+            await asyncio.to_thread(_note, keys, file)
+
+
+def _note(keys: Keyring, file: KeyFile) -> None:
+    """Keeps when keys were used. A folder that takes no notes (it is full, or only to be read) keeps nobody from revoking a key."""
+    try:
+        file.note(keys.used())
+    except OSError as error:
+        journal.logger().warning("when keys were used cannot be noted", reason=str(error))
 
 
 async def _say_ready(server: uvicorn.Server, settings: Settings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from schemas.errors import SettingsError
+from streams.authorize import serve
 from streams.authorize.keys import Grant, Key, KeyFile, Keyring, Scope, hash_of, is_valid, new_key, with_local
 from streams.cli import main
 
@@ -101,6 +103,28 @@ def test_when_a_key_was_used_last_is_kept_by_whoever_saw_it_later(tmp_path: Path
     file.note({"a": 4, "b": 9})
     assert file.used() == {"a": 5, "b": 9}
     assert a_key(tmp_path).used_ms == NOW_MS
+
+
+def test_a_key_is_revoked_also_where_nobody_can_note_when_keys_were_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = KeyFile(tmp_path)
+    ring = Keyring(again=file.changed)
+    key = made(file)
+    (tmp_path / "used.json").mkdir()
+    monkeypatch.setattr(serve, "REFRESH_S", 0.001)
+    monkeypatch.setattr(serve, "NOTED_EVERY", 1)
+
+    async def main() -> None:
+        keeping = asyncio.create_task(serve._keep(ring, file))
+        assert ring.of(carrying(key), NOW_MS) is not None
+        await asyncio.sleep(0.1)
+        file.remove("host")
+        async with asyncio.timeout(5):
+            while ring.of(carrying(key), NOW_MS) is not None:
+                await asyncio.sleep(0.01)
+        keeping.cancel()
+
+    asyncio.run(main())
+    assert file.used() == {}
 
 
 def test_a_system_makes_itself_a_key_once_and_not_again_after_it_was_revoked(tmp_path: Path) -> None:
