@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Annotated
-from urllib.parse import parse_qs, unquote
+from urllib.parse import parse_qs
 
 import msgspec
 
@@ -69,8 +69,8 @@ async def controls(request: Request, world: World, now_ms: int) -> Reply | Probl
 def _subject(request: Request, account_id: str | None) -> _Subject:
     shape = SHAPE.match(request.path)
     assert shape is not None, "who calls has looked at the path"
-    named = unquote(shape[2])
-    if is_card_number(named):
+    named = shape[2]
+    if shape[1] == "cards" and is_card_number(named):
         raise InvalidRecord("token", "is a card number, not a token of one", code="card_number")
     values = {"account_id": account_id, "card_token": named} if shape[1] == "cards" else {"account_id": named, "card_token": None}
     if values["account_id"] is None:

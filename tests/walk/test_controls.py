@@ -161,6 +161,18 @@ def test_controls_that_cannot_be_are_refused_by_the_field(path: str, sent: Any, 
     at_the_door(play)
 
 
+@pytest.mark.parametrize("account_id", ["a%41", "4111111111111111"])
+def test_an_account_is_controlled_by_the_very_id_that_it_pays_by(account_id: str) -> None:
+    async def play(host: Host) -> None:
+        for each in (account_id, "aA"):
+            host.world.know(each)
+        assert (await put(host, f"/v1/accounts/{account_id}/controls", status="frozen"))[1]["account_id"] == account_id
+        assert (await host.authorize(account_id=account_id))[1]["response_code"] == "62"
+        assert (await host.authorize(transaction_id="t2", account_id="aA"))[1]["outcome"] == "approve"
+
+    at_the_door(play)
+
+
 def test_a_log_that_does_not_answer_leaves_controls_as_they_were() -> None:
     async def play(host: Host) -> None:
         host.world.bus.down = True
