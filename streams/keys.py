@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import re
 import sys
 from datetime import UTC, datetime
 from typing import Any
@@ -44,22 +46,33 @@ def _parser() -> argparse.ArgumentParser:
     create.add_argument("name")
     create.add_argument("--scope", action="append", choices=[str(scope) for scope in Scope], required=True, help="what it may do; may be repeated")
     create.add_argument("--bin", action="append", default=[], metavar="DIGITS", help="only cards whose number begins so; may be repeated")
-    create.add_argument("--per-s", type=float, default=0.0, metavar="N", help="requests a second at each process (default: no limit)")
+    create.add_argument("--per-s", type=_number, default=0.0, metavar="N", help="requests a second at each process (default: no limit)")
     create.add_argument("--burst", type=int, default=1_000, metavar="N", help="requests at once, after a pause (default %(default)s)")
-    create.add_argument("--days", type=float, metavar="N", help="until when it is valid (default: until it is revoked)")
+    create.add_argument("--days", type=_number, metavar="N", help="until when it is valid (default: until it is revoked)")
     actions.add_parser("list", help="every key, never the key itself").add_argument("--json", action="store_true")
     rotate = actions.add_parser("rotate", help="make and print another key of that name; those before it end after a while")
     rotate.add_argument("name")
-    rotate.add_argument("--overlap-hours", type=float, default=24.0, metavar="H", help="for how long both are valid (default %(default)s)")
+    rotate.add_argument("--overlap-hours", type=_number, default=24.0, metavar="H", help="for how long both are valid (default %(default)s)")
     actions.add_parser("revoke", help="make every key of that name invalid").add_argument("name")
     return parser
+
+
+def _number(text: str) -> float:
+    """A number from 0 on; argparse.ArgumentTypeError for what is none, or has no end."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
+    return number
 
 
 def _create(file: KeyFile, args: argparse.Namespace, now_ms: int) -> int:
     if any(grant.name == args.name for grant in file.grants()):
         raise SettingsError(f"a key is called {args.name!r} already: rotate or revoke it")
-    if not all(digits.isdigit() for digits in args.bin) or args.burst < 1 or args.per_s < 0 or not 1 <= len(args.name) <= 64:
-        raise SettingsError("--bin takes digits, --burst 1 or more, --per-s 0 or more, and a name has 1 to 64 characters")
+    if not all(re.fullmatch("[0-9]{1,19}", digits) for digits in args.bin) or args.burst < 1 or not 1 <= len(args.name) <= 64:
+        raise SettingsError("--bin takes 1 to 19 digits, --burst 1 or more, and a name has 1 to 64 characters")
     key = new_key()
     scopes, until_ms = tuple(Scope(scope) for scope in args.scope), None if args.days is None else now_ms + round(args.days * 24 * HOUR_MS)
     limits: dict[str, Any] = {"per_s": args.per_s, "burst": args.burst, "made_ms": now_ms, "until_ms": until_ms}

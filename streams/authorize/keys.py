@@ -221,7 +221,13 @@ class KeyFile:
             os.close(descriptor)
 
     def _write(self, grants: tuple[Grant, ...]) -> None:
-        write_whole(self._path, msgspec.json.format(msgspec.json.encode(grants)), mode=0o600)
+        """SettingsError for keys that could not be read again: nobody would have one any more."""
+        content = msgspec.json.format(msgspec.json.encode(grants))
+        try:
+            msgspec.json.decode(content, type=tuple[Grant, ...])
+        except msgspec.DecodeError as error:
+            raise SettingsError(f"no key can be so: {error}") from None
+        write_whole(self._path, content, mode=0o600)
 
 
 def new_key() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -154,3 +155,26 @@ def test_people_make_list_rotate_and_revoke_keys(tmp_path: Path, monkeypatch: py
     assert said("revoke", "shop") == "revoked: shop"
     assert not is_valid(tmp_path / "keys", rotated)
     said("revoke", "shop", status=1)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("create", "new", "--scope", "read", "--per-s", "inf"), "--per-s: 'inf' is not a number from 0 on"),
+        (("create", "new", "--scope", "read", "--days", "nan"), "--days: 'nan' is not a number from 0 on"),
+        (("create", "new", "--scope", "read", "--days", "1e12"), "until_ms"),
+        (("create", "new", "--scope", "read", "--bin", "\u0664"), "--bin takes 1 to 19 digits"),
+        (("rotate", "host", "--overlap-hours", "1e300"), "until_ms"),
+        (("rotate", "host", "--overlap-hours", "-1"), "--overlap-hours: '-1' is not a number from 0 on"),
+    ],
+)
+def test_a_key_that_could_not_be_read_again_is_refused_and_those_before_it_stay(
+    argv: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOLDFAST_DATA_DIR", str(tmp_path))
+    key = made(KeyFile(tmp_path / "keys"))
+    with suppress(SystemExit):
+        assert main(["keys", *argv]) == 2
+    assert said in capsys.readouterr().err
+    assert is_valid(tmp_path / "keys", key)
+    assert [grant.until_ms for grant in KeyFile(tmp_path / "keys").grants()] == [None]
