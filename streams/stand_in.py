@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -109,9 +110,12 @@ class StandIn:
         return given
 
     async def repeated(self, given: Given) -> Decided:
-        """The answer again, when it is on the disk."""
+        """The answer again, when it is on the disk. LogUnavailable if that does not take it."""
         if given.durable is not None:
-            await asyncio.shield(given.durable)
+            try:
+                await asyncio.shield(given.durable)
+            except OSError as error:
+                raise LogUnavailable(f"nor can it be kept here: {error}") from None
         return Decided(given.message, given.decision)
 
     def limited(self, txn: Transaction, verdict: Verdict, now_ms: int) -> tuple[Verdict, bool]:
@@ -123,30 +127,31 @@ class StandIn:
         return rows.limited(verdict, why, LOG), counted
 
     def uncount(self, txn: Transaction, now_ms: int) -> None:
-        """Takes back what `limited` counted."""
+        """Takes back what was counted of a payment."""
         self._approved.add(approval_of(txn, now_ms), -1)
 
     def kept_back(self, message: bytes, decision: Decision | None, counted: bool) -> asyncio.Future[None]:
         """Keeps a decision that the log does not take now; done when the disk has it. LogUnavailable if it is not to be answered for."""
         decision = decision or avro.decode(Decision, message)
+        counts = counted or self._counts_here(decision)
         if not counted and not self._may(decision):
             refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             refused.set_exception(LogUnavailable("the log does not take it, and the stand-in may not answer for it"))
             return refused
-        return self._kept(decision, message)
+        return self._kept(decision, message, counts)
 
     def _may(self, decision: Decision) -> bool:
         """Whether a decision that was made without it can be answered: one that takes no money, or within its limits, which counts it."""
-        if decision.outcome is not Outcome.APPROVE or self._was_counted(decision):
+        if not self._counts_here(decision):
             return True
         if self._refusal(decision.transaction, decision.decided_at_ms) is not None:
             return False
         self._approved.add(approval_of(decision.transaction, decision.decided_at_ms))
         return True
 
-    def _was_counted(self, decision: Decision) -> bool:
-        """Whether it is here, or another process's stand-in approved it."""
-        return decision.transaction_id in self.pending or is_stand_in(decision.degradations)
+    def _counts_here(self, decision: Decision) -> bool:
+        """Whether it is an approval that is still to be counted: neither kept here before, nor another process's stand-in's."""
+        return _counts(decision) and decision.transaction_id not in self.pending and not is_stand_in(decision.degradations)
 
     def _refusal(self, txn: Transaction, now_ms: int) -> rows.Refusal | None:
         return rows.refusal(self._policy, self._known, self._approved, txn, now_ms)
@@ -166,25 +171,35 @@ class StandIn:
             return Decided(before, None)
         course.over = True
         sent = None if course.sent is None else avro.decode(Decision, course.sent)
+        counts = sent is not None and self._counts_here(sent)
         if sent is not None and self._may(sent):
-            return await self.repeated(self._given(sent, course.sent or b""))
+            return await self.repeated(self._given(sent, course.sent or b"", counts))
         why = self._refusal(txn, now_ms) or (None if sent is None else rows.Refusal.NOT_COVERED)
         decision = rows.alone(self._policy, policy, txn, now_ms, why, gone)
         if why is None:
             self._approved.add(approval_of(txn, now_ms))
-        return await self.repeated(self._given(decision, avro.encode(decision)))
+        return await self.repeated(self._given(decision, avro.encode(decision), why is None))
 
-    def _given(self, decision: Decision, message: bytes) -> Given:
-        self._kept(decision, message)
+    def _given(self, decision: Decision, message: bytes, counted: bool) -> Given:
+        self._kept(decision, message, counted)
         return self.pending[decision.transaction_id]
 
-    def _kept(self, decision: Decision, message: bytes) -> asyncio.Future[None]:
+    def _kept(self, decision: Decision, message: bytes, counted: bool) -> asyncio.Future[None]:
         durable = self._spool.append(KEPT, message)
+        durable.add_done_callback(partial(self._forget_unkept, decision, counted))
         self.pending[decision.transaction_id] = Given(decision, message, durable)
         if not (decision.reasons and decision.reasons[0].code.startswith(STAND_IN)):  # its own limits say nothing of the card
             self._known.note(decision.transaction, decision.outcome, decision.decided_at_ms)
         metrics.STAND_INS.labels(decision.outcome).inc()
         return durable
+
+    def _forget_unkept(self, decision: Decision, counted: bool, durable: asyncio.Future[None]) -> None:
+        """Forgets what the disk did not take: nobody was answered on it."""
+        if durable.cancelled() or durable.exception() is None:
+            return
+        self.pending.pop(decision.transaction_id, None)
+        if counted:
+            self.uncount(decision.transaction, decision.decided_at_ms)
 
     # What becomes of it: `streams/forward.py` tells the log.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from schemas.errors import MemoryUnavailable
 from schemas.hold import ClearingKind
 from schemas.topics import CLEARINGS, Topic
 from streams import forward as forwarding
+from streams import spool
 from streams import stand_in as standing
 from streams.forward import forward
 from streams.spool import Spool
@@ -113,6 +115,29 @@ def test_after_a_crash_the_log_gets_what_hosts_heard_and_the_day_is_not_forgotte
 
     at_the_door(tmp_path, before)
     at_the_door(tmp_path, after)
+
+
+def test_what_the_disk_does_not_take_is_not_answered_and_is_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = spool._synced
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async def play(host: Host) -> None:
+        host.world.bus.down = True
+        monkeypatch.setattr(spool, "_synced", full)
+        for _ in range(7):
+            status, answer, _ = await host.authorize(transaction_id="small", amount_minor=4_000)
+            assert (status, answer["error"]["code"]) == (503, "log_unavailable")
+        monkeypatch.setattr(spool, "_synced", synced)
+        _, kept, _ = await host.authorize(transaction_id="later", amount_minor=3_000)
+        assert (kept["outcome"], kept["stand_in"]) == ("approve", True)
+        host.world.bus.down = False
+        await told_all(host)
+        assert [d.transaction_id for d in host.world.decisions[1:]] == ["later"]
+        assert (await host.authorize(transaction_id="small", amount_minor=4_000))[0] == 200
+
+    at_the_door(tmp_path, play)
 
 
 def test_a_memory_that_is_gone_is_made_up_for_afterwards(tmp_path: Path) -> None:
