@@ -199,7 +199,7 @@ class HttpDoor:
             txn = self._transaction(request, key, now_ms)
             if not isinstance(txn, Transaction):
                 return txn
-            raised = await increment(txn, transaction_id, self._world)
+            raised = await increment(txn, transaction_id, self._world, now_ms)
         if not isinstance(raised, Transaction):
             return Problem(raised, about=transaction_id)
         return await self._decided(raised, now_ms, request)

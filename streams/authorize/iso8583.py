@@ -160,7 +160,7 @@ class Desk:
         original = elements.original(fields)
         txn = elements.transaction(fields, elements.key(fields), now_ms)
         if original is not None:
-            raised = await follow_up(txn, original.transaction_id, self._world)
+            raised = await follow_up(txn, original.transaction_id, self._world, now_ms)
             if not isinstance(raised, Transaction):
                 return self.refused(raised, raised)
             txn = raised

@@ -83,7 +83,7 @@ async def clear(asked: Asked, world: World, now_ms: int) -> tuple[Clearing, ...]
     raise MemoryUnavailable(f"what was asked of {asked.transaction_id} changed under {_TRIES} tries")
 
 
-async def increment(txn: Transaction, original_id: str, world: World) -> Transaction | Refusal | NotCleared:
+async def increment(txn: Transaction, original_id: str, world: World, now_ms: int) -> Transaction | Refusal | NotCleared:
     """The transaction as one that raises the hold of another, or why it cannot: decided like every transaction, with a hold of its own.
 
     Its own id, which its sender chose, becomes one that says whose increment it is; the two holds are cleared together.
@@ -102,15 +102,21 @@ async def increment(txn: Transaction, original_id: str, world: World) -> Transac
     decision = decode(Decision, kept.message)
     if decision.account_id != txn.account_id:
         return NotCleared.WRONG_ACCOUNT
-    return raised if decision.hold_id is not None else NotCleared.NOTHING_HELD
+    if decision.hold_id is None:
+        return NotCleared.NOTHING_HELD
+    return Refusal.ALREADY_EXPIRED if _has_expired(decision, now_ms) else raised
 
 
-async def follow_up(txn: Transaction, original_id: str, world: World) -> Transaction | Refusal | NotCleared:
+async def follow_up(txn: Transaction, original_id: str, world: World, now_ms: int) -> Transaction | Refusal | NotCleared:
     """What a door that has but one way to name an original asks for: the retry of one whose cardholder was to authenticate, else an increment."""
     kept = await world.answers.of_transaction(original_id)
     if kept is not None and decode(Decision, kept.message).action is Action.STEP_UP:
         return msgspec.structs.replace(txn, step_up_of=original_id)
-    return await increment(txn, original_id, world)
+    return await increment(txn, original_id, world, now_ms)
+
+
+def _has_expired(decision: Decision, now_ms: int) -> bool:
+    return now_ms >= (decision.hold_expires_at_ms or 0)
 
 
 def _already(last: Asked) -> Refusal:
@@ -182,9 +188,11 @@ async def _standing(asked: Asked, world: World, now_ms: int) -> _Standing | Refu
         return NotCleared.WRONG_ACCOUNT
     if decision.hold_id is None:
         return NotCleared.NOTHING_HELD
-    if now_ms >= (decision.hold_expires_at_ms or 0):
-        return Refusal.LATE_CAPTURE if asked.kind is ClearingKind.CAPTURE else Refusal.ALREADY_EXPIRED
+    if _has_expired(decision, now_ms) and asked.kind is ClearingKind.CAPTURE:
+        return Refusal.LATE_CAPTURE
     book = await _book(decision.account_id, world)
+    if _has_expired(decision, now_ms) and not open_holds(book, asked.transaction_id, now_ms):  # increments may outlive it
+        return Refusal.ALREADY_EXPIRED
     untold = [name for name in unconfirmed_increments(book, asked.transaction_id) if not await _is_told(name, world)]
     return _Standing(msgspec.structs.replace(asked, account_id=decision.account_id), without(book, untold))
 

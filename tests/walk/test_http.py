@@ -525,6 +525,22 @@ def test_a_step_that_cannot_be_is_refused_by_name(step: str, sent: dict[str, Any
     at_the_door(play)
 
 
+def test_an_expired_hold_is_not_raised_and_what_raised_it_before_can_be_given_back() -> None:
+    async def play(host: Host) -> None:
+        _, answer, _ = await host.authorize()
+        host.world.now_ms = answer["hold_expires_at_ms"] - 1
+        later = a_request(at_ms=host.world.now_ms, transaction_id="i1", amount_minor=500)
+        assert (await host.step("increment", **later))[0] == 200
+        host.world.now_ms += 1
+        assert (await host.step("increment", **(later | {"transaction_id": "i2"})))[1]["error"]["code"] == "already_expired"
+        assert (await host.step("increment", **later))[0] == 200, "the first answer stands"
+        assert (await host.step("capture", clearing_id="c1"))[1]["error"]["code"] == "late_capture"
+        assert (await host.step("reversal", clearing_id="c2"))[0] == 200
+        assert (await host.step("reversal", clearing_id="c3"))[1]["error"]["code"] == "already_voided"
+
+    at_the_door(play)
+
+
 def test_what_nobody_knows_holds_nothing_or_has_expired_is_not_captured() -> None:
     async def play(host: Host) -> None:
         assert (await host.step("capture", **CLEARING))[1]["error"]["code"] == "unknown_hold"
