@@ -135,11 +135,12 @@ class HttpDoor:
             return Problem("card_not_covered", param="card_number" if sent.card_number else "card_bin", about=sent.transaction_id)
         return sound(transaction_of(sent, self._key, self._key_id), now_ms, self._world.future_ms_max)
 
-    async def _decided(self, txn: Transaction, now_ms: int, request: Request) -> Reply | Special | Problem:
+    async def _decided(self, txn: Transaction, now_ms: int, request: Request, took_s: float = 0.0) -> Reply | Special | Problem:
+        """Decides within what is left of the host's time after `took_s` of it."""
         started = time.perf_counter()
         wait_s, timed, traceparent = _wishes(request, self._deadline_s)
         try:
-            made, course = await self._under_way.answered(txn, now_ms, wait_s, traceparent)
+            made, course = await self._under_way.answered(txn, now_ms, wait_s - took_s, traceparent)
         except TimeoutError:
             return Problem("deadline", about=txn.transaction_id)
         decision = made.decision or avro.decode(Decision, made.message)
@@ -187,8 +188,8 @@ class HttpDoor:
         if request.method != "POST":
             return Problem("method_not_allowed", "use POST")
         avro.checked(lambda: msgspec.convert({"transaction_id": transaction_id}, _Named))
-        running = self._under_way.of(transaction_id)
-        async with asyncio.timeout(self._deadline_s):
+        running, began_s = self._under_way.of(transaction_id), time.perf_counter()
+        async with asyncio.timeout(_wishes(request, self._deadline_s)[0]):
             if running is not None:
                 await asyncio.wait([running])
             now_ms = self._world.clock_ms()
@@ -202,7 +203,7 @@ class HttpDoor:
             raised = await increment(txn, transaction_id, self._world, now_ms)
         if not isinstance(raised, Transaction):
             return Problem(raised, about=transaction_id)
-        return await self._decided(raised, now_ms, request)
+        return await self._decided(raised, now_ms, request, time.perf_counter() - began_s)
 
     async def _covers(self, key: Key, transaction_id: str) -> bool:
         """Whether the card of an authorization is one of the key's: asked for keys of some cards alone, which it costs a round trip."""

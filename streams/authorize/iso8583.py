@@ -160,11 +160,13 @@ class Desk:
         original = elements.original(fields)
         txn = elements.transaction(fields, elements.key(fields), now_ms)
         if original is not None:
-            raised = await follow_up(txn, original.transaction_id, self._world, now_ms)
+            async with asyncio.timeout(self._deadline_s):
+                raised = await follow_up(txn, original.transaction_id, self._world, now_ms)
             if not isinstance(raised, Transaction):
                 return self.refused(raised, raised)
             txn = raised
-        made, _ = await self._under_way.answered(sound(txn, now_ms, self._world.future_ms_max), now_ms, self._deadline_s)
+        wait_s = self._deadline_s - (time.perf_counter() - started)
+        made, _ = await self._under_way.answered(sound(txn, now_ms, self._world.future_ms_max), now_ms, wait_s)
         decision = made.decision or avro.decode(Decision, made.message)
         if not is_stand_in(decision.degradations):
             metrics.decided(decision.outcome, decision.degradations, time.perf_counter() - started)

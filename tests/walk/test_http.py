@@ -200,6 +200,27 @@ def test_what_takes_too_long_is_a_503_and_goes_on() -> None:
     at_the_door(play, deadline_ms=20)
 
 
+@pytest.mark.parametrize("step", ["capture", "reversal", "increment"])
+def test_what_follows_an_authorization_is_answered_in_the_time_that_the_host_gives(step: str) -> None:
+    async def play(host: Host) -> None:
+        await host.authorize()
+        of_transaction = host.world.answers.of_transaction
+
+        async def slow(transaction_id: str) -> Any:
+            await asyncio.sleep(0.03)
+            return await of_transaction(transaction_id)
+
+        host.world.answers.of_transaction = slow  # type: ignore[method-assign]
+        sent = a_request(transaction_id="i1") if step == "increment" else {"clearing_id": "c1"}
+        path, body = f"/v1/authorizations/t1/{step}", json.dumps(sent).encode()
+        for said, answer in (("20", (503, "deadline")), ("soon", (422, "invalid_field"))):
+            status, error, _ = await host.ask("POST", path, body, {"Holdfast-Deadline-Ms": said})
+            assert (status, error["error"]["code"]) == answer
+        assert (await host.ask("POST", path, body))[0] == 200
+
+    at_the_door(play)
+
+
 def test_decisions_are_found_by_id_and_by_transaction() -> None:
     async def play(host: Host) -> None:
         _, answer, content = await host.authorize()
