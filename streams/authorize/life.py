@@ -16,11 +16,11 @@ from schemas.avro import decode, encode
 from schemas.decision import Action, Decision
 from schemas.errors import Conflict, LogUnavailable, MemoryUnavailable
 from schemas.hold import Clearing, ClearingKind, HoldState
-from schemas.identity import hold_id, increment_id
+from schemas.identity import INCREMENT, hold_id, increment_id
 from schemas.record import Word
 from schemas.topics import CLEARINGS
 from schemas.transaction import Attribute, Transaction
-from streams.answers import FORGOT, sound
+from streams.answers import FORGOT, Kept, sound
 from streams.world import World
 
 INCREMENTS = "increments"
@@ -59,26 +59,27 @@ _ALREADY = {HoldState.POSTED: Refusal.ALREADY_POSTED, HoldState.VOIDED: Refusal.
 async def clear(asked: Asked, world: World, now_ms: int) -> tuple[Clearing, ...] | Refusal | NotCleared:
     """Captures or reverses, whole or in part: the clearings, once the log has them; or why not. An empty `account_id` is the decision's.
 
-    What was asked before counts, though the `hold` app may not have applied it yet: all that doors ask of a transaction is kept in one list,
-    changed by compare-and-set. A repeat gets the same again. Conflict: the id came before with other contents. Unavailable: nothing is known;
-    the same call again is safe.
+    What was asked before counts, though the `hold` app may not have applied it yet: all that doors ask of a transaction and its increments is
+    kept in one list, changed by compare-and-set. A repeat gets the same again. Conflict: the id came before with other contents. Unavailable:
+    nothing is known; the same call again is safe.
     """
+    first_id = await _first_id(asked, world)
     for _ in range(_TRIES):
-        content = await world.answers.of_clearings(asked.transaction_id)
+        content = await world.answers.of_clearings(first_id)
         entries = _ENTRIES.decode(content) if content else ()
         earlier = next((entry for entry in entries if entry.asked.clearing_id == asked.clearing_id), None)
         if earlier is not None:
             if not asked.repeats(earlier.asked):
                 raise Conflict(asked.clearing_id)
-            await _told(asked.transaction_id, content, entries, world)
+            await _told(first_id, content, entries, world)
             return _clearings_of(earlier)
-        judged = await _judged(asked, entries, world, now_ms)
+        judged = await _judged(asked, first_id, entries, world, now_ms)
         if not isinstance(judged, _Entry):
             return judged
         changed = (*entries, judged)
         content_now = msgspec.msgpack.encode(changed)
-        if await world.answers.swap_clearings(asked.transaction_id, content, content_now):
-            await _told(asked.transaction_id, content_now, changed, world)
+        if await world.answers.swap_clearings(first_id, content, content_now):
+            await _told(first_id, content_now, changed, world)
             return _clearings_of(judged)
     raise MemoryUnavailable(f"what was asked of {asked.transaction_id} changed under {_TRIES} tries")
 
@@ -138,7 +139,9 @@ async def _told(transaction_id: str, content: bytes | None, entries: tuple[_Entr
         await world.answers.swap_clearings(transaction_id, content, msgspec.msgpack.encode(done))
 
 
-async def _judged(asked: Asked, entries: tuple[_Entry, ...], world: World, now_ms: int) -> _Entry | tuple[Clearing, ...] | Refusal | NotCleared:
+async def _judged(
+    asked: Asked, first_id: str, entries: tuple[_Entry, ...], world: World, now_ms: int
+) -> _Entry | tuple[Clearing, ...] | Refusal | NotCleared:
     """What becomes of it, given what was asked before; clearings that the book has had under its id, where that list was forgotten."""
     found = await _standing(asked, world, now_ms)
     if not isinstance(found, _Standing):
@@ -155,7 +158,7 @@ async def _judged(asked: Asked, entries: tuple[_Entry, ...], world: World, now_m
     if not isinstance(made, tuple):
         return await _named_refusal(made, named_so, entries, world)
     after = ahead(book, made)
-    ends = not open_holds(after, named_so.transaction_id, now_ms)
+    ends = not open_holds(after, first_id, now_ms)
     return _Entry(asked, named_so.account_id, tuple([encode(clearing) for clearing in made]), ends, told=False)
 
 
@@ -175,10 +178,7 @@ async def _standing(asked: Asked, world: World, now_ms: int) -> _Standing | Refu
     """What the account's book is asked about. Asks whether Redis is whole, so that nothing is concluded from what it forgot."""
     if not await world.answers.whole():
         raise MemoryUnavailable(FORGOT)
-    kept = await world.answers.of_transaction(asked.transaction_id)
-    if kept is None and asked.account_id:
-        asked = named(await _book(asked.account_id, world), asked)
-        kept = await world.answers.of_transaction(asked.transaction_id)
+    asked, kept = await _found(asked, world)
     if kept is None:
         return await _of_an_old_one(asked, world)
     if not kept.told:
@@ -195,6 +195,24 @@ async def _standing(asked: Asked, world: World, now_ms: int) -> _Standing | Refu
         return Refusal.ALREADY_EXPIRED
     untold = [name for name in unconfirmed_increments(book, asked.transaction_id) if not await _is_told(name, world)]
     return _Standing(msgspec.structs.replace(asked, account_id=decision.account_id), without(book, untold))
+
+
+async def _found(asked: Asked, world: World) -> tuple[Asked, Kept | None]:
+    """What is asked, about an increment if it names one by the id that its sender chose, and the answer to that."""
+    kept = await world.answers.of_transaction(asked.transaction_id)
+    if kept is None and asked.account_id:
+        asked = named(await _book(asked.account_id, world), asked)
+        kept = await world.answers.of_transaction(asked.transaction_id)
+    return asked, kept
+
+
+async def _first_id(asked: Asked, world: World) -> str:
+    """The authorization whose list it belongs to: of an increment, that which it raises, so that both know what was asked of the other."""
+    asked, kept = await _found(asked, world)
+    if kept is None or not asked.transaction_id.startswith(INCREMENT):
+        return asked.transaction_id
+    attributes = decode(Decision, kept.message).transaction.attributes
+    return next((each.value for each in attributes if each.name == INCREMENTS), asked.transaction_id)
 
 
 async def _is_told(transaction_id: str, world: World) -> bool:

@@ -546,6 +546,22 @@ def test_a_step_that_cannot_be_is_refused_by_name(step: str, sent: dict[str, Any
     at_the_door(play)
 
 
+def test_an_increment_that_was_given_back_alone_is_not_captured_with_the_rest() -> None:
+    async def play(host: Host) -> None:
+        await host.authorize()
+        for name in ("i1", "i2"):
+            _, raised, _ = await host.step("increment", **a_request(transaction_id=name, amount_minor=500))
+        assert (await host.step("reversal", "i1", clearing_id="r1", account_id="a1"))[0] == 200
+        assert (await host.step("reversal", raised["transaction_id"], clearing_id="r2"))[0] == 200
+        assert (await host.step("reversal", "i1", clearing_id="r3", account_id="a1"))[1]["error"]["code"] == "already_voided"
+        assert (await host.step("increment", **a_request(transaction_id="i3", amount_minor=200)))[1]["outcome"] == "approve"
+        assert (await host.step("capture", clearing_id="c1", amount_minor=1_201, currency="EUR"))[1]["error"]["code"] == "exceeds_hold"
+        assert (await host.step("capture", clearing_id="c2"))[1]["amount_minor"] == 1_200
+        assert (await host.step("capture", "i1", clearing_id="c3", account_id="a1"))[1]["error"]["code"] == "already_voided"
+
+    at_the_door(play)
+
+
 def test_an_expired_hold_is_not_raised_and_what_raised_it_before_can_be_given_back() -> None:
     async def play(host: Host) -> None:
         _, answer, _ = await host.authorize()
