@@ -102,6 +102,13 @@ class HttpDoor:
         sent = bearer(request.headers)
         return None if sent is None or sent.count(b".") != 2 else await tokens.of(sent, now_ms)
 
+    async def _is_still_valid(self, request: Request, key: Key) -> bool:
+        """Whether the key with which a request came would be taken now."""
+        now_ms = self._world.clock_ms()
+        if key is NOBODY or self._keys.of(request.headers, now_ms) is not None:
+            return True
+        return self._tokens is not None and await self._of_token(request, self._tokens, now_ms) is not None
+
     def _barred(self, request: Request, key: Key) -> Problem | None:
         """Why this key may not ask that, or not now; None if it may."""
         if not key.takes(time.monotonic()):
@@ -261,13 +268,14 @@ class HttpDoor:
         return bank_view(decision, names, values, self._world.catalogue)
 
     async def _stream(self, request: Request, key: Key) -> Stream | Problem:
-        """What is decided from now on, or since the last event that the client had."""
+        """What is decided from now on, or since the last event that the client had, for as long as the key is valid."""
         if self._live is None or not self._live.has_room:
             return Problem("streams_busy")
         sent = dict(request.headers).get(b"last-event-id")
         events = await self._live.begin(
             None if sent is None else sent.decode("latin-1"),
             lambda decision: self._view(decision, key) if key.covers(decision.transaction.card_bin) else None,
+            lambda: self._is_still_valid(request, key),
         )
         return Stream(b"content-type: text/event-stream\r\ncache-control: no-store\r\n", events)
 

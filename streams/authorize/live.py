@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -40,24 +40,24 @@ class Live:
         """Whether one more stream may begin."""
         return self._streams < STREAMS_MAX
 
-    async def begin(self, last_id: str | None, shown: Shown) -> AsyncIterator[bytes]:
-        """The events after that id; from now on where there is none. InvalidRecord for an id of no such log. LogUnavailable."""
+    async def begin(self, last_id: str | None, shown: Shown, may_go_on: Callable[[], Awaitable[bool]]) -> AsyncIterator[bytes]:
+        """The events after that id (from now on where there is none) while they may go on. InvalidRecord for no id of this log. LogUnavailable."""
         self._streams += 1
         try:
             ends = await self._in_thread(end_offsets, self._settings, DECISIONS)
-            return self._events(_after(last_id, {partition: high for partition, (_, high) in ends.items()}), shown)
+            return self._events(_after(last_id, {partition: high for partition, (_, high) in ends.items()}), shown, may_go_on)
         except BaseException:
             self._streams -= 1
             raise
 
-    async def _events(self, place: dict[int, int], shown: Shown) -> AsyncIterator[bytes]:
+    async def _events(self, place: dict[int, int], shown: Shown, may_go_on: Callable[[], Awaitable[bool]]) -> AsyncIterator[bytes]:
         loop, consumer = asyncio.get_running_loop(), None
         try:
             consumer = reader(self._settings)
             consumer.assign([TopicPartition(DECISIONS.name, partition, offset) for partition, offset in place.items()])
             yield b"retry: 1000\n\n"
             said_s = loop.time()
-            while True:
+            while await may_go_on():
                 for message in await self._in_thread(consumer.consume, TAKEN_MAX, WAIT_S):
                     if message.error() is not None:
                         continue  # the end of a partition; what a broker cannot answer now, librdkafka asks again

@@ -9,7 +9,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -81,6 +81,7 @@ class Served:
     port: int
     world: TestWorld
     tls: ssl.SSLContext | None = None
+    keys: Keyring = field(default_factory=Keyring)
 
     async def opened(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection to it."""
@@ -120,7 +121,7 @@ def served(play: Callable[[Served], Awaitable[None]], settings: Settings | None 
         while not server.started:
             await asyncio.sleep(0.01)
         try:
-            await asyncio.wait_for(play(Served(server.servers[0].sockets[0].getsockname()[1], test, tls)), 30)
+            await asyncio.wait_for(play(Served(server.servers[0].sockets[0].getsockname()[1], test, tls, keys)), 30)
         finally:
             server.should_exit = True
             await running
@@ -505,3 +506,20 @@ def test_past_the_most_connections_those_that_are_here_go_on(monkeypatch: pytest
         assert (await door.ask(HEALTH))[0] == 200
 
     served(play)
+
+
+def test_a_stream_ends_with_the_key_that_it_came_with(log: Settings) -> None:
+    async def play(door: Served) -> None:
+        bus = KafkaBus(log.changed(produce_timeout_ms=10_000))
+        await bus.tell(DECISIONS, "a1", (await decide(a_transaction(), door.world.world, NOON)).message)  # the topic is there from now on
+        await bus.close()
+        reader, writer = await door.opened()
+        writer.write(b"GET /v1/decisions/stream HTTP/1.1\r\n" + BEARER + b"\r\n")
+        assert (await reader.readuntil(b"\n\n")).startswith(b"HTTP/1.1 200")
+        await asyncio.sleep(1.0)
+        assert not reader.at_eof()
+        door.keys.take(())
+        await asyncio.wait_for(reader.read(), 5)
+        writer.close()
+
+    served(play, log)
