@@ -25,6 +25,8 @@ ALGORITHMS = ("RS256", "PS256", "ES256", "ES384", "EdDSA")
 FRESH_S, AGAIN_S = 300.0, 10.0
 """How long a JWKS is used, and how soon it may be read again for a key that it does not name."""
 FETCH_S, FETCHED_BYTES_MAX = 5.0, 1_048_576
+PATIENCE_S = 0.1
+"""How long a payment waits for a JWKS that is read again, where the one before is known."""
 KEPT_MAX = 10_000
 """Tokens and subjects that are remembered; past it all are forgotten and checked again."""
 WORDS = {str(scope): scope for scope in Scope}
@@ -54,7 +56,7 @@ class Tokens:
     async def of(self, sent: bytes, now_ms: int) -> Key | None:
         """The key that a token is, if it is valid now. One that was checked once costs a hash until it ends, or until the JWKS is read again."""
         digest = hashlib.sha256(sent).digest()
-        await self._stay_fresh(FRESH_S)
+        await self._stay_fresh(FRESH_S, None if self._read_s is None else PATIENCE_S)
         checked = self._checked.get(digest)
         if checked is None:
             checked = await self._check(sent)
@@ -89,13 +91,13 @@ class Tokens:
             self._subjects.clear()
         return self._subjects.setdefault(grant, Key(grant)), claims.exp
 
-    async def _stay_fresh(self, fresh_s: float) -> None:
-        """Reads the JWKS where it was read longer ago; once for all who wait for it."""
+    async def _stay_fresh(self, fresh_s: float, patience_s: float | None = None) -> None:
+        """Reads the JWKS where it was read longer ago; once for all who wait for it, no longer than `patience_s`."""
         if self._read_s is not None and time.monotonic() - self._read_s < fresh_s:
             return
         if self._reading is None:
             self._reading = asyncio.create_task(self._read_again())
-        await asyncio.shield(self._reading)
+        await asyncio.wait([self._reading], timeout=patience_s)
 
     async def _read_again(self) -> None:
         """Takes the JWKS as it is now. One that cannot be read takes nothing away: an identity provider that is down stops no payment."""
@@ -105,8 +107,8 @@ class Tokens:
             if self._public.keys() != public.keys() or any(self._public[name]._jwk_data != key._jwk_data for name, key in public.items()):
                 self._public = public
                 self._checked.clear()
-        except (OSError, jwt.PyJWTError, ValueError) as error:
-            journal.logger().error("the JWKS cannot be read", reason=str(error))
+        except Exception as error:  # noqa: BLE001 whatever an identity provider sends in its place
+            journal.logger().error("the JWKS cannot be read", reason=repr(error))
         finally:
             self._read_s, self._reading = time.monotonic(), None
 

@@ -26,12 +26,12 @@ from schemas.avro import decode, encode
 from schemas.decision import Decision
 from schemas.errors import SettingsError
 from schemas.topics import DECISIONS
-from streams.authorize import live, protocol
+from streams.authorize import live, protocol, tokens
 from streams.authorize.dialect import dialect_of
 from streams.authorize.elements import Secrets
 from streams.authorize.http import HttpDoor
 from streams.authorize.iso8583 import Desk, Gateway, peers_of
-from streams.authorize.keys import Grant, Keyring, Scope, hash_of
+from streams.authorize.keys import Grant, Keyring, Scope, bearer, hash_of
 from streams.authorize.live import Live
 from streams.authorize.serve import http_server
 from streams.authorize.tls import listening
@@ -296,8 +296,6 @@ def test_a_jwt_of_the_bank_is_a_key_with_the_scopes_that_it_claims(by_url: bool,
 def test_a_key_that_the_provider_took_back_signs_no_more_and_a_provider_that_is_down_stops_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from streams.authorize import tokens
-
     provider = Provider(tmp_path)
     monkeypatch.setattr(tokens, "FRESH_S", 0.0)
     monkeypatch.setattr(tokens, "AGAIN_S", 0.0)
@@ -312,6 +310,41 @@ def test_a_key_that_the_provider_took_back_signs_no_more_and_a_provider_that_is_
         assert (await door.authorize(body, provider.token()))[0] == 200
 
     served(play, Settings(jwt_keys=str(provider.path), jwt_issuer="https://id.bank", jwt_audience="holdfast"))
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b'{"keys": 5}', b'{"keys": [5]}', b"\xff", b"[" * 100_000])
+def test_what_is_no_jwks_stops_nobody(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    provider = Provider(tmp_path)
+    monkeypatch.setattr(tokens, "FRESH_S", 0.0)
+
+    async def play(door: Served) -> None:
+        body = json.dumps(a_request()).encode()
+        assert (await door.authorize(body, provider.token()))[0] == 200
+        provider.path.write_bytes(content)
+        assert [(await door.authorize(body, provider.token()))[0] for _ in range(2)] == [200, 200]
+
+    served(play, Settings(jwt_keys=str(provider.path), jwt_issuer="https://id.bank", jwt_audience="holdfast"))
+
+
+def test_a_provider_that_does_not_answer_keeps_no_payment_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    provider, answers = Provider(tmp_path), threading.Event()
+    headers, known = [tuple(provider.token().strip().split(b": ", 1))], provider.path.read_bytes()
+    monkeypatch.setattr(tokens, "FRESH_S", 0.0)
+
+    def read() -> bytes:
+        assert answers.wait(30)
+        return known
+
+    async def play() -> None:
+        one = tokens.Tokens(read, "https://id.bank", "holdfast")
+        answers.set()
+        assert await one.of(bearer(headers) or b"", NOON) is not None
+        answers.clear()
+        async with asyncio.timeout(2):
+            assert await one.of(bearer(headers) or b"", NOON) is not None
+        answers.set()
+
+    asyncio.run(play())
 
 
 def test_jwts_for_nobody_in_particular_are_refused() -> None:
