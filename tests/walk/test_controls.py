@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -157,6 +158,23 @@ def test_controls_that_cannot_be_are_refused_by_the_field(path: str, sent: Any, 
     async def play(host: Host) -> None:
         status, error = await put(host, path, **sent)
         assert (status, error["error"]["param"], error["error"]["code"]) == (422, param, code)
+
+    at_the_door(play)
+
+
+def test_controls_put_at_the_same_moment_come_into_force_one_after_the_other() -> None:
+    async def play(host: Host) -> None:
+        told = host.world.bus.tell
+
+        def slow(*args: Any) -> Any:
+            return asyncio.ensure_future(asyncio.sleep(0.01)) if told(*args) else None
+
+        host.world.world.bus.tell = slow  # type: ignore[method-assign, assignment]
+        answers = [answer for _, answer in await asyncio.gather(*(put(host, **sent) for sent in ({"status": "frozen"}, {"atm": False})))]
+        assert len({answer["at_ms"] for answer in answers}) == 2
+        (in_force,) = host.world.books.books["a1"].controls
+        assert in_force == host.world.bus.records(ACCOUNT_CONTROLS)[-1]
+        assert in_force.at_ms == max(answer["at_ms"] for answer in answers)
 
     at_the_door(play)
 
