@@ -90,6 +90,11 @@ async def _put(sent: ControlsRequest, subject: _Subject, world: World, now_ms: i
     for name in _ROWS:
         if len(getattr(sent, name)) > ROWS_MAX:
             raise InvalidRecord(name, f"has more than {ROWS_MAX} rows")
+    for name in ("categories_allowed", "categories_blocked"):
+        for number, row in enumerate(getattr(sent, name)):
+            first, _, last = row.partition("-")
+            if last and last < first:
+                raise InvalidRecord(f"{name}[{number}]", "goes from a code to one that is not lower")
     for _ in range(_TRIES):
         earlier = await _now(subject, world)
         made = _made(sent, subject, earlier, now_ms)

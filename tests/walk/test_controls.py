@@ -149,6 +149,7 @@ def test_controls_are_read_as_they_were_put_and_the_newest_stand_whole() -> None
         ("/v1/cards/4111111111111111/controls", {"account_id": "a1"}, "token", "card_number"),
         (ACCOUNT, {"account_id": "a2"}, "account_id", "invalid_field"),
         (ACCOUNT, {"categories_blocked": ["54"]}, "categories_blocked[0]", "invalid_field"),
+        (ACCOUNT, {"categories_allowed": ["5411-5411", "7999-7800"]}, "categories_allowed[1]", "invalid_field"),
         (ACCOUNT, {"limits": [{"period": "year"}]}, "limits[0].period", "invalid_field"),
         (ACCOUNT, {"countries_blocked": ["DE"] * 65}, "countries_blocked", "invalid_field"),
         (ACCOUNT, {"freeze": True}, "freeze", "unknown_field"),
