@@ -29,7 +29,8 @@ from streams.authorize.problem import ErrorBody, ErrorType, Fault
 from streams.authorize.requests import AuthorizationRequest, Balance, CaptureRequest, ClearingAnswer, DecisionPage, ReversalRequest
 
 R = TypeVar("R", bound=Record)
-AGAIN = frozenset((408, 429, 503))
+AGAIN = frozenset((408, 429, 502, 503, 504))
+"""What is asked again; 502 and 504 says a load balancer whose service did not answer."""
 PAUSE_S, PAUSE_S_MAX = 0.05, 1.0
 AUTHORIZATIONS = "/v1/authorizations"
 

@@ -10,8 +10,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from models.answer import Answer
 from streams.answers import listed_of
-from streams.authorize.client import AsyncClient, Client, InvalidRequest, NotAllowed, NotNow, Refused, Unanswered
+from streams.authorize.client import AsyncClient, Client, Heard, InvalidRequest, NotAllowed, NotNow, Refused, Unanswered, course
 from streams.authorize.requests import AuthorizationRequest, CaptureRequest, ReversalRequest
 from tests.walk.test_http import a_request
 from tests.walk.test_served import KEY, Served, served
@@ -107,3 +108,15 @@ def test_past_the_deadline_it_says_that_the_result_is_indefinite(with_client: An
 def test_where_nobody_listens_it_is_unanswered() -> None:
     with Client("http://127.0.0.1:1", KEY, 0.3) as client, pytest.raises(Unanswered):
         client.authorize(an_ask())
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_what_a_load_balancer_could_not_have_answered_is_asked_again_until_the_deadline(status: int) -> None:
+    steps = course(Answer, 20.0)
+    for _ in range(3):
+        assert next(steps) > 0
+        assert steps.send(Heard(status, b"<html>Bad Gateway</html>")) < 0, "a pause"
+    late = course(Answer, 0.0)
+    next(late)
+    with pytest.raises(Unanswered):
+        late.send(Heard(status, b"<html>Bad Gateway</html>"))
