@@ -172,8 +172,8 @@ _FOUND = ("not_found", "card_not_covered", *ABSENT)
 SHAPES: dict[str, Shape] = {
     "POST /v1/authorizations": Shape((Answer,), AuthorizationRequest, DECIDING, _WAITS),
     "POST /v1/authorizations/{transaction_id}/increment": Shape((Answer,), AuthorizationRequest, (*DECIDING, *HELD, *ABSENT), _WAITS),
-    "POST /v1/authorizations/{transaction_id}/capture": Shape((ClearingAnswer,), CaptureRequest, (*CLEARING, *CLEARING_MONEY)),
-    "POST /v1/authorizations/{transaction_id}/reversal": Shape((ClearingAnswer,), ReversalRequest, (*CLEARING, *CLEARING_MONEY)),
+    "POST /v1/authorizations/{transaction_id}/capture": Shape((ClearingAnswer,), CaptureRequest, (*CLEARING, *CLEARING_MONEY), (_DEADLINE,)),
+    "POST /v1/authorizations/{transaction_id}/reversal": Shape((ClearingAnswer,), ReversalRequest, (*CLEARING, *CLEARING_MONEY), (_DEADLINE,)),
     "GET /v1/decisions": Shape((Answer, DecisionPage), None, (*_FOUND, "missing_field", "unknown_field", "invalid_field", "card_number"), _LISTED),
     "GET /v1/decisions/stream": Shape((), None, ("streams_busy", "invalid_field", "log_unavailable"), (_LAST,), "text/event-stream"),
     "GET /v1/decisions/{decision_id}": Shape((Answer,), None, _FOUND),

@@ -38,6 +38,13 @@ def test_each_route_is_described_and_each_error_shown() -> None:
     assert told == ERRORS.keys()
 
 
+def test_whatever_is_asked_of_an_authorization_may_say_how_long_its_host_waits() -> None:
+    posted = {path: route["post"] for path, route in document()["paths"].items() if "post" in route}
+    assert len(posted) == 4
+    for path, route in posted.items():
+        assert "Holdfast-Deadline-Ms" in [parameter["name"] for parameter in route["parameters"]], path
+
+
 def test_every_example_is_one() -> None:
     for records in (REQUESTS, ANSWERS):
         for record, examples in records.items():
