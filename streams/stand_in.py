@@ -86,14 +86,19 @@ class StandIn:
                 except InvalidRecord:
                     continue
         for decision, value in sorted(decisions, key=lambda each: each[0].decided_at_ms):
-            self._known.note(decision.transaction, decision.outcome, decision.decided_at_ms)
+            self._know(decision)
             self._remember(decision.transaction_id, value)
 
-    def note(self, made: Decided, txn: Transaction, now_ms: int) -> None:
+    def note(self, made: Decided) -> None:
         """Learns from a decision that was told."""
         if made.decision is not None:
-            self._known.note(txn, made.decision.outcome, now_ms)
-            self._remember(txn.transaction_id, made.message)
+            self._know(made.decision)
+            self._remember(made.decision.transaction_id, made.message)
+
+    def _know(self, decision: Decision) -> None:
+        """Learns who is known; the stand-in's own limits say nothing of the card."""
+        if not (decision.reasons and decision.reasons[0].code.startswith(STAND_IN)):
+            self._known.note(decision.transaction, decision.outcome, decision.decided_at_ms)
 
     def _remember(self, transaction_id: str, message: bytes) -> None:
         self._recent[transaction_id] = message
@@ -188,8 +193,7 @@ class StandIn:
         durable = self._spool.append(KEPT, message)
         durable.add_done_callback(partial(self._forget_unkept, decision, counted))
         self.pending[decision.transaction_id] = Given(decision, message, durable)
-        if not (decision.reasons and decision.reasons[0].code.startswith(STAND_IN)):  # its own limits say nothing of the card
-            self._known.note(decision.transaction, decision.outcome, decision.decided_at_ms)
+        self._know(decision)
         metrics.STAND_INS.labels(decision.outcome).inc()
         return durable
 

@@ -92,7 +92,7 @@ class UnderWay:
                 gone = error.code
             else:
                 if stand_in is not None:
-                    stand_in.note(made, txn, now_ms)
+                    stand_in.note(made)
                 return made, course
         if stand_in is None:
             raise TimeoutError

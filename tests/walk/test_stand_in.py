@@ -94,6 +94,15 @@ def test_a_log_that_is_down_leaves_small_payments_of_those_that_are_known(tmp_pa
     at_the_door(tmp_path, play)
 
 
+def test_a_card_stays_known_though_one_of_its_payments_was_too_large_for_the_stand_in(tmp_path: Path) -> None:
+    async def play(host: Host) -> None:
+        host.world.bus.down = True
+        codes = [(await host.authorize(transaction_id=f"t{amount}", amount_minor=amount))[1]["response_code"] for amount in (6_000, 4_000)]
+        assert codes == ["61", "00"]
+
+    at_the_door(tmp_path, play)
+
+
 def test_after_a_crash_the_log_gets_what_hosts_heard_and_the_day_is_not_forgotten(tmp_path: Path) -> None:
     heard: dict[str, bytes] = {}
 
