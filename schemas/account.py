@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from schemas.money import EXPONENTS
 from schemas.record import Country, Currency, EpochMs, Id, MinorUnits, Record, SignedMinorUnits, Token, Word, doc
 from schemas.transaction import Attribute, IpAddress
 
@@ -28,6 +29,11 @@ class AccountState(Record, frozen=True, kw_only=True):
     as_of_ms: Annotated[EpochMs, doc("when the books said so, milliseconds since 1970-01-01 UTC")]
     opened_at_ms: Annotated[EpochMs | None, doc("when the account was opened, milliseconds since 1970-01-01 UTC")] = None
     home_country: Annotated[Country | None, doc("where its holder lives, ISO 3166-1 alpha-2")] = None
+
+    def __post_init__(self) -> None:
+        """ValueError for a currency that nobody has: no payment would ever be in it."""
+        if self.currency not in EXPONENTS:
+            raise ValueError(f"currency: unknown ISO 4217 currency {self.currency!r}")
 
 
 class AccountEventKind(Word):

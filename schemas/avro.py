@@ -178,7 +178,8 @@ def from_body(record: type[R], content: bytes, writer: Any = None) -> R:
 
 
 _PATH = re.compile(r"^(?P<reason>.*?)(?: - at `\$\.?(?P<field>[^`]*)`)?$", re.DOTALL)
-_NAMED = re.compile(r"(?:missing required|contains unknown) field `(?P<field>[^`]*)`")
+_NAMED = re.compile(r"(?:missing required|contains unknown) field `(?P<field>[^`]*)`|^(?P<own>[a-z_]+): ")
+"""The field that a message names: msgspec's own, and those of records that look at their fields together (`currency: unknown ...`)."""
 
 
 def checked(convert: Callable[[], R]) -> R:
@@ -190,9 +191,10 @@ def checked(convert: Callable[[], R]) -> R:
     except msgspec.ValidationError as error:
         path = _PATH.match(str(error))
         named = _NAMED.search(str(error))
-        parts = [path["field"] if path else None, named["field"] if named else None]
+        parts = [path["field"] if path else None, named and (named["field"] or named["own"])]
         field = ".".join(p for p in parts if p) or "value"
-        code = "missing_field" if "missing required" in str(error) else "unknown_field" if named else "invalid_field"
-        raise InvalidRecord(field, path["reason"] if path else str(error), code=code) from error
+        code = "missing_field" if "missing required" in str(error) else "unknown_field" if named and named["field"] else "invalid_field"
+        reason = path["reason"] if path else str(error)
+        raise InvalidRecord(field, reason.removeprefix(f"{named['own']}: ") if named and named["own"] else reason, code=code) from error
     except msgspec.DecodeError as error:
         raise InvalidRecord("body", str(error), code="unreadable_json") from error

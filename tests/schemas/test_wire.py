@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from models.hold import confirmed_event
 from schemas import avro
+from schemas.account import AccountState
 from schemas.catalogue import VERSIONS
 from schemas.decision import Contribution, Decision, Outcome, Reason, ReasonSource, Risk
 from schemas.decoder import plain, reader_of
@@ -220,8 +221,17 @@ def test_a_record_of_a_hold_that_cannot_be_is_not_read(field: str) -> None:
     record: HoldEvent | Decision = confirmed_event(decision, "decisions", 0, 1) if field == "state" else decision
     assert avro.decode(type(record), avro.encode(record)) == record
     msgspec.structs.force_setattr(record, field, HoldState.PROVISIONAL if field == "state" else None)
-    with pytest.raises(InvalidRecord, match="hold"):
+    with pytest.raises(InvalidRecord, match="hold") as refused:
         avro.decode(type(record), avro.encode(record))
+    assert refused.value.field == ("state" if field == "state" else "hold_id")
+
+
+def test_an_account_in_a_currency_that_nobody_has_is_not_read() -> None:
+    state = AccountState(account_id="a1", currency="EUR", balance_minor=0, as_of_ms=1)
+    msgspec.structs.force_setattr(state, "currency", "XXQ")
+    with pytest.raises(InvalidRecord) as refused:
+        avro.decode(AccountState, avro.encode(state))
+    assert (refused.value.field, refused.value.code, refused.value.reason) == ("currency", "invalid_field", "unknown ISO 4217 currency 'XXQ'")
 
 
 CARD_NUMBERS = ("4111111111111111", "4111 1111 1111 1111", "4111-1111-1111-1111", "378282246310005", "501800000009", "6304000000000000000")
