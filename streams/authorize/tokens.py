@@ -33,13 +33,16 @@ WORDS = {str(scope): scope for scope in Scope}
 
 
 class _Claims(msgspec.Struct, frozen=True):
-    """What is read of a token. `scope` is words with spaces between them (RFC 8693), `scp` a list of them."""
+    """What is read of a token. `scope` is words with spaces between them (RFC 8693), `scp` a list of them.
+
+    `card_bins` is what its cards' numbers begin with. Absent it is any card; an empty list, which would say the same, is refused.
+    """
 
     sub: Id
     exp: float
     scope: str = ""
     scp: Sequence[str] = ()
-    card_bins: tuple[Annotated[str, msgspec.Meta(pattern="^[0-9]{1,19}$")], ...] = ()
+    card_bins: Annotated[tuple[Annotated[str, msgspec.Meta(pattern="^[0-9]{1,19}$")], ...], msgspec.Meta(min_length=1)] = ()
 
 
 class Tokens:
@@ -82,7 +85,10 @@ class Tokens:
             options: Any = {"require": ["exp", "sub", "iss", "aud"]}
             said = jwt.decode(sent, public, algorithms=[public.algorithm_name], issuer=self._issuer, audience=self._audience, options=options)
             claims = msgspec.convert(said, _Claims)
-        except (jwt.PyJWTError, msgspec.ValidationError, ValueError):
+        except msgspec.ValidationError as error:
+            journal.logger().warning("a token of the issuer cannot be taken", reason=str(error))
+            return None
+        except (jwt.PyJWTError, ValueError):
             return None
         words = (*claims.scope.split(), *claims.scp)
         scopes = tuple(sorted({WORDS[word] for word in words if word in WORDS}))

@@ -21,6 +21,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from structlog.testing import capture_logs
 
 from schemas.avro import decode, encode
 from schemas.decision import Decision
@@ -274,12 +275,16 @@ def test_a_jwt_of_the_bank_is_a_key_with_the_scopes_that_it_claims(by_url: bool,
             provider.token(iss="https://id.other"),
             provider.token(sub=None),
             provider.token(card_bins="5"),
+            provider.token(card_bins=[]),
             provider.token(ec.generate_private_key(ec.SECP256R1())),
             provider.token(weak, "HS256"),
             provider.token(algorithm="none"),
             b"authorization: Bearer a.b.c\r\n",
         ]
-        assert [(await door.authorize(body, one))[0] for one in bad] == [401] * len(bad)
+        with capture_logs() as said:
+            assert [(await door.authorize(body, one))[0] for one in bad] == [401] * len(bad)
+        reasons = [line["reason"] for line in said if line["event"] == "a token of the issuer cannot be taken"]
+        assert reasons == ["Expected `array`, got `str` - at `$.card_bins`", "Expected `array` of length >= 1 - at `$.card_bins`"]
 
     web = ThreadingHTTPServer(("127.0.0.1", 0), Web)
     serving = threading.Thread(target=web.serve_forever, kwargs={"poll_interval": 0.05})
