@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from schemas.errors import SettingsError
-from streams.authorize.keys import Grant, KeyFile, Scope, hash_of, new_key
+from streams.authorize.keys import CARD_RANGE, Grant, KeyFile, Scope, hash_of, new_key
 from streams.clock import clock_ms
 from streams.settings import Settings
 
@@ -71,8 +71,10 @@ def _number(text: str) -> float:
 def _create(file: KeyFile, args: argparse.Namespace, now_ms: int) -> int:
     if any(grant.name == args.name for grant in file.grants()):
         raise SettingsError(f"a key is called {args.name!r} already: rotate or revoke it")
-    if not all(re.fullmatch("[0-9]{1,19}", digits) for digits in args.bin) or args.burst < 1 or not 1 <= len(args.name) <= 64:
-        raise SettingsError("--bin takes 1 to 19 digits, --burst 1 or more, and a name has 1 to 64 characters")
+    if not all(re.match(CARD_RANGE, digits) for digits in args.bin):
+        raise SettingsError("--bin takes 1 to 6 digits: decisions keep no more of a card, so that captures could not be checked by more")
+    if args.burst < 1 or not 1 <= len(args.name) <= 64:
+        raise SettingsError("--burst takes 1 or more, and a name has 1 to 64 characters")
     key = new_key()
     scopes, until_ms = tuple(Scope(scope) for scope in args.scope), None if args.days is None else now_ms + round(args.days * 24 * HOUR_MS)
     limits: dict[str, Any] = {"per_s": args.per_s, "burst": args.burst, "made_ms": now_ms, "until_ms": until_ms}

@@ -22,6 +22,8 @@ from streams.ready import write_whole
 
 LOCAL = "local"
 """The name of the key that a system makes for whom it runs for."""
+CARD_RANGE = r"^[0-9]{1,6}\Z"
+"""What a key's cards may begin with. Decisions keep six digits of a card: by more, nobody could say later whose card it was."""
 
 
 class Scope(Word):

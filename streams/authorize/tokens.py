@@ -17,7 +17,7 @@ import msgspec
 from schemas.errors import SettingsError
 from schemas.record import Id
 from streams import journal
-from streams.authorize.keys import Grant, Key, Scope
+from streams.authorize.keys import CARD_RANGE, Grant, Key, Scope
 from streams.settings import PREFIX, Settings
 
 ALGORITHMS = ("RS256", "PS256", "ES256", "ES384", "EdDSA")
@@ -42,7 +42,7 @@ class _Claims(msgspec.Struct, frozen=True):
     exp: float
     scope: str = ""
     scp: Sequence[str] = ()
-    card_bins: Annotated[tuple[Annotated[str, msgspec.Meta(pattern="^[0-9]{1,19}$")], ...], msgspec.Meta(min_length=1)] = ()
+    card_bins: Annotated[tuple[Annotated[str, msgspec.Meta(pattern=CARD_RANGE)], ...], msgspec.Meta(min_length=1)] = ()
 
 
 class Tokens:

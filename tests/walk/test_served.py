@@ -276,6 +276,7 @@ def test_a_jwt_of_the_bank_is_a_key_with_the_scopes_that_it_claims(by_url: bool,
             provider.token(sub=None),
             provider.token(card_bins="5"),
             provider.token(card_bins=[]),
+            provider.token(card_bins=["4111111"]),
             provider.token(ec.generate_private_key(ec.SECP256R1())),
             provider.token(weak, "HS256"),
             provider.token(algorithm="none"),
@@ -284,7 +285,11 @@ def test_a_jwt_of_the_bank_is_a_key_with_the_scopes_that_it_claims(by_url: bool,
         with capture_logs() as said:
             assert [(await door.authorize(body, one))[0] for one in bad] == [401] * len(bad)
         reasons = [line["reason"] for line in said if line["event"] == "a token of the issuer cannot be taken"]
-        assert reasons == ["Expected `array`, got `str` - at `$.card_bins`", "Expected `array` of length >= 1 - at `$.card_bins`"]
+        assert reasons == [
+            "Expected `array`, got `str` - at `$.card_bins`",
+            "Expected `array` of length >= 1 - at `$.card_bins`",
+            "Expected `str` matching regex '^[0-9]{1,6}\\\\Z' - at `$.card_bins[0]`",
+        ]
 
     web = ThreadingHTTPServer(("127.0.0.1", 0), Web)
     serving = threading.Thread(target=web.serve_forever, kwargs={"poll_interval": 0.05})
