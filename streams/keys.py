@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     create.add_argument("--per-s", type=_number, default=0.0, metavar="N", help="requests a second at each process (default: no limit)")
     create.add_argument("--burst", type=int, default=1_000, metavar="N", help="requests at once, after a pause (default %(default)s)")
     create.add_argument("--days", type=_number, metavar="N", help="until when it is valid (default: until it is revoked)")
-    actions.add_parser("list", help="every key, never the key itself").add_argument("--json", action="store_true")
+    actions.add_parser("list", help="every key, never the key itself").add_argument("--json", action="store_true", help="end with one JSON object")
     rotate = actions.add_parser("rotate", help="make and print another key of that name; those before it end after a while")
     rotate.add_argument("name")
     rotate.add_argument("--overlap-hours", type=_number, default=24.0, metavar="H", help="for how long both are valid (default %(default)s)")
@@ -87,7 +87,7 @@ def _list(file: KeyFile, as_json: bool) -> int:
     used = file.used()
     if as_json:
         rows = [{**_plain(grant), "used_ms": used.get(grant.sha256)} for grant in file.grants()]
-        print(json.dumps(rows))
+        print(json.dumps({"keys": rows}))
         return 0
     table = Table(box=None, pad_edge=False)
     for column in ("name", "may", "cards", "a second", "made", "ends", "last used"):

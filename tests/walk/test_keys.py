@@ -146,7 +146,7 @@ def test_people_make_list_rotate_and_revoke_keys(tmp_path: Path, monkeypatch: py
     key = said("create", "shop", "--scope", "authorize", "--scope", "read", "--bin", "4111", "--per-s", "50")
     assert is_valid(tmp_path / "keys", key)
     said("create", "shop", "--scope", "read", status=2)
-    (row,) = json.loads(said("list", "--json"))
+    (row,) = json.loads(said("list", "--json"))["keys"]
     assert (row["name"], row["scopes"], row["bins"], row["per_s"], row["used_ms"]) == ("shop", ["authorize", "read"], ["4111"], 50, None)
     rotated = said("rotate", "shop")
     assert is_valid(tmp_path / "keys", rotated)
