@@ -148,7 +148,7 @@ class Client:
         parts = urlsplit(url)
         where = (parts.hostname or "", parts.port)
         self._connection = http.client.HTTPSConnection(*where, context=tls) if parts.scheme == "https" else http.client.HTTPConnection(*where)
-        self._key, self._deadline_s = key, deadline_s
+        self._base, self._key, self._deadline_s = parts.path.rstrip("/"), key, deadline_s
 
     def __enter__(self) -> Client:
         """Itself."""
@@ -205,7 +205,7 @@ class Client:
         if connection.sock is not None:
             connection.sock.settimeout(timeout_s)
         try:
-            connection.request(ask.method, ask.path, ask.body or None, _headers(self._key, ask, timeout_s))
+            connection.request(ask.method, self._base + ask.path, ask.body or None, _headers(self._key, ask, timeout_s))
             response = connection.getresponse()
             return Heard(response.status, response.read(), response.headers.get("retry-after", ""))
         except (OSError, http.client.HTTPException):

@@ -37,9 +37,9 @@ class InThread:
 def with_client(request: pytest.FixtureRequest) -> Callable[[Callable[[Any, Served], Awaitable[None]]], None]:
     """Runs a scene with a client of each kind."""
 
-    def run(play: Callable[[Any, Served], Awaitable[None]], key: str = KEY, deadline_s: float = 20.0) -> None:
+    def run(play: Callable[[Any, Served], Awaitable[None]], key: str = KEY, deadline_s: float = 20.0, path: str = "") -> None:
         async def scene(door: Served) -> None:
-            url = f"http://127.0.0.1:{door.port}"
+            url = f"http://127.0.0.1:{door.port}{path}"
             if request.param == "sync":
                 with Client(url, key, deadline_s) as client:
                     await play(InThread(client), door)
@@ -79,6 +79,15 @@ def test_a_wrong_key_is_an_error_of_its_own_at_once(with_client: Any) -> None:
             await client.authorize(an_ask())
 
     with_client(play, key="hf_guessed")
+
+
+def test_the_path_of_its_url_stands_before_what_is_asked(with_client: Any) -> None:
+    async def play(client: Any, door: Served) -> None:
+        with pytest.raises(InvalidRequest) as wrong:
+            await client.balance("a1")
+        assert wrong.value.fault.code == "not_found", "nobody is at /gateway here"
+
+    with_client(play, path="/gateway/")
 
 
 def test_what_is_indefinite_is_asked_again_until_it_is_not(with_client: Any) -> None:
