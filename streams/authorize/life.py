@@ -14,7 +14,7 @@ from models.clearing import WHOLE, Asked, ahead, applied, clearings, named, open
 from models.hold import Book, Refusal
 from schemas.avro import decode, encode
 from schemas.decision import Action, Decision
-from schemas.errors import Conflict, LogUnavailable, MemoryUnavailable
+from schemas.errors import Conflict, InvalidRecord, LogUnavailable, MemoryUnavailable
 from schemas.hold import Clearing, ClearingKind, HoldState
 from schemas.identity import INCREMENT, hold_id, increment_id
 from schemas.record import Word
@@ -60,8 +60,8 @@ async def clear(asked: Asked, world: World, now_ms: int) -> tuple[Clearing, ...]
     """Captures or reverses, whole or in part: the clearings, once the log has them; or why not. An empty `account_id` is the decision's.
 
     What was asked before counts, though the `hold` app may not have applied it yet: all that doors ask of a transaction and its increments is
-    kept in one list, changed by compare-and-set. A repeat gets the same again. Conflict: the id came before with other contents. Unavailable:
-    nothing is known; the same call again is safe.
+    kept in one list, changed by compare-and-set. A repeat gets the same again. Conflict: the id came before with other contents. InvalidRecord: its
+    time is before the authorization. Unavailable: nothing is known; the same call again is safe.
     """
     first_id = await _first_id(asked, world)
     for _ in range(_TRIES):
@@ -188,6 +188,7 @@ async def _standing(asked: Asked, world: World, now_ms: int) -> _Standing | Refu
         return NotCleared.WRONG_ACCOUNT
     if decision.hold_id is None:
         return NotCleared.NOTHING_HELD
+    _not_before(decision.at_ms, asked, world)
     if _has_expired(decision, now_ms) and asked.kind is ClearingKind.CAPTURE:
         return Refusal.LATE_CAPTURE
     book = await _book(decision.account_id, world)
@@ -229,7 +230,15 @@ async def _of_an_old_one(asked: Asked, world: World) -> _Standing | Refusal:
     hold = book.hold(hold_id(asked.transaction_id))
     if hold is not None and hold.state is HoldState.PROVISIONAL:
         raise LogUnavailable("the hold is placed, but its decision is not kept yet")
+    if hold is not None:
+        _not_before(hold.placed_at_ms, asked, world)
     return _Standing(asked, book)
+
+
+def _not_before(at_ms: int, asked: Asked, world: World) -> None:
+    """InvalidRecord where it is of a time before the authorization, by more than clocks may differ: today's balance would contain it already."""
+    if asked.at_ms < at_ms - world.future_ms_max:
+        raise InvalidRecord("at_ms", "is before the authorization")
 
 
 async def _book(account_id: str, world: World) -> Book:

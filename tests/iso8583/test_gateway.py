@@ -237,6 +237,7 @@ def test_captures_and_reversals_are_refused_by_name() -> None:
         assert await host.code("0220", about(f4="000000001001")) == "13", "more than was held"
         assert await host.code("0220", about(f49="840")) == "12", "another currency"
         assert await host.code("0420", about(f102="a2")) == "25", "another account"
+        assert await host.code("0220", about(f7="1231120000")) == "30", "a day before the authorization"
         assert await host.code("0420", about(f95="000000001000" + "0" * 30)) == "30", "nothing of it"
         assert await host.code("0100", fields_of(f11="000002", f4="000000099999")) == "51"
         assert await host.code("0420", about("000002")) == "21", "nothing was held"

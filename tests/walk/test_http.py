@@ -528,6 +528,8 @@ def test_an_increment_raises_the_hold_and_is_captured_with_it() -> None:
         ("capture", {"amount_minor": 1}, 422, "invalid_field"),
         ("capture", {"account_id": "a2"}, 404, "wrong_account"),
         ("capture", {"at_ms": NOON + 86_400_000}, 422, "time_in_future"),
+        ("capture", {"at_ms": NOON // 1_000}, 422, "invalid_field"),
+        ("reversal", {"at_ms": NOON // 1_000}, 422, "invalid_field"),
         ("reversal", {"amount_minor": 1}, 422, "invalid_field"),
         ("reversal", {"amount_minor": 0, "currency": "EUR"}, 422, "invalid_field"),
         ("reversal", {"amount_minor": 1_001, "currency": "EUR"}, 422, "exceeds_hold"),
@@ -542,6 +544,17 @@ def test_a_step_that_cannot_be_is_refused_by_name(step: str, sent: dict[str, Any
         answered, error, _ = await host.step(step, **(CLEARING | sent))
         assert (answered, error["error"]["code"]) == (status, code)
         assert host.world.bus.records(CLEARINGS) == []
+
+    at_the_door(play)
+
+
+def test_a_capture_from_before_its_authorization_is_refused_by_its_time_unless_clocks_may_differ_so_much() -> None:
+    async def play(host: Host) -> None:
+        await host.authorize()
+        earliest = NOON - host.world.world.future_ms_max
+        error = (await host.step("capture", **CLEARING, at_ms=earliest - 1))[1]["error"]
+        assert (error["param"], error["message"]) == ("at_ms", "is before the authorization")
+        assert (await host.step("capture", **CLEARING, at_ms=earliest))[0] == 200
 
     at_the_door(play)
 
