@@ -72,6 +72,7 @@ FIELD_39: dict[str, Field39] = {
     "reversed": Field39("00", "400"),
     "unknown_hold": Field39("25", "914"),
     "wrong_account": Field39("25", "914"),
+    "increment_mismatch": Field39("12", "902"),
     "nothing_held": Field39("21", "914"),
     "already_posted": Field39("21", "902"),
     "already_voided": Field39("21", "902"),

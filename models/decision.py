@@ -203,6 +203,10 @@ _SAME = ("account_id", "card_token", "kind", "amount_minor", "currency", "billin
 """What a payment and its retry have in common (dynamic linking: Delegated Regulation (EU) 2018/389, article 5, links amount and payee)."""
 
 
+_RAISED = ("card_token", "merchant_id", "currency")
+"""What an authorization and its increments have in common."""
+
+
 def not_retried(txn: Transaction, original: Decision | None) -> InvalidRecord | None:
     """Why a transaction is not the retry of the one that it names in `step_up_of`; None if it is."""
     if original is None or original.action is not Action.STEP_UP:
@@ -210,6 +214,17 @@ def not_retried(txn: Transaction, original: Decision | None) -> InvalidRecord | 
     for field in _SAME:
         if getattr(txn, field) != getattr(original.transaction, field):
             return InvalidRecord(field, f"is not that of {original.transaction_id}, which it is said to be the retry of", code="step_up_mismatch")
+    return None
+
+
+def not_raised(txn: Transaction, original: Decision) -> InvalidRecord | None:
+    """Why a transaction cannot raise the hold of the original: it takes money, by the same card, for the same merchant, in the hold's currency."""
+    if txn.kind in CREDITS:
+        return InvalidRecord("kind", "brings money in and raises no hold", code="increment_mismatch")
+    mine, other = (txn.card_token, txn.merchant_id, txn.own_currency), original.transaction
+    for field, own, its in zip(_RAISED, mine, (other.card_token, other.merchant_id, original.hold_currency), strict=True):
+        if own != its:
+            return InvalidRecord(field, f"is not that of {original.transaction_id}, which it is to raise", code="increment_mismatch")
     return None
 
 

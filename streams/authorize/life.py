@@ -11,6 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from models.clearing import WHOLE, Asked, ahead, applied, clearings, named, open_holds, unconfirmed_increments, without
+from models.decision import not_raised
 from models.hold import Book, Refusal
 from schemas.avro import decode, encode
 from schemas.decision import Action, Decision
@@ -87,7 +88,8 @@ async def clear(asked: Asked, world: World, now_ms: int) -> tuple[Clearing, ...]
 async def increment(txn: Transaction, original_id: str, world: World, now_ms: int) -> Transaction | Refusal | NotCleared:
     """The transaction as one that raises the hold of another, or why it cannot: decided like every transaction, with a hold of its own.
 
-    Its own id, which its sender chose, becomes one that says whose increment it is; the two holds are cleared together.
+    Its own id, which its sender chose, becomes one that says whose increment it is; the two holds are cleared together. InvalidRecord names the
+    field by which it is none: a card, a merchant or a currency that is not the original's.
     """
     attributes = (*txn.attributes, Attribute(name=INCREMENTS, value=original_id))
     raised = msgspec.structs.replace(txn, transaction_id=increment_id(original_id, txn.transaction_id), attributes=attributes)
@@ -105,6 +107,8 @@ async def increment(txn: Transaction, original_id: str, world: World, now_ms: in
         return NotCleared.WRONG_ACCOUNT
     if decision.hold_id is None:
         return NotCleared.NOTHING_HELD
+    if (mismatch := not_raised(txn, decision)) is not None:
+        raise mismatch
     return Refusal.ALREADY_EXPIRED if _has_expired(decision, now_ms) else raised
 
 

@@ -49,6 +49,7 @@ DECIDING = (
 )
 ABSENT = ("memory_unavailable", "log_unavailable", "unavailable", "deadline")
 HELD = ("unknown_hold", "wrong_account", "nothing_held", "already_posted", "already_voided", "already_expired", "not_found")
+RAISING = (*HELD, *ABSENT, "increment_mismatch")
 CLEARING = (*FIELDS, *HELD, *ABSENT, "time_in_future", "transaction_conflict", "clearing_conflict", "too_many_parts", "card_not_covered")
 CLEARING_MONEY = ("hold_currency_mismatch", "exceeds_hold", "late_capture")
 
@@ -171,7 +172,7 @@ _RESTRICTED = ("not_found", "card_not_covered", "missing_field", "invalid_field"
 _FOUND = ("not_found", "card_not_covered", *ABSENT)
 SHAPES: dict[str, Shape] = {
     "POST /v1/authorizations": Shape((Answer,), AuthorizationRequest, DECIDING, _WAITS),
-    "POST /v1/authorizations/{transaction_id}/increment": Shape((Answer,), AuthorizationRequest, (*DECIDING, *HELD, *ABSENT), _WAITS),
+    "POST /v1/authorizations/{transaction_id}/increment": Shape((Answer,), AuthorizationRequest, (*DECIDING, *RAISING), _WAITS),
     "POST /v1/authorizations/{transaction_id}/capture": Shape((ClearingAnswer,), CaptureRequest, (*CLEARING, *CLEARING_MONEY), (_DEADLINE,)),
     "POST /v1/authorizations/{transaction_id}/reversal": Shape((ClearingAnswer,), ReversalRequest, (*CLEARING, *CLEARING_MONEY), (_DEADLINE,)),
     "GET /v1/decisions": Shape((Answer, DecisionPage), None, (*_FOUND, "missing_field", "unknown_field", "invalid_field", "card_number"), _LISTED),

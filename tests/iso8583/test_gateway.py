@@ -299,6 +299,8 @@ def test_an_increment_of_what_is_not_held_is_refused_and_one_alone_can_be_revers
         assert await host.code("0100", about(f11="000010")) == "25", "nobody knows the original"
         assert await host.code("0100", fields_of()) == "00"
         assert await host.code("0100", about(f11="000010", f102="a2")) == "25", "another account"
+        assert await host.code("0100", about(f11="000010", f3="200000")) == "12", "a refund"
+        assert await host.code("0100", about(f11="000010", f2="5500000000000004")) == "12", "another card"
         assert await host.code("0100", about(f11="000011", f4="000000000500")) == "00"
         assert await host.code("0420", about("000011", f11="000012")) == "00", "the increment alone"
         assert await host.code("0421", about("000011", f11="000012")) == "00"

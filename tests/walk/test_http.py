@@ -559,6 +559,27 @@ def test_a_capture_from_before_its_authorization_is_refused_by_its_time_unless_c
     at_the_door(play)
 
 
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"kind": "refund"}, "kind"),
+        ({"card_number": "5500000000000004"}, "card_token"),
+        ({"card_number": ...}, "card_token"),
+        ({"merchant_id": "m2"}, "merchant_id"),
+        ({"billing_currency": "USD", "billing_amount_minor": 1_000}, "currency"),
+    ],
+)
+def test_what_is_no_increment_is_refused_by_its_field(changes: dict[str, Any], field: str) -> None:
+    async def play(host: Host) -> None:
+        await host.authorize()
+        status, error, _ = await host.step("increment", **a_request(transaction_id="i1", **changes))
+        assert (status, error["error"]["code"], error["error"]["param"]) == (422, "increment_mismatch", field)
+        assert len(host.world.decisions) == 1
+        assert (await host.step("increment", **a_request(transaction_id="i1", kind="moto")))[1]["outcome"] == "approve", "keyed in at the desk"
+
+    at_the_door(play)
+
+
 def test_an_increment_that_was_given_back_alone_is_not_captured_with_the_rest() -> None:
     async def play(host: Host) -> None:
         await host.authorize()
