@@ -9,6 +9,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from schemas.errors import InvalidRecord
+from schemas.identity import INCREMENT
 from schemas.money import EXPONENTS
 from schemas.record import Country, Currency, EpochMs, Id, MinorUnits, Record, Token, Word, doc
 
@@ -146,6 +147,13 @@ class Transaction(Record, frozen=True, kw_only=True):
     def own_currency(self) -> str:
         """The account's currency as the transaction states it, ISO 4217."""
         return self.currency if self.billing_currency is None else self.billing_currency
+
+
+def with_own_id(txn: Transaction) -> Transaction:
+    """The transaction as somebody sent it; InvalidRecord if its id begins as those of increments do, which limits count with what they raise."""
+    if txn.transaction_id.startswith(INCREMENT):
+        raise InvalidRecord("transaction_id", f"begins with {INCREMENT}, as only the ids of increments do")
+    return txn
 
 
 TOKENS = ("card_token", "device_token", "email_token", "phone_token", "address_token")

@@ -10,7 +10,7 @@ from schemas.avro import encode
 from schemas.identity import derived_id
 from schemas.record import Record
 from schemas.topics import ACCOUNT_EVENTS, DECISIONS, REMEMBERED_EVENTS, TRANSACTIONS
-from schemas.transaction import Transaction, sound
+from schemas.transaction import Transaction, sound, with_own_id
 from streams import journal, metrics
 from streams.answers import on_whole
 from streams.asked import Origin
@@ -22,7 +22,7 @@ from streams.world import World
 async def on_transaction(world: World, txn: Transaction, source: Source) -> Sequence[Record]:
     """Decides, and tells the decision itself. Conflict and InvalidRecord become dead letters."""
     began, now_ms = perf_counter(), world.clock_ms()
-    sound(txn, now_ms, world.future_ms_max)
+    sound(with_own_id(txn), now_ms, world.future_ms_max)
     made = await decide(txn, world, now_ms, Origin(source.topic, source.partition, source.offset), source.logged)
     if made.decision is not None:
         metrics.decided(made.decision.outcome, made.decision.degradations, perf_counter() - began)

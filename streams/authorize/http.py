@@ -16,7 +16,7 @@ from schemas.decision import Decision
 from schemas.errors import Conflict, InvalidRecord, MemoryUnavailable, Unavailable
 from schemas.hold import ClearingKind
 from schemas.record import Id, Record
-from schemas.transaction import Transaction, sound
+from schemas.transaction import Transaction, sound, with_own_id
 from streams import answers, journal, metrics
 from streams.asked import Course
 from streams.authorize.controls import SHAPE, controls
@@ -140,7 +140,7 @@ class HttpDoor:
         sent = authorization_in(request)
         if not key.covers(sent.card_number or sent.card_bin):
             return Problem("card_not_covered", param="card_number" if sent.card_number else "card_bin", about=sent.transaction_id)
-        return sound(transaction_of(sent, self._key, self._key_id), now_ms, self._world.future_ms_max)
+        return sound(with_own_id(transaction_of(sent, self._key, self._key_id)), now_ms, self._world.future_ms_max)
 
     async def _decided(self, txn: Transaction, now_ms: int, request: Request, took_s: float = 0.0) -> Reply | Special | Problem:
         """Decides within what is left of the host's time after `took_s` of it."""

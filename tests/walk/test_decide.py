@@ -17,7 +17,10 @@ from schemas.avro import decode
 from schemas.decision import Action, Decision, Outcome
 from schemas.errors import Conflict, InvalidRecord, LogUnavailable
 from schemas.identity import decision_id, hold_id
+from schemas.topics import TRANSACTIONS
 from schemas.transaction import CheckResult, Transaction, TransactionKind
+from streams.follow import Source
+from streams.score import on_transaction
 from tests.world import NOON, TestWorld, a_transaction, a_world
 
 T = TypeVar("T")
@@ -104,6 +107,13 @@ def test_the_same_id_with_other_contents_is_a_conflict_and_changes_nothing() -> 
         run(world.decide(a_transaction(amount_minor=2_000)))
     assert len(world.decisions) == 1
     assert world.books.books["a1"].available_minor(NOON) == 99_000
+
+
+def test_what_a_topic_brings_under_the_id_of_an_increment_is_refused() -> None:
+    world = a_world()
+    with pytest.raises(InvalidRecord, match="transaction_id: begins with inc_"):
+        run(on_transaction(world.world, a_transaction("inc_1"), Source(TRANSACTIONS.name, 0, 0, NOON, b"a1", b"", ())))
+    assert world.decisions == []
 
 
 @pytest.mark.parametrize(
