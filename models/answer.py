@@ -104,7 +104,7 @@ _REFUSING = (ReasonSource.ACCOUNT, ReasonSource.DEGRADED, ReasonSource.AUTHENTIC
 class Answer(Record, frozen=True, kw_only=True):
     """The host's view of a decision; equal decisions give equal bytes."""
 
-    transaction_id: Annotated[str, doc("the sender's id")]
+    transaction_id: Annotated[str, doc("the sender's id; of an increment one made of it and the original's: by it the increment is asked for")]
     decision_id: Annotated[str, doc("names the decision; derived from the transaction's id")]
     outcome: Annotated[str, doc("approve, review, decline (the account cannot pay, or authentication is missing) or block (a risk)")]
     action: Annotated[Action | None, doc("step_up: have the cardholder authenticate, and ask again with `step_up_of` and the result")]

@@ -252,7 +252,7 @@ class HttpDoor:
 
     def _shown(self, kept: answers.Kept | None, key: Key) -> Reply | Problem:
         if kept is None or not kept.told:
-            return Problem("not_found", "no such decision, or it is older than answers are kept")
+            return Problem("not_found", "no such decision, or it is older than answers are kept; ask for an increment by its answer's transaction_id")
         decision = avro.decode(Decision, kept.message)
         if not key.covers(decision.transaction.card_bin):
             return Problem("card_not_covered", about=decision.transaction_id)

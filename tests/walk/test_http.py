@@ -513,6 +513,8 @@ def test_an_increment_raises_the_hold_and_is_captured_with_it() -> None:
         status, answer, first = await host.step("increment", **a_request(transaction_id="i1", amount_minor=500))
         assert (status, answer["outcome"], answer["held_minor"]) == (200, "approve", 500)
         assert (await host.step("increment", **a_request(transaction_id="i1", amount_minor=500)))[2] == first
+        assert (await host.ask("GET", f"/v1/decisions?transaction_id={answer['transaction_id']}"))[2] == first
+        assert "its answer's transaction_id" in (await host.ask("GET", "/v1/decisions?transaction_id=i1"))[1]["error"]["message"]
         assert (await host.step("increment", **a_request(transaction_id="i2", account_id="a2")))[1]["error"]["code"] == "wrong_account"
         status, answer, _ = await host.step("capture", **CLEARING)
         assert (status, answer["amount_minor"]) == (200, 1_500)
