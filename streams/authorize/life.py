@@ -89,8 +89,10 @@ async def increment(txn: Transaction, original_id: str, world: World, now_ms: in
     """The transaction as one that raises the hold of another, or why it cannot: decided like every transaction, with a hold of its own.
 
     Its own id, which its sender chose, becomes one that says whose increment it is; the two holds are cleared together. InvalidRecord names the
-    field by which it is none: a card, a merchant or a currency that is not the original's.
+    field by which it is none: a card, a merchant or a currency that is not the original's. One that names an increment raises what that raises.
     """
+    if original_id.startswith(INCREMENT):
+        original_id = _raised_by(original_id, await world.answers.of_transaction(original_id))
     attributes = (*txn.attributes, Attribute(name=INCREMENTS, value=original_id))
     raised = msgspec.structs.replace(txn, transaction_id=increment_id(original_id, txn.transaction_id), attributes=attributes)
     if await world.answers.of_transaction(raised.transaction_id) is not None:
@@ -214,10 +216,15 @@ async def _found(asked: Asked, world: World) -> tuple[Asked, Kept | None]:
 async def _first_id(asked: Asked, world: World) -> str:
     """The authorization whose list it belongs to: of an increment, that which it raises, so that both know what was asked of the other."""
     asked, kept = await _found(asked, world)
-    if kept is None or not asked.transaction_id.startswith(INCREMENT):
-        return asked.transaction_id
+    return _raised_by(asked.transaction_id, kept)
+
+
+def _raised_by(transaction_id: str, kept: Kept | None) -> str:
+    """The authorization that an increment raises; of any other transaction, itself. What says so stands behind all that the sender said."""
+    if kept is None or not transaction_id.startswith(INCREMENT):
+        return transaction_id
     attributes = decode(Decision, kept.message).transaction.attributes
-    return next((each.value for each in attributes if each.name == INCREMENTS), asked.transaction_id)
+    return next((each.value for each in reversed(attributes) if each.name == INCREMENTS), transaction_id)
 
 
 async def _is_told(transaction_id: str, world: World) -> bool:

@@ -583,6 +583,29 @@ def test_what_is_no_increment_is_refused_by_its_field(changes: dict[str, Any], f
     at_the_door(play)
 
 
+def test_an_increment_that_names_an_increment_raises_what_that_raises() -> None:
+    async def play(host: Host) -> None:
+        await host.authorize()
+        _, first, _ = await host.step("increment", **a_request(transaction_id="i1", amount_minor=500))
+        status, second, _ = await host.step("increment", first["transaction_id"], **a_request(transaction_id="i2", amount_minor=300))
+        assert (status, second["held_minor"]) == (200, 300)
+        assert (await host.step("capture", **CLEARING))[1]["amount_minor"] == 1_800
+        assert (await host.step("capture", second["transaction_id"], clearing_id="c2"))[1]["error"]["code"] == "already_posted"
+
+    at_the_door(play)
+
+
+def test_what_its_sender_says_of_an_increment_does_not_hide_what_it_raises() -> None:
+    async def play(host: Host) -> None:
+        await host.authorize()
+        said = [{"name": "increments", "value": "t9"}]
+        _, raised, _ = await host.step("increment", **a_request(transaction_id="i1", amount_minor=500, attributes=said))
+        assert (await host.step("capture", raised["transaction_id"], clearing_id="c1"))[1]["amount_minor"] == 500
+        assert (await host.step("capture", clearing_id="c2"))[1]["amount_minor"] == 1_000
+
+    at_the_door(play)
+
+
 def test_an_increment_that_was_given_back_alone_is_not_captured_with_the_rest() -> None:
     async def play(host: Host) -> None:
         await host.authorize()
