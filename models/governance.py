@@ -24,6 +24,8 @@ SYSTEM = "system:"
 BREAKER = f"{SYSTEM}breaker"
 """The name under which the breaker acts."""
 STANDING_BY = frozenset({State.APPROVED, State.CHALLENGER, State.SHADOW})
+APPROVED = STANDING_BY | {State.CHAMPION}
+"""Where a model or policy stands that a third person has approved."""
 LEGAL: Mapping[Act, Mapping[State, State]] = {
     Act.VALIDATE: {State.DRAFT: State.VALIDATED} | {state: state for state in State if state not in (State.DRAFT, State.RETIRED)},
     Act.APPROVE: {State.VALIDATED: State.APPROVED},
@@ -52,6 +54,7 @@ class Refusal(Word):
     NOT_TO_VALIDATE = "not_to_validate"
     OWN_WORK = "own_work"
     OWN_VALIDATION = "own_validation"
+    OWN_APPROVAL = "own_approval"
     EXPIRED = "expired"
     GATE_FAILED = "gate_failed"
     SHARES_EXCEED = "shares_exceed"
@@ -163,6 +166,8 @@ def _same_eyes(item: Item, move: Move) -> Refused | None:
         return Refused(Refusal.OWN_WORK, f"{move.by} is its author: another person must {move.act} it")
     if move.act is Act.APPROVE and _same(move.by, item.validated_by):
         return Refused(Refusal.OWN_VALIDATION, f"{move.by} validated it: another person must approve it")
+    if move.act is Act.VALIDATE and item.state in APPROVED and _same(move.by, item.approved_by):
+        return Refused(Refusal.OWN_APPROVAL, f"{move.by} approved it: another person must validate it anew")
     return None
 
 
@@ -214,15 +219,20 @@ def _begun(_: Item | None, move: Move) -> Item:
 def _validated(item: Item | None, move: Move) -> Item:
     assert item is not None
     led = item if item.state is LEGAL[move.act][item.state] else _led(item, move)
-    return replace(led, validated_by=move.by, expires_at_ms=move.expires_at_ms, figures=move.figures)
+    ends = _ends(item.tier, move.at_ms, move.expires_at_ms) if item.state in APPROVED else move.expires_at_ms
+    return replace(led, validated_by=move.by, expires_at_ms=ends, figures=move.figures)
+
+
+def _ends(tier: Tier | None, at_ms: int, said_ms: int | None) -> int:
+    """Until when it holds: the tier's own limit shortens the time that the validator gave."""
+    assert tier is not None
+    latest = at_ms + VALID_DAYS[tier] * DAY_MS
+    return latest if said_ms is None else min(latest, said_ms)
 
 
 def _approved(item: Item | None, move: Move) -> Item:
-    """A tier's own limit shortens the time that the validator gave."""
     assert item is not None
-    assert move.tier is not None
-    latest = move.at_ms + VALID_DAYS[move.tier] * DAY_MS
-    ends = latest if item.expires_at_ms is None else min(latest, item.expires_at_ms)
+    ends = _ends(move.tier, move.at_ms, item.expires_at_ms)
     said = {band.outcome for band in move.bands}
     bands = (*move.bands, *(band for band in USUAL_BANDS if band.outcome not in said))
     return replace(_led(item, move), approved_by=move.by, tier=move.tier, expires_at_ms=ends, bands=bands)

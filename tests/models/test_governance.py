@@ -62,6 +62,9 @@ BOTH = UP + "cleo promote m1\n" + UP.replace("m1", "m2") + "cleo promote m2\n"
         ("ana register m1\nben validate m1\nben approve m1", "own_validation"),
         ("ana register m1\nAna validate m1", "own_work"),
         ("ana register m1\nben validate m1\nBEN approve m1", "own_validation"),
+        (UP + "cleo validate m1", "own_approval"),
+        (UP + "cleo promote m1\ndan validate m1\nCleo validate m1", "own_approval"),
+        (BOTH + "dora roll_back m1\ncleo validate m2\ndora approve m2", ""),
         ("ana register m1\nben approve m1", "not_validated"),
         ("ana register m1\nben promote m1", "not_validated"),
         ("ana register m1\nben validate m1\ncleo promote m1", "not_approved"),
@@ -111,6 +114,8 @@ def test_the_tier_shortens_how_long_a_validation_holds() -> None:
     long = after(long, a_move(long, Act.VALIDATE, "ben", expires_at_ms=10_000 * DAY_MS))
     long = after(long, a_move(long, Act.APPROVE, "cleo"))
     assert long.items["m1"].expires_at_ms == 180 * DAY_MS + 1
+    again = after(long, a_move(long, Act.VALIDATE, "dan", at_ms=DAY_MS, expires_at_ms=10_000 * DAY_MS))
+    assert again.items["m1"].expires_at_ms == 181 * DAY_MS
 
 
 def test_an_outcome_of_which_the_approver_says_no_band_has_the_usual_one() -> None:
