@@ -88,6 +88,8 @@ BOTH = UP + "cleo promote m1\n" + UP.replace("m1", "m2") + "cleo promote m2\n"
         (UP + "cleo challenge:0.1 m1 1 parity_max", "gate_failed"),
         (TWO + "cleo challenge:0.6 m1\ncleo challenge:0.4 m2", ""),
         (TWO + "cleo challenge:0.6 m1\ncleo challenge:0.5 m2", "shares_exceed"),
+        (TWO + UP.replace("m1", "m3") + "cleo challenge:0.33 m1\ncleo challenge:0.56 m2\ncleo challenge:0.11 m3", ""),
+        (TWO + "cleo challenge:0.6 m1\ncleo challenge:0.4001 m2", "shares_exceed"),
         (TWO + "cleo challenge:0.6 m1\ncleo challenge:0.9 m1\ncleo shadow m1\ncleo challenge:1 m2", ""),
         (BOTH + "dora roll_back m1 500", ""),
         (BOTH + "dora roll_back m1\ndora promote m2", "not_approved"),
