@@ -27,6 +27,8 @@ from schemas.transaction import CREDITS, CheckResult, Transaction, TransactionKi
 DAY_MS = 86_400_000
 UNREAD = frozenset({"members"})
 """Tables that earlier releases asked for and nobody read (weights are the recipe's): a policy that was signed with one stays what it is."""
+CODE_MAX = 64
+"""A reason's code in a decision has one character to so many (`schemas.decision.Reason`): a decision with another one cannot be read."""
 SEVERITY = {outcome: place for place, outcome in enumerate(Outcome)}
 """How severe an outcome is; the most severe of several stands."""
 
@@ -401,6 +403,13 @@ class _Table:
             raise SettingsError(f"{self._path}.{key}: {value!r} is none of {', '.join(words)}")
         return words(value)
 
+    def text(self, key: str, length_max: int) -> str:
+        """A text of at least one character and at most so many."""
+        value: str = self.take(key, str)
+        if not 1 <= len(value) <= length_max:
+            raise SettingsError(f"{self._path}.{key}: has {len(value)} characters, not 1 to {length_max}")
+        return value
+
     def table(self, key: str, default: Any = None) -> _Table:
         """The table under this key."""
         return _Table(self.take(key, dict, default), f"{self._path}.{key}")
@@ -446,7 +455,7 @@ def _condition(row: _Table) -> Condition:
 def _rule(row: _Table) -> Rule:
     more = row.rows_of("and", [])
     action = row.word("action", Action) if "action" in row.given() else None
-    rule = Rule((_condition(row), *(_condition(m) for m in more)), row.word("outcome", Outcome), row.take("reason", str), action)
+    rule = Rule((_condition(row), *(_condition(m) for m in more)), row.word("outcome", Outcome), row.text("reason", CODE_MAX), action)
     for part in (row, *more):
         part.done()
     if rule.outcome not in (Outcome.REVIEW, Outcome.BLOCK):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from decimal import Decimal
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from features.catalogue import CATALOGUE
 from models.policy import Comparison, Policy, approved_in_part, hold_lifetime_ms, hold_terms, least_minor, policy_from_toml
 from models.registry import default_policy_text
-from schemas.decision import Outcome
+from schemas.decision import Outcome, Reason
 from schemas.errors import SettingsError
 from schemas.money import EXPONENTS
 from schemas.transaction import Transaction, TransactionKind
@@ -71,6 +72,8 @@ def test_other_numbers_are_another_policy() -> None:
         ("2026-01-01T00:00:00Z", "2026-01-01T00:00:00", "policy.effective_from"),
         ('name = "default"', 'name = "default', "policy:"),
         ('outcome = "block"', 'outcome = "decline"', r"policy.rules\[1\].outcome"),
+        ('reason = "many_card_payments_1m"', 'reason = ""', r"policy.rules\[1\].reason"),
+        ('reason = "many_card_payments_1m"', f'reason = "{"m" * 65}"', r"policy.rules\[1\].reason"),
         ("value = 5,", 'value = "5",', r"policy.rules\[1\].value"),
         ('comparison = "at_least"', 'comparison = ">="', r"policy.rules\[1\].comparison"),
     ],
@@ -79,6 +82,13 @@ def test_a_mistake_in_the_file_is_named(old: str, new: str, named: str) -> None:
     assert old in TEXT
     with pytest.raises(SettingsError, match=named):
         policy_from_toml(TEXT.replace(old, new, 1))
+
+
+def test_the_longest_reason_of_a_rule_is_one_that_a_decision_can_tell() -> None:
+    longest = policy_from_toml(TEXT.replace("many_card_payments_1m", "m" * 64)).rules[0].reason
+    assert msgspec.convert({"code": longest, "source": "rule"}, Reason).code == longest
+    with pytest.raises(msgspec.ValidationError, match="code"):
+        msgspec.convert({"code": longest + "m", "source": "rule"}, Reason)
 
 
 ORACLE = {
