@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from decimal import ROUND_CEILING, Decimal
+from decimal import ROUND_CEILING, Decimal, InvalidOperation
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -327,8 +327,8 @@ def policy_from_toml(text: str) -> Policy:
     The id is derived from the text: other numbers are another policy.
     """
     try:
-        rows = tomllib.loads(text, parse_float=Decimal)
-    except tomllib.TOMLDecodeError as error:
+        rows = tomllib.loads(text, parse_float=_decimal)
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"policy: {error}") from error
     table = _Table({key: row for key, row in rows.items() if key not in UNREAD}, "policy")
     score, risk, hold = table.table("score"), table.table("risk"), table.table("hold")
@@ -356,6 +356,14 @@ def policy_from_toml(text: str) -> Policy:
     if not (policy.review_above <= policy.block_above and policy.medium_above <= policy.high_above):
         raise SettingsError("policy.score: review_above must not exceed block_above, nor risk.medium_above risk.high_above")
     return policy
+
+
+def _decimal(text: str) -> Decimal:
+    """The number; NaN, which its key's bounds refuse, where the exponent is more than a decimal has."""
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        return Decimal("nan")
 
 
 class _Table:
@@ -440,7 +448,10 @@ class _Table:
 def _epoch_ms(at: datetime) -> int:
     if at.tzinfo is None:
         raise SettingsError("policy.effective_from: needs a UTC offset, for example 2026-01-01T00:00:00Z")
-    return int((at - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds() * 1000)
+    try:
+        return int((at.astimezone(UTC) - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds() * 1000)
+    except OverflowError:
+        raise SettingsError(f"policy.effective_from: {at.isoformat()} is in no year from 1 to 9999 (UTC)") from None
 
 
 def _degraded(table: _Table) -> dict[str, Outcome]:

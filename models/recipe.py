@@ -68,7 +68,7 @@ def recipe_from_toml(text: str) -> Recipe:
     """The recipe that the text says; SettingsError naming the key for what is missing, unknown or out of bounds. Another text is another recipe."""
     try:
         rows = msgspec.convert(tomllib.loads(text), _Text)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"recipe: {error}") from None
     for what, names in (("members", [row.name for row in rows.members]), ("groups", [row.name for row in rows.groups])):
         if twice := sorted({name for name in names if names.count(name) > 1}):

@@ -37,6 +37,8 @@ def test_every_recipe_that_comes_with_the_house_is_one() -> None:
         ("parts = 3", "parts = 1", "parts"),
         ("parts = 3", "parts = 3\nparst = 4", "parst"),
         ("parts = 3", "parts =", "recipe"),
+        ("parts = 3", f"parts = {'9' * 5000}", "recipe"),
+        ("parts = 3", f"parts = {'[' * 5000}{']' * 5000}", "recipe"),
     ],
 )
 def test_what_is_wrong_with_a_recipe_is_named(old: str, new: str, named: str) -> None:
