@@ -27,7 +27,7 @@ class MemberRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     name: Annotated[str, msgspec.Meta(pattern="^[a-z_]{1,40}$")]
     weight: Share
-    families: tuple[str, ...]
+    families: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
     estimator: Estimator
     parameters: dict[str, Any] = {}
 

@@ -204,7 +204,7 @@ def _dealt(cards: Ints, parts: int, seed: int) -> Ints:
 def _drawn(truth: Flags, honest_per_fraud: float, seed: int) -> npt.NDArray[np.intp]:
     """The rows to learn from: every fraud and so many honest ones, in order. Calibration sets the level right again."""
     honest = np.flatnonzero(~truth)
-    wanted = min(len(honest), max(HONEST_MIN, int(np.ceil(honest_per_fraud * truth.sum()))))
+    wanted = int(min(len(honest), max(HONEST_MIN, np.ceil(honest_per_fraud * truth.sum()))))
     if wanted < len(honest):
         honest = np.random.default_rng(seed).choice(honest, wanted, replace=False)
     return np.sort(np.concatenate((np.flatnonzero(truth), honest)))

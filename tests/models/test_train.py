@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -105,6 +106,11 @@ def test_the_weights_are_the_recipes_or_fitted_and_fitted_ones_sum_to_one(recipe
     assert min(weights) >= 0
     assert sum(weights) == pytest.approx(1)
     assert weights != list(recipe.weights.values())
+
+
+def test_a_recipe_without_a_limit_on_the_honest_learns_from_all(team: Team, recipe: Recipe) -> None:
+    without = fit(some_examples(), replace(recipe, honest_per_fraud=math.inf), seed=7)
+    assert np.array_equal(without.said(some_examples().vectors), team.said(some_examples().vectors))
 
 
 def test_any_estimator_of_a_recipe_is_served_as_scikit_learn_says_it(policy: Policy) -> None:
