@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -128,12 +128,16 @@ def percent_of(text: str) -> float:
     return share
 
 
-def moved(args: argparse.Namespace, kind: Kind, registry: Registry, settings: Settings) -> Move:
-    """Makes the move that the command asks for, says it, and tells the log where another one decides now."""
+def moved(args: argparse.Namespace, kind: Kind, registry: Registry, settings: Settings, fit: Callable[[Act, str], None]) -> Move:
+    """Makes the move that the command asks for, says it, and tells the log where another one decides now.
+
+    `fit` raises where this release cannot let the one of that id do what the act lets it do.
+    """
     act, _ = ACTS[args.action]
     entered(registry, told_so_far(settings).values())
     inventory = registry.inventory()
     item = found(inventory, kind, args.item_id)
+    fit(act, item)
     if kind is Kind.POLICY and act is Act.PROMOTE:
         inventory = with_house_policy(registry, inventory)
     before = inventory.champion(kind)

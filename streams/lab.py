@@ -23,7 +23,6 @@ from streams.clock import clock_ms
 from streams.compare import add_compare, compare
 from streams.folder import keys_of, with_kept_secrets
 from streams.governance import (
-    ACTS,
     CHECKER,
     NEWEST,
     STARTER,
@@ -108,10 +107,14 @@ def models(argv: list[str], settings: Settings) -> int:
     elif args.action == "document":
         _write_document(registry, args.item_id, args.out)
     else:
-        if ACTS[args.action][0] in TO_DECIDE | {Act.SHADOW} and args.item_id:
-            served_here(registry.load(found(registry.inventory(), Kind.MODEL, args.item_id)))
-        moved(args, Kind.MODEL, registry, settings)
+        moved(args, Kind.MODEL, registry, settings, lambda act, model_id: _served(registry, act, model_id))
     return 0
+
+
+def _served(registry: Registry, act: Act, model_id: str) -> None:
+    """ArtefactError where a model is to decide or to judge that reads what this release does not serve."""
+    if act in TO_DECIDE | {Act.SHADOW}:
+        served_here(registry.load(model_id))
 
 
 def _list(registry: Registry, as_json: bool) -> int:

@@ -17,7 +17,7 @@ from schemas.governance import Act, Kind
 from streams import backtest as replay
 from streams.clock import clock_ms
 from streams.compare import add_compare, compare
-from streams.governance import ACTS, TO_DECIDE, add_moves, add_signature, described, done, found, moved, print_moves
+from streams.governance import ACTS, TO_DECIDE, add_moves, add_signature, described, done, moved, print_moves
 from streams.registry import registry_of
 from streams.settings import Settings
 
@@ -47,6 +47,12 @@ def entered(registry: Registry, text: str, by: str, why: str) -> str:
     if policy_id not in registry.inventory().items:
         done(registry.move(Kind.POLICY, policy_id, Act.REGISTER, by, why, clock_ms()))
     return policy_id
+
+
+def _judging(registry: Registry, act: Act, policy_id: str) -> None:
+    """SettingsError where a policy is to decide that cannot."""
+    if act in TO_DECIDE:
+        in_force(registry.load_policy(policy_id), clock_ms())
 
 
 def in_force(policy: Policy, at_ms: int) -> None:
@@ -85,9 +91,7 @@ def command(argv: list[str], settings: Settings) -> int:
     args = parser.parse_args(argv)
     registry = registry_of(settings)
     if args.action in ACTS:
-        if ACTS[args.action][0] in TO_DECIDE and args.item_id:
-            in_force(registry.load_policy(found(registry.inventory(), Kind.POLICY, args.item_id)), clock_ms())
-        moved(args, Kind.POLICY, registry, settings)
+        moved(args, Kind.POLICY, registry, settings, lambda act, policy_id: _judging(registry, act, policy_id))
     elif args.action == "compare":
         return compare(args, Kind.POLICY, registry, settings)
     elif args.action == "test":

@@ -9,6 +9,7 @@ import pytest
 
 from models.registry import default_policy_text
 from schemas.errors import ArtefactError, SettingsError
+from streams import policy
 from streams.policy import command
 from streams.settings import Settings
 
@@ -80,3 +81,13 @@ def test_the_first_policy_that_is_promoted_can_be_rolled_back_to_the_one_of_the_
     policies = json.loads(capsys.readouterr().out.splitlines()[-1])["policies"]
     assert [(policy["state"], policy["author"]) for policy in policies] == [("validated", "ana"), ("champion", "system:trainer")]
     assert command(["approve", "newest", "--as", "cleo", "--why", "the newest is what a person entered"], settings) == 0
+
+
+def test_a_rollback_without_an_id_asks_whether_the_one_before_can_decide(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text(default_policy_text().replace('"default"', '"first"'))
+    led(file, settings)
+    assert command(["promote", "newest", "--as", "cleo", "--why", "now"], settings) == 0
+    monkeypatch.setattr(policy, "clock_ms", lambda: 0)
+    with pytest.raises(SettingsError, match="yet to come"):
+        command(["rollback", "--as", "dora", "--why", "it blocks too many"], settings)
