@@ -125,11 +125,17 @@ class Inventory:
 
 def refused(inventory: Inventory, move: Move, failed: tuple[str, ...] = ()) -> Refused | None:
     """Why this move may not follow; None if it may. `failed` names the gates that its model or policy does not pass."""
-    wrong = _worded(move) or _known(inventory, move)
+    wrong = _worded(move) or out_of_place(inventory, move)
     if wrong or move.act is Act.REGISTER:
         return wrong
     item = inventory.items[move.item_id]
-    return _misplaced(item, move) or _same_eyes(item, move) or _unfit(item, move, failed) or _overfull(inventory, move)
+    return _same_eyes(item, move) or _unfit(item, move, failed) or _overfull(inventory, move)
+
+
+def out_of_place(inventory: Inventory, move: Move) -> Refused | None:
+    """Why a line of a history cannot come after the others; None if it can. Whether it is right is asked when it is made, by that day's rules."""
+    wrong = _known(inventory, move)
+    return wrong if wrong or move.act is Act.REGISTER else _misplaced(inventory.items[move.item_id], move)
 
 
 def _worded(move: Move) -> Refused | None:
@@ -258,17 +264,6 @@ _MOVED: Mapping[Act, Callable[[Item | None, Move], Item]] = {
     Act.ROLL_BACK: _enthroned,
     Act.RETIRE: _led,
 }
-
-
-def replayed(moves: Iterable[Move]) -> Inventory | Refused:
-    """The inventory that a history leads to; the first move that could not follow, refused. Gates are not asked again: they were asked then."""
-    inventory = Inventory()
-    for move in moves:
-        wrong = refused(inventory, move)
-        if wrong:
-            return wrong
-        inventory = after(inventory, move)
-    return inventory
 
 
 # Who decides and who stands by: the history, and what the control topic says beyond it.

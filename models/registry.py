@@ -19,7 +19,7 @@ import msgspec
 from models.artefact import ARRAYS, BYTES_MAX, CARD, SIGNATURE, Keys, opened, packed, unpacked
 from models.ensemble import Artefact, Ensemble
 from models.gates import failed_gates
-from models.governance import Inventory, Item, Refused, after, refused, to_decide
+from models.governance import Inventory, Item, Refused, after, out_of_place, refused, to_decide
 from models.policy import Policy, policy_from_toml
 from schemas.errors import ArtefactError
 from schemas.governance import Act, Kind, Move
@@ -106,7 +106,7 @@ class Registry:
                 return inventory
             line = _read(path, MOVE_BYTES_MAX)
             move = _checked_move(line, self._keys, path.name)
-            wrong = refused(inventory, move)
+            wrong = out_of_place(inventory, move)
             if (move.number, move.before) != (number, before) or wrong:
                 raise ArtefactError(f"{path}: does not follow from the lines before it{f' ({wrong.text})' if wrong else ''}", "altered")
             inventory, before = after(inventory, move), hashlib.sha256(line).hexdigest()
