@@ -6,9 +6,9 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from schemas.record import Country, EpochMs, Id, MinorUnits, Record, Token, Word, doc
+from schemas.record import Country, EpochMs, Id, MinorUnits, Record, Token, Word, doc, like
 
-Categories = Annotated[str, Meta(pattern=r"^[0-9]{4}(-[0-9]{4})?$")]
+Categories = Annotated[str, like("[0-9]{4}(-[0-9]{4})?")]
 Count = Annotated[int, Meta(ge=0, le=2**31)]
 
 

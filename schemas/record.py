@@ -22,10 +22,15 @@ def doc(text: str) -> Meta:
     return Meta(description=text)
 
 
+def like(pattern: str) -> Meta:
+    """The whole text is like this. `$` alone would take a line's end behind it too, in Python though not in JSON Schema (ECMA-262)."""
+    return Meta(pattern=rf"^{pattern}$(?!\n)")
+
+
 Id = Annotated[str, Meta(min_length=1, max_length=64)]
 Token = Annotated[str, Meta(min_length=1, max_length=128)]
-Country = Annotated[str, Meta(pattern=r"^[A-Z]{2}$")]
-Currency = Annotated[str, Meta(pattern=r"^[A-Z]{3}$")]
+Country = Annotated[str, like("[A-Z]{2}")]
+Currency = Annotated[str, like("[A-Z]{3}")]
 MinorUnits = Annotated[int, Meta(ge=0, le=2**53)]
 SignedMinorUnits = Annotated[int, Meta(ge=-(2**53), le=2**53)]
 EPOCH_MS_MAX = 32_503_680_000_000

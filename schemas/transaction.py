@@ -11,7 +11,7 @@ from msgspec import Meta
 from schemas.errors import InvalidRecord
 from schemas.identity import INCREMENT
 from schemas.money import EXPONENTS
-from schemas.record import Country, Currency, EpochMs, Id, MinorUnits, Record, Token, Word, doc
+from schemas.record import Country, Currency, EpochMs, Id, MinorUnits, Record, Token, Word, doc, like
 
 
 class TransactionKind(Word):
@@ -92,10 +92,10 @@ class Attribute(Record, frozen=True, kw_only=True):
 
 Degrees90 = Annotated[float, Meta(ge=-90, le=90)]
 Degrees180 = Annotated[float, Meta(ge=-180, le=180)]
-Mcc = Annotated[str, Meta(pattern=r"^[0-9]{4}$")]
-Bin = Annotated[str, Meta(pattern=r"^[0-9]{6,8}$")]
+Mcc = Annotated[str, like("[0-9]{4}")]
+Bin = Annotated[str, like("[0-9]{6,8}")]
 IpAddress = Annotated[str, Meta(min_length=2, max_length=45)]
-Last4 = Annotated[str, Meta(pattern=r"^[0-9]{4}$")]
+Last4 = Annotated[str, like("[0-9]{4}")]
 
 
 class Transaction(Record, frozen=True, kw_only=True):

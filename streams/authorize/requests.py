@@ -13,11 +13,11 @@ from models.clearing import WHOLE, Asked
 from schemas import avro, identity
 from schemas.errors import InvalidRecord
 from schemas.hold import Clearing, ClearingKind
-from schemas.record import Currency, EpochMs, Id, MinorUnits, Record, SignedMinorUnits, doc
+from schemas.record import Currency, EpochMs, Id, MinorUnits, Record, SignedMinorUnits, doc, like
 from schemas.transaction import Transaction
 from streams.authorize.protocol import BODY_BYTES_MAX, Request
 
-Pan = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{12,19}$")]
+Pan = Annotated[str, like("[0-9]{12,19}")]
 Some = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 Raw = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
 

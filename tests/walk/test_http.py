@@ -137,6 +137,8 @@ def test_the_same_id_with_other_contents_is_a_409() -> None:
         ({"amount_minor": 1.5}, "amount_minor", "invalid_field"),
         ({"amount_minor": ...}, "amount_minor", "missing_field"),
         ({"currency": "XQX"}, "currency", "unknown_currency"),
+        ({"card_number": "4111111111111111\n"}, "card_number", "invalid_field"),
+        ({"country": "DE\n"}, "country", "invalid_field"),
         ({"transaction_id": "inc_1"}, "transaction_id", "invalid_field"),
         ({"at_ms": NOON + 86_400_000}, "at_ms", "time_in_future"),
         ({"kind": "barter"}, "kind", "invalid_field"),
