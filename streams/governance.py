@@ -21,7 +21,7 @@ from models.history import HELD_OUT_FROM
 from models.registry import Registry, default_policy_text
 from schemas.decision import Outcome
 from schemas.errors import ArtefactError, SettingsError, Unavailable
-from schemas.governance import Act, Band, Kind, Move, Tier
+from schemas.governance import Act, Band, Kind, Move, State, Tier
 from streams.clerk import entered
 from streams.clock import clock_ms
 from streams.control import told_once, told_so_far
@@ -30,6 +30,12 @@ from streams.training_set import training_set
 
 TRAINER, CHECKER, STARTER = f"{SYSTEM}trainer", f"{SYSTEM}checker", f"{SYSTEM}starter"
 """The names under which a system without a model makes one, validates it by its gates, and approves and promotes it."""
+UPWARDS: dict[State | None, tuple[Act, str]] = {
+    None: (Act.REGISTER, TRAINER),
+    State.DRAFT: (Act.VALIDATE, CHECKER),
+    State.VALIDATED: (Act.APPROVE, STARTER),
+}
+"""By state what it makes of its own first one, and under which name; from any later state it is promoted."""
 NEWEST = "newest"
 VALID_DAYS, VALID_DAYS_MAX = 365, 36_500
 ACTS: dict[str, tuple[Act, str]] = {
@@ -53,21 +59,26 @@ def done(outcome: Move | Refused) -> Move:
 
 
 def brought_up(registry: Registry, kind: Kind, item_id: str, why: str, at_ms: int) -> None:
-    """Leads a first model or policy through every state to champion, by three names of the system's own. The gates are the same for it."""
-    ends = at_ms + VALID_DAYS * DAY_MS
-    if item_id not in registry.inventory().items:
-        done(registry.move(kind, item_id, Act.REGISTER, TRAINER, why, at_ms))
-    done(registry.move(kind, item_id, Act.VALIDATE, CHECKER, why, at_ms, expires_at_ms=ends))
-    done(registry.move(kind, item_id, Act.APPROVE, STARTER, why, at_ms, tier=Tier.LOW))
-    done(registry.move(kind, item_id, Act.PROMOTE, STARTER, why, at_ms))
+    """Leads a first model or policy to champion by three names of the system's own, from where it stands. The gates are the same for it."""
+    terms: dict[Act, dict[str, Any]] = {Act.VALIDATE: {"expires_at_ms": at_ms + VALID_DAYS * DAY_MS}, Act.APPROVE: {"tier": Tier.LOW}}
+    while (state := _state(registry.inventory(), item_id)) is not State.CHAMPION:
+        act, by = UPWARDS.get(state, (Act.PROMOTE, STARTER))
+        done(registry.move(kind, item_id, act, by, why, at_ms, **terms.get(act, {})))
 
 
-def with_house_policy(registry: Registry, inventory: Inventory) -> Inventory:
-    """The inventory with the policy that comes with the house entered as the one that judged, where none was promoted yet.
+def _state(inventory: Inventory, item_id: str) -> State | None:
+    return inventory.items[item_id].state if item_id in inventory.items else None
+
+
+def with_house_policy(registry: Registry, inventory: Inventory, candidate_id: str) -> Inventory:
+    """The inventory with the policy that comes with the house as the one that judges, where none was promoted yet and another is to be.
 
     So there is something to go back to, for people and for the breaker.
     """
-    if inventory.champion(Kind.POLICY) is not None or (policy_id := registry.put_policy(default_policy_text())) in inventory.items:
+    if inventory.champion(Kind.POLICY) is not None:
+        return inventory
+    policy_id = registry.put_policy(default_policy_text())
+    if policy_id == candidate_id or _state(inventory, policy_id) is State.RETIRED:
         return inventory
     brought_up(registry, Kind.POLICY, policy_id, "it comes with the house, and judged before any was promoted", clock_ms())
     return registry.inventory()
@@ -139,7 +150,7 @@ def moved(args: argparse.Namespace, kind: Kind, registry: Registry, settings: Se
     item = found(inventory, kind, args.item_id)
     fit(act, item)
     if kind is Kind.POLICY and act is Act.PROMOTE:
-        inventory = with_house_policy(registry, inventory)
+        inventory = with_house_policy(registry, inventory, item)
     before = inventory.champion(kind)
     move = done(registry.move(kind, item, act, args.by, args.why, clock_ms(), **_terms(args, act, kind, item, registry)))
     print(f"{item}: {act} by {move.by}; now {registry.inventory().items[item].state}")

@@ -60,6 +60,20 @@ def test_nothing_is_the_champion_until_it_went_through_every_state(tmp_path: Pat
         registry.move(Kind.MODEL, "mdl_0", Act.PROMOTE, "a", "b", 3)
 
 
+@pytest.mark.parametrize("done_before", range(4))
+def test_a_first_one_is_led_on_from_where_an_interrupted_start_left_it(tmp_path: Path, done_before: int) -> None:
+    whole, cut = Registry(tmp_path / "whole", KEYS), Registry(tmp_path / "cut", KEYS)
+    policy_id = whole.put_policy(default_policy_text())
+    assert policy_id == cut.put_policy(default_policy_text())
+    brought_up(whole, Kind.POLICY, policy_id, "a test", 1)
+    moves = sorted((tmp_path / "whole" / "moves").glob("*.json"))
+    (tmp_path / "cut" / "moves").mkdir()
+    for line in moves[:done_before]:
+        (tmp_path / "cut" / "moves" / line.name).write_bytes(line.read_bytes())
+    brought_up(cut, Kind.POLICY, policy_id, "a test", 1)
+    assert cut.inventory() == whole.inventory()
+
+
 def moves_made(tmp_path: Path, artefact: Artefact) -> tuple[Registry, list[Path]]:
     """A registry whose history has four lines."""
     registry = Registry(tmp_path, KEYS)

@@ -91,3 +91,12 @@ def test_a_rollback_without_an_id_asks_whether_the_one_before_can_decide(setting
     monkeypatch.setattr(policy, "clock_ms", lambda: 0)
     with pytest.raises(SettingsError, match="yet to come"):
         command(["rollback", "--as", "dora", "--why", "it blocks too many"], settings)
+
+
+def test_there_is_a_policy_to_go_back_to_also_where_somebody_had_entered_that_of_the_house(settings: Settings, tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    for text in (default_policy_text(), default_policy_text().replace('"default"', '"first"')):
+        file.write_text(text)
+        led(file, settings)
+    assert command(["promote", "newest", "--as", "cleo", "--why", "now"], settings) == 0
+    assert command(["rollback", "--as", "dora", "--why", "it blocks too many"], settings) == 0
