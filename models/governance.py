@@ -5,6 +5,7 @@ After SR 26-2 (2026): an inventory, materiality tiers, validation by somebody el
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -178,8 +179,12 @@ def _same_eyes(item: Item, move: Move) -> Refused | None:
 
 
 def _same(name: str, other: str) -> bool:
-    """Whether two names are one person's: Ana is ana, however it is typed."""
-    return name.strip().casefold() == other.strip().casefold()
+    """Whether two names are one person's: Ana is ana, and Zoë is Zoë, however it is typed."""
+    return _plain(name) == _plain(other)
+
+
+def _plain(name: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold()).split())
 
 
 def _unfit(item: Item, move: Move, failed: tuple[str, ...]) -> Refused | None:

@@ -62,6 +62,7 @@ BOTH = UP + "cleo promote m1\n" + UP.replace("m1", "m2") + "cleo promote m2\n"
         ("ana register m1\nben validate m1\nben approve m1", "own_validation"),
         ("ana register m1\nAna validate m1", "own_work"),
         ("ana register m1\nben validate m1\nBEN approve m1", "own_validation"),
+        ("zo\u00eb register m1\nZoe\u0308 validate m1", "own_work"),
         (UP + "cleo validate m1", "own_approval"),
         (UP + "cleo promote m1\ndan validate m1\nCleo validate m1", "own_approval"),
         (BOTH + "dora roll_back m1\ncleo validate m2\ndora approve m2", ""),
