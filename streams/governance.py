@@ -110,9 +110,16 @@ def add_moves(actions: Any, kind: Kind) -> None:
 
 def add_signature(parser: argparse.ArgumentParser, why: str | None = None) -> None:
     """Who and why. The name is what is said: that only the right people sign is what the private key is for."""
-    parser.add_argument("--as", dest="by", required=True, metavar="PERSON", help="who does this")
+    parser.add_argument("--as", dest="by", type=person_of, required=True, metavar="PERSON", help="who does this")
     parser.add_argument("--why", required=why is None, default=why, metavar="TEXT", help="why, for the history")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
+
+
+def person_of(text: str) -> str:
+    """The name, if it is none of the system's own."""
+    if text.strip().casefold().startswith(SYSTEM):
+        raise argparse.ArgumentTypeError(f"{text!r} is a name of the system's own, under which no person acts")
+    return text
 
 
 def band_of(text: str) -> Band:

@@ -100,3 +100,11 @@ def test_there_is_a_policy_to_go_back_to_also_where_somebody_had_entered_that_of
         led(file, settings)
     assert command(["promote", "newest", "--as", "cleo", "--why", "now"], settings) == 0
     assert command(["rollback", "--as", "dora", "--why", "it blocks too many"], settings) == 0
+
+
+def test_no_person_acts_under_a_name_of_the_systems_own(settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text(default_policy_text())
+    with pytest.raises(SystemExit):
+        command(["register", str(file), "--as", "System:breaker", "--why", "fewer blocks"], settings)
+    assert "--as" in capsys.readouterr().err
