@@ -73,10 +73,10 @@ class Evaluation:
 def folds(first_ms: int, until_ms: int, spans: Spans, count: int) -> tuple[Fold, ...]:
     """At most `count` folds, oldest first: the last is tested up to `until_ms`, each right after the one before. None begins too early."""
     train_ms, delay_ms, test_ms = (int(days * DAY_MS) for days in spans)
-    ends = [until_ms - number * test_ms for number in reversed(range(count))]
+    fitting = max(0, until_ms - first_ms - train_ms - delay_ms) // test_ms
+    ends = [until_ms - number * test_ms for number in reversed(range(min(count, fitting)))]
     tests = [(end - test_ms, end) for end in ends]
-    rolled = [Fold(begin - delay_ms - train_ms, begin - delay_ms, begin, end) for begin, end in tests]
-    return tuple(fold for fold in rolled if fold.train_from_ms >= first_ms)
+    return tuple(Fold(begin - delay_ms - train_ms, begin - delay_ms, begin, end) for begin, end in tests)
 
 
 def midnight_before(moment_ms: int) -> int:

@@ -50,14 +50,19 @@ def evaluation(
     until = midnight_before(history.last_ms) + DAY_MS if until is None else until
     first_ms = midnight_before(int(history.at_ms[0])) if len(history.at_ms) else 0
     gap = math.ceil(delay_ms / DAY_MS)
-    usual = [(Spans(train, gap, test), wanted) for wanted in range(count, 0, -1) for train, test in USUAL_SPANS]
-    for each, wanted in [(spans, count)] if spans else usual:
-        rolled = folds(first_ms, until, each, wanted)
-        if len(rolled) == wanted and all(can_be_tried(history, fold) for fold in rolled):
-            break
     if not history.believed().frauds.any():
         raise ArtefactError(f"{folder}: no payment is known as fraud; there is nothing to learn or to find")
-    if not rolled and not spans:
+    most = max(len(folds(first_ms, until, Spans(train, gap, test), count)) for train, test in USUAL_SPANS)
+    usual = [(Spans(train, gap, test), wanted) for wanted in range(most, 0, -1) for train, test in USUAL_SPANS]
+    for each, wanted in [(spans, count)] if spans else usual:
+        rolled = folds(first_ms, until, each, wanted)
+        if spans or (len(rolled) == wanted and all(can_be_tried(history, fold) for fold in rolled)):
+            break
+    else:
+        if most:
+            raise ArtefactError(
+                f"{folder}: no fold has frauds of several cards that are known when its test begins, and frauds and others to test on"
+            )
         raise ArtefactError(
             f"{folder}: too short for one fold of a day, {gap} days until labels are known (the mapping's `delay`), and a day of test"
         )

@@ -200,6 +200,14 @@ def test_without_spans_the_longest_training_that_fits_is_taken(foreign: Path) ->
     assert found.folds == again.folds
 
 
+def test_a_history_of_which_frauds_were_learned_too_late_is_said_to_be_that_and_not_too_short(foreign: Path, tmp_path: Path) -> None:
+    table, recipe = pq.read_table(foreign / backfill_job.FEATURES_FILE), train.recipe_in(foreign / "recipe.toml")
+    late = pa.array(np.where(table["fraud"], table["at_ms"].to_numpy() + 400 * 86_400_000, table["learned_at_ms"]))
+    pq.write_table(table.set_column(table.column_names.index("learned_at_ms"), "learned_at_ms", late), tmp_path / backfill_job.FEATURES_FILE)
+    with pytest.raises(ArtefactError, match="no fold has frauds of several cards that are known when its test begins"):
+        evaluate.evaluation(tmp_path, recipe)
+
+
 def test_a_file_of_one_account_and_no_cards_is_trained_on_payment_by_payment(foreign: Path, tmp_path: Path) -> None:
     table = pq.read_table(foreign / backfill_job.FEATURES_FILE)
     alike = {"card_token": pa.nulls(6000, pa.string()), "account_id": pa.array(["everybody"] * 6000)}

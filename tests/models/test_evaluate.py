@@ -45,6 +45,7 @@ def recipe() -> Recipe:
 def test_folds_end_with_the_history_and_their_tests_follow_each_other() -> None:
     rolled = folds(0, 28 * DAY_MS, Spans(7, 7, 7), 4)
     assert rolled == (Fold(0, 7 * DAY_MS, 14 * DAY_MS, 21 * DAY_MS), Fold(7 * DAY_MS, 14 * DAY_MS, 21 * DAY_MS, 28 * DAY_MS))
+    assert folds(0, 28 * DAY_MS, Spans(7, 7, 7), 10**12) == rolled, "at most as many as fit, in no more time"
     assert folds(0, 28 * DAY_MS, Spans(28, 7, 7), 4) == ()
     assert folds(0, 28 * DAY_MS, Spans(0.5, 0, 1), 1) == (Fold(int(26.5 * DAY_MS), 27 * DAY_MS, 27 * DAY_MS, 28 * DAY_MS),)
 
