@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from models.history import Flags, Floats, Ints
+from schemas.record import like
 
 MEASURED_ONLY = "attribute."
 HONEST_MIN = 200
@@ -24,7 +25,7 @@ SEED = 1
 class Groups(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One declaration: ranges between rising bounds, each from its lower one on, or values by the name of their group."""
 
-    name: Annotated[str, msgspec.Meta(pattern="^[a-z_]{1,40}$")]
+    name: Annotated[str, like("[a-z_]{1,40}")]
     column: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
     bounds: tuple[float, ...] = ()
     values: dict[str, float] = {}

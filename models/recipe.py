@@ -13,6 +13,7 @@ import msgspec
 
 from models.fairness import Groups
 from schemas.errors import SettingsError
+from schemas.record import like
 
 EVERY = "*"
 """In place of families: every column."""
@@ -25,7 +26,7 @@ Estimator = Literal["hist_gradient_boosting", "extra_trees", "random_forest", "i
 class MemberRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One member: which families of columns it reads, what it is, and how it is grown."""
 
-    name: Annotated[str, msgspec.Meta(pattern="^[a-z_]{1,40}$")]
+    name: Annotated[str, like("[a-z_]{1,40}")]
     weight: Share
     families: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
     estimator: Estimator

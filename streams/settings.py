@@ -13,14 +13,14 @@ import msgspec
 from msgspec import Meta
 
 from schemas.errors import SettingsError
-from schemas.record import doc
+from schemas.record import doc, like
 
 PREFIX = "HOLDFAST_"
 FILE = "_FILE"
 """`HOLDFAST_<NAME>_FILE` names a file that holds a secret (its last line break is not part of it)."""
 
 Secret = Annotated[str, Meta(extra={"secret": True})]
-Hex64 = Meta(pattern=r"^([0-9a-fA-F]{64})?$")
+Hex64 = like("([0-9a-fA-F]{64})?")
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 PLACE = r"[^/@,\s]+:(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5]?[0-9]{1,4})"
 """`host:port`."""
@@ -102,7 +102,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     # Deciding
     token_key: Annotated[Secret, doc("key of the tokens that stand for card numbers, devices, e-mails, phones")] = ""
-    token_key_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9]{1,8}$"), doc("names the key inside each token, so that it can be changed")] = "k1"
+    token_key_id: Annotated[str, like("[A-Za-z0-9]{1,8}"), doc("names the key inside each token, so that it can be changed")] = "k1"
     model_key: Annotated[
         Secret, Hex64, doc("private Ed25519 key, 64 hex digits, with which models and policies are signed when registered; services need none")
     ] = ""

@@ -16,7 +16,7 @@ from typing import Annotated
 import msgspec
 
 from schemas.errors import SettingsError
-from schemas.record import EpochMs, Id, Record, Word, doc
+from schemas.record import EpochMs, Id, Record, Word, doc, like
 from streams.clock import clock_ms
 from streams.ready import write_whole
 
@@ -41,7 +41,7 @@ class Grant(Record, frozen=True, kw_only=True):
     """One key, by its SHA-256. Several of one name may be valid at once, so that a key is changed without a gap."""
 
     name: Annotated[Id, doc("names the key to people")]
-    sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$"), doc("of the key")]
+    sha256: Annotated[str, like("[0-9a-f]{64}"), doc("of the key")]
     scopes: Annotated[tuple[Scope, ...], doc("what it may do; `admin` is all of it")]
     bins: Annotated[tuple[str, ...], doc("what its cards' numbers begin with; empty: any card, or none")] = ()
     per_s: Annotated[float, msgspec.Meta(ge=0), doc("requests a second in the long run, at each process; 0: no limit")] = 0.0

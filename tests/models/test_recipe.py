@@ -34,6 +34,7 @@ def test_every_recipe_that_comes_with_the_house_is_one() -> None:
         ("weight = 0.40", "weight = -0.40", "weight"),
         ('estimator = "hist_gradient_boosting"', 'estimator = "oracle"', "oracle"),
         ('name = "device"', 'name = "velocity"', "two members 'velocity'"),
+        ('name = "device"', 'name = "device\\n"', r"members\[2\].name"),
         ('families = ["device"]', "families = []", r"members\[2\].families"),
         ("parts = 3", "parts = 1", "parts"),
         ("parts = 3", "parts = 3\nparst = 4", "parst"),
