@@ -267,12 +267,16 @@ def _written_first(path: Path, content: bytes) -> bool:
 
 
 def _beside(path: Path, content: bytes) -> Path:
-    """The content on disk, in the same folder."""
+    """The content on disk, in the same folder. OSError that names the path where there is no room for it, and nothing stays of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "wb") as out:
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
+    try:
+        with os.fdopen(handle, "wb") as out:
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+    except OSError as error:
+        Path(beside).unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from None
     Path(beside).chmod(0o644)
     return Path(beside)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -209,6 +210,17 @@ def test_the_default_policy_judges_until_another_is_promoted(tmp_path: Path) -> 
 def test_a_policy_with_a_mistake_is_not_taken(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="block_above"):
         Registry(tmp_path, KEYS).put_policy(default_policy_text().replace("block_above = 0.80", "block_above = 8"))
+
+
+def test_what_finds_no_room_on_the_disk_names_its_file_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as error:
+        Registry(tmp_path, KEYS).put_policy(default_policy_text())
+    assert str(error.value.filename).startswith(str(tmp_path / "policies" / "pol_"))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_an_id_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
