@@ -68,7 +68,7 @@ def settings_of(command: Command, environ: Mapping[str, str]) -> Settings:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns its exit status. What Holdfast itself refuses is one line and status 2, never a traceback."""
+    """Runs one command; returns its exit status. What Holdfast refuses, and a file that cannot be, is one line and status 2, no traceback."""
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help", "help"):
         print(usage())
@@ -81,6 +81,11 @@ def main(argv: list[str] | None = None) -> int:
         return int(named(COMMANDS[name].target)(rest, settings))
     except HoldfastError as error:
         print(f"holdfast {name}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"holdfast {name}: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -146,6 +146,7 @@ def train(argv: list[str], settings: Settings) -> int:
     examples = training_set(args.data, until_ms(args), delay_ms, attributes=measured_only(recipe))
     if not len(examples.frauds):
         raise SettingsError(f"{args.data}: no payment is old enough for its label to be known; --label-delay-days says how old that is")
+    args.out.mkdir(parents=True, exist_ok=True)  # before minutes of work for a place that cannot be written to
     print(f"training {len(recipe.members)} members on {len(examples.frauds)} rows", file=sys.stderr, flush=True)
     made = trained(examples, recipe, policy, args.seed, args.threads)
     save(made.artefact, args.out)

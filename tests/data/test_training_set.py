@@ -20,6 +20,7 @@ from models.registry import default_policy_text
 from schemas.errors import ArtefactError, SettingsError
 from streams import backfill as backfill_job
 from streams import columnar, evaluate, train
+from streams.cli import main
 from streams.governance import served_here
 from streams.settings import Settings
 from streams.training_set import DAY_MS, given_in, training_set
@@ -206,6 +207,15 @@ def test_a_history_of_which_frauds_were_learned_too_late_is_said_to_be_that_and_
     pq.write_table(table.set_column(table.column_names.index("learned_at_ms"), "learned_at_ms", late), tmp_path / backfill_job.FEATURES_FILE)
     with pytest.raises(ArtefactError, match="no fold has frauds of several cards that are known when its test begins"):
         evaluate.evaluation(tmp_path, recipe)
+
+
+def test_a_place_that_cannot_be_written_to_is_one_line_before_any_training(
+    foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOLDFAST_DATA_DIR", str(tmp_path / "data"))
+    (tmp_path / "file").write_text("in the way")
+    assert main(["train", "--data", str(foreign), "--out", str(tmp_path / "file" / "trained"), "--recipe", str(foreign / "recipe.toml")]) == 2
+    assert capsys.readouterr().err == f"holdfast train: {tmp_path / 'file' / 'trained'}: Not a directory\n"
 
 
 def test_a_file_of_one_account_and_no_cards_is_trained_on_payment_by_payment(foreign: Path, tmp_path: Path) -> None:
