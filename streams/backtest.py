@@ -131,7 +131,7 @@ def _ints(column: Any) -> Ints:
 
 def days_of(text: str) -> float:
     """Days, of a text like 30d or 12h."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([dh])", text)
+    found = re.fullmatch(r"(\d{1,6}(?:\.\d+)?)([dh])", text)
     if not found or not float(found[1]):
         raise argparse.ArgumentTypeError(f"{text!r} is no time like 30d or 12h")
     return float(found[1]) / (24 if found[2] == "h" else 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -142,9 +143,20 @@ def _add_test(parser: argparse.ArgumentParser) -> None:
         "--since", type=replay.days_of, metavar="30d", help="payments of so many days (d) or hours (h) back from the last (default: all)"
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="the archive (default: that of the settings)")
-    parser.add_argument("--alerts-per-day-max", type=float, metavar="N", help="exit status 1 if the candidate gives more")
+    parser.add_argument("--alerts-per-day-max", type=bound_of, metavar="N", help="exit status 1 if the candidate gives more")
     parser.add_argument("--honest-blocked-max", type=int, metavar="N", help="exit status 1 if the candidate blocks more honest payments")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
+
+
+def bound_of(text: str) -> float:
+    """The number of an option that is a bound; nothing is above one that is no number."""
+    try:
+        bound = float(text)
+    except ValueError:
+        bound = math.nan
+    if not bound >= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
+    return bound
 
 
 def tested(candidate: Policy, live: Policy, args: argparse.Namespace, settings: Settings) -> int:

@@ -51,6 +51,15 @@ def test_a_stricter_candidate_is_told_of_and_nothing_is_saved(archive: Path, tmp
     assert "at most 0.01 are allowed" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("option", [("--alerts-per-day-max", "nan"), ("--alerts-per-day-max", "-1"), ("--since", f"{'9' * 400}d")])
+def test_a_bound_that_is_none_is_refused(archive: Path, tmp_path: Path, option: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "p.toml"
+    file.write_text(default_policy_text())
+    with pytest.raises(SystemExit):
+        command(["test", str(file), *option], Settings(data_dir=tmp_path / "data", archive_dir=archive))
+    assert option[0] in capsys.readouterr().err
+
+
 def test_what_is_said_to_people_names_money_and_leaves_out_currencies_without_any(archive: Path) -> None:
     live = policy_from_toml(default_policy_text())
     found = backtest(live, live, payments_in(archive, read_by(live)))
