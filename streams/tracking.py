@@ -38,6 +38,7 @@ def tracking_uri(settings: Settings) -> str:
 def tracked(run: Run, settings: Settings) -> str:
     """Tells the run and returns its id there. SettingsError if MLflow is not installed, or its server does not take the run."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a bank's trainings are nobody else's business
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # six seconds; its seven take four minutes to say that nobody is there
     try:
         mlflow, entities = importlib.import_module("mlflow"), importlib.import_module("mlflow.entities")
     except ImportError:

@@ -151,9 +151,9 @@ def train(argv: list[str], settings: Settings) -> int:
     made = trained(examples, recipe, policy, args.seed, args.threads)
     save(made.artefact, args.out)
     print("\n".join(figure_lines(made)))
+    print(f"artefact in {args.out}: `holdfast register {args.out}` puts it into the registry")
     if args.track:
         print(f"run {tracked(run_of(made, recipe), settings)} at {tracking_uri(settings)}")
-    print(f"artefact in {args.out}: `holdfast register {args.out}` puts it into the registry")
     if args.json:
         print(json.dumps(figures_of(made)))
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from streams import evaluate, train
 from streams.folder import keys_of, with_kept_secrets
 from streams.settings import Settings
 from streams.tracking import EXPERIMENT, Run, tracked, tracking_uri
+from tests.iso8583.conftest import a_free_port
 from tests.models.test_evaluate import RECIPE, a_history
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of MLflow and of what it brings
@@ -69,3 +71,11 @@ def test_a_server_that_does_not_answer_as_one_is_named(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path, tracking_uri="nonsense://tracking")
     with pytest.raises(SettingsError, match="nonsense://tracking does not take the run"):
         tracked(Run("none", {}, {}, {}), settings)
+
+
+def test_a_server_that_is_not_there_is_said_within_seconds(tmp_path: Path) -> None:
+    gone = f"http://127.0.0.1:{a_free_port()}"
+    began = time.monotonic()
+    with pytest.raises(SettingsError, match=f"{gone} does not take the run"):
+        tracked(Run("none", {}, {}, {}), Settings(data_dir=tmp_path, tracking_uri=gone))
+    assert time.monotonic() - began < 30
