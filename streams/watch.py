@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from features.catalogue import CATALOGUE
-from models.drift import Quality, Snapshot, Told, alarms, drifts, missing_families, quality, readings
+from models.drift import LIMITS, SCORE, Quality, Snapshot, Told, alarms, drifts, missing_families, quality, readings
 from models.history import Floats
 from schemas.decision import Decision, Outcome
 from schemas.errors import HoldfastError
@@ -209,9 +209,13 @@ def _take_champion(world: WatchWorld) -> None:
 
 
 def alarms_kept(settings: Settings) -> frozenset[str]:
-    """The alarms that stood when an earlier process ended; none where its word cannot be read."""
+    """The alarms that stood when an earlier process ended; none where its word cannot be read.
+
+    One of what this release does not look at would never clear: it is left out.
+    """
+    looked_at = frozenset(f"{kind}:{name}" for kind in LIMITS for name in (*CATALOGUE.names, *CATALOGUE.families, SCORE))
     try:
-        return frozenset(msgspec.json.decode((settings.data_dir / ALARMS_FILE).read_bytes(), type=list[str]))
+        return looked_at.intersection(msgspec.json.decode((settings.data_dir / ALARMS_FILE).read_bytes(), type=list[str]))
     except (OSError, msgspec.DecodeError):
         return frozenset()
 

@@ -200,3 +200,9 @@ def test_a_file_of_labels_may_begin_with_a_byte_order_mark(tmp_path: Path) -> No
     file.write_text(f"{HEADER}\nt1,a1,true,analyst\n", encoding="utf-8-sig")
     (told_label,) = label.labels_in(file, NOON)
     assert told_label.transaction_id == "t1"
+
+
+def test_an_alarm_of_what_this_release_does_not_look_at_does_not_stand_for_ever(tmp_path: Path) -> None:
+    kept = [f"psi:{CATALOGUE.names[0]}", "missing:device", "miscalibration:score", "psi:a_feature_of_old", "nonsense"]
+    (tmp_path / watch.ALARMS_FILE).write_bytes(msgspec.json.encode(kept))
+    assert alarms_kept(Settings(data_dir=tmp_path)) == set(kept[:3])
