@@ -29,6 +29,8 @@ _KIND_OF_ENTRY = {
 INQUIRIES = ("30", "31", "38", "39")
 """Processing codes that ask about the account and move nothing: their amount may be left out."""
 BALANCE_INQUIRIES = ("30", "31")
+CREDIT = "2"
+"""Processing codes that begin so bring money in (ISO 8583:1987): taken for a purchase, one would hold it."""
 
 
 class Key(NamedTuple):
@@ -196,7 +198,9 @@ class Elements:
         return number
 
     def _kind(self, code: str, entry: EntryMode | None, fields: Fields) -> TransactionKind:
-        """By processing code, else by condition, else by how the card's data entered."""
+        """By processing code, else by condition, else by how the card's data entered. InvalidRecord for a credit that the dialect has no row for."""
+        if code.startswith(CREDIT) and code not in self._dialect.kinds:
+            raise InvalidRecord(f"element {self._map.processing_code.number}", f"{code} is a credit of no known kind", code="unknown_message")
         said = self._dialect.kinds.get(code) or self._dialect.conditions.get(_text(self._map.condition, fields) or "")
         return said or (_KIND_OF_ENTRY.get(entry, TransactionKind.CARD_PRESENT) if entry else TransactionKind.CARD_PRESENT)
 

@@ -69,6 +69,14 @@ def test_the_kind_follows_from_processing_code_condition_and_entry(changes: dict
     at_the_gateway(play)
 
 
+def test_a_credit_that_the_dialect_does_not_name_is_no_purchase() -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        assert await host.code("0200", fields_of(f3="280000")) == "12"
+        assert scene.world.decisions == []
+
+    at_the_gateway(play)
+
+
 def test_a_repeat_gets_the_same_answer_and_a_changed_one_is_a_duplicate() -> None:
     async def play(scene: Scene, host: Host) -> None:
         for _ in range(3):
