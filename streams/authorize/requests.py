@@ -109,7 +109,7 @@ _CLEARINGS: dict[ClearingKind, msgspec.json.Decoder[CaptureRequest] | msgspec.js
 
 
 def transaction_of(request: AuthorizationRequest, key: bytes, key_id: str) -> Transaction:
-    """The Transaction with keyed tokens in place of raw identifiers; InvalidRecord if both were sent."""
+    """The Transaction with keyed tokens in place of raw identifiers; InvalidRecord if both were sent, or parts of another card number."""
     values = dict(zip(_NAMES, msgspec.structs.astuple(request), strict=False))  # the raw fields come last
     for field, kind in RAW_FIELDS.items():
         raw = getattr(request, field)
@@ -118,9 +118,12 @@ def transaction_of(request: AuthorizationRequest, key: bytes, key_id: str) -> Tr
         if values[TOKEN_FIELDS[kind]] is not None:
             raise InvalidRecord(field, f"came together with {TOKEN_FIELDS[kind]}: send one of them")
         values[TOKEN_FIELDS[kind]] = identity.keyed_token(key, key_id, kind, raw)
-    if request.card_number is not None:
-        values["card_bin"] = values["card_bin"] or request.card_number[:6]
-        values["card_last4"] = values["card_last4"] or request.card_number[-4:]
+    if (number := request.card_number) is not None:
+        begins, ends = values["card_bin"] or number[:6], values["card_last4"] or number[-4:]
+        for field, fits in (("card_bin", number.startswith(begins)), ("card_last4", number.endswith(ends))):
+            if not fits:
+                raise InvalidRecord(field, "is no part of card_number")
+        values["card_bin"], values["card_last4"] = begins, ends
     return Transaction(**values)
 
 

@@ -144,6 +144,8 @@ def test_the_same_id_with_other_contents_is_a_409() -> None:
         ({"kind": "barter"}, "kind", "invalid_field"),
         ({"card_number": "4111"}, "card_number", "invalid_field"),
         ({"card_token": "crd_k1_1"}, "card_number", "invalid_field"),
+        ({"card_bin": "42424242"}, "card_bin", "invalid_field"),
+        ({"card_last4": "4242"}, "card_last4", "invalid_field"),
         ({"cvv": "123"}, "cvv", "unknown_field"),
     ],
 )
