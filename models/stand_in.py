@@ -83,7 +83,7 @@ def stand_in_from_toml(text: str) -> StandInPolicy:
     try:
         read = msgspec.convert(tomllib.loads(text), _Text)
         rows = tuple([_row(row) for row in read.rows])
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError, ValueError, InvalidRecord) as error:
+    except (ValueError, ArithmeticError, RecursionError, InvalidRecord) as error:
         raise SettingsError(f"stand-in policy: {error}") from error
     policy_id = f"sin_{hashlib.sha256(text.encode()).hexdigest()[:32]}"
     return StandInPolicy(policy_id, read.name, int(read.known_days * DAY_MS), rows)

@@ -298,7 +298,7 @@ def mapping_from(text: str) -> Mapping:
     """The mapping in a TOML text; SettingsError with one line for each fault."""
     try:
         tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"the mapping is not TOML: {error}") from None
     for nested in NESTED:
         if isinstance(tables.get("fields"), dict) and isinstance(tables["fields"].get(nested), dict):

@@ -112,7 +112,7 @@ def dialect_of(name: str) -> Dialect:
         rows["fields"] = {int(number): _element(text) for number, text in rows["fields"].items()}
         rows["map"] = {what: _part(text, rows["fields"]) for what, text in rows["map"].items()}
         return msgspec.convert(rows, Dialect, strict=False)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise SettingsError(f"dialect {name}: {error}") from None
 
 

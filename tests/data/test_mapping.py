@@ -99,6 +99,8 @@ def test_a_row_becomes_a_transaction_with_tokens_for_raw_values(tmp_path: Path) 
     ("text", "named"),
     [
         ("[time", "not TOML"),
+        (f"time = {'9' * 5_000}", "not TOML"),
+        (f"time = {'[' * 4_000}{']' * 4_000}", "not TOML"),
         (MINIMAL.replace("[time]", "[tyme]"), "tyme: no such table"),
         (MINIMAL.replace("[time]", "[tyme]"), "[time]: is missing"),
         (MINIMAL.replace('kind = "type"', ""), "kind: required, but mapped nowhere"),

@@ -128,6 +128,7 @@ def test_a_banks_own_dialect_gives_only_the_rows_that_differ(tmp_path: Path) -> 
         'extends = "1987-ascii"\n[kinds]\n99 = "barter"',
         'extends = "own.toml"',
         "[",
+        f"version = {'[' * 4_000}{']' * 4_000}",
     ],
 )
 def test_a_dialect_that_is_wrong_is_said(text: str, tmp_path: Path) -> None:

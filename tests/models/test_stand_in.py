@@ -80,6 +80,7 @@ def test_what_was_taken_back_counts_no_more() -> None:
         ('amount_max = "50.00"', 'amount_max = "50.001"', "amount"),
         ('["card_present"', '["refund"', "refund"),
         ("known_days = 30", "known_days = 0", "known_days"),
+        ("known_days = 30", f"known_days = {'[' * 4_000}{']' * 4_000}", "stand-in policy"),
     ],
 )
 def test_a_wrong_policy_is_refused_by_name(before: str, after: str, named: str) -> None:
