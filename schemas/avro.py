@@ -177,9 +177,9 @@ def from_body(record: type[R], content: bytes, writer: Any = None) -> R:
     return checked(lambda: msgspec.convert(values, record))
 
 
-_PATH = re.compile(r"^(?P<reason>.*?)(?: - at `\$\.?(?P<field>[^`]*)`)?$", re.DOTALL)
-_NAMED = re.compile(r"(?:missing required|contains unknown) field `(?P<field>[^`]*)`|^(?P<own>[a-z_]+): ")
-"""The field that a message names: msgspec's own, and those of records that look at their fields together (`currency: unknown ...`)."""
+_SAID = re.compile(r"^(?:(?P<own>[a-z_]+): )?(?P<reason>.*?)(?: - at `\$\.?(?P<field>[^`]*)`)?$", re.DOTALL)
+"""A message: the field that a record names which looks at its fields together (`currency: unknown ...`), the reason, and where it was."""
+_NAMED = re.compile(r"(?:missing required|contains unknown) field `(?P<field>[^`]*)`")
 
 
 def checked(convert: Callable[[], R]) -> R:
@@ -189,12 +189,12 @@ def checked(convert: Callable[[], R]) -> R:
     except UnicodeDecodeError as error:
         raise InvalidRecord("body", f"is no UTF-8: {error.reason}", code="unreadable_json") from None
     except msgspec.ValidationError as error:
-        path = _PATH.match(str(error))
+        said = _SAID.match(str(error))
+        assert said is not None, "any text is like this"
         named = _NAMED.search(str(error))
-        parts = [path["field"] if path else None, named and (named["field"] or named["own"])]
+        parts = [said["field"], said["own"], named["field"] if named else None]
         field = ".".join(p for p in parts if p) or "value"
-        code = "missing_field" if "missing required" in str(error) else "unknown_field" if named and named["field"] else "invalid_field"
-        reason = path["reason"] if path else str(error)
-        raise InvalidRecord(field, reason.removeprefix(f"{named['own']}: ") if named and named["own"] else reason, code=code) from error
+        code = "missing_field" if "missing required" in str(error) else "unknown_field" if named else "invalid_field"
+        raise InvalidRecord(field, said["reason"], code=code) from error
     except msgspec.DecodeError as error:
         raise InvalidRecord("body", str(error), code="unreadable_json") from error

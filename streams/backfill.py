@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import hashlib
 import hmac
 import inspect
@@ -43,7 +42,7 @@ from schemas.account import AccountState
 from schemas.errors import InvalidRecord, SettingsError
 from streams.clock import clock_ms
 from streams.columnar import ATTRIBUTE, CLOCK, Cells, ColumnReader, Rows, cells_in, events_by_column, parted
-from streams.folder import with_kept_secrets
+from streams.folder import held, with_kept_secrets
 from streams.load import loaded
 from streams.mapping import Mapping, TokenKey, accounts_in, for_file, mapping_in, readable, rows_count, spare
 from streams.settings import Settings
@@ -352,23 +351,8 @@ def backfilled(
     arrive before the first payment that is not earlier. SettingsError if a file does not fit its mapping, or another backfill writes there.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with _alone(out):
+    with held(os.open(out, os.O_RDONLY), f"--out: {out}: another backfill writes into this folder"):
         return _backfilled(catalogue, given, out, now_ms, say, lot_rows, threads, bar)
-
-
-@contextlib.contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Holds the folder for this process, until it leaves or dies. SettingsError when another one holds it."""
-    descriptor = os.open(out, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise SettingsError(f"--out: {out}: another backfill writes into this folder") from None
-    try:
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _backfilled(catalogue: Catalogue, given: Given, out: Path, now_ms: int, say: Say, lot_rows: int, threads: int, bar: bool) -> Backfilled:

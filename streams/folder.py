@@ -78,13 +78,19 @@ def made(data_dir: Path) -> None:
 def owned(data_dir: Path) -> Iterator[None]:
     """Holds the folder for this process, until it leaves or dies. SettingsError when another one holds it."""
     made(data_dir)
-    descriptor = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    lock = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    with held(lock, f"{data_dir}: a system runs in this folder already (`holdfast ps --data {data_dir}` shows it)"):
+        yield
+
+
+@contextlib.contextmanager
+def held(descriptor: int, refusal: str) -> Iterator[None]:
+    """Holds what was opened for this process, until it leaves or dies, and closes it. SettingsError, with this text, when another one holds it."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise SettingsError(f"{data_dir}: a system runs in this folder already (`holdfast ps --data {data_dir}` shows it)") from None
-    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SettingsError(refusal) from None
         yield
     finally:
         os.close(descriptor)

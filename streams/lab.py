@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -107,7 +108,7 @@ def models(argv: list[str], settings: Settings) -> int:
     elif args.action == "document":
         _write_document(registry, args.item_id, args.out)
     else:
-        moved(args, Kind.MODEL, registry, settings, lambda act, model_id: _served(registry, act, model_id))
+        moved(args, Kind.MODEL, registry, settings, functools.partial(_served, registry))
     return 0
 
 

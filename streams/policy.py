@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import time
@@ -92,7 +93,7 @@ def command(argv: list[str], settings: Settings) -> int:
     args = parser.parse_args(argv)
     registry = registry_of(settings)
     if args.action in ACTS:
-        moved(args, Kind.POLICY, registry, settings, lambda act, policy_id: _judging(registry, act, policy_id))
+        moved(args, Kind.POLICY, registry, settings, functools.partial(_judging, registry))
     elif args.action == "compare":
         return compare(args, Kind.POLICY, registry, settings)
     elif args.action == "test":
