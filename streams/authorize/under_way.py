@@ -14,7 +14,7 @@ from streams.tracing import Passed, Traced, Tracer
 from streams.world import World
 
 SHARE = 0.9
-"""Of the time that a host gives: what is not decided by then is answered by the stand-in, which needs the rest for its disk."""
+"""Of the time that a host gives: what is not decided by then is answered by the stand-in, whose disk has at least the rest."""
 LATE = "deadline"
 SHED_SHARE = 0.3
 """Of the time that a host gives: who would wait longer for those before it is refused at once."""
@@ -81,6 +81,7 @@ class UnderWay:
         stand_in = self._world.stand_in
         if stand_in is not None and (given := stand_in.first(txn)) is not None:
             return await stand_in.repeated(given), Course()
+        ends_s = asyncio.get_running_loop().time() + wait_s
         deciding, course = self.once(txn, now_ms, traced)
         gone = LATE
         if await self._ends_within(deciding, wait_s if stand_in is None else wait_s * SHARE):
@@ -96,7 +97,7 @@ class UnderWay:
                 return made, course
         if stand_in is None:
             raise TimeoutError
-        async with asyncio.timeout(wait_s * (1 - SHARE)):
+        async with asyncio.timeout_at(ends_s):
             policy = self._world.panel.judges_of(txn).policy
             return await stand_in.answer(txn, now_ms, course, gone, policy), course
 

@@ -7,6 +7,8 @@ import errno
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
+from time import sleep
+from typing import Any
 
 import pytest
 
@@ -21,6 +23,7 @@ from streams import stand_in as standing
 from streams.forward import forward
 from streams.spool import Spool
 from streams.stand_in import StandIn
+from tests.iso8583.fuzz import warm_up
 from tests.walk.test_http import Host, a_request
 from tests.world import NOON, a_world
 
@@ -31,6 +34,7 @@ CARD = {"card_number": "4111111111111111"}
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forwarding, "PAUSE_S", 0.005)
+    warm_up()  # what compiles meanwhile is answered by the stand-in, as at a service that is not ready
 
 
 def opened(folder: Path) -> StandIn:
@@ -145,6 +149,25 @@ def test_what_the_disk_does_not_take_is_not_answered_and_is_in_nobodys_way(tmp_p
         await told_all(host)
         assert [d.transaction_id for d in host.world.decisions[1:]] == ["later"]
         assert (await host.authorize(transaction_id="small", amount_minor=4_000))[0] == 200
+
+    at_the_door(tmp_path, play)
+
+
+def test_a_disk_that_is_slow_has_what_a_memory_that_failed_early_left_of_the_hosts_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = spool._synced
+
+    def slow(*each: Any) -> None:
+        sleep(0.3)  # twice what the stand-in has at the end of the time
+        synced(*each)
+
+    async def gone(*_: object) -> None:
+        raise MemoryUnavailable("gone")
+
+    async def play(host: Host) -> None:
+        host.world.world.memory.recall_all = gone  # type: ignore[method-assign,assignment]
+        monkeypatch.setattr(spool, "_synced", slow)
+        status, answer, _ = await host.authorize(transaction_id="small", amount_minor=4_000)
+        assert (status, answer.get("outcome"), answer.get("stand_in")) == (200, "approve", True)
 
     at_the_door(tmp_path, play)
 
