@@ -12,6 +12,7 @@ from features.catalogue import Catalogue
 from features.engine import Past, buffer_of, kept_up, look, own_bytes, packed, place_in, row_bytes, rows_of
 from features.fact import declined_facts, facts_of
 from features.layout import NEWEST_AT, TRIMMED_AT, TRIMMED_WIDTH, at_ms_of
+from schemas import avro
 from schemas.transaction import Transaction, TransactionKind
 
 _HEADER = bytes(8)
@@ -135,7 +136,7 @@ WARM = Transaction(transaction_id="warm", kind=TransactionKind.ECOMMERCE, at_ms=
 
 def warm(catalogue: Catalogue) -> None:
     """Loads (the first time on a machine: compiles) what serving runs, so that the first payment does not wait for it."""
-    txn = WARM
+    txn = avro.decode(Transaction, avro.encode(WARM))
     own = own_bytes(txn, facts_of(txn))
     rows_of(catalogue, [own])
     rows = row_bytes(catalogue, txn)

@@ -14,15 +14,17 @@ from typing import Any, TypeVar
 
 import fastavro
 import msgspec
+import numpy as np
 
 from schemas.catalogue import VERSIONS
-from schemas.decoder import Reader, plain, reader_of
-from schemas.encoder import Writer, fields_writer, writer_of
 from schemas.errors import InvalidRecord, UnknownSchema, UnreadableBytes
 from schemas.record import Record, Word
+from schemas.transcoder import GROWTH, ROOM, WRONG, Plan, plan_of, to_avro, to_messagepack
 
 R = TypeVar("R", bound=Record)
 _FRAME = struct.Struct(">bI")
+_ROOM = 512
+"""Bytes that are mostly enough for the heads of a record's values in MessagePack."""
 _PRIMITIVES: dict[object, str] = {int: "long", float: "double", str: "string", bool: "boolean", bytes: "bytes"}
 
 
@@ -115,21 +117,35 @@ def _newest(record: type[Record]) -> tuple[int, Any]:
 
 
 @functools.cache
-def _writers(record: type[Record]) -> tuple[Writer, Callable[[tuple[Any, ...]], bytes]]:
-    """What writes a whole record, and what writes all of its fields but the last."""
-    _, schema = _newest(record)
-    return writer_of(schema), fields_writer(schema["fields"][:-1])
+def _plan(record: type[Record]) -> Plan:
+    """How a record is written, and read where the newest schema wrote it."""
+    return plan_of(_newest(record)[1])
+
+
+def _as_pythons(value: Any) -> Any:
+    """numpy's number as Python's; TypeError for what no record holds."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"no record holds a {type(value).__name__}")
+
+
+_packed = msgspec.msgpack.Encoder(enc_hook=_as_pythons).encode
 
 
 @functools.cache
-def _reader(record: type[Record]) -> Reader:
-    """What reads a record that the newest schema wrote."""
-    return reader_of(_newest(record)[1])
+def _unpacked(record: type[R]) -> Callable[[Any], R]:
+    """What makes a validated record of MessagePack."""
+    return msgspec.msgpack.Decoder(record).decode
 
 
 def body(record: Record) -> bytes:
     """The record in plain Avro, without a frame."""
-    return _writers(type(record))[0](record)
+    packed = np.frombuffer(_packed(record), np.uint8)
+    out = np.empty(GROWTH * (packed.size + 1), np.uint8)
+    size = to_avro(_plan(type(record)).codes, packed, out)
+    if size == WRONG:
+        raise TypeError(f"what this {type(record).__name__} holds is not of its own schema: {record}")
+    return out[:size].tobytes()
 
 
 @functools.cache
@@ -141,11 +157,6 @@ def frame(record: type[Record]) -> bytes:
 def encode(record: Record) -> bytes:
     """The record as a message's value: frame and Avro."""
     return frame(type(record)) + body(record)
-
-
-def encode_before(record: Record, last: bytes) -> bytes:
-    """`encode(record)`, where the last field's Avro is already at hand as `last`: it is appended, not encoded again."""
-    return frame(type(record)) + _writers(type(record))[1](msgspec.structs.astuple(record)) + last
 
 
 def decode(record: type[R], value: bytes | None) -> R:
@@ -164,9 +175,9 @@ def from_body(record: type[R], content: bytes, writer: Any = None) -> R:
     """The record in plain Avro bytes (written by the newest schema, or by `writer`)."""
     _, reader = _newest(record)
     if writer is None or writer is reader:
-        values = plain(_reader(record), content)
-        if values is not None:
-            return checked(lambda: msgspec.convert(values, record))
+        found = _plain(record, content)
+        if found is not None:
+            return found
     source = io.BytesIO(content)
     try:
         values = fastavro.schemaless_reader(source, writer or reader, None if writer in (None, reader) else reader)
@@ -175,6 +186,25 @@ def from_body(record: type[R], content: bytes, writer: Any = None) -> R:
     if source.read(1):
         raise UnreadableBytes("bytes are left over after the record")
     return checked(lambda: msgspec.convert(values, record))
+
+
+def _plain(record: type[R], content: bytes) -> R | None:
+    """The record in these bytes of the newest schema; None if they are not as they are written here. InvalidRecord as in `from_body`."""
+    codes, names = _plan(record)
+    source = np.frombuffer(content, np.uint8)
+    size, room = ROOM, 2 * source.size + names.size + _ROOM
+    while size == ROOM:
+        out = np.empty(room, np.uint8)
+        size, room = to_messagepack(codes, names, source, out), 2 * room
+    if size == WRONG:
+        return None
+    try:
+        found: R = _unpacked(record)(out[:size])
+        return found
+    except msgspec.ValidationError as error:
+        raise _invalid(error) from error
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
 
 
 _SAID = re.compile(r"^(?:(?P<own>[a-z_]+): )?(?P<reason>.*?)(?: - at `\$\.?(?P<field>[^`]*)`)?$", re.DOTALL)
@@ -189,12 +219,17 @@ def checked(convert: Callable[[], R]) -> R:
     except UnicodeDecodeError as error:
         raise InvalidRecord("body", f"is no UTF-8: {error.reason}", code="unreadable_json") from None
     except msgspec.ValidationError as error:
-        said = _SAID.match(str(error))
-        assert said is not None, "any text is like this"
-        named = _NAMED.search(str(error))
-        parts = [said["field"], said["own"], named["field"] if named else None]
-        field = ".".join(p for p in parts if p) or "value"
-        code = "missing_field" if "missing required" in str(error) else "unknown_field" if named else "invalid_field"
-        raise InvalidRecord(field, said["reason"], code=code) from error
+        raise _invalid(error) from error
     except msgspec.DecodeError as error:
         raise InvalidRecord("body", str(error), code="unreadable_json") from error
+
+
+def _invalid(error: msgspec.ValidationError) -> InvalidRecord:
+    """The error that names the field."""
+    said = _SAID.match(str(error))
+    assert said is not None, "any text is like this"
+    named = _NAMED.search(str(error))
+    parts = [said["field"], said["own"], named["field"] if named else None]
+    field = ".".join(p for p in parts if p) or "value"
+    code = "missing_field" if "missing required" in str(error) else "unknown_field" if named else "invalid_field"
+    return InvalidRecord(field, said["reason"], code=code)

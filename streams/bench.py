@@ -10,7 +10,7 @@ from streams.stack import ROOT
 
 BENCHES = (
     "walk", "features", "parity", "models", "shadow", "evaluate", "terminals", "layouts", "fuzz", "iso8583", "http", "policy", "swap", "faults",
-    "authorize", "life",
+    "authorize", "life", "wire",
 )  # fmt: skip
 
 

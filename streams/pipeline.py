@@ -35,7 +35,7 @@ class Walk:
     """One transaction on its way: what each stop found. An error, or a first answer from before, ends it early."""
 
     __slots__ = (
-        "ask", "book", "content", "counted", "decision", "declined", "digest", "error", "first", "hold", "judges", "panel", "past", "seen", "txn",
+        "ask", "book", "counted", "decision", "declined", "digest", "error", "first", "hold", "judges", "panel", "past", "seen", "txn",
         "verdict",
     )  # fmt: skip
     past: Past
@@ -47,8 +47,7 @@ class Walk:
 
     def __init__(self, ask: Ask) -> None:
         self.ask, self.txn = ask, ask.txn
-        self.content = avro.body(ask.txn)
-        self.digest = identity.request_digest(self.content)
+        self.digest = identity.request_digest(avro.body(ask.txn))
         self.first: Kept | None = None
         self.hold: OpenHold | None = None
         self.declined: tuple[int, ...] = ()
@@ -278,7 +277,7 @@ async def keep(walks: Sequence[Walk], world: World) -> None:
     made = []
     for walk in walks:
         decision = walk.decision = decided(walk, world)
-        made.append(Made(walk.txn.transaction_id, decision.decision_id, avro.encode_before(decision, walk.content)))
+        made.append(Made(walk.txn.transaction_id, decision.decision_id, avro.encode(decision)))
     for walk, own, first in zip(walks, made, await world.answers.keep_all(made), strict=True):
         if isinstance(first, HoldfastError):
             walk.error = first

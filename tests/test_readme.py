@@ -150,6 +150,15 @@ def test_the_bench_of_models_measures_and_its_status_says_whether_it_holds(tmp_p
 
 
 @pytest.mark.integration
+def test_the_bench_of_messages_is_well_below_fastavro(tmp_path: Path) -> None:
+    command = next(c for c in commands() if c.startswith("holdfast bench wire"))
+    done = ran(f"{command} --count 20", ROOT, timeout_s=400, HOLDFAST_DATA_DIR=str(tmp_path))
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert (done.returncode, figures["holds"]) == (0, True), done.stdout
+    assert 0 < figures["decision_encode_us"] < figures["decision_encode_fastavro_us"]
+
+
+@pytest.mark.integration
 def test_the_bench_of_mutated_models_serves_none(tmp_path: Path) -> None:
     command = next(c for c in commands() if c.startswith("holdfast bench fuzz"))
     done = ran(f"{command} --count 800", ROOT, timeout_s=400, HOLDFAST_DATA_DIR=str(tmp_path))
