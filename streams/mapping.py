@@ -7,7 +7,7 @@ A mapping is TOML (all tables but `time`, `amount` and `fields` may be left out)
     [csv]        delimiter = ","  encoding = "utf-8"  quote = '"'
     [time]       column = "when"  (or columns = ["date", "clock"], joined by a blank)
                  format = "iso8601" | "epoch_s" | "epoch_ms" | "offset_s" | "offset_h" | "offset_30d" (with origin) | a strptime format
-                 zone = "Europe/Berlin"  (of local times; of a time that happens twice the first is meant)
+                 zone = "Europe/Berlin"  (of local times; of a time that happens twice the first is meant, one that never was is refused)
     [amount]     column = "sum"  unit = "major" | "minor"  currency = "EUR" or currency_column = "ccy"
                  decimal = ","  strip = "$ "  negative = "refuse" | "absolute"  rounding = "refuse" | "half_even"
     [billing]    the same, of the amount in the account's currency
@@ -462,8 +462,15 @@ def _epoch_ms(moment: datetime, zone: str | None, field: str) -> int:
     if moment.tzinfo is None:
         if zone is None:
             raise InvalidRecord(field, f"{moment.isoformat()} has no zone, and the mapping names none")
+        if _leapt_over(moment, moment.replace(tzinfo=_zone(zone))):
+            raise InvalidRecord(field, f"{moment.isoformat()} never was in {zone}: its clocks leap over it")
         moment = moment.replace(tzinfo=_zone(zone))
     return (moment - _EPOCH + _HALF_MS) // _MS
+
+
+def _leapt_over(local: datetime, there: datetime) -> bool:
+    """Whether the zone's clocks leap over a local time. Midnight is no such: there that day begins, an hour later, and a date means it."""
+    return local.time() != datetime.min.time() and there.replace(fold=1).utcoffset() > there.utcoffset()  # type: ignore[operator]  # it has a zone
 
 
 def moment_ms(value: Any, rule: TimeRule, field: str = "at_ms") -> int:

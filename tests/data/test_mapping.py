@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -174,6 +174,7 @@ def changed(column: str, value: str) -> list[str]:
         (changed("card", "1234"), "card_token", "invalid_field"),
         (GOOD[:-1], "row", "wrong_width"),
         ([*GOOD, "more"], "row", "wrong_width"),
+        (changed("when", "2026-03-29T02:30:00"), "at_ms", "invalid_field"),
     ],
 )
 def test_a_bad_row_is_named_with_its_number_and_field_and_the_others_go_on(tmp_path: Path, record: list[str], field: str, code: str) -> None:
@@ -240,6 +241,7 @@ def test_a_label_is_known_after_its_delay_or_when_the_file_says_so(tmp_path: Pat
         ("2", TimeRule(format="offset_30d", origin="2026-01-01T00:00:00"), "2026-03-02T00:00:00.000"),
         (datetime(2026, 3, 1, 12, tzinfo=UTC), TimeRule(), "2026-03-01T12:00:00.000"),
         ("2026-10-25T02:30:00", TimeRule(zone="Europe/Berlin"), "2026-10-25T00:30:00.000"),
+        (date(2025, 4, 25), TimeRule(zone="Africa/Cairo"), "2025-04-24T22:00:00.000"),
     ],
 )
 def test_times_are_read_as_the_rule_says(cell: object, rule: TimeRule, at: str) -> None:
@@ -250,6 +252,13 @@ def test_times_are_read_as_the_rule_says(cell: object, rule: TimeRule, at: str) 
 def test_a_count_of_seconds_that_is_no_time_is_refused(cell: str) -> None:
     with pytest.raises(InvalidRecord) as refused:
         moment_ms(cell, TimeRule(format="epoch_s"))
+    assert refused.value.field == "at_ms"
+
+
+@pytest.mark.parametrize("cell", ["2026-03-29T02:00:00", datetime(2026, 3, 29, 2, 59, 59)])  # noqa: DTZ001 - local
+def test_a_local_time_that_never_was_is_refused(cell: object) -> None:
+    with pytest.raises(InvalidRecord, match="never was in Europe/Berlin") as refused:
+        moment_ms(cell, TimeRule(zone="Europe/Berlin"))
     assert refused.value.field == "at_ms"
 
 
