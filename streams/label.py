@@ -63,7 +63,7 @@ def labels_in(path: Path, now_ms: int) -> list[Label]:
     """The labels of a file. SettingsError names the first row and field that is none."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file)
+            rows = csv.DictReader(file, strict=True)
             header = rows.fieldnames or ()
             if unknown := sorted(set(header) - set(COLUMNS)):
                 raise SettingsError(f"{path}: unknown column {unknown[0]!r}; there are {', '.join(COLUMNS)}")

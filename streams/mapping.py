@@ -926,7 +926,7 @@ def _csv_file(path: Path, rule: CsvRule) -> TextIO:
 
 
 def _csv_reader(file: TextIO, rule: CsvRule) -> Iterator[list[str]]:
-    return csv.reader(file, delimiter=rule.delimiter, quotechar=rule.quote)
+    return csv.reader(file, delimiter=rule.delimiter, quotechar=rule.quote, strict=True)
 
 
 def _sound_records(records: Iterator[list[str]], width: int) -> Iterator[Cells | InvalidRecord]:

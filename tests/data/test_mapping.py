@@ -188,6 +188,15 @@ def test_a_bad_row_is_named_with_its_number_and_field_and_the_others_go_on(tmp_p
     assert [name for name in HEADER if f"(column {name!r})" in fault.reason] == wrong, "and the column: whoever made the file knows no other name"
 
 
+def test_a_quote_that_nobody_closes_makes_a_bad_row_and_swallows_none_silently(tmp_path: Path) -> None:
+    path = a_csv(tmp_path / "a.csv", GOOD, changed("comment", "unclosed"), GOOD, GOOD)
+    path.write_text(path.read_text().replace("unclosed", '"unclosed'))
+    first, second = (row.content for row in read(path))
+    assert isinstance(first, Transaction)
+    assert isinstance(second, InvalidRecord)
+    assert "is not CSV" in second.reason
+
+
 def test_bytes_that_are_no_text_make_a_bad_row_not_a_failed_file(tmp_path: Path) -> None:
     path = a_csv(tmp_path / "a.csv", GOOD, GOOD)
     path.write_bytes(path.read_bytes().replace(b"hello", b"h\xe9llo", 1))

@@ -186,6 +186,7 @@ HEADER = "transaction_id,account_id,fraud,source"
         (f"{HEADER},fraud\nt1,a1,1,analyst,0\n".encode(), "column 'fraud' stands there twice"),
         (f"{HEADER}\nt1,Müller,1,analyst\n".encode("latin-1"), "'utf-8' codec can't decode"),
         (f"{HEADER}\nt1,a1,1,{'x' * 200_000}\n".encode(), "field larger than field limit"),
+        (f'{HEADER},merchant_id\nt1,a1,1,analyst,"m1\nt2,a2,1,analyst,m2\n'.encode(), "unexpected end of data"),
     ],
 )
 def test_a_file_that_is_no_labels_is_named_with_what_is_wrong(tmp_path: Path, content: bytes, fault: str) -> None:
