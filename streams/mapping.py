@@ -94,6 +94,7 @@ _EPOCH, _MS, _HALF_MS = datetime(1970, 1, 1, tzinfo=UTC), timedelta(milliseconds
 LEARNED_MS = (0, 32_503_680_000_000)
 """When a label may have been learned: what `schemas.record.EpochMs` allows."""
 _UNIT_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_NUMBERED = re.compile(r"^attributes\[([0-9]+)\]")
 _OFFSET = re.compile(r"^offset_([1-9][0-9]{0,5})?([smhd])$")
 EVERY = "*"
 """The attribute whose column is a pattern."""
@@ -610,8 +611,14 @@ class RowReader:
             txn = self._transaction(number, cells)
             label = self._label(txn, cells)
         except InvalidRecord as fault:
-            return Row(number, in_column(fault, self._mapping.column_of(fault.field)), None, False)
+            return Row(number, in_column(fault, self._column_of(fault.field, cells)), None, False)
         return Row(number, txn, label, self._says_so(self._mapping.declined, cells))
+
+    def _column_of(self, field: str, cells: Cells) -> str | None:
+        """The column of a field that is wrong; an attribute's field has its number, among those that the row has."""
+        if (numbered := _NUMBERED.match(field)) is None:
+            return self._mapping.column_of(field)
+        return [column for column in self._mapping.attributes.values() if as_text(cells[self._at[column]]) is not None][int(numbered[1])]
 
     def _transaction(self, number: int, cells: Cells) -> Transaction:
         mapping = self._mapping

@@ -197,6 +197,14 @@ def test_a_quote_that_nobody_closes_makes_a_bad_row_and_swallows_none_silently(t
     assert "is not CSV" in second.reason
 
 
+def test_an_attribute_that_cannot_be_is_named_with_its_column(tmp_path: Path) -> None:
+    mapping = MINIMAL + '[attributes]\nbasket = "items"\nnote = "text"\n'
+    path = a_csv(tmp_path / "a.csv", [*GOOD, "", "x" * 257], header=[*HEADER, "items", "text"])
+    (row,) = read(path, mapping)
+    assert isinstance(row.content, InvalidRecord)
+    assert "(column 'text')" in row.content.reason, "it is the first attribute of its row, and the second of the mapping"
+
+
 def test_bytes_that_are_no_text_make_a_bad_row_not_a_failed_file(tmp_path: Path) -> None:
     path = a_csv(tmp_path / "a.csv", GOOD, GOOD)
     path.write_bytes(path.read_bytes().replace(b"hello", b"h\xe9llo", 1))
