@@ -96,6 +96,7 @@ LEARNED_MS = (0, 32_503_680_000_000)
 _UNIT_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _NUMBERED = re.compile(r"^attributes\[([0-9]+)\]")
 _OFFSET = re.compile(r"^offset_([1-9][0-9]{0,5})?([smhd])$")
+_BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view, pa.types.is_string_view)
 EVERY = "*"
 """The attribute whose column is a pattern."""
 
@@ -965,8 +966,14 @@ def _parquet_cells(path: Path, columns: Sequence[str]) -> Iterator[Cells]:
     """Each row's cells in these columns."""
     with readable(path), pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(columns)):
-            batch.validate(full=True)
-            yield from zip(*(values_of(batch.column(name)) for name in columns), strict=True)
+            yield from zip(*map(values_of, arrays_of(batch, columns)), strict=True)
+
+
+def arrays_of(batch: pa.RecordBatch, columns: Sequence[str]) -> list[pa.Array]:
+    """The columns of these names; bytes are the text that they are in UTF-8, which is how old writers leave texts. ArrowInvalid if it is none."""
+    batch.validate(full=True)
+    found = [batch.column(name) for name in columns]
+    return [column.cast(pa.string()) if any(is_one(column.type) for is_one in _BYTES) else column for column in found]
 
 
 def values_of(column: pa.Array) -> list[Any]:

@@ -19,7 +19,7 @@ from schemas.account import AccountEvent
 from schemas.errors import InvalidRecord, SettingsError
 from schemas.money import to_major
 from schemas.transaction import Transaction
-from streams.columnar import cells_in
+from streams.columnar import ColumnReader, cells_in
 from streams.mapping import (
     AmountRule,
     EventRow,
@@ -214,11 +214,12 @@ def test_bytes_that_are_no_text_make_a_bad_row_not_a_failed_file(tmp_path: Path)
     assert isinstance(second, Transaction)
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.binary()])
 @pytest.mark.parametrize("by_column", [False, True])
-def test_a_parquet_file_with_a_text_that_is_no_text_is_named(tmp_path: Path, by_column: bool) -> None:
+def test_a_parquet_file_with_a_text_that_is_no_text_is_named(tmp_path: Path, by_column: bool, kind: pa.DataType) -> None:
     mapping = mapping_from(MINIMAL)
-    no_text = pa.Array.from_buffers(pa.string(), 1, pa.array([b"m\xff"], pa.binary()).buffers())
-    pq.write_table(pa.table(dict.fromkeys(mapping.columns, no_text)), tmp_path / "a.parquet")
+    column = pa.Array.from_buffers(kind, 1, pa.array([b"m\xff"], pa.binary()).buffers())
+    pq.write_table(pa.table(dict.fromkeys(mapping.columns, column)), tmp_path / "a.parquet")
     with pytest.raises(SettingsError, match=r"a\.parquet: .*UTF8"):
         list(cells_in(tmp_path / "a.parquet", mapping)[1] if by_column else rows_in(tmp_path / "a.parquet", mapping, KEY, now_ms=NOW_MS))
 
@@ -339,6 +340,20 @@ def test_csv_and_parquet_of_the_same_table_are_the_same_rows(history: Path, tmp_
     assert len(by_parquet) == 1500
     assert not [row for row in by_parquet if isinstance(row.content, InvalidRecord)]
     assert by_parquet == by_csv
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view(), pa.string_view()])
+def test_a_text_that_parquet_has_as_bytes_or_as_a_view_is_that_text(tmp_path: Path, kind: pa.DataType) -> None:
+    mapping = mapping_from(MINIMAL)
+    table = pa.table({name: pa.array([cell, cell], pa.string()) for name, cell in zip(HEADER, GOOD, strict=True)})
+    pq.write_table(table, tmp_path / "texts.parquet")
+    pq.write_table(pa.table([column.cast(kind) for column in table.columns], HEADER), tmp_path / "bytes.parquet")
+    texts, same = (read(tmp_path / name) for name in ("texts.parquet", "bytes.parquet"))
+    assert same == texts
+    columns, pieces = cells_in(tmp_path / "bytes.parquet", mapping)
+    (found,) = (ColumnReader(mapping, columns, KEY, NOW_MS).rows(cells) for cells in pieces)
+    assert found.table["account_id"].to_pylist() == ["a1", "a1"]
+    assert not found.bad
 
 
 def test_a_float_column_of_32_bits_means_the_short_decimal(tmp_path: Path) -> None:
