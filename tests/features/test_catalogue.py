@@ -128,4 +128,8 @@ def test_every_row_says_its_exact_meaning_in_words() -> None:
         "the number of the card's attempts to move money out, with event time in (T - 10m, T], exact to the millisecond"
     )
     assert "in the 60 slices of 60 s that end with T's own" in of["velocity.ip_cards_1h"]
-    assert "matured (7d after they happened" in of["merchant.merchant_fraud_share_30d"]
+    assert of["velocity.ip_cards_1h"].endswith("about (a sketch: standard error below 7 % up to 500)")
+    frauds, payments = of["merchant.merchant_fraud_share_30d"].split("] / [")
+    assert "matured (7d after they happened, or when that was learned if it was later, rounded up to a slice)" in frauds
+    assert "matured (7d after they happened) in the 60 slices" in payments
+    assert of["behavioural.txn_not_present"] == "1 if the transaction's own kind is ecommerce or moto or recurring, else 0"
