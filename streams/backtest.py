@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from features.catalogue import CATALOGUE
 from models.backtest import Backtest, Effect, Payments
@@ -26,7 +25,7 @@ from schemas.errors import SettingsError
 from schemas.money import EXPONENTS
 from schemas.topics import DECISIONS
 from schemas.transaction import CheckResult, TransactionKind
-from streams.training_set import DAY_MS, archived_verdicts
+from streams.training_set import DAY_MS, WHOLE, archived_verdicts, decisions_in, fill_whole
 
 AUTHENTICATED = ("action", "txn_kind", "txn_three_ds_result", "txn_step_up_of")
 """What says who could be asked to authenticate; null where a file is older than the column."""
@@ -38,13 +37,6 @@ DECIDED = {name: pc.field(name) for name in COLUMNS} | {
 """What is read of archived decisions: amounts in the account's own currency."""
 
 
-def decisions_in(place: Path) -> ds.Dataset:
-    """The archived decisions, whichever release wrote the first of their files."""
-    data = ds.dataset(place, format="parquet", partitioning=None)
-    later = [pa.field(name, pa.string()) for name in AUTHENTICATED if name not in data.schema.names]
-    return data.replace_schema(pa.schema([*data.schema, *later]))
-
-
 def payments_in(folder: Path, names: Sequence[str], since_days: float | None = None, until_ms: int | None = None) -> Payments:
     """The decisions of an archive that were made on this catalogue, with these features and the labels as known at `until_ms`.
 
@@ -54,31 +46,37 @@ def payments_in(folder: Path, names: Sequence[str], since_days: float | None = N
     place = folder / DECISIONS.name
     if not place.is_dir():
         raise SettingsError(f"{folder}: holds no archive of decisions")
-    data = decisions_in(place)
+    data = decisions_in(place, AUTHENTICATED, names)
     wanted = pc.field("catalogue_id") == CATALOGUE.catalogue_id
     if until_ms is not None:
         wanted &= pc.field("at_ms") <= until_ms
     if since_days is not None:
         last_ms = until_ms if until_ms is not None else pc.max(data.to_table(columns=["at_ms"], filter=wanted)["at_ms"]).as_py()
         wanted &= pc.field("at_ms") > (last_ms or 0) - int(since_days * DAY_MS)
-    table = data.to_table(columns=DECIDED | {name: pc.field(name) for name in names}, filter=wanted)
+    table = data.to_table(columns=DECIDED | {name: pc.field(name) for name in (WHOLE, *names)}, filter=wanted)
     if not len(table):
         raise SettingsError(f"{folder}: no payment of that time was decided on this catalogue")
     return payments_of(table, tuple(names), folder, until_ms)
 
 
 def payments_of(table: pa.Table, names: tuple[str, ...], folder: Path, until_ms: int | None) -> Payments:
-    """The payments of a table with the columns of `DECIDED` and these features, and the labels in the archive as known at `until_ms`."""
+    """The payments of a table with the columns of `DECIDED` and these features, and the labels in the archive as known at `until_ms`.
+
+    With any features, `WHOLE` is among the columns.
+    """
     verdicts = archived_verdicts(folder, table["transaction_id"])
     known = verdicts if until_ms is None else verdicts.until(until_ms)
     frauds = np.zeros(len(table), np.bool_)
     frauds[known.rows] = known.frauds  # of several verdicts on a row the last stands
     currency_names, currencies = _numbered(table["currency"])
     outcomes, outcome_numbers = _numbered(table["outcome"])
+    vectors = np.column_stack([_floats(table[name]) for name in names]) if names else np.empty((len(table), 0))
+    if names:
+        fill_whole(vectors, table[WHOLE], [CATALOGUE.index[name] for name in names], CATALOGUE)
     severity = np.array([{str(o): place for o, place in SEVERITY.items()}[name] for name in outcomes], np.int64)
     return Payments(
         names=names,
-        vectors=np.column_stack([_floats(table[name]) for name in names]) if names else np.empty((len(table), 0)),
+        vectors=vectors,
         scores=_floats(table["score"]),
         missing=_missing(table["degradations"]),
         decided=severity[outcome_numbers],

@@ -24,9 +24,9 @@ from models.registry import Registry
 from schemas.errors import SettingsError
 from schemas.governance import Kind, State
 from schemas.topics import DECISIONS, SECOND_OPINIONS
-from streams.backtest import DECIDED, days_of, decisions_in, payments_of
+from streams.backtest import AUTHENTICATED, DECIDED, days_of, payments_of
 from streams.settings import Settings
-from streams.training_set import DAY_MS
+from streams.training_set import DAY_MS, decisions_in
 
 
 class Compared(NamedTuple):
@@ -59,7 +59,7 @@ def _decided(archive: Path, since_days: float | None) -> pa.Table:
     place = archive / DECISIONS.name
     if not place.is_dir():
         raise SettingsError(f"{archive}: holds no archive of decisions")
-    table = decisions_in(place).to_table(columns=DECIDED)
+    table = decisions_in(place, AUTHENTICATED, ()).to_table(columns=DECIDED)
     if since_days is not None and len(table):
         table = table.filter(pc.greater(table["at_ms"], pc.max(table["at_ms"]).as_py() - int(since_days * DAY_MS)))
     return table

@@ -27,6 +27,8 @@ from streams.columnar import ATTRIBUTE, as_number
 DAY_MS = 86_400_000
 ATTRIBUTES = "txn_attributes"
 """The archive's column of what a transaction says beside the record."""
+WHOLE = "vector"
+"""The archive's column of whole vectors as bytes, of decisions that were made on another catalogue than that of who archived them."""
 USUAL_DELAY_MS = 14 * DAY_MS
 """After what time most of an archive's labels have come in, where nobody says otherwise; a backfill's mapping says it."""
 BATCH_ROWS = 65_536
@@ -92,12 +94,14 @@ def _backfilled(path: Path) -> Given:
 
 def _archived(folder: Path, catalogue: Catalogue, attributes: Sequence[str]) -> History:
     """The vectors that were served on this catalogue, these attributes beside them, and what was learned of them."""
-    data = ds.dataset(folder / DECISIONS.name, format="parquet", partitioning=None)
+    data = decisions_in(folder / DECISIONS.name, (), catalogue.names)
     named = ["transaction_id", "at_ms", "catalogue_id", "account_id", "txn_card_token", "txn_amount_minor", "txn_billing_amount_minor"]
-    beside = data.to_table(columns=named)
+    own = pc.field("catalogue_id") == catalogue.catalogue_id
+    beside = data.to_table(columns={name: pc.field(name) for name in named} | {WHOLE: pc.if_else(own, pc.field(WHOLE), None)})
     rows = _in_time(beside["at_ms"], pc.equal(beside["catalogue_id"], catalogue.catalogue_id))
     vectors = _matrix(data, catalogue.names, len(beside), rows)
     beside = beside.take(pa.array(rows))
+    fill_whole(vectors, beside[WHOLE], range(len(catalogue.names)), catalogue)
     if attributes:
         said = data.to_table(columns=[ATTRIBUTES])[ATTRIBUTES].take(pa.array(rows)).combine_chunks()
         vectors = np.asfortranarray(np.column_stack([vectors, *(_attribute(said, name) for name in attributes)]))
@@ -106,6 +110,22 @@ def _archived(folder: Path, catalogue: Catalogue, attributes: Sequence[str]) -> 
     verdicts = archived_verdicts(folder, beside["transaction_id"])
     names = (*catalogue.names, *attributes)
     return History(catalogue.catalogue_id, names, vectors, _ints(beside["at_ms"]), cards, _ints(amounts), verdicts)
+
+
+def decisions_in(place: Path, texts: Sequence[str], numbers: Sequence[str]) -> ds.Dataset:
+    """The archived decisions, with these columns whichever release wrote the first of their files; null where a file is older than the column."""
+    data = ds.dataset(place, format="parquet", partitioning=None)
+    expected = [*(pa.field(name, pa.string()) for name in texts), *(pa.field(name, pa.float64()) for name in numbers)]
+    return data.replace_schema(pa.schema([*data.schema, *(column for column in expected if column.name not in data.schema.names)]))
+
+
+def fill_whole(vectors: Floats, whole: pa.ChunkedArray, columns: Sequence[int], catalogue: Catalogue) -> None:
+    """Fills the rows of which the archive has the vector's bytes: a release that did not know this catalogue's columns by name has put them there."""
+    texts = whole.combine_chunks()
+    for row in np.flatnonzero(_flags(texts.is_valid())):
+        vector = np.frombuffer(texts[row].as_py(), "<f8")
+        if len(vector) == len(catalogue.names):
+            vectors[row] = vector[columns]
 
 
 def _attribute(said: pa.ListArray, name: str) -> Floats:
