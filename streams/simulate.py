@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--customers", type=int, default=2000)
     parser.add_argument("--days", type=int, default=90)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--fraud-rate", type=float, default=0.01, help="share of fraudulent rows, 0 to 0.5")
+    parser.add_argument("--fraud-rate", type=float, default=0.01, help="share of fraudulent rows, 0 to 0.5; at least one attack of each kind happens")
     parser.add_argument("--start", default="2025-10-01", help="first day, YYYY-MM-DD, UTC")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     return parser
