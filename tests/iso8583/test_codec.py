@@ -105,6 +105,15 @@ def test_an_echo_by_hand(name: str, raw: bytes) -> None:
     assert CODECS[name].encode(CODECS[name].decode(raw)) == raw
 
 
+def test_1993_has_its_own_elements_where_1987_has_others() -> None:
+    raws = {57: b"110", 58: b"06123456", 71: b"00000002", 72: b"005SOME ", 82: b"0000000001", 90: b"0000000003", 91: b"276", 92: b"250"}
+    raws |= {93: b"0512345", 94: b"0554321", 95: b"03REF", 96: b"002\xab\xcd", 99: b"06123456", 105: b"0" * 16, 107: b"0" * 10, 109: b"02XY"}
+    for number, raw in (raws | {124: b"003ABC", 125: b"003DEF"}).items():
+        bitmap = (1 << (128 - number) | (1 << 127 if number > 64 else 0)).to_bytes(16)[: 16 if number > 64 else 8]
+        whole = b"1100" + bitmap + raw
+        assert CODECS["1993-ascii"].encode(CODECS["1993-ascii"].decode(whole)) == whole, number
+
+
 def test_a_banks_own_dialect_gives_only_the_rows_that_differ(tmp_path: Path) -> None:
     own = tmp_path / "bank.toml"
     own.write_text('extends = "1987-binary"\nbitmap = "hex"\nprefix_bytes = 5\n[fields]\n48 = "ans ..99"\n[map]\nmcc = "26"\n')

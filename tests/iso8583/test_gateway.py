@@ -420,9 +420,9 @@ def test_every_dialect_and_header_of_1987_decides_the_same(dialect: str, header:
 def test_1993_has_other_types_dates_and_action_codes() -> None:
     async def play(scene: Scene, host: Host) -> None:
         changes = {"f12": "260101130000", "f13": None, "f18": None, "f22": "510101511100", "f25": None, "f26": "5411", "f43": "A SHOP\\\\BERLIN\\DEU"}
-        sent = fields_of(**changes)
+        sent = fields_of(**changes, f57="110", f58="123456", f59="AS IT CAME")
         mti, got = await host.ask("1100", sent)
-        assert (mti, got[39]) == ("1110", "000")
+        assert (mti, got[39], got[59]) == ("1110", "000", "AS IT CAME")
         txn = scene.world.decisions[0].transaction
         assert (txn.mcc, txn.country, txn.entry_mode, txn.transaction_id) == ("5411", "DE", "chip", transaction_id())
         assert await host.code("1101", sent | {4: "000000000001"}) == "913"
