@@ -74,6 +74,8 @@ class Map(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     acquirer_country: Part | None = None
     balance: Part | None = None
     replacement: Part | None = None
+    replaced: Part | None = None
+    function: Part | None = None
     sequence: Part | None = None
     sequence_count: Part | None = None
     account: Part | None = None
@@ -102,6 +104,7 @@ class Dialect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kinds: dict[str, TransactionKind]
     conditions: dict[str, TransactionKind]
     partials: tuple[str, ...] = ()
+    in_part: tuple[str, ...] = ()
     authentications: dict[str, CheckResult] = {}
 
 

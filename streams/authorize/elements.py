@@ -140,19 +140,19 @@ class Elements:
         return int(_needed(amount, fields)), _currency(_needed(currency, fields))
 
     def _given_back(self, fields: Fields) -> tuple[int, str]:
-        """What a reversal gives back: the amount less the replacement amount, which stays; without one, all that is left.
+        """What a reversal gives back: what was asked for less what stays of it; where it is not in part, all that is left.
 
         Where it is billed in another currency, the part that stays is rounded up.
         """
-        row = self._map
+        row, in_part = self._map, self._dialect.in_part
         stays = _text(row.replacement, fields) or ""
-        if not stays.strip("0 "):
+        if not stays.strip("0 ") or (in_part and _text(row.function, fields) not in in_part):
             return WHOLE, ""
-        amount = int(_needed(row.amount, fields))
-        if not stays.isdigit() or int(stays) >= amount:
+        asked, amount = int(_needed(row.replaced or row.amount, fields)), int(_needed(row.amount, fields))
+        if not stays.isdigit() or int(stays) >= asked:
             raise InvalidRecord(f"element {row.replacement and row.replacement.number}", "leaves nothing to reverse", code="format_error")
         taken, currency = self._taken(fields)
-        return taken * (amount - int(stays)) // amount, currency
+        return taken * (asked - int(stays)) // amount, currency
 
     def _more_to_come(self, fields: Fields) -> bool:
         """Whether a capture says that it is not the last: number and count of a multiple clearing, where the dialect has them."""

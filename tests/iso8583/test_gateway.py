@@ -438,6 +438,26 @@ def test_1993_has_other_types_dates_and_action_codes() -> None:
     at_the_gateway(play, "1993-ascii")
 
 
+def test_a_reversal_in_part_of_1993_is_one_by_its_function_code_and_its_amount_is_what_stays() -> None:
+    sent = fields_of(f12="260101130000", f13=None, f18=None, f22="510101511344", f25=None, f43=None)
+
+    def reversal(stan: str, function: str, **changes: str) -> dict[int, str]:
+        return sent | {11: stan, 24: function, 56: "110000000126010113000006123456"} | {int(name[1:]): value for name, value in changes.items()}
+
+    async def play(scene: Scene, host: Host) -> None:
+        was = f"{1_000:012}{0:012}"
+        assert await host.code("1100", sent) == "000"
+        assert await host.code("1420", reversal("000900", "401", f4=f"{300:012}")) == "904", "of how much is not said"
+        assert await host.code("1420", reversal("000901", "401", f4=f"{1_000:012}", f30=was)) == "904", "nothing of it"
+        assert await host.code("1420", reversal("000902", "401", f4=f"{300:012}", f30=was)) == "400"
+        assert await host.code("1220", reversal("000903", "202", f4=f"{100:012}", f71="00000001", f72="2")) == "000"
+        assert await host.code("1420", reversal("000904", "400", f30=was, f95="CARD ISSUER REFERENCE")) == "400", "whatever the issuer calls it"
+        made = scene.world.bus.records(CLEARINGS)
+        assert [(c.kind, c.amount_minor) for c in made] == [("reversal", 700), ("capture", 100), ("reversal", 0)]  # type: ignore[attr-defined]
+
+    at_the_gateway(play, "1993-ascii")
+
+
 def test_every_refusal_has_its_row_in_the_one_table() -> None:
     moves = {"not_confirmed", "not_yet_expired", "not_resolved"}  # of the books, never of a host
     assert {str(refusal) for refusal in (*Refusal, *NotCleared)} - moves <= FIELD_39.keys()
