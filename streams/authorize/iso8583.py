@@ -9,6 +9,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal, NamedTuple, cast
 
+import msgspec
+
 from models.answer import FIELD_39, answer_name
 from models.hold import Book
 from models.stand_in import is_stand_in
@@ -52,6 +54,8 @@ WORKS = {
     "82": "network",
 }
 """What a request asks for, by class and function: the second and third digit of its type."""
+REPEATS = "135"
+"""The last digit of a message type that repeats another."""
 HeaderName = Literal["binary2", "binary4", "text4"]
 Peers = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
 """From where hosts come; empty: from anywhere."""
@@ -115,10 +119,10 @@ class Desk:
             return "response"
         return WORKS.get(mti[1:3], "unknown")
 
-    async def answer(self, work: str, fields: Fields) -> Answer:
+    async def answer(self, work: str, message: Message) -> Answer:
         """The answer to a request, whatever happens."""
         try:
-            return await self._works[work](self, fields, self._world.clock_ms())
+            return await self._works[work](self, message, self._world.clock_ms())
         except InvalidRecord as error:
             return self.refused(error.code if error.code in FIELD_39 else "format_error", error.code, error.field)
         except Conflict as error:
@@ -151,12 +155,12 @@ class Desk:
         answered = f"{mti[:2]}{int(mti[2]) | 1}{int(mti[3]) & ~1}"
         return self.codec.encode(Message(request.prefix, answered, fields))
 
-    async def _authorize(self, fields: Fields, now_ms: int) -> Answer:
+    async def _authorize(self, message: Message, now_ms: int) -> Answer:
         if self._under_way.is_full():
             metrics.SHED.inc()
             return Answer("overloaded", {})
         started = time.perf_counter()
-        elements = self._elements
+        elements, fields = self._elements, message.fields
         original = elements.original(fields)
         txn = elements.transaction(fields, elements.key(fields), now_ms)
         if original is not None:
@@ -165,6 +169,9 @@ class Desk:
             if not isinstance(raised, Transaction):
                 return self.refused(raised, raised)
             txn = raised
+        if message.mti[3] in REPEATS:
+            async with asyncio.timeout(self._deadline_s):
+                txn = await self._as_first(txn)
         wait_s = self._deadline_s - (time.perf_counter() - started)
         made, _ = await self._under_way.answered(sound(txn, now_ms, self._world.future_ms_max), now_ms, wait_s)
         decision = made.decision or avro.decode(Decision, made.message)
@@ -180,6 +187,17 @@ class Desk:
                 for number, amounts in (await self._available(self._dialect.map.balance.number, decision, now_ms)).items():
                     added[number] = added.get(number, "") + amounts
         return Answer(answer_name(decision), added)
+
+    async def _as_first(self, txn: Transaction) -> Transaction:
+        """A repeat as what it repeats: it may carry the time of its own sending."""
+        first = self._under_way.asked(txn.transaction_id)
+        if first is None:
+            try:
+                kept = await self._world.answers.of_transaction(txn.transaction_id)
+            except Unavailable:
+                return txn
+            first = None if kept is None else avro.decode(Decision, kept.message).transaction
+        return txn if first is None or msgspec.structs.replace(txn, at_ms=first.at_ms) != first else first
 
     def _in_part(self, decision: Decision, approved_minor: int) -> Fields:
         """What is approved in place of the amount, in the account's currency too where the request was, and what was asked for."""
@@ -202,11 +220,11 @@ class Desk:
             return {}
         return {number: f"0002{CURRENCY_NUMBERS[book.currency]}{'D' if available < 0 else 'C'}{abs(available):012}"}
 
-    async def _capture(self, fields: Fields, now_ms: int) -> Answer:
-        return await self._cleared(ClearingKind.CAPTURE, fields, now_ms)
+    async def _capture(self, message: Message, now_ms: int) -> Answer:
+        return await self._cleared(ClearingKind.CAPTURE, message.fields, now_ms)
 
-    async def _reverse(self, fields: Fields, now_ms: int) -> Answer:
-        return await self._cleared(ClearingKind.REVERSAL, fields, now_ms)
+    async def _reverse(self, message: Message, now_ms: int) -> Answer:
+        return await self._cleared(ClearingKind.REVERSAL, message.fields, now_ms)
 
     async def _cleared(self, kind: ClearingKind, fields: Fields, now_ms: int) -> Answer:
         asked = self._elements.asked(kind, fields, now_ms)
@@ -221,7 +239,7 @@ class Desk:
             return Answer("captured" if kind is ClearingKind.CAPTURE else "reversed", {})
         return self.refused(made, made)
 
-    _works: dict[str, Callable[[Desk, Fields, int], Awaitable[Answer]]] = {  # noqa: RUF012 # a table, never changed
+    _works: dict[str, Callable[[Desk, Message, int], Awaitable[Answer]]] = {  # noqa: RUF012 # a table, never changed
         "authorize": _authorize,
         "capture": _capture,
         "reverse": _reverse,
@@ -374,7 +392,7 @@ class Line(asyncio.Protocol):
         return Answer("network", {network: fields[network]})
 
     async def _answered(self, work: str, message: Message) -> None:
-        answer = await self._desk.answer(work, message.fields)
+        answer = await self._desk.answer(work, message)
         self._send(self._desk.reply(message, answer))
 
     def _done(self, task: asyncio.Task[None]) -> None:

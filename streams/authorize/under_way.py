@@ -115,6 +115,14 @@ class UnderWay:
         deciding.add_done_callback(partial(self._ended, txn.transaction_id))
         return deciding, course
 
+    def asked(self, transaction_id: str) -> Transaction | None:
+        """The transaction of that id as it came first, if it is under way here, or the stand-in's answer to it is not told yet."""
+        running = self._deciding.get(transaction_id)
+        if running is not None:
+            return running[0]
+        given = None if self._world.stand_in is None else self._world.stand_in.pending.get(transaction_id)
+        return None if given is None else given.decision.transaction
+
     def of(self, transaction_id: str) -> asyncio.Future[Decided] | None:
         """The decision of that transaction, if it is under way here."""
         running = self._deciding.get(transaction_id)

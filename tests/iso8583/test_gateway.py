@@ -93,6 +93,26 @@ def test_a_repeat_gets_the_same_answer_and_a_changed_one_is_a_duplicate() -> Non
     at_the_gateway(play)
 
 
+def test_a_repeat_may_carry_the_time_of_its_own_sending_and_nothing_else_of_its_own() -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        host.send("0100", fields_of())
+        host.send("0101", fields_of(f7="0101120005"))
+        first, under_way = await host.read(), await host.read()
+        assert first.fields[38] == under_way.fields[38]
+        scene.world.now_ms += 60_000
+        _, got = await host.ask("0101", fields_of(f7="0101120100"))
+        assert (got[39], got[38], got[7]) == ("00", first.fields[38], "0101120100")
+        assert await host.code("0101", fields_of(f7="0101120100", f4="000000002000")) == "94"
+        assert await host.code("0100", fields_of(f7="0101120100")) == "94", "no repeat, but the same numbers again"
+        assert len(scene.world.decisions) == 1
+        assert await host.code("0101", fields_of(f11="000002")) == "00", "the first never came"
+        assert await host.code("0100", about(f11="000010", f4="000000000500")) == "00"
+        assert await host.code("0101", about(f11="000010", f4="000000000500", f7="0101120100")) == "00", "an increment's too"
+        assert len(scene.world.decisions) == 3
+
+    at_the_gateway(play)
+
+
 def test_what_the_account_refuses_has_its_own_code() -> None:
     async def play(scene: Scene, host: Host) -> None:
         assert await host.code("0100", fields_of(f4="000000010001")) == "51"
