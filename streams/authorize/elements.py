@@ -27,7 +27,7 @@ _KIND_OF_ENTRY = {
     EntryMode.CONTACTLESS: TransactionKind.CONTACTLESS,
 }
 INQUIRIES = ("30", "31", "38", "39")
-"""Processing codes that ask about the account and move nothing: their amount may be left out."""
+"""Processing codes that ask about the account and move nothing, whatever their amount; it may be left out."""
 BALANCE_INQUIRIES = ("30", "31")
 CREDIT = "2"
 """Processing codes that begin so bring money in (ISO 8583:1987): taken for a purchase, one would hold it."""
@@ -82,19 +82,16 @@ class Elements:
         row, dialect = self._map, self._dialect
         code = _needed(row.processing_code, fields)
         pan = self._card_number(fields)
-        amount = row.amount.of(fields)
-        if amount is None and code not in INQUIRIES:
-            raise _missing(row.amount)
         entry = dialect.entry_modes.get(_text(row.entry_mode, fields) or "")
-        billing = _text(row.billing_amount, fields)
+        billing, moves = _text(row.billing_amount, fields), code not in INQUIRIES
         return Transaction(
             transaction_id=key.transaction_id,
             kind=self._kind(code, entry, fields),
             at_ms=self.at_ms(fields, now_ms),
-            amount_minor=int(amount or 0),
+            amount_minor=int(_needed(row.amount, fields)) if moves else 0,
             currency=_currency(_needed(row.currency, fields)),
             account_id=self.account(fields, pan),
-            billing_amount_minor=None if billing is None else int(billing),
+            billing_amount_minor=None if billing is None else int(billing) if moves else 0,
             billing_currency=None if billing is None else _currency(_text(row.billing_currency, fields) or ""),
             card_token=pan and self._secrets.token("crd", pan),
             card_bin=pan and pan[:6],

@@ -376,6 +376,8 @@ def test_a_balance_inquiry_says_what_is_available() -> None:
         assert await host.code("0100", fields_of()) == "00"
         _, got = await host.ask("0100", fields_of(f3="310000", f4=None, f11="000002"))
         assert (got[39], got[54]) == ("00", "0002978C000000009000")
+        _, got = await host.ask("0200", fields_of(f3="301000", f4="000000000500", f49="840", f6="000000000400", f51="978", f11="000003"))
+        assert (got[39], got[4], got[54]) == ("00", "000000000500", "0002978C000000009000"), "nothing is held for asking"
 
     at_the_gateway(play)
 
