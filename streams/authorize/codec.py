@@ -176,6 +176,7 @@ def _counter(element: Element, dialect: Dialect) -> Count:
 def _content_reader(element: Element, dialect: Dialect) -> Callable[[bytes, int, int], tuple[str, int]]:
     """Reads so many digits, characters or bytes."""
     table = TO_ASCII if dialect.text == "ebcdic" else None
+    after = _fills_after(element, dialect)
 
     def taken(data: bytes, at: int, size: int) -> bytes:
         raw = data[at : at + size]
@@ -202,9 +203,9 @@ def _content_reader(element: Element, dialect: Dialect) -> Callable[[bytes, int,
         width = (size + 1) // 2
         value = taken(data, at, width).hex().upper()
         if size % 2:
-            if value[0] != "0":
+            filler, value = (value[-1], value[:-1]) if after else (value[0], value[1:])
+            if filler not in ("0F" if after else "0"):
                 raise _Bad("is not padded with zero")
-            value = value[1:]
         if size and (not value.isdigit() if element.kind == "n" else value.strip("0123456789D")):
             raise _Bad("is not a number")
         return value, at + width
@@ -225,18 +226,26 @@ def _content_reader(element: Element, dialect: Dialect) -> Callable[[bytes, int,
     return {"n": number, "b": binary, "x+n": signed}.get(element.kind, text)
 
 
+def _fills_after(element: Element, dialect: Dialect) -> bool:
+    """Whether the half byte that an odd number of packed digits leaves stands behind them."""
+    return dialect.filler == "after" or (dialect.filler == "after_variable" and element.length_digits > 0)
+
+
 def _writer(element: Element, dialect: Dialect) -> Write:
     """Writes an element with its length."""
     table = TO_EBCDIC if dialect.text == "ebcdic" else None
     packs = dialect.numeric == "packed" and element.kind in ("n", "z")
     kind, digits, size_max = element
+    after = _fills_after(element, dialect)
 
     def text(value: str) -> bytes:
         raw = value.encode("ascii", "replace")
         return raw if table is None else raw.translate(table)
 
     def packed(value: str) -> bytes:
-        return bytes.fromhex(("0" + value if len(value) % 2 else value).replace("=", "D"))
+        if len(value) % 2:
+            value = value + "0" if after else "0" + value
+        return bytes.fromhex(value.replace("=", "D"))
 
     def length(size: int) -> bytes:
         if dialect.length == "binary":

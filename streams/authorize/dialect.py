@@ -92,6 +92,7 @@ class Dialect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     text: Literal["ascii", "ebcdic"]
     numeric: Literal["text", "packed"]
     length: Literal["text", "packed", "binary"]
+    filler: Literal["before", "after", "after_variable"]
     bitmap: Literal["binary", "hex"]
     time: Literal["transmission", "local"]
     zone: Annotated[float, Meta(ge=-14, le=14)]

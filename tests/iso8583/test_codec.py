@@ -127,6 +127,30 @@ def test_a_banks_own_dialect_gives_only_the_rows_that_differ(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
+    ("filler", "raw"),
+    [
+        ("before", "0100 4000 2200 2000 0000 15 0371449635398431 0276 0001 19 04111111111111111D30"),
+        ("after", "0100 4000 2200 2000 0000 15 3714496353984310 2760 0010 19 4111111111111111D300"),
+        ("after_variable", "0100 4000 2200 2000 0000 15 3714496353984310 0276 0001 19 4111111111111111D300"),
+    ],
+)
+def test_an_odd_number_of_packed_digits_is_filled_where_the_dialect_says(filler: str, raw: str, tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text(f'extends = "1987-binary"\nfiller = "{filler}"\n')
+    codec, whole = Codec(dialect_of(str(tmp_path / "own.toml"))), bytes.fromhex(raw)
+    message = Message(b"", "0100", {2: "371449635398431", 19: "276", 23: "001", 35: "4111111111111111D30"})
+    assert codec.decode(whole) == message
+    assert codec.encode(message) == whole
+    with pytest.raises(BadMessage):
+        codec.decode(bytes.fromhex(raw.replace("2760", "2761").replace("0276", "1276")))
+
+
+def test_what_is_filled_behind_may_be_filled_with_f(tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text('extends = "1987-binary"\nfiller = "after"\n')
+    codec = Codec(dialect_of(str(tmp_path / "own.toml")))
+    assert codec.decode(bytes.fromhex("0100 4000 0000 0000 0000 15 371449635398431F")).fields == {2: "371449635398431"}
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "version = 1987",
