@@ -150,7 +150,7 @@ def _counter(element: Element, dialect: Dialect) -> Count:
     """Reads the length of a variable element."""
     digits = element.length_digits
     table = TO_ASCII if dialect.text == "ebcdic" else _SAME
-    width = {"text": digits, "packed": (digits + 1) // 2, "binary": 1 if digits == 2 else 2}[dialect.length]
+    width = {"text": digits, "packed": (digits + 1) // 2, "binary": (digits + 1) // 2}[dialect.length]
 
     def text(data: bytes, at: int) -> tuple[int, int]:
         raw = data[at : at + width].translate(table)
@@ -249,7 +249,7 @@ def _writer(element: Element, dialect: Dialect) -> Write:
 
     def length(size: int) -> bytes:
         if dialect.length == "binary":
-            return size.to_bytes(1 if digits == 2 else 2)
+            return size.to_bytes((digits + 1) // 2)
         said = f"{size:0{digits}}"
         return bytes.fromhex("0" * (digits % 2) + said) if dialect.length == "packed" else text(said)
 

@@ -14,7 +14,7 @@ from schemas.errors import SettingsError
 from schemas.transaction import CheckResult, EntryMode, TransactionKind
 
 FOLDER = Path(__file__).with_name("dialects")
-_NOTATION = re.compile(r"(n|a|an|ans|as|ns|z|b|s|x\+n) (\.{2,3})?([0-9]{1,3})\Z")
+_NOTATION = re.compile(r"(n|a|an|ans|as|ns|z|b|s|x\+n) (\.{1,6})?([0-9]{1,6})\Z")
 _PART = re.compile(r"([0-9]{1,3})(?:\[(-?[0-9]{0,3}):(-?[0-9]{0,3})\])?\Z")
 _EXTENDS_MAX = 4
 

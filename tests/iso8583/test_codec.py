@@ -127,6 +127,24 @@ def test_a_banks_own_dialect_gives_only_the_rows_that_differ(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
+    ("base", "notation", "raw"),
+    [
+        ("1987-ascii", "ans ......9999", b"000003ABC"),
+        ("1987-ascii", "ans .9", b"3ABC"),
+        ("1987-binary", "ans ......9999", b"\x00\x00\x03ABC"),
+        ("1987-ebcdic", "ans ....9999", b"\x00\x03\xc1\xc2\xc3"),
+    ],
+)
+def test_a_banks_own_element_may_have_a_longer_or_shorter_length(base: str, notation: str, raw: bytes, tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text(f'extends = "{base}"\n[fields]\n127 = "{notation}"\n')
+    codec, message = Codec(dialect_of(str(tmp_path / "own.toml"))), Message(b"", "0100", {127: "ABC"})
+    assert codec.encode(message).endswith(b"\x02" + raw)
+    assert codec.decode(codec.encode(message)) == message
+    with pytest.raises(BadMessage):
+        codec.decode(codec.encode(message)[:-1])
+
+
+@pytest.mark.parametrize(
     ("filler", "raw"),
     [
         ("before", "0100 4000 2200 2000 0000 15 0371449635398431 0276 0001 19 04111111111111111D30"),
