@@ -70,8 +70,9 @@ class Elements:
 
     def original(self, fields: Fields) -> Key | None:
         """The key of the authorization that the message is about, if it says so. An original is known by the same retrieval reference."""
-        stan = self._map.original_stan.of(fields)
-        if stan is None or not stan.strip("0"):
+        part = self._map.original_stan
+        stan = part.of(fields)
+        if stan is None or not fields[part.number].strip("0 "):
             return None
         own = self.key(fields)
         acquirer = (self._map.original_acquirer.of(fields) or "").lstrip("0")

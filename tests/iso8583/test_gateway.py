@@ -297,6 +297,16 @@ def test_a_part_is_reversed_and_the_rest_captured_in_several_messages() -> None:
     at_the_gateway(play)
 
 
+def test_a_trace_number_of_zeros_is_one_and_original_data_of_zeros_are_none() -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        assert await host.code("0100", fields_of(f11="000000")) == "00"
+        assert await host.code("0420", about("000000")) == "00"
+        assert await host.code("0100", fields_of(f90="0" * 42)) == "00"
+        assert await host.code("0420", fields_of(f90="0" * 42)) == "00", "that with its own key"
+
+    at_the_gateway(play)
+
+
 def test_a_reversal_waits_for_the_authorization_that_it_overtook() -> None:
     async def play(scene: Scene, host: Host) -> None:
         host.send("0100", fields_of())
