@@ -17,6 +17,13 @@ FOLDER = Path(__file__).with_name("dialects")
 _NOTATION = re.compile(r"(n|a|an|ans|as|ns|z|b|s|x\+n) (\.{1,6})?([0-9]{1,6})\Z")
 _PART = re.compile(r"([0-9]{1,3})(?:\[(-?[0-9]{0,3}):(-?[0-9]{0,3})\])?\Z")
 _EXTENDS_MAX = 4
+_AMOUNT, _AMOUNTS = "000000001000", "0002978C000000009000"
+_ANSWERED = {
+    1987: {"response": "00", "original_amount": _AMOUNTS},
+    1993: {"response": "000", "original_amount": _AMOUNT * 2},
+}
+_ANSWERED_ALWAYS = {"approval": "1A2B3C", "amount": _AMOUNT, "billing_amount": _AMOUNT, "balance": _AMOUNTS}
+"""Examples of what answers carry, by row of the map."""
 
 Work = Literal["sign_on", "sign_off", "echo"]
 
@@ -115,9 +122,21 @@ def dialect_of(name: str) -> Dialect:
         rows = _rows(name, Path(), _EXTENDS_MAX)
         rows["fields"] = {int(number): _element(text) for number, text in rows["fields"].items()}
         rows["map"] = {what: _part(text, rows["fields"]) for what, text in rows["map"].items()}
-        return msgspec.convert(rows, Dialect, strict=False)
+        return _able_to_answer(msgspec.convert(rows, Dialect, strict=False))
     except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise SettingsError(f"dialect {name}: {error}") from None
+
+
+def _able_to_answer(dialect: Dialect) -> Dialect:
+    """The dialect, if its elements can carry what is answered: else hosts would wait for answers that cannot be written."""
+    for what, example in (_ANSWERED_ALWAYS | _ANSWERED[dialect.version]).items():
+        part: Part | None = getattr(dialect.map, what)
+        if part is None:
+            continue
+        kind, _, size_max = dialect.fields[part.number]
+        if len(example) > size_max or kind in ("z", "b", "x+n") or (kind == "n" and not example.isdigit()):
+            raise ValueError(f"{what}: element {part.number} cannot carry {example!r}")
+    return dialect
 
 
 def _rows(name: str, beside: Path, extends_max: int) -> dict[str, Any]:
@@ -135,15 +154,15 @@ def _rows(name: str, beside: Path, extends_max: int) -> dict[str, Any]:
     return merged
 
 
-def _element(text: str) -> Element:
-    found = _NOTATION.match(text)
+def _element(text: object) -> Element:
+    found = _NOTATION.match(str(text))
     if found is None:
         raise ValueError(f"{text!r} is not a notation like `n 6`, `ans ..99` or `b ...999`")
     return Element(found[1], len(found[2] or ""), int(found[3]))
 
 
-def _part(text: str, fields: dict[int, Element]) -> Part:
-    found = _PART.match(text)
+def _part(text: object, fields: dict[int, Element]) -> Part:
+    found = _PART.match(str(text))
     if found is None or int(found[1]) not in fields:
         raise ValueError(f"{text!r} is no part of an element of [fields], like `11` or `90[4:10]`")
     return Part(int(found[1]), int(found[2]) if found[2] else None, int(found[3]) if found[3] else None)

@@ -114,6 +114,11 @@ def test_1993_has_its_own_elements_where_1987_has_others() -> None:
         assert CODECS["1993-ascii"].encode(CODECS["1993-ascii"].decode(whole)) == whole, number
 
 
+def test_a_part_that_is_a_whole_element_needs_no_quotes(tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text('extends = "1987-ascii"\n[map]\nmcc = 26\n')
+    assert dialect_of(str(tmp_path / "own.toml")).map.mcc == (26, None, None)
+
+
 def test_a_banks_own_dialect_gives_only_the_rows_that_differ(tmp_path: Path) -> None:
     own = tmp_path / "bank.toml"
     own.write_text('extends = "1987-binary"\nbitmap = "hex"\nprefix_bytes = 5\n[fields]\n48 = "ans ..99"\n[map]\nmcc = "26"\n')
@@ -177,6 +182,12 @@ def test_what_is_filled_behind_may_be_filled_with_f(tmp_path: Path) -> None:
         'extends = "1987-ascii"\n[map]\nstan = "129"',
         'extends = "1987-ascii"\n[map]\nno_such = "11"',
         'extends = "1987-ascii"\n[kinds]\n99 = "barter"',
+        'extends = "1987-ascii"\n[fields]\n4 = 12',
+        'extends = "1987-ascii"\n[map]\nstan = [11]',
+        'extends = "1987-ascii"\n[fields]\n39 = "an 1"',
+        'extends = "1993-ascii"\n[fields]\n39 = "an 2"',
+        'extends = "1987-ascii"\n[fields]\n38 = "n 6"',
+        'extends = "1987-ascii"\n[fields]\n54 = "b ..20"',
         'extends = "own.toml"',
         "[",
         f"version = {'[' * 4_000}{']' * 4_000}",
