@@ -130,6 +130,11 @@ class Elements:
             final=kind is ClearingKind.REVERSAL or not self._more_to_come(fields),
         )
 
+    def card_alone(self, fields: Fields) -> str | None:
+        """The token of the card of a message that names no account."""
+        pan = self._card_number(fields) if _text(self._map.account, fields) is None else None
+        return pan and self._secrets.token("crd", pan)
+
     def _taken(self, fields: Fields) -> tuple[int, str]:
         """What a capture takes, in the account's currency."""
         row = self._map

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, cast
 import msgspec
 
 from models.answer import FIELD_39, answer_name
+from models.clearing import Asked
 from models.hold import Book
 from models.stand_in import is_stand_in
 from schemas import avro
@@ -234,10 +235,19 @@ class Desk:
         async with asyncio.timeout(self._deadline_s):
             if running is not None:
                 await asyncio.wait([running])
-            made = await clear(asked, self._world, now_ms)
+            made = await clear(await self._of_its_account(asked, fields), self._world, now_ms)
         if isinstance(made, tuple):
             return Answer("captured" if kind is ClearingKind.CAPTURE else "reversed", {})
         return self.refused(made, made)
+
+    async def _of_its_account(self, asked: Asked, fields: Fields) -> Asked:
+        """The same, of the account that its original named: what follows of the same card need not name it again."""
+        card = self._elements.card_alone(fields)
+        kept = None if card is None else await self._world.answers.of_transaction(asked.transaction_id)
+        decision = None if kept is None else avro.decode(Decision, kept.message)
+        if decision is None or decision.transaction.card_token != card:
+            return asked
+        return msgspec.structs.replace(asked, account_id=decision.account_id)
 
     _works: dict[str, Callable[[Desk, Message, int], Awaitable[Answer]]] = {  # noqa: RUF012 # a table, never changed
         "authorize": _authorize,

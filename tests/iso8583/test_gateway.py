@@ -297,6 +297,17 @@ def test_a_part_is_reversed_and_the_rest_captured_in_several_messages() -> None:
     at_the_gateway(play)
 
 
+def test_what_follows_of_the_same_card_need_not_name_the_account_again() -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        assert await host.code("0100", fields_of()) == "00"
+        assert await host.code("0220", about(f102=None, f4="000000000300", f71="0001", f72="0002")) == "00"
+        assert await host.code("0221", about(f102=None, f4="000000000300", f71="0001", f72="0002")) == "00"
+        assert await host.code("0420", about(f102=None, f2="5500000000000004", f11="000901")) == "25", "another card"
+        assert await host.code("0420", about(f102=None, f2=None, f35=f"{PAN}=30121011000", f11="000902")) == "00"
+
+    at_the_gateway(play)
+
+
 def test_a_trace_number_of_zeros_is_one_and_original_data_of_zeros_are_none() -> None:
     async def play(scene: Scene, host: Host) -> None:
         assert await host.code("0100", fields_of(f11="000000")) == "00"
