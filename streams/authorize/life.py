@@ -103,6 +103,7 @@ async def increment(txn: Transaction, original_id: str, world: World, now_ms: in
         return _already(ended.asked)
     kept = await world.answers.of_transaction(original_id)
     if kept is None:
+        _not_by_the_stand_in(original_id, world)
         return Refusal.UNKNOWN_HOLD
     decision = decode(Decision, kept.message)
     if decision.account_id != txn.account_id:
@@ -186,6 +187,7 @@ async def _standing(asked: Asked, world: World, now_ms: int) -> _Standing | Refu
         raise MemoryUnavailable(FORGOT)
     asked, kept = await _found(asked, world)
     if kept is None:
+        _not_by_the_stand_in(asked.transaction_id, world)
         return await _of_an_old_one(asked, world)
     if not kept.told:
         raise LogUnavailable("whether the authorization was decided is not known yet")
@@ -202,6 +204,12 @@ async def _standing(asked: Asked, world: World, now_ms: int) -> _Standing | Refu
         return Refusal.ALREADY_EXPIRED
     untold = [name for name in unconfirmed_increments(book, asked.transaction_id) if not await _is_told(name, world)]
     return _Standing(msgspec.structs.replace(asked, account_id=decision.account_id), without(book, untold))
+
+
+def _not_by_the_stand_in(transaction_id: str, world: World) -> None:
+    """LogUnavailable where the stand-in answered, and the log does not have it yet: it is no unknown one."""
+    if world.stand_in is not None and transaction_id in world.stand_in.pending:
+        raise LogUnavailable("the stand-in answered, and the log does not have that yet")
 
 
 async def _found(asked: Asked, world: World) -> tuple[Asked, Kept | None]:

@@ -98,6 +98,31 @@ def test_a_log_that_is_down_leaves_small_payments_of_those_that_are_known(tmp_pa
     at_the_door(tmp_path, play)
 
 
+def test_what_follows_an_answer_of_the_stand_in_is_to_come_again_until_the_log_has_it(tmp_path: Path) -> None:
+    async def play(host: Host) -> None:
+        following: dict[str, dict[str, Any]] = {
+            "increment": a_request(transaction_id="more", amount_minor=500),
+            "capture": {"clearing_id": "c1", "amount_minor": 1_000, "currency": "EUR", "final": False},
+            "reversal": {"clearing_id": "c2"},
+        }
+        world = host.world.world
+        recall_all = world.memory.recall_all
+
+        async def gone(*_: object) -> None:
+            raise MemoryUnavailable("gone")
+
+        world.memory.recall_all = gone  # type: ignore[method-assign,assignment]
+        assert (await host.authorize(transaction_id="small", amount_minor=4_000))[1]["stand_in"] is True
+        world.memory.recall_all = recall_all  # type: ignore[method-assign]
+        for what, sent in following.items():
+            status, answer, _ = await host.step(what, "small", **sent)
+            assert (status, answer["error"]["code"]) == (503, "log_unavailable"), what
+        await told_all(host)
+        assert (await host.step("increment", "small", **following["increment"]))[0] == 200
+
+    at_the_door(tmp_path, play)
+
+
 def test_a_card_stays_known_though_one_of_its_payments_was_too_large_for_the_stand_in(tmp_path: Path) -> None:
     async def play(host: Host) -> None:
         host.world.bus.down = True
