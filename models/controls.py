@@ -10,6 +10,7 @@ import msgspec
 
 from models.refusal import Refusal
 from schemas.controls import Controls, Period, Usability
+from schemas.identity import INCREMENT
 from schemas.transaction import EntryMode, Transaction, TransactionKind
 
 DAY_MS = 86_400_000
@@ -70,9 +71,12 @@ def applying(controls: Sequence[Controls], card_token: str | None) -> list[Contr
     return [c for c in controls if c.card_token is None] + [c for c in controls if c.card_token is not None and c.card_token == card_token]
 
 
-def forbidden(controls: Sequence[Controls], usage: Sequence[Usage], txn: Transaction, now_ms: int) -> Refusal | None:
-    """Why a transaction may not be, by the controls of its account and card; None if it may. One of nothing is within every limit."""
-    return next((refusal for c in applying(controls, txn.card_token) for refusal in _refusals(c, usage, txn, now_ms)), None)
+def forbidden(controls: Sequence[Controls], usage: Sequence[Usage], txn: Transaction, now_ms: int, raised_minor: int = 0) -> Refusal | None:
+    """Why a transaction may not be, by the controls of its account and card; None if it may. One of nothing is within every limit.
+
+    `raised_minor` is what the transaction that an increment raises comes to without it: the two are one transaction.
+    """
+    return next((refusal for c in applying(controls, txn.card_token) for refusal in _refusals(c, usage, txn, now_ms, raised_minor)), None)
 
 
 def counted(controls: Sequence[Controls], usage: Sequence[Usage], before: Spending | None, after: Spending | None) -> tuple[Usage, ...]:
@@ -108,7 +112,7 @@ def _window(usage: Sequence[Usage], controls: Controls, period: Period, now_ms: 
     return window if window.start_ms == start_ms(period, now_ms) else Window()
 
 
-def _refusals(controls: Controls, usage: Sequence[Usage], txn: Transaction, now_ms: int) -> Iterator[Refusal]:
+def _refusals(controls: Controls, usage: Sequence[Usage], txn: Transaction, now_ms: int, raised_minor: int) -> Iterator[Refusal]:
     if controls.status is not Usability.ACTIVE:
         yield _UNUSABLE[controls.status][controls.card_token is not None]
     if not controls.ecommerce and txn.kind is TransactionKind.ECOMMERCE:
@@ -122,7 +126,7 @@ def _refusals(controls: Controls, usage: Sequence[Usage], txn: Transaction, now_
         yield Refusal.CATEGORY_BLOCKED
     if not _may(txn.country, str.__eq__, controls.countries_allowed, controls.countries_blocked, by_card):
         yield Refusal.COUNTRY_BLOCKED
-    yield from _beyond(controls, usage, txn, now_ms)
+    yield from _beyond(controls, usage, txn, now_ms, raised_minor)
 
 
 def _may(value: str | None, fits: object, allowed: tuple[str, ...], blocked: tuple[str, ...], by_card: bool) -> bool:
@@ -138,13 +142,14 @@ def _has_code(codes: str, mcc: str) -> bool:
     return first <= mcc <= (last or first)
 
 
-def _beyond(controls: Controls, usage: Sequence[Usage], txn: Transaction, now_ms: int) -> Iterator[Refusal]:
-    amount = txn.own_amount_minor
+def _beyond(controls: Controls, usage: Sequence[Usage], txn: Transaction, now_ms: int, raised_minor: int) -> Iterator[Refusal]:
+    amount, more = txn.own_amount_minor, not txn.transaction_id.startswith(INCREMENT)
     if not amount:
         return
     for limit in controls.limits:
         window = _window(usage, controls, limit.period, now_ms)
-        if limit.amount_minor is not None and window.spent_minor + amount > limit.amount_minor:
+        spent_minor = raised_minor if limit.period is Period.TRANSACTION else window.spent_minor
+        if limit.amount_minor is not None and spent_minor + amount > limit.amount_minor:
             yield _ABOVE[limit.period]
-        if limit.count is not None and limit.period in _OFTEN and window.count + 1 > limit.count:
+        if more and limit.count is not None and limit.period in _OFTEN and window.count + 1 > limit.count:
             yield _OFTEN[limit.period]

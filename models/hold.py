@@ -14,7 +14,7 @@ from schemas.account import AccountState, AccountStatus
 from schemas.controls import Controls
 from schemas.decision import Decision
 from schemas.hold import Clearing, ClearingKind, HoldEvent, HoldState
-from schemas.identity import INCREMENT, derived_id
+from schemas.identity import INCREMENT, derived_id, increments_of, increments_of_the_same
 from schemas.record import Word
 from schemas.topics import CLEARINGS
 from schemas.transaction import Transaction
@@ -187,7 +187,15 @@ def standing(book: Book, currency: str, unknown: UnknownAccount, txn: Transactio
     refusal = _standing(book, currency, unknown)
     if refusal is not None or not book.controls or txn is None:
         return refusal
-    return forbidden(book.controls, book.usage, txn, now_ms)
+    return forbidden(book.controls, book.usage, txn, now_ms, _raised_minor(book, txn.transaction_id))
+
+
+def _raised_minor(book: Book, transaction_id: str) -> int:
+    """What the transaction that an increment raises holds or took, its other increments too; 0 for what is no increment."""
+    if not transaction_id.startswith(INCREMENT):
+        return 0
+    own = increments_of_the_same(transaction_id)
+    return sum([h.spending.minor for h in book.holds if h.transaction_id.startswith(own) or increments_of(h.transaction_id) == own])
 
 
 def _standing(book: Book, currency: str, unknown: UnknownAccount) -> Refusal | None:

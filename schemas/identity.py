@@ -49,6 +49,11 @@ def increments_of(transaction_id: str) -> str:
     return INCREMENT + derived_id("txn", transaction_id)[-16:]
 
 
+def increments_of_the_same(increment: str) -> str:
+    """The same of the transaction that this increment raises: its id without its `increment_end`."""
+    return increment[:-16]
+
+
 def increment_end(own: str) -> str:
     """What the id of an increment that its sender knows as `own` ends with."""
     return derived_id("txn", own)[-16:]

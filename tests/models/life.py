@@ -134,7 +134,7 @@ class Life(RuleBasedStateMachine):
         if earlier is not None and earlier.left(self.now_ms):
             assert isinstance(got, Step), "a retry finds its hold"
         else:
-            wanted = self.refusal(decision.held_minor, free, spent)
+            wanted = self.refusal(name, decision.held_minor, free, spent)
             if wanted is Refusal.INSUFFICIENT_FUNDS and 0 < least <= free:
                 wanted, decision = None, msgspec.structs.replace(decision, held_minor=free, hold_tolerance_minor=0, approved_minor=free)
                 COUNTS["authorize in part"] += 1
@@ -152,15 +152,15 @@ class Life(RuleBasedStateMachine):
         else:
             self.decisions.append(self.sheets[name].decision)
 
-    def refusal(self, amount: int, free: int, spent: tuple[int, int]) -> Refusal | None:
-        """What must be said to one more payment."""
+    def refusal(self, name: str, amount: int, free: int, spent: tuple[int, int]) -> Refusal | None:
+        """What must be said to one more payment, or to an increment, which is no payment more."""
         if self.controls is not None and self.controls.status is Usability.FROZEN:
             return Refusal.ACCOUNT_FROZEN
         if self.controls is not None and self.controls.limits:
             (limit,) = self.controls.limits
             if spent[0] + amount > int(limit.amount_minor or 0):
                 return Refusal.DAY_LIMIT
-            if spent[1] + 1 > int(limit.count or 0):  # an increment too: it is a transaction, though it is not counted
+            if spent[1] + 1 > int(limit.count or 0) and not name.startswith(identity.INCREMENT):
                 return Refusal.DAY_COUNT
         return Refusal.INSUFFICIENT_FUNDS if amount > free else None
 

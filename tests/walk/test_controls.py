@@ -20,7 +20,7 @@ from streams.authorize.keys import Scope
 from streams.rebuild import held
 from tests.iso8583.host import Host as IsoHost
 from tests.iso8583.host import Scene, at_the_gateway, fields_of
-from tests.walk.test_http import KEY, NOON, Host, at_the_door
+from tests.walk.test_http import KEY, NOON, Host, a_request, at_the_door
 
 DAY = 86_400_000
 CARD = keyed_token(KEY, "k1", "crd", "4111111111111111")
@@ -89,6 +89,23 @@ def test_limits_count_what_is_held_until_the_day_is_over() -> None:
             if got[-1] is None:
                 followed(host)
         assert got == [None, "day_limit", None, "day_limit", None, "day_limit", "week_count", None]
+
+    at_the_door(play)
+
+
+def test_an_increment_is_one_transaction_with_what_it_raises() -> None:
+    async def raised(host: Host, name: str, amount_minor: int) -> str | None:
+        await host.step("increment", **a_request(transaction_id=name, kind="card_present", amount_minor=amount_minor))
+        return reason_of(host)
+
+    async def play(host: Host) -> None:
+        await put(host, limits=[{"period": "transaction", "amount_minor": 1_500}, {"period": "day", "count": 1}])
+        await host.authorize(kind="card_present")
+        assert await raised(host, "i1", 501) == "transaction_limit"
+        assert await raised(host, "i2", 500) is None, "the day's one payment is this very one"
+        await host.authorize(transaction_id="t2", kind="card_present")
+        assert reason_of(host) == "day_count"
+        assert await raised(host, "i3", 1) == "transaction_limit", "nor is that of another increment forgotten"
 
     at_the_door(play)
 
