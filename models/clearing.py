@@ -46,14 +46,17 @@ def clearings(book: Book, asked: Asked, now_ms: int) -> tuple[Clearing, ...] | R
 
     A capture takes from the hold first, then from its increments, then what their tolerance allows. The last capture returns what it leaves
     of them, and reverses a hold that it takes nothing from. A partial reversal gives the newest increment back first. More than is left of
-    all of them is refused. Holds are looked at as at `now_ms`, when they are about to move.
+    all of them is refused, and so is what the books will refuse. Holds are looked at as at `now_ms`, when they are about to move.
     """
     holds = open_holds(book, asked.transaction_id, max(now_ms, asked.at_ms))
     if not holds:
         return _nothing_left(book.hold(hold_id(asked.transaction_id)), asked.kind)
     if asked.currency and any(hold.currency != asked.currency for hold in holds):
         return Refusal.HOLD_CURRENCY_MISMATCH
-    return _captures(holds, asked) if asked.kind is ClearingKind.CAPTURE else _reversals(holds, asked)
+    made = _captures(holds, asked) if asked.kind is ClearingKind.CAPTURE else _reversals(holds, asked)
+    if isinstance(made, Refusal):
+        return made
+    return next((step for step in [_step(book, clearing) for clearing in made] if isinstance(step, Refusal)), made)
 
 
 def _nothing_left(first: OpenHold | None, kind: ClearingKind) -> Refusal:
@@ -115,13 +118,18 @@ def without(book: Book, transaction_ids: Collection[str]) -> Book:
 def ahead(book: Book, coming: Sequence[Clearing]) -> Book:
     """The book as it will be once these clearings, which the log has or is about to have, are applied. Those that are change nothing."""
     for clearing in coming:
-        hold = book.hold(hold_id(clearing.transaction_id))
-        if hold is not None and hold.state is HoldState.PROVISIONAL:  # the log has its decision, or nobody would have cleared it
-            terms = Terms(hold.hold_id, hold.transaction_id, hold.amount_minor, hold.currency, hold.expires_at_ms, hold.tolerance_minor)
-            book = confirm(book, terms).book
-        step = cleared(book, clearing)
+        step = _step(book, clearing)
         book = step.book if isinstance(step, Step) else book
     return book
+
+
+def _step(book: Book, clearing: Clearing) -> Step | Refusal:
+    """What the `hold` app will make of it. The log has the hold's decision, or nobody would have cleared it."""
+    hold = book.hold(hold_id(clearing.transaction_id))
+    if hold is not None and hold.state is HoldState.PROVISIONAL:
+        terms = Terms(hold.hold_id, hold.transaction_id, hold.amount_minor, hold.currency, hold.expires_at_ms, hold.tolerance_minor)
+        book = confirm(book, terms).book
+    return cleared(book, clearing)
 
 
 def applied(book: Book, asked: Asked) -> tuple[Clearing, ...]:

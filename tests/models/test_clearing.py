@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.clearing import WHOLE, Asked, ahead, applied, clearings, named
-from models.hold import EMPTY, Book, Refusal, Terms, UnknownAccount, confirm, place, post, void
+from models.hold import EMPTY, PARTS_MAX, Book, Refusal, Terms, UnknownAccount, confirm, place, post, void
 from schemas.hold import ClearingKind
 from schemas.identity import hold_id, increment_id
 
@@ -118,6 +118,19 @@ def test_the_last_capture_ends_the_increments_too_and_one_that_is_not_leaves_the
     rest = clearings(ahead(book, part), asked(amount=100, clearing_id="c2"), DAY)
     assert isinstance(rest, tuple)
     assert [(c.transaction_id, c.amount_minor) for c in rest] == [(increment_id("t1", "i1"), 100)]
+
+
+def test_no_more_parts_are_promised_than_the_books_will_take() -> None:
+    book = a_book(1_000)
+    for number in range(PARTS_MAX):
+        part = clearings(book, asked(amount=1, clearing_id=f"c{number}", final=False), DAY)
+        assert isinstance(part, tuple)
+        book = ahead(book, part)
+    assert clearings(book, asked(amount=1, clearing_id="more", final=False), DAY) is Refusal.TOO_MANY_PARTS
+    assert clearings(book, asked(ClearingKind.REVERSAL, 1, clearing_id="more"), DAY) is Refusal.TOO_MANY_PARTS
+    last = clearings(book, asked(amount=WHOLE, clearing_id="last"), DAY)
+    assert isinstance(last, tuple)
+    assert [c.amount_minor for c in last] == [1_000 - PARTS_MAX]
 
 
 def test_a_partial_reversal_gives_the_newest_increment_back_first() -> None:
