@@ -92,6 +92,17 @@ redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
 return 1
 """
 
+_PAGE = b"""
+local first = 0
+if ARGV[1] ~= '' then
+  local rank = redis.call('ZREVRANK', KEYS[1], ARGV[1])
+  if not rank then return {} end
+  first = rank + 1
+end
+return redis.call('ZREVRANGE', KEYS[1], first, first + ARGV[2])
+"""
+"""In one step: what is listed between the two moves the ranks, and a page would begin before the cursor."""
+
 
 def resolved_key(hold: str) -> bytes:
     """What a hold ended as, and by which clearings: kept longer than any hold lives, so that a late clearing is refused by name."""
@@ -238,14 +249,9 @@ class Answers:
 
     async def page(self, name: str, of: str, limit: int, cursor: str | None) -> Page:
         """The decisions of an `account` or a `card` after the cursor, which is the last transaction that was seen."""
-        key, first = listed_key(name, of), 0
-        if cursor is not None:
-            (rank,) = sound(await self._wire.send((b"ZREVRANK", key, cursor.encode())))
-            if rank is None:
-                return Page([], None)
-            first = rank + 1
-        (found,) = sound(await self._wire.send((b"ZREVRANGE", key, str(first).encode(), str(first + limit).encode())))
-        shown = [txn for txn in found[:limit] if cursor is None or txn != cursor.encode()]
+        words = (b"1", listed_key(name, of), (cursor or "").encode(), str(limit).encode())
+        (found,) = sound(await self._wire.send((b"EVAL", _PAGE, *words)))
+        shown = found[:limit]
         if not shown:
             return Page([], None)
         kept = sound(await self._wire.send(*[(b"GET", b"ans:" + txn) for txn in shown]))

@@ -104,6 +104,31 @@ def test_what_was_asked_of_a_hold_grows_only_from_what_is_there(using: Callable[
     using(use)
 
 
+def test_pages_miss_nothing_while_the_list_grows(using: Callable[[Use], None]) -> None:
+    async def use(stores: Any) -> None:
+        answers = stores[0]
+
+        async def enlist(numbers: range) -> None:
+            for number in numbers:
+                await answers.keep(f"t{number}", f"dec_{number}", b"%d" % number)
+                answers.enlist(Listed(f"t{number}", number, "a1", None))
+
+        async def all_pages() -> list[bytes]:
+            page = await answers.page("account", "a1", 1, None)
+            found = list(page.messages)
+            while page.cursor is not None:
+                page = await answers.page("account", "a1", 1, page.cursor)
+                found += page.messages
+            return found
+
+        await enlist(range(100))
+        growing = asyncio.create_task(enlist(range(100, 900)))
+        assert (await all_pages())[-100:] == [b"%d" % number for number in reversed(range(100))]
+        await growing
+
+    using(use)
+
+
 def test_a_list_gives_its_newest_first_in_pages_that_nothing_new_disturbs(using: Callable[[Use], None]) -> None:
     async def use(stores: Any) -> None:
         answers = stores[0]
