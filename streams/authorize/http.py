@@ -110,12 +110,14 @@ class HttpDoor:
         return self._tokens is not None and await self._of_token(request, self._tokens, now_ms) is not None
 
     def _barred(self, request: Request, key: Key) -> Problem | None:
-        """Why this key may not ask that, or not now; None if it may."""
+        """Why this key may not ask that, or not now; None if it may. What is open to who has no key is open to every key."""
+        if request.method == "GET" and request.path in self._open_paths:
+            return None
         if not key.takes(time.monotonic()):
             return Problem("rate_limited", retry_after_s=key.wait_s)
         scope = scope_of(request.method, request.path)
         if scope is None:  # not found, or not by this method
-            return None if is_known(request.path) or Scope.ADMIN in key.scopes else Problem("not_found")
+            return None if is_known(request.path) else Problem("not_found")
         return None if scope in key.scopes else Problem("scope_missing", f"needs the scope {scope}")
 
     def _refused(self, request: Request, problem: Problem) -> Reply | Special:

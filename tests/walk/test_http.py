@@ -320,7 +320,15 @@ def test_a_query_that_is_none_is_refused_by_the_name_of_what_is_wrong(query: str
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/health", 200), ("GET", "/ready", 200), ("GET", "/v1/authorizations", 405), ("POST", "/health", 405), ("GET", "/", 404)],
+    [
+        ("GET", "/health", 200),
+        ("GET", "/ready", 200),
+        ("GET", "/v1/authorizations", 405),
+        ("POST", "/health", 405),
+        ("GET", "/", 404),
+        ("POST", "/v1/authorization", 404),
+        ("OPTIONS", "*", 404),
+    ],
 )
 def test_other_paths(method: str, path: str, status: int) -> None:
     async def play(host: Host) -> None:
@@ -364,6 +372,16 @@ def test_every_row_of_the_routes_is_asked_above_or_open() -> None:
     asked = {(method, path.partition("?")[0].replace("t1", "{transaction_id}")) for method, path, _ in ASKS}
     asked = {(m, p.replace("dec_1", "{decision_id}").replace("a1", "{account_id}").replace("crd_k1_1", "{token}")) for m, p in asked}
     assert {(route.method, route.path) for route in ROUTES if route.path not in {*OPEN_PATHS, "/docs"}} == asked  # /docs is no JSON
+
+
+def test_what_is_open_is_open_to_every_key_and_takes_nothing_of_its_rate() -> None:
+    async def play(host: Host) -> None:
+        host.carry("cautious", Scope.AUTHORIZE, per_s=0.001, burst=1)
+        assert [(await host.ask("GET", path))[0] for path in ("/health", "/ready", "/health")] == [200, 200, 200]
+        assert [(await host.authorize())[0], (await host.authorize())[0]] == [200, 429]
+        assert (await host.ask("GET", "/ready"))[0] == 200
+
+    at_the_door(play)
 
 
 def test_who_has_no_key_learns_of_no_path_but_the_open_ones() -> None:
