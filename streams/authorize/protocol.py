@@ -93,6 +93,12 @@ class Door(Protocol):
         ...
 
 
+def _without_authority(target: bytes) -> bytes:
+    """A target in absolute form as one in origin form, any other as it is (RFC 9112, 3.2.2: a server takes both)."""
+    scheme, _, rest = target.partition(b"://")
+    return b"/" + rest.partition(b"/")[2] if scheme.lower() in (b"http", b"https") else target
+
+
 class HttpProtocol(asyncio.Protocol):
     """One connection. uvicorn makes it with its configuration, whose app is the door, and its server's state."""
 
@@ -185,7 +191,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header."""
-        self._headers.append((name.lower(), value))
+        self._headers.append((name.lower(), value.rstrip(b" \t")))
         self._count_head(len(name) + len(value) if len(self._headers) <= HEADERS_MAX else HEAD_BYTES_MAX + 1)
 
     def on_headers_complete(self) -> None:
@@ -212,6 +218,8 @@ class HttpProtocol(asyncio.Protocol):
                 self._end()
             return
         path, query = self._url, b""
+        if b"://" in path:
+            path = _without_authority(path)
         if b"?" in path:
             path, _, query = path.partition(b"?")
         text = path.decode("latin-1")

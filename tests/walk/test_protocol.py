@@ -76,6 +76,17 @@ def on_a_connection(play: Callable[[Host], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
+def test_a_target_may_name_its_host_and_a_header_may_end_in_blanks() -> None:
+    async def play(host: Host) -> None:
+        status, _, body = await host.ask(b"POST HTTP://h:1/echo?x=/://y HTTP/1.1\r\nhost: h\r\nx: 1 \t\r\ncontent-length: 2\r\n\r\nab")
+        assert (status, json.loads(body)) == (200, ["POST", "/echo", "x=/://y", 2, "ab"])
+        assert (b"x", b"1") in host.echo.asked[0].headers
+        _, _, body = await host.ask(b"GET /at?to=http://h/x HTTP/1.1\r\nhost: h\r\n\r\n")
+        assert json.loads(body)[1:3] == ["/at", "to=http://h/x"]
+
+    on_a_connection(play)
+
+
 def test_a_request_in_single_bytes_is_one_request() -> None:
     async def play(host: Host) -> None:
         for byte in POST + b"content-length: 3\r\n\r\nabc":
