@@ -92,4 +92,7 @@ def _after(last_id: str | None, ends: dict[int, int]) -> dict[int, int]:
     parts = last_id.split(".")
     if len(parts) != len(ends) or not all(re.fullmatch(r"[0-9]{1,18}", part) for part in parts):
         raise InvalidRecord("last-event-id", "is no id of this log")
-    return {partition: min(int(part), ends[partition]) for partition, part in zip(sorted(ends), parts, strict=True)}
+    place = {partition: int(part) for partition, part in zip(sorted(ends), parts, strict=True)}
+    if any(place[partition] > ends[partition] for partition in place):
+        raise InvalidRecord("last-event-id", "is of another log: this one has not come so far")
+    return place

@@ -492,7 +492,8 @@ def test_live_decisions_go_on_after_the_last_that_was_heard(log: Settings) -> No
         zero = b".".join([b"0"] * last.count(b".") + [b"0"])
         whole = sorted(decision.transaction_id for decision in decided)
         assert sorted((await heard(door, 25, b"last-event-id: " + zero + b"\r\n"))[0]) == whole
-        for bad in (b"1", b"x.y", zero + b".0", b"-1" + zero[1:]):
+        beyond = b".".join([b"99", *zero.split(b".")[1:]])
+        for bad in (b"1", b"x.y", zero + b".0", b"-1" + zero[1:], beyond):
             status, _, error = await door.ask(b"GET /v1/decisions/stream HTTP/1.1\r\n" + BEARER + b"last-event-id: " + bad + b"\r\n\r\n")
             assert (status, error["error"]["param"]) == (422, "last-event-id")
 
