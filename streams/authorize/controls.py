@@ -111,14 +111,17 @@ async def _put(sent: ControlsRequest, subject: _Subject, world: World, now_ms: i
 def _made(sent: ControlsRequest, subject: _Subject, earlier: Controls | None, now_ms: int) -> Controls:
     """The record. Limits go on counting from when there first was one that spans transactions."""
     values = {name: getattr(sent, name) for name in ControlsRequest.__struct_fields__ if name != "account_id"}
-    return Controls(
+    made = Controls(
         controls_id=_id(subject),
         account_id=subject.account_id,
         card_token=subject.card_token,
-        counted_since_ms=earlier.counted_since_ms if earlier is not None and earlier.counts else now_ms,
+        counted_since_ms=now_ms,
         at_ms=now_ms if earlier is None else max(now_ms, earlier.at_ms + 1),
         **values,
     )
+    if earlier is None or (made.counts and not earlier.counts):
+        return made
+    return msgspec.structs.replace(made, counted_since_ms=earlier.counted_since_ms)
 
 
 async def _now(subject: _Subject, world: World) -> Controls | None:

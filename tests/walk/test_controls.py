@@ -153,7 +153,13 @@ def test_controls_are_read_as_they_were_put_and_the_newest_stand_whole() -> None
         assert (await put(host, OF_CARD, account_id="a1", limits=[ON_LIMIT], atm=False))[1] == first
         assert len(host.world.bus.told[ACCOUNT_CONTROLS.name]) == 1, "what says nothing new is not told"
         assert (await host.ask("GET", f"{OF_CARD}?account_id=a1"))[1] == first
-        assert (await put(host, OF_CARD, account_id="a1"))[1]["atm"] is True
+        host.world.now_ms += 1_000
+        opened = (await put(host, OF_CARD, account_id="a1"))[1]
+        host.world.now_ms += 1_000
+        assert (await put(host, OF_CARD, account_id="a1"))[1] == opened, "nor where nothing is counted"
+        assert opened["atm"] is True
+        again = (await put(host, OF_CARD, account_id="a1", limits=[ON_LIMIT]))[1]
+        assert again["counted_since_ms"] == again["at_ms"] == host.world.now_ms
         assert (await host.ask("GET", ACCOUNT))[0] == 404
 
     at_the_door(play)
