@@ -10,11 +10,14 @@ indefinite, is sent again by itself, with ever longer pauses, until it is answer
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import random
+import socket
 import ssl
+import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
@@ -92,7 +95,7 @@ class Ask(NamedTuple):
 
 
 class Heard(NamedTuple):
-    """What came back; status 0 where nothing did."""
+    """What came back; status 0 where nothing did, and then why."""
 
     status: int
     body: bytes = b""
@@ -109,8 +112,13 @@ def course(answer: type[R], deadline_s: float) -> Course[R]:
     while True:
         heard = yield max(end - time.monotonic(), 0.001)
         if heard.status == 200:
-            return msgspec.json.decode(heard.body, type=answer)
-        wait_s = float(heard.retry_after) if heard.status == 429 and heard.retry_after.isdigit() else pause_s * random.uniform(0.5, 1.0)
+            try:
+                return msgspec.json.decode(heard.body, type=answer)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                raise Unanswered(f"answered with what is no {answer.__name__}: {error}") from None
+        wait_s = pause_s * random.uniform(0.5, 1.0)
+        if heard.status == 429 and heard.retry_after.isdecimal():
+            wait_s = max(wait_s, float(heard.retry_after))
         pause_s = min(2 * pause_s, PAUSE_S_MAX)
         if (heard.status and heard.status not in AGAIN) or time.monotonic() + wait_s >= end:
             raise failure(heard)
@@ -120,10 +128,10 @@ def course(answer: type[R], deadline_s: float) -> Course[R]:
 def failure(heard: Heard) -> Exception:
     """The error by its type."""
     if not heard.status:
-        return Unanswered("not answered in time")
+        return Unanswered(f"not answered in time: {heard.body.decode(errors='replace')}")
     try:
         fault = msgspec.json.decode(heard.body, type=ErrorBody).error
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return Unanswered(f"answered with status {heard.status} by somebody who is not Holdfast")
     return TYPES[fault.type](heard.status, fault)
 
@@ -200,17 +208,19 @@ class Client:
                 return made
 
     def _heard(self, ask: Ask, timeout_s: float) -> Heard:
-        connection = self._connection
+        connection, end_s = self._connection, time.monotonic() + timeout_s
         connection.timeout = timeout_s
-        if connection.sock is not None:
-            connection.sock.settimeout(timeout_s)
         try:
-            connection.request(ask.method, self._base + ask.path, ask.body or None, _headers(self._key, ask, timeout_s))
-            response = connection.getresponse()
-            return Heard(response.status, response.read(), response.headers.get("retry-after", ""))
-        except (OSError, http.client.HTTPException):
+            if connection.sock is None:
+                connection.connect()
+            connection.sock.settimeout(timeout_s)
+            with _cut_at(connection.sock, end_s):
+                connection.request(ask.method, self._base + ask.path, ask.body or None, _headers(self._key, ask, timeout_s))
+                response = connection.getresponse()
+                return Heard(response.status, response.read(), response.headers.get("retry-after", ""))
+        except (OSError, http.client.HTTPException) as error:
             connection.close()
-            return Heard(0)
+            return Heard(0, repr(error).encode())
 
 
 class AsyncClient:
@@ -274,10 +284,29 @@ class AsyncClient:
         url = URL(self._url + ask.path, encoded=True)
         try:
             headers = _headers(self._key, ask, timeout_s)
-            async with self._session.request(ask.method, url, data=ask.body or None, headers=headers, timeout=wait) as got:
+            async with self._session.request(
+                ask.method, url, data=ask.body or None, headers=headers, timeout=wait, allow_redirects=False
+            ) as got:  # cards and the key go nowhere else
                 return Heard(got.status, await got.read(), got.headers.get("retry-after", ""))
-        except (aiohttp.ClientError, OSError, TimeoutError):
-            return Heard(0)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            return Heard(0, repr(error).encode())
+
+
+@contextlib.contextmanager
+def _cut_at(connected: socket.socket, end_s: float) -> Iterator[None]:
+    """Ends a connection at that moment: a socket's timeout is of each read alone, and who sends byte by byte would never be late."""
+    alarm = threading.Timer(end_s - time.monotonic(), _cut, (connected,))
+    alarm.daemon = True
+    alarm.start()
+    try:
+        yield
+    finally:
+        alarm.cancel()
+
+
+def _cut(connected: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        socket.socket.shutdown(connected, socket.SHUT_RDWR)  # of TLS too the socket beneath: its own would have another thread read in plain
 
 
 def _headers(key: str, ask: Ask, timeout_s: float) -> dict[str, str]:

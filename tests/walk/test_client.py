@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -116,6 +119,78 @@ def test_past_the_deadline_it_says_that_the_result_is_indefinite(with_client: An
 
 def test_where_nobody_listens_it_is_unanswered() -> None:
     with Client("http://127.0.0.1:1", KEY, 0.3) as client, pytest.raises(Unanswered):
+        client.authorize(an_ask())
+
+
+@contextlib.contextmanager
+def a_stranger(answer: bytes, gap_s: float = 0.0) -> Iterator[tuple[str, list[bytes]]]:
+    """The address of somebody who answers whatever he is asked with these bytes, one by one if there is a gap, and what he was asked."""
+    asked: list[bytes] = []
+
+    def one(taken: socket.socket) -> None:
+        with taken, contextlib.suppress(OSError):
+            asked.append(taken.recv(65_536))
+            for byte in answer if gap_s else ():
+                taken.sendall(bytes((byte,)))
+                time.sleep(gap_s)
+            taken.sendall(b"" if gap_s else answer)
+
+    def every() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=one, args=listener.accept()[:1], daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=every, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", asked
+
+
+def authorized(kind: str, url: str, deadline_s: float) -> Answer:
+    """The answer to one ask of one client."""
+
+    async def at_once() -> Answer:
+        async with AsyncClient(url, KEY, deadline_s) as client:
+            return await client.authorize(an_ask())
+
+    if kind == "async":
+        return asyncio.run(at_once())
+    with Client(url, KEY, deadline_s) as client:
+        return client.authorize(an_ask())
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_who_answers_byte_by_byte_is_not_waited_for_past_the_deadline(kind: str) -> None:
+    began = time.monotonic()
+    with a_stranger(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n" + b" " * 100, 0.05) as (url, _), pytest.raises(Unanswered):
+        authorized(kind, url, 0.4)
+    assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("body", [b"<html>", b"", b'{"a": 1}', b'{"transaction_id": "\xff"}'])
+def test_what_is_no_answer_of_holdfast_is_unanswered(kind: str, body: bytes) -> None:
+    with a_stranger(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)) as (url, _), pytest.raises(Unanswered, match="Answer"):
+        authorized(kind, url, 2.0)
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_card_and_a_key_are_sent_to_nobody_else(kind: str) -> None:
+    with a_stranger(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n") as (elsewhere, asked):
+        moved = b"HTTP/1.1 307 Temporary Redirect\r\nlocation: %b\r\ncontent-length: 0\r\n\r\n" % elsewhere.encode()
+        with a_stranger(moved) as (url, _), pytest.raises(Unanswered, match="307"):
+            authorized(kind, url, 2.0)
+        assert not asked
+
+
+@pytest.mark.parametrize("after", ["0", "\N{SUPERSCRIPT TWO}"])
+def test_a_door_that_says_at_once_is_not_asked_without_a_pause(after: str) -> None:
+    steps = course(Answer, 20.0)
+    next(steps)
+    assert steps.send(Heard(429, b"", after)) < -0.01
+
+
+def test_why_nobody_answered_is_said() -> None:
+    with Client("http://127.0.0.1:1", KEY, 0.1) as client, pytest.raises(Unanswered, match="Refused"):
         client.authorize(an_ask())
 
 
