@@ -173,9 +173,10 @@ class HttpProtocol(asyncio.Protocol):
             self._transport.resume_reading()
 
     def shutdown(self) -> None:
-        """uvicorn stops: what was asked is answered, then the connection ends. A stream ends now: its host comes again, elsewhere."""
+        """uvicorn stops: what was asked, or has begun to come, is answered, then the connection ends. A stream ends now: its host comes again."""
         self._stop_pouring()
-        self._end_after_answers()
+        if not self._in_request:
+            self._end_after_answers()
 
     # What the parser tells.
 

@@ -76,6 +76,20 @@ def on_a_connection(play: Callable[[Host], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
+def test_what_has_begun_to_come_when_the_process_stops_is_answered() -> None:
+    async def play(host: Host) -> None:
+        host.writer.write(POST + b"expect: 100-continue\r\ncontent-length: 2\r\n\r\n")
+        assert await host.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        host.echo.is_draining = True
+        for connection in list(host.state.connections):
+            connection.shutdown()
+        status, headers, _ = await host.ask(b"ab")
+        assert (status, headers["connection"]) == (200, "close")
+        assert await host.cut()
+
+    on_a_connection(play)
+
+
 def test_a_target_may_name_its_host_and_a_header_may_end_in_blanks() -> None:
     async def play(host: Host) -> None:
         status, _, body = await host.ask(b"POST HTTP://h:1/echo?x=/://y HTTP/1.1\r\nhost: h\r\nx: 1 \t\r\ncontent-length: 2\r\n\r\nab")
