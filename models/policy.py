@@ -454,8 +454,16 @@ def _epoch_ms(at: datetime) -> int:
         raise SettingsError(f"policy.effective_from: {at.isoformat()} is in no year from 1 to 9999 (UTC)") from None
 
 
+_OF_SOME = ("member_missing", "memory_missing")
+"""What may be missing of the degradations that say of which member or memory."""
+
+
 def _degraded(table: _Table) -> dict[str, Outcome]:
     table.word("otherwise", Outcome)
+    for missing in table.given():
+        kind, _, of = missing.partition(":")
+        if kind not in (*_OF_SOME, "score_missing", "otherwise") or (of and kind not in _OF_SOME):
+            raise table.wrong(missing, f"unknown key: takes {', '.join(_OF_SOME)}, alone or with a colon and of what, score_missing, otherwise")
     return {missing: table.word(missing, Outcome) for missing in table.given()}
 
 

@@ -69,6 +69,8 @@ def test_other_numbers_are_another_policy() -> None:
         ("never_mcc = [", "mcc_never = [", "policy.partial_approval.mcc_never: unknown key"),
         ('outcome = "block", reason', 'outcome = "block", action = "step_down", reason', r"policy.rules\[1\].action"),
         ('otherwise = "review"', 'otherwise = "maybe"', "policy.degraded.otherwise"),
+        ('"member_missing:learned"', '"members_missing:learned"', "policy.degraded.members_missing:learned: unknown key"),
+        ("score_missing = ", '"score_missing:learned" = ', "policy.degraded.score_missing:learned: unknown key"),
         ("2026-01-01T00:00:00Z", "2026-01-01T00:00:00", "policy.effective_from"),
         ("2026-01-01T00:00:00Z", "0001-01-01T00:00:00+14:00", "policy.effective_from"),
         ("2026-01-01T00:00:00Z", "9999-12-31T23:59:59-12:00", "policy.effective_from"),
