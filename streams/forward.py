@@ -92,6 +92,9 @@ async def _brought_together(given: Given, first: Kept, stand_in: StandIn, world:
         made = await clear(asked, world, now_ms)
         if made in ("not_confirmed", "unknown_hold"):
             raise Unavailable(f"the hold of {name} cannot be reversed yet: {made}")
+        if made == "already_posted":
+            _differs(name, stand_in, "declined here; the log approved it, and it was captured meanwhile")
+            return
     elif decision.hold_id is not None and other.hold_id is None:
         _differs(name, stand_in, "approved here, and the log says otherwise")
         return

@@ -18,7 +18,7 @@ from schemas.errors import MemoryUnavailable
 from schemas.hold import ClearingKind
 from schemas.topics import CLEARINGS, Topic
 from streams import forward as forwarding
-from streams import spool
+from streams import metrics, spool
 from streams import stand_in as standing
 from streams.forward import forward
 from streams.spool import Spool
@@ -240,6 +240,26 @@ def test_an_approval_above_the_limit_that_the_log_may_have_is_declined_and_rever
         (clearing,) = host.world.bus.records(CLEARINGS)
         assert (clearing.kind, clearing.transaction_id) == (ClearingKind.REVERSAL, "large")  # type: ignore[attr-defined]
         assert (await host.authorize(transaction_id="large", amount_minor=6_000))[2] == bytes_
+
+    at_the_door(tmp_path, play)
+
+
+def test_what_was_declined_here_and_captured_as_the_log_has_it_is_counted(tmp_path: Path) -> None:
+    async def play(host: Host) -> None:
+        tell, acknowledged = host.world.bus.tell, asyncio.get_running_loop().create_future()
+
+        def late(topic: Topic, key: str, value: bytes) -> asyncio.Future[None]:
+            tell(topic, key, value)
+            return acknowledged
+
+        host.world.world.bus.tell = late  # type: ignore[method-assign]
+        assert (await host.authorize(transaction_id="large", amount_minor=6_000))[1]["outcome"] == "decline"
+        acknowledged.set_result(None)
+        host.world.world.bus.tell = tell  # type: ignore[method-assign]
+        assert (await host.step("capture", "large", clearing_id="c1"))[1]["amount_minor"] == 6_000
+        apart = metrics.STAND_INS_APART._value.get()
+        await told_all(host)
+        assert metrics.STAND_INS_APART._value.get() == apart + 1
 
     at_the_door(tmp_path, play)
 
