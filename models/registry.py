@@ -113,7 +113,12 @@ class Registry:
         raise ArtefactError(f"{self._folder}: the history has more than {MOVES_MAX} lines", "oversized")
 
     def _whole(self, number: int) -> None:
-        """ArtefactError if there are lines after one that is not there. Lines are written in order: one that came meanwhile was never missing."""
+        """ArtefactError if there are lines after one that is not there. Lines are written in order: one that came meanwhile was never missing.
+
+        And if what should be the registry's folder is none: a folder that is not there yet has no history, a file hides one.
+        """
+        if self._folder.exists() and not self._folder.is_dir():
+            raise ArtefactError(f"{self._folder} is not a folder", "missing")
         later = any(int(path.stem) > number for path in (self._folder / "moves").glob("[0-9]*.json"))
         if later and not self._move(number).exists():
             raise ArtefactError(f"{self._move(number)}: was taken out of the history", "altered")

@@ -75,6 +75,15 @@ def test_a_first_one_is_led_on_from_where_an_interrupted_start_left_it(tmp_path:
     assert cut.inventory() == whole.inventory()
 
 
+def test_a_file_in_place_of_the_folder_is_no_empty_registry(tmp_path: Path) -> None:
+    assert Registry(tmp_path / "not_yet", KEYS).models() == ()
+    (tmp_path / "registry").write_text("")
+    with pytest.raises(ArtefactError, match="registry is not a folder"):
+        Registry(tmp_path / "registry", KEYS).models()
+    with pytest.raises(ArtefactError, match="registry is not a folder"):
+        Registry(tmp_path / "registry", KEYS).policy()
+
+
 def moves_made(tmp_path: Path, artefact: Artefact) -> tuple[Registry, list[Path]]:
     """A registry whose history has four lines."""
     registry = Registry(tmp_path, KEYS)
