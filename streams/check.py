@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections import Counter
@@ -13,7 +14,7 @@ from models.audit import Audit, Disagreement
 from schemas.avro import decode
 from schemas.dead_letter import DeadLetter
 from schemas.decision import Decision
-from schemas.errors import InvalidRecord, LogUnavailable
+from schemas.errors import InvalidRecord, LogUnavailable, SettingsError
 from schemas.hold import Clearing, HoldEvent
 from schemas.ledger import LedgerTransfer
 from schemas.sar import SarCandidate
@@ -132,6 +133,8 @@ def check(argv: list[str], settings: Settings) -> int:
     parser.add_argument("--features", action="store_true", help="instead of the books: compute every vector again, and compare bit for bit")
     parser.add_argument("--json", action="store_true", help="end with one JSON object of the figures")
     args = parser.parse_args(argv)
+    if not 0 <= args.wait < math.inf:
+        raise SettingsError(f"--wait: {args.wait:g} is not a number of seconds from 0 on")
     try:
         report = check_features(settings) if args.features else agreed(settings, args.wait)
     except LogUnavailable as error:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import math
 import random
 import time
 from collections import Counter, deque
@@ -29,7 +30,7 @@ from rich.table import Table
 from schemas.account import AccountState
 from schemas.avro import decode, encode
 from schemas.decision import Decision, Outcome
-from schemas.errors import InvalidRecord, LogUnavailable
+from schemas.errors import InvalidRecord, LogUnavailable, SettingsError
 from schemas.hold import Clearing, ClearingKind
 from schemas.identity import derived_id
 from schemas.label import Label
@@ -380,6 +381,9 @@ def demo(argv: list[str], settings: Settings) -> int:
     parser.add_argument("--data", type=Path, default=settings.data_dir / "demo", metavar="DIR", help="folder (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     args = parser.parse_args(argv)
+    for name in ("seconds", "rate"):
+        if not 0 < getattr(args, name) < math.inf:
+            raise SettingsError(f"--{name}: {getattr(args, name):g} is not a number above 0")
     console = Console()
     steps = Steps(console)
     settings = with_kept_secrets(of_its_own(settings, args.data))

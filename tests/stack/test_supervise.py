@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from schemas.errors import SettingsError, Unavailable
-from streams.demo import of_its_own
+from streams.demo import demo, of_its_own
 from streams.folder import is_owned, running_settings, state_of
 from streams.lag import Lag
 from streams.settings import Settings
@@ -137,6 +137,12 @@ def test_an_embedded_start_leaves_an_archive_outside_its_folder_alone(settings: 
     assert [path.name for path in archive.parent.rglob("*")] == ["archive", "kept"]
     assert len(list(settings.data_dir.glob("archive-until-*/kept"))) == 1
     assert any("is left alone" in line for line in said)
+
+
+@pytest.mark.parametrize("argument", ["--seconds=-1", "--seconds=nan", "--rate=0", "--rate=inf"])
+def test_a_demo_of_no_payments_or_without_end_is_refused_before_a_model_is_trained(tmp_path: Path, argument: str) -> None:
+    with pytest.raises(SettingsError, match=rf"^{argument.partition('=')[0]}: "):
+        demo([argument], Settings(data_dir=tmp_path))
 
 
 def test_the_demo_keeps_to_its_own_folder(tmp_path: Path) -> None:

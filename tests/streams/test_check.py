@@ -10,6 +10,7 @@ import pytest
 
 from schemas.avro import encode
 from schemas.dead_letter import DeadLetter
+from schemas.errors import SettingsError
 from schemas.topics import CLEARINGS, DEAD_LETTERS, DECISIONS, TRANSACTIONS, Topic
 from streams import bus
 from streams.bus import KafkaBus
@@ -56,6 +57,12 @@ def test_a_check_without_a_system_says_that_none_runs(tmp_path: Path, capfd: pyt
     monkeypatch.setattr(bus, "QUERY_S", 0.5)
     assert check([], Settings(data_dir=tmp_path, kafka_bootstrap="127.0.0.1:1")) == 2
     assert f"no system runs in {tmp_path}" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-1"])
+def test_a_wait_that_would_never_end_is_refused_before_anything_is_read(tmp_path: Path, seconds: str) -> None:
+    with pytest.raises(SettingsError, match=r"^--wait: "):
+        check(["--wait", seconds], Settings(data_dir=tmp_path, kafka_bootstrap="127.0.0.1:1"))
 
 
 def test_vectors_are_compared_by_the_same_command_and_a_foreign_one_is_counted(real: Settings, capsys: pytest.CaptureFixture[str]) -> None:
