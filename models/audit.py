@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from models.ledger import transfer_of_credit, transfers_of_hold
+from models.policy import approved_in_part
+from models.sar import Movement, belongs, candidate_id, movement_of, whole
 from schemas import avro, identity
-from schemas.decision import Decision
+from schemas.decision import Decision, Outcome
 from schemas.hold import Clearing, ClearingKind, HoldEvent, HoldState
 from schemas.ledger import LedgerTransfer, TransferPhase
 from schemas.sar import SarCandidate
@@ -47,6 +49,9 @@ class _Made(NamedTuple):
     origin: tuple[str, int, int]
     digest: bytes
     credit: tuple[LedgerTransfer, ...]
+    account_id: str
+    decided_at_ms: int
+    movement: Movement | None
 
 
 @dataclass(slots=True)
@@ -67,6 +72,7 @@ class Audit:
     _transfers: dict[str, LedgerTransfer] = field(default_factory=dict)
     _candidates: list[SarCandidate] = field(default_factory=list)
     _twice: list[Disagreement] = field(default_factory=list)
+    _unsound: list[Disagreement] = field(default_factory=list)
 
     def transaction(self, txn: Transaction, partition: int, offset: int) -> None:
         """One record of `transactions`."""
@@ -102,7 +108,12 @@ class Audit:
             (decision.source_topic, decision.source_partition, decision.source_offset),
             _digest(decision.transaction),
             transfer_of_credit(decision),
+            decision.account_id,
+            decision.decided_at_ms,
+            movement_of(decision),
         )
+        if wrong := "; ".join(_unsound(decision)):
+            self._unsound.append(Disagreement("unsound_decision", decision.transaction_id, wrong))
 
     def hold_event(self, event: HoldEvent, message: bytes) -> None:
         """One record of `holds`."""
@@ -146,6 +157,7 @@ class Audit:
         return [
             *self._unread(),
             *self._twice,
+            *self._unsound,
             *self._undecided(),
             *self._orphan_decisions(first_offsets),
             *self._unheld(),
@@ -155,7 +167,7 @@ class Audit:
             *self._overdue(now_ms - grace_ms),
             *self._unbooked(),
             *self._leaning(),
-            *self._orphan_candidates(),
+            *self._wrong_candidates(),
         ]
 
     def _unread(self) -> Iterable[Disagreement]:
@@ -205,6 +217,9 @@ class Audit:
             if before is None:
                 yield Disagreement("resolved_unconfirmed", hold_id, f"{steps[-1].state}, but never confirmed")
                 continue
+            wrong = next((step for step in steps if (step.held_minor, step.expires_at_ms) != (before.held_minor, before.expires_at_ms)), None)
+            if wrong is not None:
+                yield Disagreement("hold_differs", hold_id, f"{wrong.state}: {wrong.held_minor} until {wrong.expires_at_ms}, which was not confirmed")
             yield from _beyond(before, steps)
 
     def _steps(self, hold_id: str) -> list[HoldEvent]:
@@ -255,11 +270,9 @@ class Audit:
         for transfer_id in sorted(self._transfers.keys() - due.keys()):
             yield Disagreement("orphan_transfer", transfer_id, f"no hold or credit asks for it ({self._transfers[transfer_id].transaction_id})")
         for transfer_id in sorted(due.keys() & self._transfers.keys()):
-            asked, made = due[transfer_id], self._transfers[transfer_id]
-            pairs = ((name, getattr(made, name), getattr(asked, name)) for name in SAID)
-            wrong = [f"{name} is {is_now}, must be {must_be}" for name, is_now, must_be in pairs if is_now != must_be]
-            if wrong:
-                yield Disagreement("transfer_differs", transfer_id, "; ".join(wrong))
+            must = {name: getattr(due[transfer_id], name) for name in SAID}
+            if wrong := "; ".join(_differing(self._transfers[transfer_id], must)):
+                yield Disagreement("transfer_differs", transfer_id, wrong)
 
     def _leaning(self) -> Iterable[Disagreement]:
         for currency, total in self.sums().items():
@@ -282,11 +295,59 @@ class Audit:
             total[currency] += amount
         return total
 
-    def _orphan_candidates(self) -> Iterable[Disagreement]:
+    def _wrong_candidates(self) -> Iterable[Disagreement]:
         for candidate in self._candidates:
             unknown = [t for t in candidate.transaction_ids if t not in self._made]
             if unknown:
                 yield Disagreement("orphan_candidate", candidate.candidate_id, f"rests on undecided transactions: {', '.join(unknown)}")
+            elif wrong := "; ".join(_unlike(candidate, {t: self._made[t] for t in candidate.transaction_ids})):
+                yield Disagreement("candidate_differs", candidate.candidate_id, wrong)
+
+
+def _unsound(decision: Decision) -> Iterable[str]:
+    """Where a decision contradicts its own transaction, or its outcome its reasons or its hold."""
+    txn, held, approved = decision.transaction, decision.hold_id is not None, decision.outcome is Outcome.APPROVE
+    in_part = held and approved and 0 < decision.held_minor < txn.own_amount_minor
+    must = {
+        "decision_id": identity.decision_id(txn.transaction_id),
+        "transaction_id": txn.transaction_id,
+        "account_id": txn.account_id,
+        "at_ms": txn.at_ms,
+        "hold_id": identity.hold_id(txn.transaction_id) if held else None,
+        "hold_currency": txn.own_currency if held else None,
+        "held_minor": decision.held_minor if in_part else txn.own_amount_minor if held else 0,
+        "approved_minor": approved_in_part(txn, decision.held_minor) if in_part else None,
+    }
+    yield from _differing(decision, must)
+    if held and decision.outcome not in (Outcome.APPROVE, Outcome.REVIEW):
+        yield f"outcome is {decision.outcome}, and money is held"
+    if approved == bool(decision.reasons):
+        yield f"outcome is {decision.outcome}, with {len(decision.reasons)} reasons"
+    if (decision.score is None) != all(said.probability is None for said in decision.contributions):
+        yield f"score is {decision.score}, which is not what the members said"
+
+
+def _unlike(candidate: SarCandidate, made: Mapping[str, _Made]) -> Iterable[str]:
+    """Where a candidate does not say what was decided of its transactions. Of a policy's thresholds nothing is asked: they change."""
+    movements = [each.movement for each in made.values() if each.movement is not None and belongs(each.movement, candidate.typology)]
+    foreign = [each.account_id for each in made.values() if each.account_id != candidate.account_id]
+    if len(movements) < len(made) or not made:
+        yield f"not all its transactions can be {candidate.typology}"
+    elif foreign:
+        yield f"account_id is {candidate.account_id}, must be {foreign[0]}"
+    else:
+        yield from _differing(candidate, whole(candidate.typology, movements)._asdict())
+    last = next((each for t, each in made.items() if candidate_id(candidate.account_id, candidate.typology, t) == candidate.candidate_id), None)
+    if last is None:
+        yield "candidate_id is that of no transaction of the pattern"
+    else:
+        yield from _differing(candidate, {"detected_at_ms": last.decided_at_ms})
+
+
+def _differing(record: Decision | SarCandidate | LedgerTransfer, must: Mapping[str, object]) -> Iterable[str]:
+    """In words, each field that is not what it must be."""
+    pairs = ((name, getattr(record, name), must_be) for name, must_be in must.items())
+    return (f"{name} is {is_now}, must be {must_be}" for name, is_now, must_be in pairs if is_now != must_be)
 
 
 def _digest(txn: Transaction) -> bytes:
@@ -312,7 +373,7 @@ def _beyond(confirmed: HoldEvent, steps: list[HoldEvent]) -> Iterable[Disagreeme
     above = posted + released - held
     if posted > held + tolerance:
         yield Disagreement("posted_above_hold", hold_id, f"posted {posted} of {held}, with {tolerance} of tolerance")
-    elif above > (tolerance if last.state is HoldState.POSTED else 0):  # only the last capture may take more than was left
+    elif above > (tolerance if last.state is HoldState.POSTED and not last.released_minor else 0):  # only a last capture may take more than is left
         yield Disagreement("released_above_hold", hold_id, f"released {released} of {held}, of which {posted} were posted")
     elif last.state in FINAL and released and above < 0:
         yield Disagreement("rest_differs", hold_id, f"ended, but {released} released and {posted} posted are not the {held} that were held")

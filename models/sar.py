@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
+from typing import NamedTuple
 
 import msgspec
 
@@ -63,6 +64,35 @@ def window_ms(policy: Policy) -> int:
     return max(policy.sar.structuring_window_ms, policy.sar.rapid_window_ms, policy.sar.blocked_window_ms)
 
 
+class Whole(NamedTuple):
+    """What a candidate says of all its movements together."""
+
+    amount_minor: int
+    currency: str
+    from_at_ms: int
+    until_at_ms: int
+
+
+def candidate_id(account_id: str, typology: Typology, transaction_id: str) -> str:
+    """The one id of the pattern that this transaction completes."""
+    return derived_id("sar", account_id, typology, transaction_id)
+
+
+def whole(typology: Typology, movements: Sequence[Movement]) -> Whole:
+    """The amount of a pattern (of money straight in and out: what came in), and from when until when it lasted."""
+    counted = [m for m in movements if m.kind in INFLOWS] if typology is Typology.RAPID_MOVEMENT else movements
+    times = [m.at_ms for m in movements]
+    return Whole(sum(m.amount_minor for m in counted), movements[-1].currency, min(times), max(times))
+
+
+def belongs(movement: Movement, typology: Typology) -> bool:
+    """Whether a movement can be a part of such a pattern, whatever the thresholds are."""
+    if typology is Typology.BLOCKED_FRAUD:
+        return movement.blocked
+    kinds = {TransactionKind.CASH_IN} if typology is Typology.STRUCTURING else INFLOWS | OUTFLOWS
+    return not movement.blocked and movement.kind in kinds
+
+
 def candidates(
     policy: Policy, movements: Sequence[Movement], decision: Decision, topic: str, partition: int, offset: int
 ) -> tuple[SarCandidate, ...]:
@@ -93,8 +123,8 @@ def _patterns(sar: SarThresholds) -> tuple[tuple[Typology, Callable[[Movement], 
     """The table: typology, which movements count, within which time, and what makes them a pattern."""
     return (
         (Typology.STRUCTURING, lambda m: _is_part(m, sar), sar.structuring_window_ms, _structuring),
-        (Typology.RAPID_MOVEMENT, lambda m: not m.blocked and m.kind in INFLOWS | OUTFLOWS, sar.rapid_window_ms, _rapid),
-        (Typology.BLOCKED_FRAUD, lambda m: m.blocked, sar.blocked_window_ms, _blocked),
+        (Typology.RAPID_MOVEMENT, lambda m: belongs(m, Typology.RAPID_MOVEMENT), sar.rapid_window_ms, _rapid),
+        (Typology.BLOCKED_FRAUD, lambda m: belongs(m, Typology.BLOCKED_FRAUD), sar.blocked_window_ms, _blocked),
     )
 
 
@@ -127,7 +157,7 @@ def _at_ms(movement: Movement) -> int:
 def _is_part(movement: Movement, sar: SarThresholds) -> bool:
     """A cash deposit that is itself not reported (31 CFR 1010.311), and not too small to be part of a pattern."""
     low, high = (sar.minor(usd, movement.currency) for usd in (sar.structuring_part_usd_min, sar.ctr_usd))
-    return movement.kind is TransactionKind.CASH_IN and not movement.blocked and low <= movement.amount_minor <= high
+    return belongs(movement, Typology.STRUCTURING) and low <= movement.amount_minor <= high
 
 
 def _structuring(parts: list[Movement], sar: SarThresholds) -> Found | None:
@@ -169,17 +199,12 @@ def _figure(name: str, value: int) -> Evidence:
 def _candidate(policy: Policy, typology: Typology, found: Found, decision: Decision, topic: str, partition: int, offset: int) -> SarCandidate:
     """The record, with what the decision itself said as further evidence."""
     movements, figures = found
-    times = [m.at_ms for m in movements]
-    counted = [m for m in movements if m.kind in INFLOWS] if typology is Typology.RAPID_MOVEMENT else movements
     reasons = ",".join(r.code for r in decision.reasons)
     return SarCandidate(
-        candidate_id=derived_id("sar", decision.account_id, typology, decision.transaction_id),
+        candidate_id=candidate_id(decision.account_id, typology, decision.transaction_id),
         account_id=decision.account_id,
         typology=typology,
-        amount_minor=sum(m.amount_minor for m in counted),
-        currency=movements[-1].currency,
-        from_at_ms=min(times),
-        until_at_ms=max(times),
+        **whole(typology, movements)._asdict(),
         detected_at_ms=decision.decided_at_ms,
         transaction_ids=tuple(m.transaction_id for m in movements),
         evidence=(*figures, *((Evidence(name="reasons", value=reasons),) if reasons else ())),

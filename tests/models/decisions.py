@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from schemas import identity
-from schemas.decision import Decision, Outcome, Reason, ReasonSource
+from schemas.decision import Contribution, Decision, Outcome, Reason, ReasonSource
 from schemas.transaction import CREDITS, Transaction, TransactionKind
 
 HOUR_MS = 3_600_000
@@ -40,7 +40,7 @@ def a_decision(
         reasons=reasons,
         score=100,
         risk=None,
-        contributions=(),
+        contributions=(Contribution(member="learned", weight=1.0, probability=0.1),),
         hold_id=identity.hold_id(transaction_id) if held else None,
         held_minor=amount_minor if held else 0,
         hold_currency=currency if held else None,

@@ -11,15 +11,19 @@ import pytest
 from models.audit import Audit
 from models.hold import OpenHold, confirmed_event, resolved_event
 from models.ledger import transfer_of_credit, transfers_of_hold
+from models.sar import candidates, movement_of
 from schemas.avro import encode
-from schemas.decision import Decision
+from schemas.decision import Decision, Outcome, Reason, ReasonSource
 from schemas.hold import Clearing, ClearingKind, HoldEvent, HoldState
 from schemas.ledger import LedgerTransfer, TransferPhase
+from schemas.sar import SarCandidate, Typology
 from schemas.transaction import Transaction, TransactionKind
 from streams.asked import Origin
-from tests.world import NOON, a_transaction, a_world
+from tests.models.decisions import a_decision
+from tests.world import NOON, a_policy, a_transaction, a_world
 
 FIRST = {"transactions": {0: 0}, "clearings": {0: 0}}
+CAPTURED = {"source_topic": "clearings", "source_partition": 0, "source_offset": 4, "clearing_id": "p9"}
 LONG_AFTER = NOON + 40 * 86_400_000
 
 
@@ -185,6 +189,19 @@ def an_end_that_forgets_a_part(b: Books) -> None:
     changed(b.holds, -1, released_minor=400)
 
 
+def an_end_of_other_money(b: Books) -> None:
+    changed(b.holds, 3, held_minor=1)
+
+
+def more_given_back_with_the_last_capture_than_was_left(b: Books) -> None:
+    changed(b.holds, 0, tolerance_minor=100)
+    changed(b.decisions, 0, hold_tolerance_minor=100)
+    parts_first(b)
+    changed(b.holds, -1, state=HoldState.POSTED, posted_minor=500, released_minor=50, **CAPTURED)
+    b.clearings.append(msgspec.structs.replace(a_clearing("p9", "t0", ClearingKind.CAPTURE, 500), at_ms=b.holds[-1].at_ms))
+    b.transfers[-1:] = transfers_of_hold(b.holds[-1])
+
+
 def a_part_that_nobody_booked(b: Books) -> None:
     parts_first(b)
     del b.transfers[-2]
@@ -241,6 +258,8 @@ def a_decision_that_does_not_decode(b: Books) -> None:
         (more_parts_than_were_held, {"posted_above_hold", "orphan_end", "transfer_differs"}),
         (more_given_back_than_was_left, {"released_above_hold", "orphan_end", "transfer_differs"}),
         (an_end_that_forgets_a_part, {"rest_differs", "transfer_differs"}),
+        (an_end_of_other_money, {"hold_differs"}),
+        (more_given_back_with_the_last_capture_than_was_left, {"released_above_hold"}),
         (a_part_that_nobody_booked, {"missing_transfer"}),
         (one_part_twice, {"two_records_of_one_id"}),
         (a_changed_repeat_of_a_clearing, {"unapplied_clearing"}),
@@ -267,6 +286,71 @@ def test_a_transfer_that_is_changed_in_any_field_is_named_with_it(field: str, va
     (found,) = books.audit().disagreements(NOON, 0, FIRST)
     assert found.code == "transfer_differs"
     assert found.text.startswith(f"{field} is {value}, must be ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"decision_id": "dec_other"}, "decision_id is dec_other, must be dec_"),
+        ({"at_ms": 1}, "at_ms is 1, must be "),
+        ({"outcome": Outcome.REVIEW}, "outcome is review, with 0 reasons"),
+        ({"outcome": Outcome.BLOCK, "reasons": (Reason(code="stolen", source=ReasonSource.RULE),)}, "outcome is block, and money is held"),
+        ({"reasons": (Reason(code="stolen", source=ReasonSource.RULE),)}, "outcome is approve, with 1 reasons"),
+        ({"score": None}, "score is None, which is not what the members said"),
+        ({"contributions": ()}, "score is "),
+        ({"approved_minor": 5}, "approved_minor is 5, must be None"),
+    ],
+)
+def test_a_decision_that_contradicts_itself_is_named_with_what_it_says(changes: dict[str, object], text: str) -> None:
+    books = Books()
+    changed(books.decisions, 0, **changes)
+    (found,) = books.audit().disagreements(NOON, 0, FIRST)
+    assert (found.code, found.subject) == ("unsound_decision", "t0")
+    assert found.text.startswith(text)
+
+
+@pytest.mark.parametrize("changes", [{"amount_minor": 2_000}, {"amount_minor": 999}, {"account_id": "a2"}, {"at_ms": 3}])
+def test_a_payment_that_was_changed_within_its_decision_is_named(changes: dict[str, object]) -> None:
+    books = Books()
+    decision = books.decisions[0]
+    changed(books.decisions, 0, transaction=msgspec.structs.replace(decision.transaction, **changes))  # type: ignore[arg-type]
+    assert "unsound_decision" in books.codes()
+
+
+def a_pattern(books: Books) -> SarCandidate:
+    """Three payments of one account that were blocked, and the candidate that rests on them."""
+    own = [a_decision(f"b{n}", TransactionKind.ECOMMERCE, 200_000, NOON + n, Outcome.BLOCK, "EUR") for n in range(3)]
+    books.decisions += own
+    (candidate,) = candidates(a_policy(), [m for d in own if (m := movement_of(d))], own[-1], "decisions", 0, 9)
+    return candidate
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({}, None),
+        ({"evidence": (), "policy_id": "pol_another"}, None),
+        ({"amount_minor": 1}, "amount_minor is 1, must be 600000"),
+        ({"currency": "USD"}, "currency is USD, must be EUR"),
+        ({"typology": Typology.STRUCTURING}, "not all its transactions can be structuring"),
+        ({"account_id": "a2"}, "account_id is a2, must be "),
+        ({"from_at_ms": 1}, "from_at_ms is 1, must be "),
+        ({"until_at_ms": 1}, "until_at_ms is 1, must be "),
+        ({"detected_at_ms": 1}, "detected_at_ms is 1, must be "),
+        ({"candidate_id": "sar_other"}, "candidate_id is that of no transaction of the pattern"),
+        ({"transaction_ids": ("b1", "b2")}, "amount_minor is 600000, must be 400000"),
+        ({"transaction_ids": ("b0", "b1", "b2", "t0")}, "not all its transactions can be blocked_fraud"),
+        ({"transaction_ids": ()}, "not all its transactions can be blocked_fraud"),
+    ],
+)
+def test_a_candidate_that_does_not_say_what_was_decided_is_named(changes: dict[str, object], text: str | None) -> None:
+    books = Books()
+    candidate = msgspec.structs.replace(a_pattern(books), **changes)  # type: ignore[arg-type]
+    audit = books.audit()
+    audit.candidate(candidate, encode(candidate))
+    found = audit.disagreements(NOON, 0, {})
+    assert [d.code for d in found] == ([] if text is None else ["candidate_differs"])
+    assert text is None or found[0].text.startswith(text)
 
 
 def test_a_hold_that_nobody_ended_in_time_is_named() -> None:
