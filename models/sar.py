@@ -47,7 +47,15 @@ class Movement(msgspec.Struct, frozen=True, array_like=True, gc=False):
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(Movement)
 Found = tuple[list[Movement], tuple[Evidence, ...]]
-Pattern = Callable[[list[Movement], SarThresholds], Found | None]
+
+
+class Pattern(NamedTuple):
+    """Which movements count, within which time, whether what came in and all the rest of them (minor units) can be enough, and what is one."""
+
+    counts: Callable[[Movement], bool]
+    window_ms: int
+    may_be: Callable[[int, int], bool]
+    find: Callable[[list[Movement], SarThresholds], Found | None]
 
 
 def movement_of(decision: Decision) -> Movement | None:
@@ -112,35 +120,88 @@ def candidates(
         if movement.currency == new.currency:
             past.append(movement)
     found = []
-    for typology, counts, window, pattern in _patterns(policy.sar):
-        seen = _completed([m for m in (*past, new) if counts(m)], new, window, pattern, policy.sar)
+    for typology, pattern in _patterns(policy.sar, new.currency):
+        seen = _completed([m for m in (*past, new) if pattern.counts(m)], new, pattern, policy.sar)
         if seen is not None:
             found.append(_candidate(policy, typology, seen, decision, topic, partition, offset))
     return tuple(found)
 
 
-def _patterns(sar: SarThresholds) -> tuple[tuple[Typology, Callable[[Movement], bool], int, Pattern], ...]:
-    """The table: typology, which movements count, within which time, and what makes them a pattern."""
+def _patterns(sar: SarThresholds, currency: str) -> tuple[tuple[Typology, Pattern], ...]:
+    """The table, for movements in one currency."""
+    reported, suspect, share = sar.minor(sar.ctr_usd, currency), sar.minor(sar.sar_usd, currency), Decimal(str(sar.rapid_share_min))
     return (
-        (Typology.STRUCTURING, lambda m: _is_part(m, sar), sar.structuring_window_ms, _structuring),
-        (Typology.RAPID_MOVEMENT, lambda m: belongs(m, Typology.RAPID_MOVEMENT), sar.rapid_window_ms, _rapid),
-        (Typology.BLOCKED_FRAUD, lambda m: belongs(m, Typology.BLOCKED_FRAUD), sar.blocked_window_ms, _blocked),
+        (
+            Typology.STRUCTURING,
+            Pattern(lambda m: _is_part(m, sar), sar.structuring_window_ms, lambda came, rest: came > reported, _structuring),
+        ),
+        (
+            Typology.RAPID_MOVEMENT,
+            Pattern(
+                lambda m: belongs(m, Typology.RAPID_MOVEMENT),
+                sar.rapid_window_ms,
+                lambda came, rest: min(came, rest) >= suspect and rest >= share * came,
+                _rapid,
+            ),
+        ),
+        (
+            Typology.BLOCKED_FRAUD,
+            Pattern(lambda m: belongs(m, Typology.BLOCKED_FRAUD), sar.blocked_window_ms, lambda came, rest: came + rest >= suspect, _blocked),
+        ),
     )
 
 
-def _completed(counting: list[Movement], new: Movement, window: int, pattern: Pattern, sar: SarThresholds) -> Found | None:
-    """The pattern that `new`, the last of the counting movements, completes; earlier completions use up what they counted."""
+class _Latest:
+    """The movements of a window that ends with the latest: where they begin, what came in by them, and all the rest."""
+
+    def __init__(self, window: int) -> None:
+        self._window = window
+        self.begin = self.came = self.rest = 0
+
+    def add(self, movements: list[Movement]) -> None:
+        """The last of these movements, in order of time, is new."""
+        self._count(movements[-1], 1)
+        while movements[self.begin].at_ms <= movements[-1].at_ms - self._window:
+            self._count(movements[self.begin], -1)
+            self.begin += 1
+
+    def look_again(self, movements: list[Movement]) -> None:
+        """Others than the last are new, or are there no more."""
+        self.begin = bisect_right(movements, movements[-1].at_ms - self._window, key=_at_ms) if movements else 0
+        self.came = self.rest = 0
+        for movement in movements[self.begin :]:
+            self._count(movement, 1)
+
+    def _count(self, movement: Movement, sign: int) -> None:
+        if movement.kind in INFLOWS:
+            self.came += sign * movement.amount_minor
+        else:
+            self.rest += sign * movement.amount_minor
+
+
+def _completed(counting: list[Movement], new: Movement, pattern: Pattern, sar: SarThresholds) -> Found | None:
+    """The pattern that `new`, the last of the counting movements, completes; earlier completions use up what they counted.
+
+    Only where the sums can be enough are the movements looked at one by one: an account may have a thousand that are no pattern.
+    """
     if not counting or counting[-1] is not new:
         return None
     unused: list[Movement] = []
-    found = None
+    latest, found = _Latest(pattern.window_ms), None
     for movement in counting:
         insort(unused, movement, key=_at_ms)
-        for first, after in _stretches(unused, movement.at_ms, window):
-            found = pattern(unused[first:after], sar)
+        found, late = None, unused[-1] is not movement
+        if not late:
+            latest.add(unused)
+            if not pattern.may_be(latest.came, latest.rest):
+                continue
+        for first, after in _stretches(unused, movement.at_ms, pattern.window_ms):
+            found = pattern.find(unused[first:after], sar)
             if found is not None:
                 del unused[first:after]
                 break
+        if late or found is not None:
+            latest.look_again(unused)
     return found
 
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.policy import Policy, policy_from_toml
+from models import sar
+from models.policy import Policy, SarThresholds, policy_from_toml
 from models.registry import default_policy_text
 from models.sar import Movement, candidates, movement_of, window_ms
 from schemas.decision import Decision, Outcome
@@ -141,6 +142,44 @@ def test_blocked_and_declined_money_did_not_move() -> None:
 
 def test_movements_are_kept_as_long_as_any_pattern_looks() -> None:
     assert window_ms(POLICY) == 5 * DAY_MS
+
+
+def found_one_by_one(decisions: list[Decision]) -> list[list[SarCandidate]]:
+    """The same where the sums of a window rule nothing out: each pattern is looked for at each movement."""
+    with pytest.MonkeyPatch.context() as patched:
+        patterns = sar._patterns
+        always = lambda *of: [(name, pattern._replace(may_be=lambda came, rest: True)) for name, pattern in patterns(*of)]  # noqa: E731
+        patched.setattr(sar, "_patterns", always)
+        return told(*decisions)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([Kind.CASH_IN, Kind.TRANSFER_IN, Kind.TRANSFER_OUT, Kind.ATM]), st.integers(1, 6_000), st.integers(0, 900)),
+        max_size=25,
+    ),
+    st.booleans(),
+)
+def test_what_the_sums_of_a_window_rule_out_is_no_pattern(rows: list[tuple[Kind, int, int]], blocked: bool) -> None:
+    outcome = Outcome.BLOCK if blocked else Outcome.APPROVE
+    decisions = [a_decision(f"D{i}", kind, amount * 100, hour * HOUR_MS, outcome) for i, (kind, amount, hour) in enumerate(rows)]
+    assert told(*decisions) == found_one_by_one(decisions)
+
+
+def test_a_thousand_small_attempts_are_not_summed_again_for_each_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = 0
+
+    def counted(movements: list[Movement], thresholds: SarThresholds) -> sar.Found | None:
+        nonlocal looked
+        looked += len(movements)
+        return blocked(movements, thresholds)
+
+    blocked = sar._blocked
+    monkeypatch.setattr(sar, "_blocked", counted)
+    tried = [movement for i in range(1_001) if (movement := movement_of(a_decision(f"B{i}", Kind.ECOMMERCE, 1_700, i, Outcome.BLOCK)))]
+    found = candidates(POLICY, tried, a_decision("B1000", Kind.ECOMMERCE, 1_700, 1_000, Outcome.BLOCK), "decisions", 0, 1_000)
+    assert not found
+    assert looked <= 1_001, "each is a part of one pattern at most"
 
 
 @given(st.lists(st.tuples(st.sampled_from(list(Kind)), st.integers(0, 12_000), st.integers(0, 30), st.sampled_from(list(Outcome))), max_size=25))
