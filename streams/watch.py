@@ -27,6 +27,7 @@ from schemas.record import Record
 from schemas.topics import DECISIONS, LABELS
 from streams import journal, metrics
 from streams.bus import Bus
+from streams.clock import clock_ms
 from streams.control import Standing
 from streams.follow import Follower, Source, run_follower
 from streams.lane import Place
@@ -149,7 +150,8 @@ def scores_of(windows: Mapping[int, Window], model_id: str | None) -> Floats:
 def looked(world: WatchWorld) -> frozenset[str]:
     """Sets the gauges to what the windows say; the alarms that stand now."""
     vectors, seen = vectors_of(world.windows), told(world.windows)
-    known = quality(seen, max((window.newest_ms for window in world.windows.values()), default=0))
+    newest_ms = max((window.newest_ms for window in world.windows.values()), default=0)
+    known = quality(seen, min(newest_ms, clock_ms()))  # a label that says it was learned in the future makes no payment older than it is
     drifted = drifts(world.snapshot, CATALOGUE.names, vectors, scores_of(world.windows, world.model_id)) if world.snapshot else {}
     missing = missing_families(CATALOGUE.families, vectors)
     for name, each in drifted.items():

@@ -21,6 +21,7 @@ from schemas.label import Label, LabelSource
 from schemas.topics import DECISIONS, LABELS
 from streams import feedback, label, metrics, watch
 from streams.bus import KafkaBus, end_offsets
+from streams.clock import clock_ms
 from streams.feedback import FeedbackWorld, Known
 from streams.follow import Refused, Source
 from streams.settings import Settings, librdkafka
@@ -98,6 +99,16 @@ def test_labels_and_decisions_meet_in_whatever_order_they_come() -> None:
 def followed(world: FeedbackWorld, said: Label) -> str | None:
     result = asyncio.run(feedback.on_label(world, said, at(0, LABELS.name)))
     return result.code if isinstance(result, Refused) else None
+
+
+def test_a_label_learned_in_the_future_makes_no_payment_old_enough_to_be_judged(tmp_path: Path) -> None:
+    world, now_ms = WatchWorld(Settings(data_dir=tmp_path)), clock_ms()
+    for name, at_ms in (("old", NOON), ("new", now_ms)):
+        watch.on_decision(world, a_decision(name, outcome=Outcome.BLOCK, at_ms=at_ms, decided_at_ms=at_ms), at(0))
+    for name, learned_at_ms in (("old", NOON + HOUR_MS), ("unknown", now_ms + 48 * HOUR_MS)):
+        watch.on_label(world, a_label(name, learned_at_ms=learned_at_ms), at(0, LABELS.name))
+    looked(world)
+    assert metrics.PRECISION.labels("block")._value.get() == 1.0
 
 
 def test_a_label_that_cannot_be_right_becomes_a_dead_letter() -> None:
