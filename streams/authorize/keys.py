@@ -180,7 +180,10 @@ class KeyFile:
             self._write((*self.grants(), grant))
 
     def rotate(self, name: str, until_ms: int, made_ms: int) -> str | None:
-        """Another key that may do what the newest of that name may; those before it end at `until_ms`. None if there is none."""
+        """Another key that may do what the newest of that name may, for as long as that one was given; those before it end at `until_ms`.
+
+        None if there is none of that name.
+        """
         with self._held():
             grants = self.grants()
             newest = next((grant for grant in reversed(grants) if grant.name == name), None)
@@ -188,7 +191,8 @@ class KeyFile:
                 return None
             key = new_key()
             ending = tuple(_ending(grant, until_ms) if grant.name == name else grant for grant in grants)
-            self._write((*ending, msgspec.structs.replace(newest, sha256=hash_of(key), made_ms=made_ms, until_ms=None)))
+            own_until_ms = None if newest.until_ms is None else made_ms + newest.until_ms - newest.made_ms
+            self._write((*ending, msgspec.structs.replace(newest, sha256=hash_of(key), made_ms=made_ms, until_ms=own_until_ms)))
             return key
 
     def remove(self, name: str) -> bool:

@@ -73,6 +73,14 @@ def test_after_a_rotation_both_keys_are_valid_until_the_old_one_ends(tmp_path: P
     assert file.rotate("nobody", NOW_MS, NOW_MS) is None
 
 
+def test_a_key_that_ends_has_a_successor_that_ends_after_the_same_time(tmp_path: Path) -> None:
+    file = KeyFile(tmp_path)
+    made(file, made_ms=NOW_MS, until_ms=NOW_MS + 5_000)
+    for turn in (1, 2):
+        file.rotate("host", NOW_MS + 9_000, NOW_MS + turn * 1_000)
+    assert [grant.until_ms for grant in file.grants()] == [NOW_MS + 5_000, NOW_MS + 6_000, NOW_MS + 7_000]
+
+
 def test_a_broken_file_takes_no_key_away_and_is_never_one_without_keys(tmp_path: Path) -> None:
     file = KeyFile(tmp_path)
     ring = Keyring(again=file.changed)
