@@ -249,6 +249,7 @@ def test_a_missing_field_is_named(missing: str) -> None:
         ({"currency": "ZZZ"}, "currency"),
         ({"billing_amount_minor": 1, "billing_currency": "QQQ"}, "billing_currency"),
         ({"billing_amount_minor": 1}, "billing_currency"),
+        ({"amount_minor": 0, "billing_amount_minor": 1, "billing_currency": "USD"}, "billing_amount_minor"),
         ({"latitude": 1.0}, "longitude"),
         ({"at_ms": 1_700_000_000_000 + 300_001}, "at_ms"),
     ],
