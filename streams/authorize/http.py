@@ -77,6 +77,8 @@ class HttpDoor:
     async def reply(self, request: Request) -> Reply | Special | Stream:
         """The answer to any request."""
         made: Reply | Special | Stream | Problem
+        if request.method == "HEAD" and request.path in self._open_paths:  # as many who watch a service ask; the body is left out where it is written
+            request = request._replace(method="GET")
         try:
             now_ms = self._world.clock_ms()
             key = self._keys.of(request.headers, now_ms)
