@@ -128,6 +128,7 @@ class Harness:
         self._written = Written({}, set())
         self._log = journal.logger()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._preparing = asyncio.Lock()
         self._stopping = False
 
     def fail(self, error: BaseException) -> None:
@@ -194,11 +195,11 @@ class Harness:
         self, lane: Lane, handler: Handler, messages: list[Message], turn: Turn, chains: Chains, before: asyncio.Task[None] | None
     ) -> None:
         began = perf_counter()
-        outputs = await self._apply(lane, handler, messages, chains)
+        outputs = await self._apply(lane, handler, messages, turn, chains)
         if before is not None:
             await before
-        if self._failed:
-            return  # the one before did: nothing after it may be acknowledged
+        if self._failed or turn is not self.reading.turn:
+            return  # the one before failed, and nothing after it may be acknowledged; or the next owner does it all again
         await self._tell([record for records in outputs for record in records], lane)
         if turn is self.reading.turn:
             lane.done.update((m.partition, m.offset + 1) for m in messages)
@@ -206,10 +207,10 @@ class Harness:
         metrics.RECORDS.labels(lane.topic.name).inc(len(messages))
         metrics.BATCHES.labels(lane.topic.name).observe(perf_counter() - began)
 
-    async def _apply(self, lane: Lane, handler: Handler, messages: list[Message], chains: Chains) -> list[Sequence[Record]]:
+    async def _apply(self, lane: Lane, handler: Handler, messages: list[Message], turn: Turn, chains: Chains) -> list[Sequence[Record]]:
         """What follows from each record, in the order of the records."""
         if not inspect.iscoroutinefunction(handler):
-            return [await self._one(lane, handler, message) for message in messages]
+            return [await self._one(lane, handler, message, turn) for message in messages]
         outputs: list[Sequence[Record]] = [()] * len(messages)
         own: dict[bytes | int, list[int]] = {}
         for i, message in enumerate(messages):
@@ -219,16 +220,19 @@ class Harness:
             if earlier is not None:
                 await asyncio.wait((earlier,))
             for i in indexes:
-                outputs[i] = await self._one(lane, handler, messages[i])
+                outputs[i] = await self._one(lane, handler, messages[i], turn)
 
         await asyncio.gather(*[chains.begin(key, indexes, chain) for key, indexes in own.items()])
         return outputs
 
-    async def _one(self, lane: Lane, handler: Handler, message: Message) -> Sequence[Record]:
-        """What follows from one record; tries again for as long as a part that it needs does not answer."""
+    async def _one(self, lane: Lane, handler: Handler, message: Message, turn: Turn) -> Sequence[Record]:
+        """What follows from one record; tries again for as long as a part that it needs does not answer, and its partition is ours.
+
+        Nothing once another turn began: what it waits for may be followed elsewhere now, and would never come here.
+        """
         pause_s = BACKOFF_S
         source = Source(*message, self._written.sources)
-        while True:
+        while turn is self.reading.turn:
             try:
                 result = handler(self._world, decode(lane.topic.record, message.value), source)
                 outputs = result if isinstance(result, Sequence) else await result
@@ -239,6 +243,7 @@ class Harness:
                 return [self._dead_letter(message, error.code, "transaction_id", str(error))]
             except Unavailable as error:
                 pause_s = await self._pause(error, pause_s, lane)
+        return ()
 
     def _dead_letter(self, message: Message, code: str, field: str | None, reason: str) -> DeadLetter:
         topic, partition, offset, timestamp_ms, key, value = message

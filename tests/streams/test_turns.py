@@ -1,0 +1,62 @@
+"""One assignment of partitions after another: what is left of the one before does not reach into the next."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from schemas.avro import encode
+from schemas.errors import LogUnavailable
+from schemas.hold import Clearing
+from schemas.record import Record
+from schemas.topics import CLEARINGS
+from streams.bus import ListBus, Message
+from streams.follow import Follower, Harness, Source
+from streams.lane import Lane, Place
+from streams.settings import Settings
+from tests.streams.conftest import a_clearing
+
+
+def places(*partitions: int) -> frozenset[Place]:
+    return frozenset((CLEARINGS.name, partition) for partition in partitions)
+
+
+def put(lane: Lane, partition: int, *ids: str) -> None:
+    """What a consumer reads: of one account."""
+    records = [encode(a_clearing(name, "a1")) for name in ids]
+    lane.put([Message(CLEARINGS.name, partition, offset, 0, b"a1", record) for offset, record in enumerate(records)])
+
+
+async def until(said: Callable[[], object], happened: object = True) -> None:
+    """Waits for something, 20 seconds at most."""
+    async with asyncio.timeout(20):
+        while said() != happened:
+            await asyncio.sleep(0.001)
+
+
+def test_what_waits_in_vain_is_left_to_the_next_owner_and_nothing_after_it_is_done(tmp_path: Path) -> None:
+    async def story() -> None:
+        tried: list[str] = []
+
+        async def waits(_: None, clearing: Clearing, source: Source) -> Sequence[Record]:
+            tried.append(clearing.clearing_id)
+            if source.partition == 0:
+                raise LogUnavailable("what it waits for is followed by another process now")
+            return ()
+
+        harness = Harness(Follower("hold", {CLEARINGS: waits}), None, ListBus(), Settings(data_dir=tmp_path))
+        lane = harness.lanes[CLEARINGS.name]
+        harness.begin(harness.follow(lane))
+        harness.on_assigned(places(0, 1))
+        put(lane, 0, "c1", "c2")
+        await until(lambda: tried[:2] == ["c1", "c1"])
+        harness.on_assigned(places(1))
+        put(lane, 1, "c3")
+        await until(lambda: lane.done, {1: 1})
+        assert "c2" not in tried
+        assert tried[-1] == "c3"
+        assert harness.reading.turn.next == {(CLEARINGS.name, 1): 1}
+        await harness.finish()
+
+    asyncio.run(story())
