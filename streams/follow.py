@@ -359,14 +359,17 @@ class Harness:
 
     async def _prepare(self, turn: Turn) -> None:
         pause_s = BACKOFF_S
-        while not turn.over:
-            try:
-                self._written = await asyncio.to_thread(self._read_written, {partition for _, partition in turn.places})
-                if self._follower.assigned:
-                    await self._follower.assigned(self._world, turn.places)
-                break
-            except Unavailable as error:
-                pause_s = await self._pause(error, pause_s, None)
+        async with self._preparing:  # a turn that is still at it, though it is over, must not replace what this one reads
+            while not turn.over:
+                try:
+                    self._written = await asyncio.to_thread(self._read_written, {partition for _, partition in turn.places})
+                    if self._follower.assigned:
+                        await self._follower.assigned(self._world, turn.places)
+                    break
+                except Unavailable as error:
+                    pause_s = await self._pause(error, pause_s, None)
+        if turn.over:
+            return
         turn.prepared.set()
         tell_ready(self._settings, self._follower.name)
         self._log.info("following", partitions=sorted(f"{topic}:{partition}" for topic, partition in turn.places))

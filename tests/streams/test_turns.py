@@ -35,6 +35,34 @@ async def until(said: Callable[[], object], happened: object = True) -> None:
             await asyncio.sleep(0.001)
 
 
+async def nothing(_: object, __: Clearing, ___: Source) -> Sequence[Record]:
+    return ()
+
+
+def test_what_an_earlier_turn_reads_late_does_not_replace_what_a_later_one_read(tmp_path: Path) -> None:
+    async def story() -> None:
+        known: list[frozenset[Place]] = []
+        slow = asyncio.Event()
+
+        async def assigned(_: None, found: frozenset[Place]) -> None:
+            if found == places(0, 1):
+                await slow.wait()
+            known.append(found)
+
+        harness = Harness(Follower("feedback", {CLEARINGS: nothing}, assigned=assigned), None, ListBus(), Settings(data_dir=tmp_path))
+        harness.on_assigned(places(0, 1))
+        await asyncio.sleep(0.05)
+        harness.on_assigned(places(1))
+        await asyncio.sleep(0.05)
+        slow.set()
+        await until(harness.reading.turn.prepared.is_set)
+        await asyncio.sleep(0.05)
+        assert known[-1] == places(1)
+        await harness.finish()
+
+    asyncio.run(story())
+
+
 def test_what_waits_in_vain_is_left_to_the_next_owner_and_nothing_after_it_is_done(tmp_path: Path) -> None:
     async def story() -> None:
         tried: list[str] = []
