@@ -62,7 +62,10 @@ class Live:
                     if message.error() is not None:
                         continue  # the end of a partition; what a broker cannot answer now, librdkafka asks again
                     place[message.partition()] = message.offset() + 1
-                    body = shown(decode(Decision, message.value()))
+                    try:
+                        body = shown(decode(Decision, message.value()))
+                    except InvalidRecord:
+                        continue  # no decision: whoever follows the log lays it aside
                     if body is not None:
                         said_s = loop.time()
                         yield b"id: %b\nevent: decision\ndata: %b\n\n" % (id_of(place), body)

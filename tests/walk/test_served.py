@@ -11,8 +11,10 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jwt
@@ -498,6 +500,35 @@ def test_live_decisions_go_on_after_the_last_that_was_heard(log: Settings) -> No
             assert (status, error["error"]["param"]) == (422, "last-event-id")
 
     served(play, log)
+
+
+def test_a_record_that_is_no_decision_ends_no_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Consumer:
+        """A partition in memory, as librdkafka gives it."""
+
+        def __init__(self, *values: bytes | None) -> None:
+            self._messages = [
+                SimpleNamespace(error=lambda: None, partition=lambda: 0, offset=partial(int, n), value=partial(lambda v: v, value))
+                for n, value in enumerate(values)
+            ]
+
+        def assign(self, places: object) -> None: ...
+
+        def consume(self, count: int, timeout: float) -> list[SimpleNamespace]:
+            taken, self._messages = self._messages, []
+            return taken
+
+        def close(self) -> None: ...
+
+    async def play() -> None:
+        message = (await decide(a_transaction("p1"), a_world().world, NOON)).message
+        monkeypatch.setattr(live, "end_offsets", lambda *_: {0: (0, 0)})
+        monkeypatch.setattr(live, "reader", lambda _: Consumer(b"no decision", None, message))
+        still = iter((True, False))
+        events = await Live(Settings()).begin(None, lambda decision: decision.transaction_id.encode(), lambda: asyncio.sleep(0, next(still)))
+        assert [event async for event in events] == [b"retry: 1000\n\n", b"id: 3\nevent: decision\ndata: p1\n\n"]
+
+    asyncio.run(play())
 
 
 def test_streams_end_with_the_service_and_are_no_more_than_it_can_bear(log: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
