@@ -202,8 +202,8 @@ async def _standing(asked: Asked, world: World, now_ms: int) -> _Standing | Refu
     book = await _book(decision.account_id, world)
     if _has_expired(decision, now_ms) and not open_holds(book, asked.transaction_id, now_ms):  # increments may outlive it
         return Refusal.ALREADY_EXPIRED
-    untold = [name for name in unconfirmed_increments(book, asked.transaction_id) if not await _is_told(name, world)]
-    return _Standing(msgspec.structs.replace(asked, account_id=decision.account_id), without(book, untold))
+    unheld = [name for name in unconfirmed_increments(book, asked.transaction_id) if not await _is_held(name, world)]
+    return _Standing(msgspec.structs.replace(asked, account_id=decision.account_id), without(book, unheld))
 
 
 def _not_by_the_stand_in(transaction_id: str, world: World) -> None:
@@ -235,10 +235,10 @@ def _raised_by(transaction_id: str, kept: Kept | None) -> str:
     return next((each.value for each in reversed(attributes) if each.name == INCREMENTS), transaction_id)
 
 
-async def _is_told(transaction_id: str, world: World) -> bool:
-    """Whether the log is not known to lack the decision."""
+async def _is_held(transaction_id: str, world: World) -> bool:
+    """Whether the log has a decision that holds this money: one that was late may have placed a hold, and was declined or never answered."""
     kept = await world.answers.of_transaction(transaction_id)
-    return kept is None or kept.told
+    return kept is not None and kept.told and decode(Decision, kept.message).hold_id is not None
 
 
 async def _of_an_old_one(asked: Asked, world: World) -> _Standing | Refusal:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -12,10 +12,12 @@ import pytest
 from models.answer import FIELD_39
 from models.hold import Refusal
 from models.refusal import DECLINES
+from schemas.account import AccountStatus
+from schemas.errors import MemoryUnavailable
 from schemas.identity import keyed_token
 from schemas.topics import CLEARINGS, DECISIONS
 from schemas.transaction import TransactionKind
-from streams.answers import listed_of
+from streams.answers import Kept, Made, listed_of
 from streams.authorize.http import HttpDoor
 from streams.authorize.keys import Grant, Keyring, Scope, hash_of
 from streams.authorize.life import NotCleared
@@ -508,6 +510,28 @@ def test_an_increment_that_the_log_does_not_have_takes_no_part_in_a_capture() ->
         assert (await host.step("increment", **a_request(transaction_id="i1", amount_minor=500)))[0] == 503
         host.world.bus.down = False
         assert (await host.step("capture", **CLEARING))[1]["amount_minor"] == 1_000
+
+    at_the_door(play)
+
+
+@pytest.mark.parametrize("asked_again", [False, True])
+def test_an_increment_that_placed_its_hold_and_was_not_approved_takes_no_part_in_a_capture_or_reversal(asked_again: bool) -> None:
+    async def play(host: Host) -> None:
+        await host.authorize()
+        keep_all, increment = host.world.answers.keep_all, a_request(transaction_id="i1", amount_minor=500)
+
+        async def gone(made: Sequence[Made]) -> list[Kept | MemoryUnavailable]:
+            return [MemoryUnavailable("gone")] * len(made)
+
+        host.world.answers.keep_all = gone  # type: ignore[assignment,method-assign]
+        assert (await host.step("increment", **increment))[0] == 503
+        host.world.answers.keep_all = keep_all  # type: ignore[method-assign]
+        if asked_again:
+            host.world.now_ms += host.world.world.hold_lease_ms
+            host.world.know(as_of_ms=2, status=AccountStatus.FROZEN)
+            assert (await host.step("increment", **increment))[1]["outcome"] == "decline"
+        assert (await host.step("reversal", clearing_id="r1", amount_minor=300, currency="EUR"))[0] == 200
+        assert (await host.step("capture", **CLEARING))[1]["amount_minor"] == 700
 
     at_the_door(play)
 
