@@ -191,8 +191,8 @@ def is_ip_address(text: str) -> bool:
 def sound(txn: Transaction, now_ms: int, future_ms_max: int) -> Transaction:
     """The transaction, if it holds what types cannot say; else InvalidRecord naming the field.
 
-    Known currencies, billing amount and currency together, nothing billed for an amount of nothing, no card number in place of a token, an IP
-    address that is one, and not further in the future than `future_ms_max`.
+    Known currencies, billing amount and currency together, nothing billed for an amount of nothing and for no other, no card number in place
+    of a token, an IP address that is one, and not further in the future than `future_ms_max`.
     """
     for field in ("currency", "billing_currency"):
         code = getattr(txn, field)
@@ -202,6 +202,8 @@ def sound(txn: Transaction, now_ms: int, future_ms_max: int) -> Transaction:
         raise InvalidRecord("billing_currency", "billing_amount_minor and billing_currency come together")
     if txn.billing_amount_minor and not txn.amount_minor:
         raise InvalidRecord("billing_amount_minor", "is more than nothing, of an amount_minor of 0")
+    if txn.billing_amount_minor == 0 and txn.amount_minor:
+        raise InvalidRecord("billing_amount_minor", "is nothing, of an amount_minor that is more")
     if (txn.latitude is None) != (txn.longitude is None):
         raise InvalidRecord("longitude", "latitude and longitude come together")
     tokens = (txn.card_token, txn.device_token, txn.email_token, txn.phone_token, txn.address_token)

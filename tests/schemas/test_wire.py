@@ -250,6 +250,7 @@ def test_a_missing_field_is_named(missing: str) -> None:
         ({"billing_amount_minor": 1, "billing_currency": "QQQ"}, "billing_currency"),
         ({"billing_amount_minor": 1}, "billing_currency"),
         ({"amount_minor": 0, "billing_amount_minor": 1, "billing_currency": "USD"}, "billing_amount_minor"),
+        ({"amount_minor": 1_000_000, "billing_amount_minor": 0, "billing_currency": "USD"}, "billing_amount_minor"),
         ({"latitude": 1.0}, "longitude"),
         ({"at_ms": 1_700_000_000_000 + 300_001}, "at_ms"),
     ],
