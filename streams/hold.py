@@ -43,8 +43,8 @@ from streams.bus import Bus
 from streams.follow import Follower, Refused, Source
 from streams.lane import Place
 
-RESOLVED_TTL_S = 3_456_000
-"""A resolved hold is remembered for 40 days, longer than any hold lives."""
+RESOLVED_TTL_S, OVERDUE_S = 3_456_000, 864_000
+"""A resolved hold is remembered for 40 days, and for ten more than it would have lived: until it is seen that it is due no more."""
 DUE_AT_A_TIME = b"500"
 APPLIED = b"applied"
 """By topic and partition, the offset after the last record of which the books know."""
@@ -213,10 +213,15 @@ async def _tell(world: HoldWorld, account_id: str, hold: OpenHold, logged: Conta
             await world.bus.tell(HOLDS, account_id, encode(event))
     if hold.state in FINAL:
         said = " ".join((str(hold.state), *(part.digest.hex() for part in hold.parts)))
-        await world.ask((b"SET", resolved_key(hold.hold_id), said.encode(), b"EX", RESOLVED_TTL_S))
+        await world.ask((b"SET", resolved_key(hold.hold_id), said.encode(), b"EX", remembered_s(hold.expires_at_ms, world.clock_ms())))
     if events:
         await world.books.change(account_id, lambda book: told(book, hold))
         journal.logger().debug("hold moved", transaction_id=hold.transaction_id, hold_id=hold.hold_id, state=str(hold.state))
+
+
+def remembered_s(expires_at_ms: int, now_ms: int) -> int:
+    """How long a hold that would lapse then, and is resolved now, is remembered, seconds."""
+    return max(RESOLVED_TTL_S, (expires_at_ms - now_ms) // 1000 + OVERDUE_S)
 
 
 async def applied(world: HoldWorld, done: Mapping[Place, int]) -> Mapping[Place, int]:

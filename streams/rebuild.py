@@ -48,7 +48,7 @@ from streams.answers import WHOLE, Answers, Restored, listed_of, resolved_key, s
 from streams.books import book_key
 from streams.bus import committed_offsets, end_offsets, read_topic
 from streams.clock import clock_ms
-from streams.hold import APPLIED, RESOLVED_TTL_S, due_key
+from streams.hold import APPLIED, due_key, remembered_s
 from streams.loaded import keep
 from streams.settings import Settings
 from streams.tally import Rows, gather_decision, gather_label
@@ -228,7 +228,7 @@ class Rebuild:
 
     async def _resolved(self, moved: dict[str, tuple[HoldEvent, ...]]) -> None:
         for hold_id, steps in moved.items():
-            left_s = RESOLVED_TTL_S - (self._now_ms - steps[-1].at_ms) // 1000
+            left_s = remembered_s(steps[-1].expires_at_ms, steps[-1].at_ms) - (self._now_ms - steps[-1].at_ms) // 1000
             if steps[-1].state in FINAL and left_s > 0:
                 said = " ".join((str(steps[-1].state), *(_by(step) for step in steps))).encode()
                 await self._send((b"SET", resolved_key(hold_id), said, b"EX", left_s))

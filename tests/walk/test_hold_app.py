@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from features.catalogue import CATALOGUE
 from features.online import RedisMemory
-from features.wire import Wire
+from features.wire import Command, Wire
 from models.hold import EMPTY, Book, UnknownAccount, state_known
 from models.opinion import Judges, Panel
 from schemas.account import AccountState
@@ -19,7 +20,7 @@ from schemas.decision import Decision
 from schemas.errors import InvalidRecord, Unavailable
 from schemas.hold import Clearing, ClearingKind, HoldEvent, HoldState
 from schemas.topics import DECISIONS, HOLDS
-from streams.answers import Answers
+from streams.answers import WHOLE, Answers, DictAnswers, Kept
 from streams.books import Books
 from streams.bus import ListBus
 from streams.follow import Refused, Source
@@ -27,7 +28,7 @@ from streams.hold import HoldWorld, applied, expire_due, on_account, on_clearing
 from streams.pipeline import decide, decide_all
 from streams.rebuild import held
 from streams.world import Together, World
-from tests.world import NOON, a_policy, a_transaction, an_ensemble
+from tests.world import NOON, a_policy, a_transaction, a_world, an_ensemble
 
 DAY = 86_400_000
 
@@ -249,6 +250,61 @@ def test_a_hold_expires_to_the_millisecond(on_stage: Stage) -> None:
         assert nothing.code == "already_expired"
 
     on_stage(play)
+
+
+class DictWire:
+    """As much of a Redis as the hold app asks of it beside the books, at a scene's time."""
+
+    def __init__(self, clock: Callable[[], int]) -> None:
+        self.clock = clock
+        self.due: dict[bytes, int] = {}
+        self.ends_ms: dict[bytes, int] = {}
+
+    async def log_end(self, partition: int) -> int:
+        """The next offset of the log of decisions."""
+        return 1
+
+    async def send(self, *commands: Command) -> list[Any]:
+        """The replies."""
+        return [self.reply(*command) for command in commands]
+
+    def reply(self, name: bytes, key: bytes | memoryview, *words: Any) -> Any:
+        """The reply to one command."""
+        if name == b"ZADD":
+            self.due[words[1]] = int(words[0])
+        elif name == b"ZREM":
+            self.due.pop(words[0])
+        elif name == b"ZRANGEBYSCORE":
+            return [entry for entry, score in self.due.items() if score <= int(words[1])]
+        elif name == b"SET":
+            self.ends_ms[bytes(key)] = self.clock() + int(words[2]) * 1000
+        elif name == b"EXISTS":
+            return int(key == WHOLE or self.ends_ms.get(bytes(key), 0) > self.clock())
+        return None
+
+
+@pytest.mark.parametrize("days", [7, 366])
+def test_a_hold_that_ended_long_before_it_would_have_lapsed_needs_no_more_watching_when_it_would(days: int) -> None:
+    async def play() -> None:
+        world = a_world()
+        world.know()
+        wire = DictWire(lambda: world.now_ms)
+        answers, bus = DictAnswers(), world.bus
+        holds = HoldWorld(wire, world.books, answers, world.world.memory, bus, wire.clock, wire.log_end, bus.close)  # type: ignore[arg-type]
+        end_ms = NOON + days * DAY
+        decision = msgspec.structs.replace(decode(Decision, (await world.decide(a_transaction("t1"))).message), hold_expires_at_ms=end_ms)
+        answers.kept["t1"] = Kept(b"", told=True)
+        await on_decision(holds, decision, a_source("decisions", 0))
+        clearing = Clearing(
+            clearing_id="c1", transaction_id="t1", account_id="a1", kind=ClearingKind.CAPTURE, amount_minor=1_000, currency="EUR", at_ms=NOON
+        )
+        assert await on_clearing(holds, clearing, a_source("clearings", 0)) == ()
+        world.now_ms = end_ms
+        assert wire.due
+        await expire_due(holds, frozenset({0}))
+        assert not wire.due
+
+    asyncio.run(play())
 
 
 def test_more_than_was_held_is_refused_and_the_hold_stays(on_stage: Stage) -> None:
