@@ -332,6 +332,7 @@ def policy_from_toml(text: str) -> Policy:
         raise SettingsError(f"policy: {error}") from error
     table = _Table({key: row for key, row in rows.items() if key not in UNREAD}, "policy")
     score, risk, hold = table.table("score"), table.table("risk"), table.table("hold")
+    schemes = _schemes(table.table("schemes", {}))
     policy = Policy(
         policy_id=f"pol_{hashlib.sha256(text.encode()).hexdigest()[:32]}",
         name=table.take("name", str),
@@ -345,8 +346,8 @@ def policy_from_toml(text: str) -> Policy:
         hold_default_ms=hold.days_ms("default_days"),
         hold_by_kind_ms=_by_kind(hold.table("days_by_kind")),
         hold_by_mcc_ms=_by_mcc(hold.table("days_by_mcc")),
-        hold_by_scheme=tuple(_scheme_row(row) for row in hold.rows_of("days_by_scheme", [])),
-        schemes=_schemes(table.table("schemes", {})),
+        hold_by_scheme=tuple(_scheme_row(row, schemes) for row in hold.rows_of("days_by_scheme", [])),
+        schemes=schemes,
         tolerance_by_mcc=_tolerances(hold.table("tolerance_percent_by_mcc", {})),
         sar=_sar(table.table("sar")),
         partial=_partial(table.table("partial_approval", {"kinds": []})),
@@ -388,6 +389,13 @@ class _Table:
         if not value.is_finite() or not low <= value <= high:
             raise SettingsError(f"{self._path}.{key}: {value} is not between {low} and {high}")
         return value
+
+    def whole(self, key: str, low: int, high: int) -> int:
+        """A whole number within bounds; what is behind the point would be silently lost."""
+        value = self.number(key, low, high)
+        if value != int(value):
+            raise SettingsError(f"{self._path}.{key}: {value} is no whole number")
+        return int(value)
 
     def per_mille(self, key: str) -> int:
         """A threshold from 0 to 1, as the score counts it; more than three decimals would be silently lost."""
@@ -494,7 +502,7 @@ def _by_mcc(table: _Table) -> tuple[tuple[int, int, int], ...]:
 
 
 def _tolerances(table: _Table) -> tuple[tuple[int, int, int], ...]:
-    return tuple((*_range(table, codes), int(table.number(codes, 0, 100))) for codes in table.given())
+    return tuple((*_range(table, codes), table.whole(codes, 0, 100)) for codes in table.given())
 
 
 def _partial(table: _Table) -> PartialRows:
@@ -510,15 +518,18 @@ def _partial(table: _Table) -> PartialRows:
 
 def _range(table: _Table, codes: str, key: str = "") -> tuple[int, int]:
     first, _, last = str(codes).partition("-")
-    if not all(len(c) == 4 and c.isdecimal() for c in (first, last or first)):
+    last = last or first
+    if not all(len(c) == 4 and c.isdecimal() for c in (first, last)) or first > last:
         raise table.wrong(key or codes, "is neither a merchant category code nor a range of them, like 3351-3441")
-    return int(first), int(last or first)
+    return int(first), int(last)
 
 
-def _scheme_row(row: _Table) -> SchemeRow:
+def _scheme_row(row: _Table, schemes: Sequence[tuple[str, str, str]]) -> SchemeRow:
     kind = row.word("kind", TransactionKind) if "kind" in row.given() else None
     made = SchemeRow(row.take("scheme", str), kind, row.days_ms("days"))
     row.done()
+    if made.scheme not in [scheme for *_, scheme in schemes]:
+        raise row.wrong("scheme", f"{made.scheme!r} has no range of first digits in [schemes]")
     return made
 
 
@@ -527,9 +538,10 @@ def _schemes(table: _Table) -> tuple[tuple[str, str, str], ...]:
     for scheme in table.given():
         for digits in table.take(scheme, list):
             first, _, last = str(digits).partition("-")
-            if not (first.isdecimal() and len(first) <= 6 and len(last or first) == len(first) and (last or first).isdecimal()):
+            last = last or first
+            if not (first.isdecimal() and last.isdecimal() and len(last) == len(first) <= 6 and first <= last):
                 raise table.wrong(scheme, f"{digits!r} is no range of first digits, like 51-55")
-            ranges.append((first, last or first, scheme))
+            ranges.append((first, last, scheme))
     return tuple(ranges)
 
 
@@ -542,7 +554,7 @@ def _sar(table: _Table) -> SarThresholds:
         sar_usd=table.number("sar_usd", 0),
         ctr_usd=table.number("ctr_usd", 0),
         structuring_window_ms=table.days_ms("structuring_window_days"),
-        structuring_count_min=int(table.number("structuring_count_min", 2, 100)),
+        structuring_count_min=table.whole("structuring_count_min", 2, 100),
         structuring_part_usd_min=table.number("structuring_part_usd_min", 0),
         rapid_window_ms=table.hours_ms("rapid_window_hours"),
         rapid_share_min=float(table.number("rapid_share_min", 0, 1)),
