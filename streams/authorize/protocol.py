@@ -123,6 +123,8 @@ class HttpProtocol(asyncio.Protocol):
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._head_bytes = self._body_bytes = 0
+        self._untold_bytes = 0
+        """What came since the parser last told of a part: it keeps a header that is not whole, and copies it whole with each piece that comes."""
         self._parts: list[bytes] = []
 
     # What the transport tells.
@@ -149,12 +151,17 @@ class HttpProtocol(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes came."""
+        if self._last:
+            return  # no request is taken any more
+        self._untold_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             self._end_after_answers()  # nothing is upgraded here: what was asked is answered, what follows is of no known kind
         except httptools.HttpParserError:
             self._refuse(Problem("bad_request"))
+        if self._untold_bytes > HEAD_BYTES_MAX:
+            self._refuse(Problem("head_too_large", param="headers"))
 
     def eof_received(self) -> bool:
         """The host sends nothing more; what it asked is answered first."""
@@ -183,15 +190,17 @@ class HttpProtocol(asyncio.Protocol):
     def on_message_begin(self) -> None:
         """A request begins."""
         self._url, self._headers, self._parts, self._head_bytes, self._body_bytes = b"", [], [], 0, 0
-        self._in_request, self._heard_at = True, self._loop.time()
+        self._in_request, self._heard_at, self._untold_bytes = True, self._loop.time(), 0
 
     def on_url(self, url: bytes) -> None:
         """The target, or a part of it."""
         self._url += url
+        self._untold_bytes = 0
         self._count_head(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header."""
+        self._untold_bytes = 0
         self._headers.append((name.lower(), value.rstrip(b" \t")))
         self._count_head(len(name) + len(value) if len(self._headers) <= HEADERS_MAX else HEAD_BYTES_MAX + 1)
 
@@ -202,6 +211,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         """A part of the body; beyond the most there may be, one byte is kept so that this can be seen."""
+        self._untold_bytes = 0
         room = BODY_BYTES_MAX + 1 - self._body_bytes
         if room > 0:
             self._parts.append(body[:room])

@@ -7,6 +7,7 @@ import json
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 
+import httptools
 import pytest
 
 from streams.authorize import protocol
@@ -182,6 +183,56 @@ def test_what_cannot_be_read_is_refused_and_the_connection_ends(content: bytes, 
         assert (answered, headers["connection"]) == (status, "close")
         assert json.loads(body)["error"]["request_id"] == headers["request-id"]
         assert await host.cut()
+
+    on_a_connection(play)
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        b"GET /a HTTP/1.1\r\nx: ",
+        b"GET /a HTTP/1.1\r\n",
+        b"GET /",
+        POST + b"transfer-encoding: chunked\r\n\r\n1\r\na\r\n0\r\nx: ",
+        b"GET /slow HTTP/1.1\r\n\r\nGET /a HTTP/1.1\r\nx: ",
+        b"GET /slow HTTP/1.1\r\n\r\nGET /",
+        b"GET /slow HTTP/1.1\r\nconnection: close\r\n\r\nGET /a HTTP/1.1\r\nx: ",
+    ],
+)
+def test_a_head_without_end_is_not_kept(begin: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    fed: list[int] = []
+
+    class Parser(httptools.HttpRequestParser):  # type: ignore[misc] # it has no types
+        def feed_data(self, data: bytes) -> None:
+            fed.append(len(data))
+            super().feed_data(data)
+
+    monkeypatch.setattr(protocol.httptools, "HttpRequestParser", Parser)
+
+    async def play(host: Host) -> None:
+        host.writer.write(begin)
+        await host.writer.drain()
+        await asyncio.sleep(0.01)
+        (connection,) = host.state.connections
+        for _ in range(64):
+            connection.data_received(b"y" * HEAD_BYTES_MAX)
+        assert sum(fed) <= len(begin) + 2 * HEAD_BYTES_MAX
+        if b"slow" in begin:
+            assert (await host.answer())[0] == 200
+        if b"close" not in begin:
+            assert (await host.answer())[0] == 431
+        assert await host.cut()
+
+    on_a_connection(play)
+
+
+def test_a_head_in_pieces_that_is_no_longer_than_it_may_be_is_read() -> None:
+    async def play(host: Host) -> None:
+        for piece in (POST + b"x: ", *[b"y" * (HEAD_BYTES_MAX // 4)] * 3, b"\r\nz: 1\r\ncontent-length: 2\r\n\r\na", b"b"):
+            host.writer.write(piece)
+            await host.writer.drain()
+            await asyncio.sleep(0.005)
+        assert (await host.answer())[0] == 200
 
     on_a_connection(play)
 
