@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 import re
 import sys
@@ -15,28 +16,42 @@ import structlog
 from schemas.decision import Decision, Outcome
 from streams.settings import Settings
 
-_DIGITS = re.compile(r"[a-z]{3}_[0-9a-f]{32}|(?<!\d)\d(?:[ -]?\d){11,18}(?!\d)")
-"""A derived id (let be), or digits that are enough for a card number, together or grouped."""
+_DIGITS = re.compile(r"[a-z]{3}_[0-9a-f]{32}|\d(?:[ -]?\d){11,}")
+"""A derived id (let be), or digits that are enough for a card number, together or in groups."""
+_GROUP = re.compile(r"\d+")
+_LENGTHS = range(12, 20)
+"""Of card numbers, in digits; the door takes those."""
 _EPOCH_MS = re.compile(r"1[5-9]\d{11}|2\d{12}")
 MASK = "[card number removed]"
-
-
-def is_card_number(digits: str) -> bool:
-    """Whether 12 to 19 digits satisfy the Luhn check (ISO/IEC 7812-1, annex B), as every card number does; the door takes those lengths."""
-    doubled = [int(d) * (2 if i % 2 else 1) for i, d in enumerate(reversed(digits))]
-    return 12 <= len(digits) <= 19 and sum(d - 9 if d > 9 else d for d in doubled) % 10 == 0
 
 
 def without_card_numbers(text: str) -> str:
     """The text with whatever may be a card number masked. A 13-digit time in milliseconds of this half century is let be."""
 
     def masked(found: re.Match[str]) -> str:
-        if found[0][3] == "_":
-            return found[0]
-        digits = re.sub(r"[ -]", "", found[0])
-        return MASK if is_card_number(digits) and not _EPOCH_MS.fullmatch(found[0]) else found[0]
+        return found[0] if found[0][3] == "_" else _masked(found[0])
 
     return _DIGITS.sub(masked, text)
+
+
+def _masked(text: str) -> str:
+    """Groups of digits without those that together satisfy the Luhn check (ISO/IEC 7812-1, annex B), whatever numbers stand beside them."""
+    groups, digits = [each.span() for each in _GROUP.finditer(text)], [int(each) for each in text if each.isdigit()]
+    counts = [0, *itertools.accumulate(end - begin for begin, end in groups)]
+    sums = [[0, *itertools.accumulate(d if at % 2 != odd else 2 * d - 9 * (d > 4) for at, d in enumerate(digits))] for odd in (0, 1)]
+    made, at = "", 0
+    for first, (begin, _) in enumerate(groups):
+        if begin < at:
+            continue
+        for last in range(first, min(first + _LENGTHS.stop, len(groups))):
+            start, stop, end = counts[first], counts[last + 1], groups[last][1]
+            if stop - start >= _LENGTHS.stop:
+                break
+            checked = sums[stop % 2][stop] - sums[stop % 2][start]
+            if stop - start in _LENGTHS and checked % 10 == 0 and not _EPOCH_MS.fullmatch(text, begin, end):
+                made, at = f"{made}{text[at:begin]}{MASK}", end
+                break
+    return made + text[at:]
 
 
 def _mask(value: Any) -> Any:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.identity import derived_id
+from schemas.transaction import is_card_number
 from streams import journal, metrics
 from streams.settings import Settings
 
@@ -50,9 +51,27 @@ def test_times_and_derived_ids_and_short_numbers_are_let_be() -> None:
 
 @given(st.text(alphabet="0123456789", min_size=11, max_size=18))
 def test_every_number_that_passes_the_check_is_masked(digits: str) -> None:
-    card = next(digits + last for last in "0123456789" if journal.is_card_number(digits + last))
+    card = next(digits + last for last in "0123456789" if is_card_number(digits + last))
     if not journal._EPOCH_MS.fullmatch(card):
         assert card not in journal.without_card_numbers(f"x{card}y")
+
+
+@pytest.mark.parametrize("card", CARDS)
+@pytest.mark.parametrize("text", ["01 {}", "2026-11-29 {}", "12-{}", "{} 12", "{}-1 2 3", "1 2 3 {} 4", "5 {} {}"])
+def test_a_card_number_is_masked_whatever_number_stands_beside_it(text: str, card: str) -> None:
+    for groups in (card, " ".join(card[i : i + 4] for i in range(0, len(card), 4)), "-".join(card)):
+        said = journal.without_card_numbers(text.format(*(groups,) * text.count("{}")))
+        assert groups not in said
+        assert said.count(journal.MASK) >= text.count("{}")
+
+
+@given(st.lists(st.text("0123456789", min_size=1, max_size=6), min_size=1, max_size=30), st.sampled_from(" -"))
+def test_no_card_number_is_left_among_groups_of_digits(groups: list[str], between: str) -> None:
+    left = journal.without_card_numbers(between.join(groups)).replace(journal.MASK, "x").split("x")
+    for text in left:
+        parts = text.strip(between).split(between)
+        runs = ["".join(parts[first:last]) for first in range(len(parts)) for last in range(first + 1, len(parts) + 1)]
+        assert not any(is_card_number(run) for run in runs if not journal._EPOCH_MS.fullmatch(run))
 
 
 LABELS = {"outcome", "stop", "kind", "code", "topic", "part", "work", "why", "feature", "family", "quantile", "of"}

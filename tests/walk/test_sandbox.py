@@ -11,12 +11,11 @@ import pytest
 from models.answer import FIELD_39
 from models.sandbox import CARDS, PARTIAL, SANDBOX, STEP_UPS, UNAUTHENTICATED, Card, Effect, cards_by_token
 from schemas.errors import SettingsError
-from schemas.transaction import TransactionKind
+from schemas.transaction import TransactionKind, is_card_number
 from streams import forced, forward
 from streams import stand_in as standing
 from streams.folder import is_sandbox
 from streams.forced import ForcedStandIn, force
-from streams.journal import is_card_number
 from streams.sandbox import http_says, its_settings
 from streams.settings import Settings
 from streams.spool import Spool
