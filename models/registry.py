@@ -143,9 +143,11 @@ class Registry:
                 return move
 
     def moves_at(self) -> int:
-        """Changes whenever a move is made: when the folder of the history was written."""
-        folder = self._folder / "moves"
-        return folder.stat().st_mtime_ns if folder.exists() else 0
+        """Changes whenever a move is made: when the folder of the history was written; 0 while nobody can tell."""
+        try:
+            return (self._folder / "moves").stat().st_mtime_ns
+        except OSError:
+            return 0
 
     def _failed(self, inventory: Inventory, move: Move) -> tuple[str, ...]:
         """The gates that stand against a move; the model or policy itself is opened and checked."""

@@ -232,6 +232,22 @@ def test_what_finds_no_room_on_the_disk_names_its_file_and_leaves_nothing(tmp_pa
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+def test_a_folder_that_does_not_answer_is_no_error_to_who_asks_whether_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry, real = Registry(tmp_path, KEYS), Path.stat
+    brought_up(registry, Kind.POLICY, registry.put_policy(default_policy_text()), "a test", 1)
+    before = registry.moves_at()
+
+    def stale(path: Path, **rest: Any) -> os.stat_result:
+        if path.name == "moves":
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return real(path, **rest)
+
+    with monkeypatch.context() as gone:
+        gone.setattr(Path, "stat", stale)
+        assert registry.moves_at() == 0
+    assert registry.moves_at() == before > 0
+
+
 def test_an_id_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match="not an id"):
         Registry(tmp_path, KEYS).load("../../etc")
