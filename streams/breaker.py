@@ -45,7 +45,9 @@ async def watch_rates(world: World, registry: Registry, every_s: float = EVERY_S
         now = registry.moves_at(), world.panel.ids
         counts, before = world.given - before, world.given.copy()
         if now != seen:
-            window, inventory, seen = Window(), await _read(registry, inventory), now
+            window = Window()
+            if read := await _read(registry):
+                inventory, seen = read, now
             continue  # this second's decisions are of both
         found = culprit(inventory, window.add(world.clock_ms(), counts))
         if alarmed and (found is None or found.item.kind is not alarmed):
@@ -89,9 +91,10 @@ async def acknowledged(event: Control, world: World) -> bool:
     return True
 
 
-async def _read(registry: Registry, known: Inventory) -> Inventory:
+async def _read(registry: Registry) -> Inventory | None:
+    """The history; None where it cannot be read, and the next look tries again: one who knows no bands watches nothing."""
     try:
         return await asyncio.to_thread(registry.inventory)
     except (HoldfastError, OSError) as error:
         journal.logger().error("the registry's history cannot be read", reason=str(error))
-        return known
+        return None

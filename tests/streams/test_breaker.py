@@ -12,7 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from models.artefact import Keys, public_of
-from models.governance import BREAKER, breaker_event, control_of, deciding
+from models.governance import BREAKER, Inventory, breaker_event, control_of, deciding
 from models.opinion import Judges, Panel
 from models.registry import Registry, default_policy_text
 from schemas.avro import decode
@@ -91,6 +91,19 @@ def test_of_two_processes_that_see_it_the_first_in_the_log_raises_the_alarm(tmp_
     assert len({event.control_id for event in log}) == 1
     assert len(log) == 2
     assert [line["log_level"] for line in said] == ["critical"]
+
+
+def test_a_history_that_could_not_be_read_once_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry, (before, now) = a_registry(tmp_path, ("before", "now"))
+    answers, read = iter((OSError("no answer"), ArtefactError("half there"))), registry.inventory
+
+    def late() -> Inventory:
+        if error := next(answers, None):
+            raise error
+        return read()
+
+    monkeypatch.setattr(registry, "inventory", late)
+    assert [event.item_id for event in watched(judged_by(a_world(), now), registry, "block")] == [before]
 
 
 def test_one_that_approves_is_left_alone(tmp_path: Path) -> None:
