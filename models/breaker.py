@@ -43,9 +43,12 @@ class Window:
     parts: deque[tuple[int, Mapping[Given, int]]] = field(default_factory=deque)
 
     def add(self, at_ms: int, counts: Mapping[Given, int]) -> dict[str, Counter[str]]:
-        """Adds what was decided up to a moment, forgets what is older than the window, and returns the sums by outcome of each that decided."""
+        """Adds what was decided up to a moment, forgets what is older than the window, and returns the sums by outcome of each that decided.
+
+        What a clock that went back has yet to see is forgotten too: it would stay until then, and count as of the last minute.
+        """
         self.parts.append((at_ms, counts))
-        while self.parts[0][0] <= at_ms - WINDOW_MS:
+        while not at_ms - WINDOW_MS < self.parts[0][0] <= at_ms:
             self.parts.popleft()
         sums: dict[str, Counter[str]] = {}
         for _, each in self.parts:

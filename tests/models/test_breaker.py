@@ -56,6 +56,13 @@ def test_a_window_forgets_what_is_a_minute_old() -> None:
     assert window.add(WINDOW_MS, {("m1", "approve"): 1, ("m2", "approve"): 3}) == {"m1": {"block": 1, "approve": 1}, "m2": {"approve": 3}}
 
 
+def test_a_window_forgets_what_a_clock_that_went_back_has_yet_to_see() -> None:
+    window = Window()
+    window.add(100 * WINDOW_MS, {("m1", "block"): 5})
+    assert window.add(WINDOW_MS, {("m1", "approve"): 1}) == {"m1": {"approve": 1}}
+    assert len(window.parts) == 1
+
+
 def of(deciding: tuple[str, ...], counts: Mapping[str, int]) -> Mapping[str, Mapping[str, int]]:
     """What all of these decided together."""
     return dict.fromkeys(deciding, counts)
