@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from features.catalogue import CATALOGUE
 from models.backtest import Payments, alerts, backtest, read_by, replayed
+from models.compare import beside
 from models.decision import NOTHING_MISSING, Missing, judge, severities
 from models.ensemble import Ensemble
 from models.policy import SEVERITY, Policy, authentication_of, policy_from_toml
@@ -111,3 +112,10 @@ def test_whom_a_policy_asked_to_authenticate_the_account_did_not_decline() -> No
     past = payments([300, 300, 600], [0, 0, 0], [1, 1, 1], [DECLINE, DECLINE, DECLINE])
     found = backtest(STRICT, LIVE, replace(past, stepped=np.array([True, False, True])))
     assert found.live.outcomes == {"approve": 1, "review": 1, "decline": 1, "block": 0}
+
+
+def test_who_stands_by_would_not_have_declined_whom_only_the_policy_asked_to_authenticate() -> None:
+    past = replace(payments([300, 300], [1, 1], [1, 1], [DECLINE, DECLINE]), stepped=np.array([True, False]))
+    found = beside(past, np.array([APPROVE, APPROVE]), np.array([300.0, 300.0]))
+    assert found.would.outcomes == {"approve": 1, "review": 0, "decline": 1, "block": 0}
+    assert found.would.fraud_missed == 1
