@@ -84,14 +84,15 @@ class Ranked:
         """The rows by these scores."""
         order = np.argsort(-scores, kind="stable")
         falls = np.flatnonzero(np.diff(scores[order]))
-        return cls(tested.frauds[order], tested.lot_of(tested.days, tested.cards)[order], np.append(falls, len(order) - 1))
+        last = np.append(falls, len(order) - 1) if len(order) else falls
+        return cls(tested.frauds[order], tested.lot_of(tested.days, tested.cards)[order], last)
 
     def figures(self, weights: Floats) -> dict[str, float]:
         """ROC AUC, average precision and recall at fixed false positive rates, each lot's rows counted as often as its weight says."""
         counted = weights[self.lots]
         hits = np.cumsum(np.where(self.frauds, counted, 0.0))[self.last]
         misses = np.cumsum(np.where(self.frauds, 0.0, counted))[self.last]
-        if hits[-1] == 0 or misses[-1] == 0:
+        if not len(hits) or hits[-1] == 0 or misses[-1] == 0:
             return dict.fromkeys(("roc_auc", "average_precision", *map(recall_name, FALSE_POSITIVE_RATES)), np.nan)
         recall, false_rate = hits / hits[-1], misses / misses[-1]
         steps = np.diff(recall, prepend=0.0)

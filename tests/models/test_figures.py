@@ -100,3 +100,11 @@ def test_a_score_that_means_what_it_says_lies_on_the_diagonal() -> None:
     assert all(abs(point.said - point.true) < 0.02 for point in points)
     assert calibration_error(points) < 0.01
     assert [point.low for point in reliability(np.array([0.05, 1.0]), np.array([False, True]))] == [0.0, 0.9]
+
+
+def test_of_a_test_without_rows_no_ranking_is_said() -> None:
+    tested, scores = a_trial([(0.5, True, 0, 0)])
+    none = Trial(tested.frauds[:0], tested.days[:0], tested.cards[:0], tested.amounts_minor[:0], 3)
+    found = Sheet.of(none, scores[:0], Operation()).figures(np.ones(3))
+    assert np.isnan([found["roc_auc"], found["average_precision"], found["recall_at_fpr_0.01"]]).all()
+    assert found["alerts_per_day"] == 0
