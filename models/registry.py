@@ -259,6 +259,7 @@ def _read(path: Path, bytes_max: int) -> bytes:
 def _write(path: Path, content: bytes) -> None:
     """Writes the file whole or not at all: beside it first, on disk, then renamed over it."""
     _beside(path, content).replace(path)
+    _names_kept(path.parent)
 
 
 def _written_first(path: Path, content: bytes) -> bool:
@@ -270,7 +271,17 @@ def _written_first(path: Path, content: bytes) -> bool:
         return False
     finally:
         beside.unlink()
+    _names_kept(path.parent)
     return True
+
+
+def _names_kept(folder: Path) -> None:
+    """Returns when the folder's names are on disk: a file that a power failure leaves without its name was taken out of the history."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _beside(path: Path, content: bytes) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import stat
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -230,6 +231,20 @@ def test_what_finds_no_room_on_the_disk_names_its_file_and_leaves_nothing(tmp_pa
         Registry(tmp_path, KEYS).put_policy(default_policy_text())
     assert str(error.value.filename).startswith(str(tmp_path / "policies" / "pol_"))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_move_is_on_the_disk_with_its_name_before_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry, real, kept = Registry(tmp_path, KEYS), os.fsync, list[list[str]]()
+
+    def seen(descriptor: int) -> None:
+        real(descriptor)
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            kept.append(sorted(name for name in os.listdir(descriptor) if not name.startswith(".")))
+
+    monkeypatch.setattr(os, "fsync", seen)
+    policy_id = registry.put_policy(default_policy_text())
+    registry.move(Kind.POLICY, policy_id, Act.REGISTER, "ana", "a test", 1)
+    assert kept == [[f"{policy_id}.sig"], [f"{policy_id}.sig", f"{policy_id}.toml"], ["00000001.json"]]
 
 
 def test_a_folder_that_does_not_answer_is_no_error_to_who_asks_whether_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
