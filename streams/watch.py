@@ -71,6 +71,8 @@ class WatchWorld:
     snapshot: Snapshot | None = None
     alarms: frozenset[str] = frozenset()
     standing: Standing | None = None
+    kept: frozenset[str] | None = None
+    """The alarms in the file, as far as this process has written it."""
 
 
 def decision_seen(window: Window, decision: Decision) -> None:
@@ -187,8 +189,18 @@ async def look(world: WatchWorld, _: frozenset[int]) -> Sequence[Record]:
     tell_alarms(now, world.alarms)
     if now != world.alarms:
         world.alarms = now
-        write_whole(world.settings.data_dir / ALARMS_FILE, msgspec.json.encode(sorted(now)))
+    if now != world.kept:
+        _keep(world, now)
     return ()
+
+
+def _keep(world: WatchWorld, now: frozenset[str]) -> None:
+    """Keeps which alarms stand; where there is no room for them, the next look tries again."""
+    try:
+        write_whole(world.settings.data_dir / ALARMS_FILE, msgspec.json.encode(sorted(now)))
+        world.kept = now
+    except OSError as error:
+        journal.logger().error("which alarms stand cannot be kept", reason=str(error))
 
 
 def tell_alarms(standing: frozenset[str], before: frozenset[str]) -> None:
@@ -206,7 +218,7 @@ def _take_champion(world: WatchWorld) -> None:
             world.snapshot = Snapshot.of_card(standing.registry.card(model_id))
             world.model_id = model_id
             journal.logger().info("comparing with the training of", model_id=model_id, has_snapshot=world.snapshot is not None)
-    except HoldfastError as error:
+    except (HoldfastError, OSError) as error:
         journal.logger().warning("the model that decides cannot be read", reason=str(error))
 
 

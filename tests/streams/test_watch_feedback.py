@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import uuid
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,24 @@ def test_drift_raises_an_alarm_once_which_outlives_the_process_and_clears(tmp_pa
     asyncio.run(watch.look(again, frozenset()))
     assert again.alarms == frozenset()
     assert metrics.ALARM.labels("psi", name)._value.get() == 0
+
+
+def test_alarms_that_find_no_room_on_the_disk_are_said_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = WatchWorld(Settings(data_dir=tmp_path), model_id="mdl_now", snapshot=trained_on())
+    served(world, ROWS_MIN, 2.0)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as filled:
+        filled.setattr(watch, "write_whole", full)
+        filled.setattr(watch, "registry_of", full)
+        asyncio.run(watch.look(world, frozenset()))
+    name = f"psi:{CATALOGUE.names[0]}"
+    assert name in world.alarms
+    assert alarms_kept(world.settings) == frozenset()
+    asyncio.run(watch.look(world, frozenset()))
+    assert name in alarms_kept(world.settings), "kept as soon as there is room"
 
 
 def test_scores_of_another_model_are_not_set_beside_this_ones_training(tmp_path: Path) -> None:
