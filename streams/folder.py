@@ -19,7 +19,7 @@ from models.artefact import Keys, public_of
 from schemas.errors import SettingsError
 from streams.authorize.keys import new_key
 from streams.parts import Seen
-from streams.ready import write_whole
+from streams.ready import write_first, write_whole
 from streams.settings import ROWS, Settings, settings_from
 
 PORTS = range(20_000, 32_000)
@@ -196,7 +196,7 @@ def with_kept_secrets(settings: Settings) -> Settings:
             if not path.exists():
                 if name == "model_key" and settings.model_public_key:
                     continue
-                write_whole(path, (new_key() if name == "api_key" else secrets.token_hex(32)).encode(), mode=0o600)
+                write_first(path, (new_key() if name == "api_key" else secrets.token_hex(32)).encode(), 0o600)
             settings = settings.changed(**{name: path.read_text(encoding="utf-8")})
     return settings
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -43,8 +44,22 @@ def is_ready(settings: Settings, app: str, pid: int) -> bool:
 
 def write_whole(path: Path, contents: bytes, mode: int = 0o644) -> None:
     """Writes a file so that a reader sees all of it or the one before, never a part."""
+    _draft(path, contents, mode).replace(path)
+
+
+def write_first(path: Path, contents: bytes, mode: int = 0o644) -> None:
+    """Writes a file whole, unless it is there: of several processes that write it at once the first one's stands."""
+    draft = _draft(path, contents, mode)
+    try:
+        with suppress(FileExistsError):
+            os.link(draft, path)
+    finally:
+        draft.unlink()
+
+
+def _draft(path: Path, contents: bytes, mode: int) -> Path:
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(descriptor, "wb") as file:
         file.write(contents)
-    draft.replace(path)
+    return draft

@@ -10,6 +10,7 @@ import pytest
 from schemas.errors import SettingsError
 from schemas.identity import keyed_token
 from streams import backfill as backfill_job
+from streams import folder as data_folder
 from streams.folder import required_keys, with_kept_secrets
 from streams.settings import Settings, settings_from
 
@@ -45,6 +46,21 @@ def test_a_key_that_is_not_given_is_named(given: dict[str, str], missing: list[s
 
 def test_the_keys_of_a_data_folder_are_keys(tmp_path: Path) -> None:
     required_keys(with_kept_secrets(Settings(data_dir=tmp_path)))
+
+
+def test_of_two_commands_that_make_a_folders_keys_at_once_the_first_ones_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, real = Settings(data_dir=tmp_path), data_folder.write_first
+    others = dict.fromkeys(data_folder.SECRETS, "")
+
+    def second(path: Path, contents: bytes, mode: int) -> None:
+        others[path.name] = "0f" * 32
+        real(path, others[path.name].encode(), mode)
+        real(path, contents, mode)
+
+    monkeypatch.setattr(data_folder, "write_first", second)
+    mine = with_kept_secrets(settings)
+    assert {name: getattr(mine, name) for name in data_folder.SECRETS} == others
+    assert {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "secrets").iterdir()} == dict.fromkeys(data_folder.SECRETS, 0o600)
 
 
 def backfilled_account(folder: Path, settings: Settings) -> str:
