@@ -14,7 +14,7 @@ from features.meaning import meaning
 from schemas.errors import MemoryUnavailable, SettingsError
 from streams.clock import clock_ms
 from streams.settings import Settings
-from streams.size import CARD_BYTES_MAX, CARD_EVENTS, Sizes, card_bytes, client_of, filled_sizes, sizes_of
+from streams.size import CARD_BYTES_MAX, CARD_EVENTS, ENTITIES_MAX, EVENTS_MAX, Sizes, card_bytes, client_of, filled_sizes, sizes_of
 from streams.size import table as size_table
 
 
@@ -66,8 +66,9 @@ def command(argv: list[str], settings: Settings) -> int:
 
 def sizes(args: argparse.Namespace, settings: Settings) -> int:
     """What is measured. Status 1 if a card's log with `CARD_EVENTS` events was measured and takes more than it may."""
-    if any(number is not None and number < 1 for number in (args.sample, args.entities, args.events)):
-        raise SettingsError("--sample, --entities and --events are at least 1")
+    asked = ((args.sample, None), (args.entities, ENTITIES_MAX), (args.events, EVENTS_MAX))
+    if any(number is not None and (number < 1 or (most is not None and number > most)) for number, most in asked):
+        raise SettingsError(f"--sample, --entities and --events are at least 1, --events at most {EVENTS_MAX:,}, --entities {ENTITIES_MAX:,}")
     filling = args.entities is not None or args.events is not None
     events = args.events or CARD_EVENTS
     if filling:

@@ -43,6 +43,8 @@ from streams.simulation.world import DAY_MS, drawn
 START_MS = int(datetime(2025, 10, 1, tzinfo=UTC).timestamp() * 1000)
 PAYMENTS_A_DAY = 1.95
 """A little more than an honest customer makes: room for the rows of a history."""
+DAYS_MAX, CUSTOMER_DAYS_MAX = 3_650, 100_000_000
+"""A history of more is not made: it is made whole in memory."""
 
 
 class Simulated(NamedTuple):
@@ -111,6 +113,9 @@ def simulate(argv: list[str], settings: Settings) -> int:
     args = _parser().parse_args(argv)
     if args.customers < 20 or args.days < 2 or not 0.0 <= args.fraud_rate <= 0.5:
         print("holdfast simulate: needs at least 20 customers and 2 days, and a fraud rate from 0 to 0.5", file=sys.stderr)
+        return 2
+    if args.days > DAYS_MAX or args.customers * args.days > CUSTOMER_DAYS_MAX:
+        print(f"holdfast simulate: makes at most {DAYS_MAX:,} days, and {CUSTOMER_DAYS_MAX:,} days of all customers together", file=sys.stderr)
         return 2
     start_ms = _start_ms(args.start)
     if args.seed < 0:

@@ -37,6 +37,8 @@ from streams.settings import Settings
 
 CARD_EVENTS, CARD_BYTES_MAX = 100, 3_072
 """What a card's log takes at most, at so many events."""
+ENTITIES_MAX, EVENTS_MAX = 10_000_000, 10_000
+"""A Redis of its own is filled with no more than this: it would take days, and all memory."""
 SCANNED = 500
 """Keys of one SCAN, and of one pipeline of questions about them."""
 HISTORIES = 64

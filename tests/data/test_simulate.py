@@ -259,3 +259,11 @@ def test_card_numbers_have_their_check_digit(history: Path) -> None:
 def test_an_option_that_makes_no_sense_is_named(option: str, value: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=option):
         simulate(["--out", str(tmp_path), "--customers", "30", "--days", "5", option, value], Settings())
+
+
+@pytest.mark.parametrize(
+    "size", [("--days", "100000"), ("--days", "3651"), ("--customers", "100000001"), ("--customers", "1000000", "--days", "101")]
+)
+def test_a_history_without_end_is_refused(size: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert simulate(["--out", str(tmp_path / "none"), "--customers", "30", *size], Settings()) == 2
+    assert "at most 3,650 days" in capsys.readouterr().err

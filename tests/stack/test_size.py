@@ -13,7 +13,7 @@ from features.catalogue import CATALOGUE, Catalogue
 from features.layout import Cap
 from features.online import RedisMemory
 from features.profile import profile_write
-from schemas.errors import MemoryUnavailable
+from schemas.errors import MemoryUnavailable, SettingsError
 from streams import features, size
 from streams.settings import Settings
 from tests.features.stores import a_redis, a_wire
@@ -127,3 +127,9 @@ def test_the_command_says_whether_a_card_takes_too_much(capsys: pytest.CaptureFi
 def test_a_redis_that_does_not_answer_is_said(tmp_path: object) -> None:
     with pytest.raises(MemoryUnavailable):
         features.command(["size"], Settings(redis_url=f"unix://{tmp_path}/none"))
+
+
+@pytest.mark.parametrize("asked", [("--events", "100000000000"), ("--events", "10001"), ("--entities", "10000001"), ("--entities", "0")])
+def test_a_redis_without_end_is_not_filled(asked: tuple[str, str]) -> None:
+    with pytest.raises(SettingsError, match="--events at most 10,000, --entities 10,000,000"):
+        features.command(["size", *asked], Settings())
