@@ -6,6 +6,7 @@ Card numbers end here: PAN and account numbers that could be one become keyed to
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -19,6 +20,9 @@ from streams.authorize.dialect import Dialect, Part
 from streams.authorize.iso_codes import COUNTRIES, CURRENCIES
 
 _PAN = re.compile(r"[0-9]{12,19}\Z")
+_MCC = re.compile(r"[0-9]{4}\Z")
+_ID_MAX, _AMOUNT_MAX = 64, 2**53
+"""What records hold: an element of a bank's own dialect can be longer, and a decision with more than that could be read by nobody."""
 _HOUR_S = 3_600
 _HALF_YEAR_S = 15_778_800
 _KIND_OF_ENTRY = {
@@ -89,18 +93,18 @@ class Elements:
             transaction_id=key.transaction_id,
             kind=self._kind(code, entry, fields),
             at_ms=self.at_ms(fields, now_ms),
-            amount_minor=int(_needed(row.amount, fields)) if moves else 0,
+            amount_minor=_amount(row.amount, fields) if moves else 0,
             currency=_currency(_needed(row.currency, fields)),
             account_id=self.account(fields, pan),
-            billing_amount_minor=None if billing is None else int(billing) if moves else 0,
+            billing_amount_minor=None if billing is None else _amount(row.billing_amount, fields) if moves else 0,
             billing_currency=None if billing is None else _currency(_text(row.billing_currency, fields) or ""),
             card_token=pan and self._secrets.token("crd", pan),
             card_bin=pan and pan[:6],
             card_last4=pan and pan[-4:],
-            counterparty_account_id=self._safe(_text(row.counterparty, fields)),
-            merchant_id=_text(row.merchant, fields),
-            mcc=_text(row.mcc, fields),
-            terminal_id=_text(row.terminal, fields),
+            counterparty_account_id=self._safe(_id(row.counterparty, fields)),
+            merchant_id=_id(row.merchant, fields),
+            mcc=_mcc(row.mcc, fields),
+            terminal_id=_id(row.terminal, fields),
             country=COUNTRIES.get(_text(row.country, fields) or "") or COUNTRIES.get(_text(row.acquirer_country, fields) or ""),
             entry_mode=entry,
             attributes=(
@@ -140,7 +144,7 @@ class Elements:
         row = self._map
         billed = _text(row.billing_amount, fields)
         amount, currency = (row.amount, row.currency) if billed is None else (row.billing_amount, row.billing_currency)
-        return int(_needed(amount, fields)), _currency(_needed(currency, fields))
+        return _amount(amount, fields), _currency(_needed(currency, fields))
 
     def _given_back(self, fields: Fields) -> tuple[int, str]:
         """What a reversal gives back: what was asked for less what stays of it; where it is not in part, all that is left.
@@ -151,7 +155,7 @@ class Elements:
         stays = _text(row.replacement, fields) or ""
         if not stays.strip("0 ") or (in_part and _text(row.function, fields) not in in_part):
             return WHOLE, ""
-        asked, amount = int(_needed(row.replaced or row.amount, fields)), int(_needed(row.amount, fields))
+        asked, amount = _amount(row.replaced or row.amount, fields), _amount(row.amount, fields)
         if not stays.isdigit() or int(stays) >= asked:
             raise InvalidRecord(f"element {row.replacement and row.replacement.number}", "leaves nothing to reverse", code="format_error")
         taken, currency = self._taken(fields)
@@ -178,7 +182,7 @@ class Elements:
 
     def account(self, fields: Fields, pan: str | None) -> str:
         """The account's id; a number that could be a card's is tokenized. Where the message names none, the card stands for its account."""
-        account = self._safe(_text(self._map.account, fields))
+        account = self._safe(_id(self._map.account, fields))
         if account is not None:
             return account
         if pan is None:
@@ -231,6 +235,27 @@ def _needed(part: Part | None, fields: Fields) -> str:
     if value is None:
         raise _missing(part)
     return value
+
+
+def _id(part: Part | None, fields: Fields) -> str | None:
+    return _fitting(part, fields, lambda text: len(text) <= _ID_MAX, f"is longer than {_ID_MAX} characters")
+
+
+def _mcc(part: Part | None, fields: Fields) -> str | None:
+    return _fitting(part, fields, lambda text: _MCC.match(text) is not None, "is no category of four digits")
+
+
+def _amount(part: Part | None, fields: Fields) -> int:
+    _needed(part, fields)
+    return int(_fitting(part, fields, lambda text: text.isdigit() and int(text) <= _AMOUNT_MAX, "is no amount") or 0)
+
+
+def _fitting(part: Part | None, fields: Fields, fits: Callable[[str], bool], else_: str) -> str | None:
+    """The text, if it fits; InvalidRecord if it does not."""
+    text = _text(part, fields)
+    if part is not None and text is not None and not fits(text):
+        raise InvalidRecord(f"element {part.number}", else_, code="format_error")
+    return text
 
 
 def _missing(part: Part | None) -> InvalidRecord:

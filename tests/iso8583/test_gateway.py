@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -120,6 +121,22 @@ def test_what_the_account_refuses_has_its_own_code() -> None:
         assert await host.code("0100", fields_of(f11="000003", f49="840")) == "57"
 
     at_the_gateway(play)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"f102": "a" * 65}, {"f103": "b" * 65}, {"f42": "m" * 65}, {"f41": "t" * 65}, {"f18": "541"}, {"f4": "9" * 16}, {"f6": "C1"}]
+)
+def test_what_a_banks_own_element_carries_and_no_record_holds_is_a_format_error(changes: dict[str, Any], tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    rows = "".join(f'{number} = "ans ..99"\n' for number in (4, 6, 18, 41, 42, 102, 103))
+    own.write_text(f'extends = "1987-ascii"\necho = [11]\n[fields]\n{rows}')
+
+    async def play(scene: Scene, host: Host) -> None:
+        assert await host.code("0100", fields_of(f51="978", f6="1000")) == "00"
+        assert await host.code("0100", fields_of(**({"f11": "000002", "f51": "978", "f6": "1000"} | changes))) == "30"
+        assert len(scene.world.decisions) == 1
+
+    at_the_gateway(play, str(own))
 
 
 @pytest.mark.parametrize("number", [3, 4, 7, 11, 32, 37, 49])
