@@ -270,14 +270,18 @@ class Mapping(_Table, frozen=True, kw_only=True):
         return (of_rules | self.tokens | self.fields).get(field) or None
 
     def for_columns(self, names: Sequence[str]) -> Mapping:
-        """The same for a file of these columns: in place of the pattern among the attributes stand the columns that it means."""
+        """The same for a file of these columns: in place of the pattern among the attributes stand the columns that it means.
+
+        One that no column fits stays, as the name of a column that the file lacks; `*` means all that are left, of which there may be none.
+        """
         pattern = self.attributes.get(EVERY)
         if pattern is None:
             return self
         named = {name: column for name, column in self.attributes.items() if name != EVERY}
         taken = {*msgspec.structs.replace(self, attributes=named).columns, *self.ignore, ""}
         meant = [name for name in names if name not in taken and name not in named and fnmatchcase(name, pattern)]
-        return msgspec.structs.replace(self, attributes=named | dict(zip(meant, meant, strict=True)))
+        misfit = {} if meant or pattern == EVERY else {EVERY: pattern}
+        return msgspec.structs.replace(self, attributes=named | misfit | dict(zip(meant, meant, strict=True)))
 
 
 class Row(NamedTuple):

@@ -83,6 +83,14 @@ def test_attributes_by_a_pattern_are_the_columns_that_nothing_else_names(tmp_pat
     assert [(attribute.name, attribute.value) for attribute in row.content.attributes] == [("first", "0.5"), ("V2", "red"), ("W", "7")]
 
 
+def test_a_pattern_that_no_column_fits_is_named(tmp_path: Path) -> None:
+    path = a_csv(tmp_path / "a.csv", GOOD)
+    with pytest.raises(SettingsError, match=r"column 'W\*' is mapped, but the file has none of this name"):
+        read(path, MINIMAL + '[attributes]\n"*" = "W*"\n')
+    (row,) = read(path, MINIMAL + '[attributes]\n"*" = "*"\n')
+    assert isinstance(row.content, Transaction), "all that are left may be none"
+
+
 def test_a_row_becomes_a_transaction_with_tokens_for_raw_values(tmp_path: Path) -> None:
     (row,) = read(a_csv(tmp_path / "a.csv", GOOD))
     txn = row.content
