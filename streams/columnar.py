@@ -54,6 +54,7 @@ from streams.mapping import (
     is_parquet,
     known_currency,
     moment_ms,
+    number_of,
     readable,
     says_so,
     values_of,
@@ -255,7 +256,7 @@ def as_number(text: str | None) -> float:
     if text is None:
         return math.nan
     try:
-        number = float(text)
+        number = number_of(text)
     except ValueError:
         number = math.inf
     return -1e10 - hash32(text) if math.isinf(number) else number

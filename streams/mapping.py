@@ -449,12 +449,24 @@ def as_text(value: Any) -> str | None:
     return str(value).strip() or None
 
 
+def number_of(text: str) -> float:
+    """The number that a text is; ValueError if it is none. Python would take 1_000, and digits of other scripts."""
+    return float(in_ascii(text))
+
+
+def in_ascii(text: str) -> str:
+    """The text, if it can be a number as files have them; else ValueError."""
+    if not text.isascii() or "_" in text:
+        raise ValueError(f"{text!r} is not a number")
+    return text
+
+
 def _number(value: Any, field: str) -> float | None:
     text = as_text(value)
     if text is None:
         return None
     try:
-        return float(text)
+        return number_of(text)
     except ValueError:
         raise InvalidRecord(field, f"{text!r} is not a number") from None
 
@@ -511,7 +523,7 @@ def counted_from_ms(rule: TimeRule) -> int:
 
 def _counted_ms(text: str, rule: TimeRule) -> int:
     start_ms, unit_ms = counted_from_ms(rule), counted_ms(rule)
-    return start_ms + int((Decimal(text) * unit_ms).to_integral_value(ROUND_HALF_EVEN))
+    return start_ms + int((Decimal(in_ascii(text)) * unit_ms).to_integral_value(ROUND_HALF_EVEN))
 
 
 def amount_minor(value: Any, currency: str, rule: AmountRule, field: str) -> int:
@@ -526,13 +538,13 @@ def amount_minor(value: Any, currency: str, rule: AmountRule, field: str) -> int
     if rule.decimal == ",":
         plain = plain.replace(".", "").replace(",", ".")
     try:
-        amount = Decimal(plain)
+        amount = Decimal(in_ascii(plain))
         amount = abs(amount) if rule.negative == "absolute" else amount
         if rule.unit == "minor" and currency in EXPONENTS:
             amount = amount.scaleb(-EXPONENTS[currency])
         if rule.rounding == "half_even" and amount.is_finite() and currency in EXPONENTS:
             amount = amount.quantize(Decimal(1).scaleb(-EXPONENTS[currency]), ROUND_HALF_EVEN)
-    except InvalidOperation:
+    except (InvalidOperation, ValueError):
         raise InvalidRecord(field, f"{text!r} is not an amount", code="invalid_amount") from None
     return to_minor(amount, currency, field)
 

@@ -19,7 +19,7 @@ from schemas.account import AccountEvent
 from schemas.errors import InvalidRecord, SettingsError
 from schemas.money import to_major
 from schemas.transaction import Transaction
-from streams.columnar import ColumnReader, cells_in
+from streams.columnar import ColumnReader, as_number, cells_in
 from streams.mapping import (
     AmountRule,
     EventRow,
@@ -29,6 +29,7 @@ from streams.mapping import (
     accounts_in,
     amount_minor,
     events_in,
+    field_of,
     mapping_from,
     mapping_in,
     moment_ms,
@@ -89,6 +90,19 @@ def test_a_pattern_that_no_column_fits_is_named(tmp_path: Path) -> None:
         read(path, MINIMAL + '[attributes]\n"*" = "W*"\n')
     (row,) = read(path, MINIMAL + '[attributes]\n"*" = "*"\n')
     assert isinstance(row.content, Transaction), "all that are left may be none"
+
+
+@pytest.mark.parametrize("text", ["1_000", "\u0661\u0662", "\uff11\uff12"])
+def test_a_number_is_of_ascii_digits_alone(tmp_path: Path, text: str) -> None:
+    amount = text if text.isascii() else f"{text}.30"
+    (row,) = read(a_csv(tmp_path / "a.csv", [*GOOD[:4], amount, *GOOD[5:]]))
+    assert isinstance(row.content, InvalidRecord)
+    assert row.content.code == "invalid_amount"
+    with pytest.raises(InvalidRecord, match="is not a number"):
+        field_of("latitude", text, None)
+    with pytest.raises(InvalidRecord, match="is not a time"):
+        moment_ms(text, TimeRule(format="epoch_s"))
+    assert as_number(text) < 0, "a text, which some number below all that are counted stands for"
 
 
 def test_a_row_becomes_a_transaction_with_tokens_for_raw_values(tmp_path: Path) -> None:
