@@ -34,6 +34,7 @@ device of a payment: every `..._token` that [fields] does not take as it is, and
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import functools
@@ -945,7 +946,7 @@ def csv_cells(path: Path, rule: CsvRule, width: int) -> Iterator[Cells | Invalid
 
 
 def _csv_file(path: Path, rule: CsvRule) -> TextIO:
-    encoding = "utf-8-sig" if rule.encoding.lower() in ("utf-8", "utf8") else rule.encoding
+    encoding = "utf-8-sig" if codecs.lookup(rule.encoding).name == "utf-8" else rule.encoding
     return path.open(encoding=encoding, errors="surrogateescape", newline="")
 
 

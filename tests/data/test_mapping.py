@@ -105,6 +105,14 @@ def test_a_number_is_of_ascii_digits_alone(tmp_path: Path, text: str) -> None:
     assert as_number(text) < 0, "a text, which some number below all that are counted stands for"
 
 
+@pytest.mark.parametrize("encoding", ["UTF_8", "utf-8", "U8", "utf8"])
+def test_a_byte_order_mark_is_no_part_of_the_first_columns_name(tmp_path: Path, encoding: str) -> None:
+    path = a_csv(tmp_path / "a.csv", GOOD)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    (row,) = read(path, MINIMAL + f'[csv]\nencoding = "{encoding}"\n')
+    assert isinstance(row.content, Transaction)
+
+
 def test_a_row_becomes_a_transaction_with_tokens_for_raw_values(tmp_path: Path) -> None:
     (row,) = read(a_csv(tmp_path / "a.csv", GOOD))
     txn = row.content
