@@ -60,6 +60,7 @@ class Refusal(Word):
     GATE_FAILED = "gate_failed"
     SHARES_EXCEED = "shares_exceed"
     NEVER_DECIDED = "never_decided"
+    OVERTAKEN = "overtaken"
 
 
 class Refused(NamedTuple):

@@ -19,7 +19,7 @@ import msgspec
 from models.artefact import ARRAYS, BYTES_MAX, CARD, SIGNATURE, Keys, opened, packed, unpacked
 from models.ensemble import Artefact, Ensemble
 from models.gates import failed_gates
-from models.governance import Inventory, Item, Refused, after, out_of_place, refused, to_decide
+from models.governance import Inventory, Item, Refusal, Refused, after, out_of_place, refused, to_decide
 from models.policy import Policy, policy_from_toml
 from schemas.errors import ArtefactError
 from schemas.governance import Act, Kind, Move
@@ -123,14 +123,17 @@ class Registry:
         if later and not self._move(number).exists():
             raise ArtefactError(f"{self._move(number)}: was taken out of the history", "altered")
 
-    def move(self, kind: Kind, item_id: str, act: Act, by: str, why: str, now_ms: int, **terms: Any) -> Move | Refused:
+    def move(self, kind: Kind, item_id: str, act: Act, by: str, why: str, now_ms: int, *, only_as: int | None = None, **terms: Any) -> Move | Refused:
         """Makes a move, if it is legal and its gates pass; it is in the history for ever. `terms` are those of `Move`.
 
-        Whoever comes at the same time writes the same number: one is first, and the other is judged again on what that one did.
+        Whoever comes at the same time writes the same number: one is first, and the other is judged again on what that one did; with `only_as`,
+        the number of the line that it is meant to be, it is refused then.
         """
         while True:
             inventory = self.inventory()
             number = len(inventory.moves) + 1
+            if only_as not in (None, number):
+                return Refused(Refusal.OVERTAKEN, f"line {only_as} of the history was written by somebody else")
             before = hashlib.sha256(_read(self._move(number - 1), MOVE_BYTES_MAX)).hexdigest() if number > 1 else ""
             move = Move(number=number, kind=kind, item_id=item_id, act=act, by=by, why=why, at_ms=now_ms, before=before, **terms)
             wrong = refused(inventory, move, self._failed(inventory, move))

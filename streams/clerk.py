@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections.abc import Iterable, Iterator
 
-from models.governance import cut_off, unentered
+from models.governance import Refusal, cut_off, unentered
 from models.registry import Registry
 from schemas.errors import ArtefactError, HoldfastError
 from schemas.governance import Control, Move
@@ -27,8 +27,16 @@ def entered(registry: Registry, told: Iterable[Control]) -> list[Move]:
     if lost := cut_off(inventory, events):
         what = f"line {lost.number} of the history ({lost.cause} {lost.item_id}, by {lost.by})"
         raise ArtefactError(f"the log tells of {what}, which ends at line {len(inventory.moves)}: its newest lines were taken away", "altered")
-    moves = [registry.move(event.kind, event.item_id, act, event.by, event.why, event.at_ms) for event, act in unentered(inventory, events)]
-    return [move for move in moves if isinstance(move, Move)]
+    moves: list[Move] = []
+    while due := unentered(inventory, events):
+        event, act = due[0]
+        made = registry.move(event.kind, event.item_id, act, event.by, event.why, event.at_ms, only_as=len(inventory.moves) + 1)
+        if isinstance(made, Move):
+            moves.append(made)
+        elif made.refusal is not Refusal.OVERTAKEN:
+            events = tuple(each for each in events if each is not event)
+        inventory = registry.inventory()  # what a person did meanwhile may be later than what the breaker undid
+    return moves
 
 
 @contextlib.contextmanager

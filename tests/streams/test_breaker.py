@@ -14,10 +14,11 @@ from structlog.testing import capture_logs
 from models.artefact import Keys, public_of
 from models.governance import BREAKER, Inventory, breaker_event, control_of, deciding
 from models.opinion import Judges, Panel
+from models.policy import Policy
 from models.registry import Registry, default_policy_text
 from schemas.avro import decode
 from schemas.errors import ArtefactError
-from schemas.governance import Cause, Control, Kind
+from schemas.governance import Act, Cause, Control, Kind, Move, Tier
 from schemas.topics import CONTROL
 from streams import breaker, metrics
 from streams.clerk import entered
@@ -134,6 +135,27 @@ def test_a_history_without_the_line_of_which_the_log_tells_is_said(tmp_path: Pat
     assert registry.inventory().moves[-1].number == last.number - 1, "by itself the history looks whole"
     with pytest.raises(ArtefactError, match=f"tells of line {last.number} .*ends at line {last.number - 1}: its newest lines were taken away"):
         entered(registry, told)
+
+
+def test_what_a_person_promotes_while_the_breakers_event_is_entered_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry, (before, now) = a_registry(tmp_path, ("before", "now"))
+    items = registry.inventory().items
+    event = breaker_event(items[now], items[before], "block: 100.0% of 30 decisions", 50)
+    newer = registry.put_policy(default_policy_text().replace('"default"', '"newer"'))
+    for act, by, terms in ((Act.REGISTER, "ana", {}), (Act.VALIDATE, "ben", {}), (Act.APPROVE, "cleo", {"tier": Tier.LOW})):
+        assert isinstance(registry.move(Kind.POLICY, newer, act, by, "a test", 60, **terms), Move)
+    person, opened = Registry(tmp_path, Keys(public_of(PRIVATE), PRIVATE)), registry.load_policy
+
+    def while_opened(policy_id: str) -> Policy:
+        monkeypatch.setattr(registry, "load_policy", opened)
+        assert isinstance(person.move(Kind.POLICY, newer, Act.PROMOTE, "dora", "it is better", 70), Move)
+        return opened(policy_id)
+
+    monkeypatch.setattr(registry, "load_policy", while_opened)
+    assert entered(registry, [event]) == []
+    champion = registry.inventory().champion(Kind.POLICY)
+    assert champion is not None
+    assert champion.item_id == newer
 
 
 @pytest.mark.integration
