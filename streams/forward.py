@@ -57,8 +57,10 @@ async def _told(some: Sequence[Given], stand_in: StandIn, world: World) -> None:
     for ask, made in zip(alone, await decide_all(alone, world), strict=True):
         if isinstance(made, Conflict):
             _differs(ask.txn.transaction_id, stand_in, "the log has other contents under this id")
-        elif isinstance(made, HoldfastError):
+        elif isinstance(made, Unavailable):
             raise made
+        elif isinstance(made, HoldfastError):
+            _differs(ask.txn.transaction_id, stand_in, f"the log cannot have it: {made}")
         else:
             stand_in.done(ask.txn.transaction_id)
 

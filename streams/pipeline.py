@@ -159,7 +159,8 @@ def leave(walks: Sequence[Walk], world: World) -> None:
 async def follow(walk: Walk, world: World) -> None:
     """Finds whether a retry is of a payment whose cardholder was to authenticate, is the same payment, and is the only retry of it.
 
-    A retry is never asked to authenticate again, so that it has none of its own. One that was decided before has its first answer.
+    A retry is never asked to authenticate again, so that it has none of its own. One that was decided before has its first answer, and what the
+    stand-in said stands: it declines whatever names an original, and cannot ask whether that is one.
     """
     txn, original_id = walk.txn, str(walk.txn.step_up_of)
     try:
@@ -171,7 +172,7 @@ async def follow(walk: Walk, world: World) -> None:
         wrong = not_retried(txn, None if kept is None else avro.decode(Decision, kept.message))
         if wrong is None and await world.answers.retried_by(original_id, txn.transaction_id) != txn.transaction_id:
             wrong = InvalidRecord("step_up_of", "was retried before, by another transaction", code="step_up_used")
-        walk.error = wrong
+        walk.error = wrong if walk.ask.said is None else None
     except HoldfastError as error:
         walk.error = error
 

@@ -123,6 +123,26 @@ def test_what_follows_an_answer_of_the_stand_in_is_to_come_again_until_the_log_h
     at_the_door(tmp_path, play)
 
 
+def test_a_retry_of_nothing_that_the_stand_in_declined_keeps_nobody_after_it_from_the_log(tmp_path: Path) -> None:
+    async def play(host: Host) -> None:
+        async def gone(*_: object) -> None:
+            raise MemoryUnavailable("gone")
+
+        world = host.world.world
+        with pytest.MonkeyPatch.context() as away:
+            away.setattr(world.memory, "recall_all", gone)
+            away.setattr(world.answers, "of_transaction", gone)
+            retry = (await host.authorize(transaction_id="retry", step_up_of="never", amount_minor=4_000))[1]
+            small = (await host.authorize(transaction_id="small", amount_minor=4_000))[1]
+        assert [(each["outcome"], each["stand_in"]) for each in (retry, small)] == [("decline", True), ("approve", True)]
+        await told_all(host)
+        assert [(d.transaction_id, d.outcome) for d in host.world.decisions[1:]] == [("retry", "decline"), ("small", "approve")]
+        status, answer, _ = await host.authorize(transaction_id="again", step_up_of="never", amount_minor=4_000)
+        assert (status, answer["error"]["code"]) == (404, "step_up_unknown")
+
+    at_the_door(tmp_path, play)
+
+
 def test_a_card_stays_known_though_one_of_its_payments_was_too_large_for_the_stand_in(tmp_path: Path) -> None:
     async def play(host: Host) -> None:
         host.world.bus.down = True
