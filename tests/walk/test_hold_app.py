@@ -332,6 +332,34 @@ def test_a_clearing_ahead_of_the_log_waits_and_one_for_nothing_is_refused(on_sta
     on_stage(play)
 
 
+def test_a_clearing_of_what_nobody_told_does_not_wait_for_a_moment_without_decisions(on_stage: Stage) -> None:
+    async def play(scene: Scene) -> None:
+        async def busy(partition: int) -> int:
+            """The end of a log that grows at each look, and is followed to there a moment later."""
+            ends.append(len(ends) + 1)
+            followed.append(asyncio.create_task(follow(ends[-1])))
+            return ends[-1]
+
+        async def follow(end: int) -> None:
+            await asyncio.sleep(0.02)
+            await applied(scene.holds, {("decisions", 0): end})
+
+        ends: list[int] = []
+        followed: list[asyncio.Task[None]] = []
+        scene.holds.log_end = busy
+        await scene.know(10_000)
+        scene.bus.down = True
+        with pytest.raises(Unavailable):
+            await scene.pay("t1", 4_000)
+        scene.now_ms += 3_600_000  # its asker gave it up; the card's network stood in, and captures
+        refused = await scene.clear("t1", 4_000)
+        assert isinstance(refused, Refused)
+        assert refused.code == "not_confirmed"
+        await asyncio.gather(*followed)
+
+    on_stage(play)
+
+
 def test_a_crash_before_the_last_event_was_told_tells_it_once_more(on_stage: Stage) -> None:
     async def play(scene: Scene) -> None:
         await scene.know(10_000)
