@@ -24,6 +24,8 @@ from streams.settings import Settings
 
 WHOLE = -1
 """The time from which on a window knows all payments, where it holds its partition from the first record on."""
+FOLLOWED_S = (0.05, 0.1, 0.2, 0.4)
+"""Pauses in which what was decided until now is followed."""
 
 
 @dataclass(slots=True)
@@ -83,8 +85,16 @@ async def on_label(world: FeedbackWorld, label: Label, source: Source) -> Output
 
 
 async def _followed_to_the_end(world: FeedbackWorld, known: Known, partition: int) -> None:
-    """LogUnavailable while decisions are in the log that were not followed yet: the label's own may be among them."""
-    if known.next < await asyncio.to_thread(world.end_of, partition):
+    """LogUnavailable while decisions are in the log that were not followed yet: the label's own may be among them.
+
+    What was decided until now is followed in a moment: where many decide, the end of the next look would be ahead again.
+    """
+    end = await asyncio.to_thread(world.end_of, partition)
+    for wait_s in FOLLOWED_S:
+        if known.next >= end:
+            return
+        await asyncio.sleep(wait_s)
+    if known.next < end:
         raise LogUnavailable(f"{DECISIONS.name} of partition {partition} are followed to {known.next} only")
 
 

@@ -184,6 +184,30 @@ def test_a_label_that_is_ahead_of_its_decision_waits_for_it() -> None:
     assert followed(world, a_label("t1")) is None
 
 
+def test_a_label_on_nothing_does_not_wait_for_a_moment_without_decisions() -> None:
+    ends = [0]
+
+    def busy(_: int) -> int:
+        """The end of a log that grows at each look."""
+        ends.append(ends[-1] + 1)
+        return ends[-1]
+
+    async def story() -> object:
+        async def follow() -> None:
+            while True:
+                await asyncio.sleep(0.01)
+                await feedback.settle(world, {(DECISIONS.name, 1): ends[-1]})
+
+        world = FeedbackWorld(Settings(), busy)
+        following = asyncio.create_task(follow())
+        try:
+            return await feedback.on_label(world, a_label("t1"), at(0, LABELS.name))
+        finally:
+            following.cancel()
+
+    assert isinstance(asyncio.run(story()), Refused)
+
+
 def test_a_payment_older_than_what_is_kept_is_believed_to_exist() -> None:
     world = FeedbackWorld(Settings(), lambda _: 8, {1: Known(since_ms=NOON, next=8)})
     assert followed(world, a_label("t9")) is None
