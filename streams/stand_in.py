@@ -215,6 +215,8 @@ class StandIn:
         self._spool.note(DONE, transaction_id.encode())
         if apart:
             self._apart[transaction_id] = given
+            if len(self._apart) > RECENT_MAX:
+                self._apart = newer_half(self._apart)
         else:
             self._remember(transaction_id, given.message)
 

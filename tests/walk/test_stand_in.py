@@ -284,6 +284,21 @@ def test_what_was_declined_here_and_captured_as_the_log_has_it_is_counted(tmp_pa
     at_the_door(tmp_path, play)
 
 
+def test_of_the_answers_that_differ_from_the_log_only_the_newest_stay_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(standing, "RECENT_MAX", 4)
+
+    async def play(host: Host) -> None:
+        stand_in = host.world.world.stand_in
+        assert stand_in is not None
+        host.world.bus.down = True
+        for number in range(20):
+            await host.authorize(transaction_id=f"t{number}", amount_minor=6_000)
+            stand_in.done(f"t{number}", apart=True)
+        assert list(stand_in._apart) == [f"t{number}" for number in range(16, 20)]
+
+    at_the_door(tmp_path, play)
+
+
 def test_a_host_says_how_long_it_waits_and_may_ask_where_the_time_goes() -> None:
     async def main() -> None:
         world = a_world()
