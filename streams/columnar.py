@@ -280,10 +280,11 @@ class _Making:
             ids = [f"{mapping.row_id_prefix}{number}" for number in (cells.numbers + reader.before).tolist()]
             self._add("transaction_id", _Found(np.arange(self._n), ids, np.zeros(self._n, np.bool_)))
         self.at_ms = self._times()
-        self._amount(mapping.amount, "amount_minor", "currency", np.ones(self._n, np.bool_))
+        amounts = self._amount(mapping.amount, "amount_minor", "currency", np.ones(self._n, np.bool_))
         if mapping.billing is not None:
             given = _each(self._column(mapping.billing.column), as_text).given
-            self._amount(mapping.billing, "billing_amount_minor", "billing_currency", given)
+            billed = self._amount(mapping.billing, "billing_amount_minor", "billing_currency", given)
+            self.doubtful |= given & (billed != 0) & (amounts == 0)
         self._place()
         self._beside()
 
@@ -346,8 +347,8 @@ class _Making:
         self.columns["at_ms"] = pa.array(at_ms)
         return at_ms
 
-    def _amount(self, rule: AmountRule, field: str, currency_field: str, given: Array) -> None:
-        """An amount and its currency, where given."""
+    def _amount(self, rule: AmountRule, field: str, currency_field: str, given: Array) -> Array:
+        """Adds an amount, where given; int64[n]: the minor units. Without a currency that is known it is doubtful."""
         if rule.currency is not None:
             currencies = _Found(np.zeros(self._n, np.int64), [rule.currency], np.zeros(1, np.bool_))
         else:
@@ -356,6 +357,7 @@ class _Making:
         bad[given & ~bad] = _outside(minor[given & ~bad], _KINDS[field])
         self.doubtful |= bad
         self.columns[field] = pa.array(minor, mask=~given)
+        return minor
 
     def _place(self) -> None:
         """A latitude without a longitude is doubtful."""
