@@ -44,7 +44,7 @@ import tomllib
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
-from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
+from decimal import ROUND_HALF_EVEN, Decimal, DecimalException
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TextIO
@@ -545,7 +545,7 @@ def amount_minor(value: Any, currency: str, rule: AmountRule, field: str) -> int
             amount = amount.scaleb(-EXPONENTS[currency])
         if rule.rounding == "half_even" and amount.is_finite() and currency in EXPONENTS:
             amount = amount.quantize(Decimal(1).scaleb(-EXPONENTS[currency]), ROUND_HALF_EVEN)
-    except (InvalidOperation, ValueError):
+    except (DecimalException, ValueError):
         raise InvalidRecord(field, f"{text!r} is not an amount", code="invalid_amount") from None
     return to_minor(amount, currency, field)
 

@@ -6,6 +6,7 @@ import csv
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
+from typing import Literal
 from zoneinfo import ZoneInfo
 
 import pyarrow as pa
@@ -342,6 +343,14 @@ def test_amounts_are_exact(cell: object, currency: str, rule: dict[str, str], mi
 def test_a_float_that_is_no_whole_number_of_cents_is_refused_not_rounded() -> None:
     with pytest.raises(InvalidRecord):
         amount_minor(0.1 + 0.2, "EUR", AmountRule(column="sum", currency="EUR"), "amount_minor")
+
+
+@pytest.mark.parametrize("text", ["1e999999999999999999", "-1e999999999999999999", "1_000", "12_34"])
+@pytest.mark.parametrize("unit", ["major", "minor"])
+def test_a_number_beyond_all_or_with_an_underscore_is_no_amount(text: str, unit: Literal["major", "minor"]) -> None:
+    with pytest.raises(InvalidRecord) as caught:
+        amount_minor(text, "EUR", AmountRule(column="sum", currency="EUR", unit=unit, negative="absolute"), "amount_minor")
+    assert (caught.value.field, caught.value.code) == ("amount_minor", "invalid_amount")
 
 
 @given(st.integers(0, 10**12), st.sampled_from(["EUR", "JPY", "KWD", "CLF"]), st.booleans())
