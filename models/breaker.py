@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -93,21 +93,21 @@ class Culprit(NamedTuple):
         return self.back_to is not None or self.item.state is State.CHALLENGER
 
 
-def culprit(inventory: Inventory, counts: Mapping[str, Mapping[str, int]]) -> Culprit | None:
+def culprit(inventory: Inventory, counts: Mapping[str, Mapping[str, int]], unfit: Collection[str] = ()) -> Culprit | None:
     """Of those that have left their band with what they decided (by id, by outcome) the one that began last: the likelier cause.
 
-    One to which the breaker has gone back already is not taken out again: then only people can help.
+    One to which the breaker has gone back already is not taken out again: then only people can help. To those that are `unfit` nobody goes back.
     """
     left = [(item, found) for item_id, own in counts.items() if (item := inventory.items.get(item_id)) and (found := breach(item.bands, own))]
     if not left:
         return None
     item, found = max(left, key=lambda one: one[0].since)
-    return Culprit(item, found, _instead(inventory, item))
+    return Culprit(item, found, _instead(inventory, item, unfit))
 
 
-def _instead(inventory: Inventory, item: Item) -> Item | None:
+def _instead(inventory: Inventory, item: Item, unfit: Collection[str]) -> Item | None:
     champion = inventory.champion(item.kind)
     if item.state is State.CHALLENGER:
         return champion  # None: the policy of the house
     gone_back_to = champion != item or inventory.moves[item.since - 1].by == BREAKER
-    return None if gone_back_to else inventory.last_good(item.kind)
+    return None if gone_back_to else inventory.last_good(item.kind, unfit)

@@ -6,7 +6,7 @@ After SR 26-2 (2026): an inventory, materiality tiers, validation by somebody el
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -119,9 +119,9 @@ class Inventory:
         """What was done with one."""
         return tuple(move for move in self.moves if move.item_id == item_id)
 
-    def last_good(self, kind: Kind) -> Item | None:
-        """The one that decided before the champion, stands by and could decide again."""
-        before = [item for item in self.of(kind) if item.decided_since and item.state in STANDING_BY]
+    def last_good(self, kind: Kind, unfit: Collection[str] = ()) -> Item | None:
+        """The one that decided before the champion, stands by and could decide again; `unfit` are ids of those that this release cannot use."""
+        before = [item for item in self.of(kind) if item.decided_since and item.state in STANDING_BY and item.item_id not in unfit]
         return max(before, key=lambda item: item.decided_since[-1], default=None)
 
 

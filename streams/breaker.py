@@ -6,11 +6,12 @@ import asyncio
 from collections import Counter
 from typing import NamedTuple
 
+from features.catalogue import Catalogue
 from models.breaker import Culprit, Window, culprit
 from models.governance import Inventory, breaker_event
 from models.registry import Registry
 from schemas.errors import HoldfastError
-from schemas.governance import Control, Kind
+from schemas.governance import Cause, Control, Kind
 from streams import journal, metrics
 from streams.control import same, tell
 from streams.world import World
@@ -36,7 +37,7 @@ async def watch_rates(world: World, registry: Registry, every_s: float = EVERY_S
     alarmed: Kind | None = None
     told: Told | None = None
     waited, seen = HEARD_WITHIN, object()
-    window, inventory, before = Window(), Inventory(), Counter[tuple[str, str]]()
+    window, inventory, before, unfit = Window(), Inventory(), Counter[tuple[str, str]](), set[str]()
     while True:
         await asyncio.sleep(every_s)
         if told and waited < HEARD_WITHIN:
@@ -45,18 +46,20 @@ async def watch_rates(world: World, registry: Registry, every_s: float = EVERY_S
         now = registry.moves_at(), world.panel.ids
         counts, before = world.given - before, world.given.copy()
         if now != seen:
-            window = Window()
+            window, unfit = Window(), set()
             if read := await _read(registry):
                 inventory, seen = read, now
             continue  # this second's decisions are of both
-        found = culprit(inventory, window.add(world.clock_ms(), counts))
+        found = culprit(inventory, window.add(world.clock_ms(), counts), unfit)
         if alarmed and (found is None or found.item.kind is not alarmed):
             metrics.BREACH.labels(alarmed).set(0)
             alarmed = None
         event = breaker_event(found.item, found.back_to, found.breach.text, world.clock_ms()) if found and found.gives_way else None
         if found is None or (event and (same(event, world.told.get(event.place)) or (told and same(event, told.event)))):
             continue
-        if event and await acknowledged(event, world):
+        if event and event.cause is Cause.BREAKER and not await asyncio.to_thread(can_decide, event, registry, world.catalogue):
+            unfit.add(event.item_id)  # the next look goes further back
+        elif event and await acknowledged(event, world):
             told, waited = Told(found, event), HEARD_WITHIN if alarmed else 0
         elif alarmed is None:
             alarmed = alarm(found)
@@ -79,6 +82,19 @@ def alarm(found: Culprit) -> Kind:
     instead = back.item_id if back else None
     journal.logger().critical("left its approved band", kind=item.kind, item_id=item.item_id, reason=found.breach.text, back_to=instead)
     return item.kind
+
+
+def can_decide(event: Control, registry: Registry, catalogue: Catalogue) -> bool:
+    """Whether the one that is to decide can be used here: with one of another catalogue no process could decide that starts."""
+    try:
+        if event.kind is Kind.POLICY:
+            registry.load_policy(event.item_id).bound(catalogue.names)
+            return True
+        model = registry.load(event.item_id)
+        return (model.catalogue_id, model.names) == (catalogue.catalogue_id, catalogue.names)
+    except (HoldfastError, OSError) as error:
+        journal.logger().error("the last good one cannot decide here", item_id=event.item_id, reason=str(error))
+        return False
 
 
 async def acknowledged(event: Control, world: World) -> bool:

@@ -117,6 +117,20 @@ def test_the_one_that_was_gone_back_to_stays_whatever_it_does(tmp_path: Path) ->
     assert watched(judged_by(a_world(), before), registry, "block") == []
 
 
+def test_one_that_this_release_cannot_use_is_not_gone_back_to(tmp_path: Path) -> None:
+    registry, (good,) = a_registry(tmp_path, ("good",))
+    foreign, now = (
+        registry.put_policy(default_policy_text().replace('"default"', f'"{name}"').replace("velocity.", f"{family}."))
+        for name, family in (("foreign", "of_another_catalogue"), ("now", "velocity"))
+    )
+    for number, policy_id in enumerate((foreign, now), 2):
+        brought_up(registry, Kind.POLICY, policy_id, "a test", number)
+    last = registry.inventory().last_good(Kind.POLICY)
+    assert last is not None
+    assert last.item_id == foreign
+    assert [event.item_id for event in watched(judged_by(a_world(), now), registry, "block")] == [good]
+
+
 def test_an_event_that_came_late_changes_nothing(tmp_path: Path) -> None:
     registry, (_, now) = a_registry(tmp_path, ("before", "now"))
     (event,) = watched(judged_by(a_world(), now), registry, "block")
