@@ -138,9 +138,12 @@ def _kept_ms(world: SarWorld) -> int:
 
 
 async def stay_current(world: SarWorld, _: frozenset[int]) -> Sequence[Record]:
-    """Takes over a policy that was promoted or rolled back, by people or by the breaker."""
+    """Takes over a policy that was promoted or rolled back, by people or by the breaker; one that cannot be read yet is said, not taken."""
     if world.standing is not None:
-        world.policy = await asyncio.to_thread(_policy, world.standing)
+        try:
+            world.policy = await asyncio.to_thread(_policy, world.standing)
+        except (HoldfastError, OSError) as error:
+            journal.logger().error("the promoted policy cannot be used", reason=str(error))
     return ()
 
 

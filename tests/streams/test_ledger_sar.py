@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 
+from models.artefact import Keys, public_of
+from models.registry import Registry
 from models.sar import Movement
 from schemas.avro import encode
 from schemas.decision import Decision, Outcome
+from schemas.governance import Kind
 from schemas.hold import HoldEvent, HoldState
 from schemas.ledger import LedgerTransfer, TransferPhase
 from schemas.sar import SarCandidate, Typology
@@ -15,6 +19,7 @@ from schemas.topics import DECISIONS
 from schemas.transaction import TransactionKind
 from streams import ledger, sar
 from streams.bus import KafkaBus
+from streams.control import Standing
 from streams.follow import Refused, Source
 from streams.sar import WHOLE, SarWorld
 from streams.settings import Settings
@@ -113,3 +118,16 @@ def test_structuring_is_told_once_however_often_it_is_delivered_and_though_redis
 def test_a_movement_that_came_twice_counts_once_where_it_came_first() -> None:
     one, two = (Movement(name, TransactionKind.ATM, 1, "EUR", 1, blocked=False) for name in ("one", "two"))
     assert sar._once([one, two, one, two, two]) == [one, two]
+
+
+def test_a_policy_that_is_not_here_yet_does_not_stop_the_search(tmp_path: Path) -> None:
+    class NotHere(Standing):
+        def __init__(self) -> None:
+            self.registry = Registry(tmp_path, Keys(public_of(b"k" * 32)))
+
+        def item_id(self, kind: Kind) -> str | None:
+            return "pol_told_of_and_not_copied_yet"
+
+    world = SarWorld(None, a_policy(), Settings(data_dir=tmp_path), NotHere())  # type: ignore[arg-type]  # nobody asks Redis here
+    assert asyncio.run(sar.stay_current(world, frozenset())) == ()
+    assert world.policy is a_policy()
