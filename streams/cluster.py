@@ -371,7 +371,7 @@ def _again_and_again(settings: Settings, args: argparse.Namespace, window_ms: in
     while not over.is_set():
         try:
             _tell(run_once(settings, clock_ms(), window_ms, args.hub, args.seed), args.json)
-        except (Unavailable, SettingsError) as error:
+        except (Unavailable, SettingsError, OSError) as error:
             print(f"holdfast cluster: {error}; again in {args.every:.0f} s", file=sys.stderr, flush=True)
         next_s = max(next_s + args.every, time.monotonic())
         over.wait(next_s - time.monotonic())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -254,3 +255,19 @@ def test_what_is_known_is_joined_as_of_each_row() -> None:
     assert np.array_equal(sizes, [np.nan, 1.0, 1.0, 3.0, np.nan, 9.0, np.nan], equal_nan=True)
     limits = backfill_job._known(asked, np.array(at_ms), [AccountState(account_id="a", currency="EUR", balance_minor=0, as_of_ms=0)], known)
     assert limits["account.credit_limit_minor"][0] == 0.0
+
+
+def test_an_archive_that_does_not_answer_is_read_again_the_next_time(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    handlers, tries = dict[int, Callable[[], None]](), list[int]()
+
+    def run_once(*_: object) -> cluster.Figures:
+        tries.append(1)
+        if len(tries) > 1:
+            handlers[signal.SIGTERM]()
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(cluster, "run_once", run_once)
+    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
+    assert cluster.command(["--every", "0.01"], Settings()) == 0
+    assert len(tries) == 2
+    assert "Stale file handle; again in" in capsys.readouterr().err
