@@ -437,7 +437,12 @@ class Gateway:
         """Starts to listen; the port."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
-            lambda: Line(self._desk, self._header, self._lines, self._peers), host, port, backlog=256, ssl=self._tls
+            lambda: Line(self._desk, self._header, self._lines, self._peers),
+            host,
+            port,
+            backlog=256,
+            ssl=self._tls,
+            ssl_handshake_timeout=None if self._tls is None else FRAME_S_MAX,  # until then it is no line, and nobody else would cut it
         )
         self._looking = asyncio.create_task(self._look())
         return int(self._server.sockets[0].getsockname()[1])

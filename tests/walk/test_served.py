@@ -29,7 +29,7 @@ from schemas.avro import decode, encode
 from schemas.decision import Decision
 from schemas.errors import SettingsError
 from schemas.topics import DECISIONS
-from streams.authorize import live, protocol, tokens
+from streams.authorize import iso8583, live, protocol, tokens
 from streams.authorize.dialect import dialect_of
 from streams.authorize.elements import Secrets
 from streams.authorize.http import HttpDoor
@@ -180,6 +180,23 @@ def test_where_an_authority_of_clients_is_named_nobody_else_is_heard(bank: Autho
                 await door.ask(HEALTH)
 
     served(play, with_tls(bank, http_client_ca_file=str(bank.path)), client(bank, bank.issue("host")))
+
+
+def test_iso8583_cuts_who_says_nothing_of_tls(bank: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(iso8583, "FRAME_S_MAX", 0.2)
+
+    async def main() -> None:
+        desk = Desk(a_world().world, dialect_of("1987-ascii"), Secrets(b"k" * 32, "k1"), 1_000)
+        gateway = Gateway(desk, "binary2", (), listening(with_tls(bank), ""))
+        reader, writer = await asyncio.open_connection("127.0.0.1", await gateway.listen("127.0.0.1", 0))
+        try:
+            with contextlib.suppress(ConnectionError):
+                assert await asyncio.wait_for(reader.read(), 5) == b""
+        finally:
+            writer.close()
+            await gateway.close()
+
+    asyncio.run(main())
 
 
 def test_iso8583_speaks_it_too_to_known_clients_from_known_networks(bank: Authority) -> None:
