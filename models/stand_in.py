@@ -168,11 +168,12 @@ class Known:
         card = txn.card_token
         if card is None:
             return
+        self._cards.pop(card, None)  # who comes again is not among those that came first
         if outcome is not Outcome.APPROVE:
-            self._cards.pop(card, None)
             return
         self._cards[card] = at_ms
         if txn.merchant_id is not None:
+            self._merchants.pop(txn.merchant_id, None)
             self._merchants[txn.merchant_id] = at_ms
         if len(self._cards) > CARDS_MAX:
             self._cards = newer_half(self._cards)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models import stand_in
 from models.registry import default_stand_in_text
 from models.stand_in import Approved, Known, Refusal, approval_of, refusal, stand_in_from_toml
 from schemas.decision import Outcome
@@ -50,6 +51,16 @@ def test_a_card_is_known_until_it_is_declined_or_too_long_ago() -> None:
     assert refusal(POLICY, known, Approved(), txn, NOON + POLICY.known_ms + 1) is Refusal.UNKNOWN_CARD
     known.note(txn, Outcome.BLOCK, NOON)
     assert refusal(POLICY, known, Approved(), txn, NOON) is Refusal.UNKNOWN_CARD
+
+
+def test_where_there_are_too_many_those_are_forgotten_that_paid_longest_ago(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stand_in, "CARDS_MAX", 10)
+    monkeypatch.setattr(stand_in, "MERCHANTS_MAX", 10)
+    known = Known(POLICY.known_ms)
+    for number in (0, *range(1, 10), 0, 10):
+        known.note(a_transaction(card_token=f"c{number}", merchant_id=f"m{number}"), Outcome.APPROVE, NOON + number)
+    kept = [n for n in range(11) if known.refusal(a_transaction(card_token=f"c{n}", merchant_id=f"m{n}"), NOON) is None]
+    assert kept == [0, 6, 7, 8, 9, 10]
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, ROW.amount_max_minor + 500), st.integers(0, 3 * DAY_MS)), max_size=60))
