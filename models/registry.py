@@ -153,7 +153,9 @@ class Registry:
             return 0
 
     def _failed(self, inventory: Inventory, move: Move) -> tuple[str, ...]:
-        """The gates that stand against a move; the model or policy itself is opened and checked."""
+        """The gates that stand against a move; the model or policy itself is opened and checked, but to be taken away."""
+        if move.act is Act.RETIRE and move.item_id in inventory.items:
+            return ()
         if move.kind is Kind.POLICY:
             self.load_policy(move.item_id)
             return ()

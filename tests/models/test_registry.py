@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import shutil
 import stat
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -83,6 +84,19 @@ def test_a_file_in_place_of_the_folder_is_no_empty_registry(tmp_path: Path) -> N
         Registry(tmp_path / "registry", KEYS).models()
     with pytest.raises(ArtefactError, match="registry is not a folder"):
         Registry(tmp_path / "registry", KEYS).policy()
+
+
+def test_what_cannot_be_opened_any_more_can_still_be_taken_away(tmp_path: Path, artefact: Artefact) -> None:
+    registry = Registry(tmp_path, KEYS)
+    model_id, policy_id = registry.register(artefact), registry.put_policy(default_policy_text())
+    for kind, item_id in ((Kind.MODEL, model_id), (Kind.POLICY, policy_id)):
+        assert isinstance(registry.move(kind, item_id, Act.REGISTER, "ana", "new", 1), Move)
+    shutil.rmtree(tmp_path / "models")
+    shutil.rmtree(tmp_path / "policies")
+    for kind, item_id in ((Kind.MODEL, model_id), (Kind.POLICY, policy_id)):
+        with pytest.raises(ArtefactError):
+            registry.move(kind, item_id, Act.VALIDATE, "ben", "looked", 2)
+        assert isinstance(registry.move(kind, item_id, Act.RETIRE, "ben", "its files are lost", 2), Move)
 
 
 def moves_made(tmp_path: Path, artefact: Artefact) -> tuple[Registry, list[Path]]:
