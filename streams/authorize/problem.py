@@ -62,7 +62,7 @@ ERRORS: dict[str, Row] = {
     "unknown_hold": Row(404, _R, "unknown_hold", "nobody knows this authorization"),
     "wrong_account": Row(404, _R, "wrong_account", "the authorization is another account's"),
     "increment_mismatch": Row(422, _R, "increment_mismatch", "`param` is not that of the authorization that it is to raise"),
-    "nothing_held": Row(409, _R, "nothing_held", "the authorization was not approved, or was for nothing: it holds no money"),
+    "nothing_held": Row(409, _R, "nothing_held", "the authorization was not approved, was for nothing or brought money in: it holds none"),
     "already_posted": Row(409, _R, "already_posted", "the hold was captured before"),
     "already_voided": Row(409, _R, "already_voided", "the hold was reversed before"),
     "already_expired": Row(409, _R, "already_expired", "the hold has expired"),
