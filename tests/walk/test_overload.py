@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
+
 from streams.authorize.http import SHEDDABLE
 from tests.walk.test_http import Host
 from tests.world import a_world
@@ -13,6 +15,7 @@ from tests.world import a_world
 CAPACITY_PER_S, TIMES, SECONDS, DEADLINE_MS = 100, 4, 2.0, 1_000
 
 
+@pytest.mark.alone
 def test_at_four_times_its_capacity_a_service_does_as_much_as_at_one_and_in_time() -> None:
     async def main() -> None:
         world = a_world()
