@@ -35,11 +35,6 @@ def compiled(function: F) -> F:
     return cast(F, numba.njit(cache=True)(function))
 
 
-def inlined(function: F) -> F:
-    """The function as a part of what calls it."""
-    return cast(F, numba.njit(cache=True)(function))
-
-
 class Plan(NamedTuple):
     """A schema for the compiled code: `codes` (int64) has at each value's place its kind, whether it may be null, and of an array the place of
     its items, of a record how many fields it has and of each its place and where its name (a MessagePack text) lies in `names` (uint8)."""
@@ -81,7 +76,7 @@ def plan_of(schema: Any) -> Plan:
     return Plan(np.array(codes, np.int64), np.frombuffer(bytes(names), np.uint8))
 
 
-@inlined
+@compiled
 def _copied(out: Array, to: int, source: Array, at: int, count: int) -> int:
     """Copies bytes; where they end."""
     for byte in range(count):
@@ -89,7 +84,7 @@ def _copied(out: Array, to: int, source: Array, at: int, count: int) -> int:
     return to + count
 
 
-@inlined
+@compiled
 def _turned(out: Array, to: int, source: Array, at: int) -> int:
     """Copies eight bytes from the last to the first; where they end."""
     for byte in range(8):
@@ -97,7 +92,7 @@ def _turned(out: Array, to: int, source: Array, at: int) -> int:
     return to + 8
 
 
-@inlined
+@compiled
 def _put_whole(out: Array, to: int, number: int, width: int) -> int:
     """Writes a whole number of so many bytes, highest first; where it ends."""
     for byte in range(width):
@@ -105,7 +100,7 @@ def _put_whole(out: Array, to: int, number: int, width: int) -> int:
     return to + width
 
 
-@inlined
+@compiled
 def _whole(source: Array, at: int, width: int) -> int:
     """The number without a sign of so many bytes, highest first."""
     number = 0
@@ -114,7 +109,7 @@ def _whole(source: Array, at: int, width: int) -> int:
     return number
 
 
-@inlined
+@compiled
 def _put_long(out: Array, to: int, number: int) -> int:
     """Writes an Avro long: zigzag, then seven bits a byte, lowest first (Avro specification, binary encoding); where it ends."""
     rest = number << 1 ^ number >> 63
@@ -124,7 +119,7 @@ def _put_long(out: Array, to: int, number: int) -> int:
     return to + 1
 
 
-@inlined
+@compiled
 def _long(source: Array, at: int, end: int) -> tuple[int, int]:
     """An Avro long, and where it ends; WRONG if it is not there, or longer than those of 63 bits."""
     rest, shift = 0, 0
@@ -138,7 +133,7 @@ def _long(source: Array, at: int, end: int) -> tuple[int, int]:
     return 0, WRONG
 
 
-@inlined
+@compiled
 def _given(source: Array, at: int) -> tuple[int, int]:
     """A whole number in MessagePack, and where it ends; WRONG if it is none, or none of 64 bits with a sign."""
     byte = _whole(source, at, 1)
@@ -157,7 +152,7 @@ def _given(source: Array, at: int) -> tuple[int, int]:
     return 0, WRONG
 
 
-@inlined
+@compiled
 def _counted(source: Array, at: int, short: int, most: int, long: int, width: int) -> tuple[int, int]:
     """How long a text, array or map in MessagePack is, and where that is said; WRONG if it is none.
 

@@ -26,7 +26,7 @@ from schemas.hold import HoldEvent, HoldState
 from schemas.identity import digest, request_digest
 from schemas.topics import TOPICS
 from schemas.transaction import Attribute, BehaviouralSession, CheckResult, EntryMode, Transaction, TransactionKind, is_card_number, sound
-from schemas.transcoder import GROWTH, WRONG, plan_of, to_avro, to_messagepack
+from schemas.transcoder import GROWTH, WRONG, Plan, plan_of, to_avro, to_messagepack
 from schemas.version import Version
 from tests.models.decisions import a_decision
 
@@ -102,27 +102,28 @@ def test_what_is_read_at_once_is_what_fastavro_reads_or_left_to_it(txn: Transact
     assert at_once is None or not source.read()
 
 
+def written(schema: Any, value: Any) -> tuple[Plan, Any]:
+    """The plan of this schema, and the value's bytes (uint8), which are fastavro's."""
+    out = io.BytesIO()
+    fastavro.schemaless_writer(out, schema, value)
+    plan, packed = plan_of(schema), np.frombuffer(msgspec.msgpack.encode(value), np.uint8)
+    room = np.empty(GROWTH * (packed.size + 1), np.uint8)
+    content = room[: to_avro(plan.codes, packed, room)]
+    assert content.tobytes() == out.getvalue()
+    return plan, content
+
+
 @given(st.integers(-(2**62), 2**62 - 1))
 def test_a_long_of_any_size_is_fastavros(number: int) -> None:
-    out = io.BytesIO()
-    fastavro.schemaless_writer(out, "long", number)
-    plan = plan_of("long")
-    packed, written = np.frombuffer(msgspec.msgpack.encode(number), np.uint8), np.empty(GROWTH * 9, np.uint8)
-    size = to_avro(plan.codes, packed, written)
-    assert written[:size].tobytes() == out.getvalue()
-    size = to_messagepack(*plan, written[:size], again := np.empty(64, np.uint8))
+    plan, content = written("long", number)
+    size = to_messagepack(*plan, content, again := np.empty(64, np.uint8))
     assert msgspec.msgpack.decode(again[:size]) == number
 
 
 @pytest.mark.parametrize("number", [-(2**63), 2**63 - 1, 2**62, -(2**62) - 1])
 def test_a_long_of_64_bits_is_written_as_fastavro_writes_it_and_left_to_it_to_read(number: int) -> None:
-    out = io.BytesIO()
-    fastavro.schemaless_writer(out, "long", number)
-    plan = plan_of("long")
-    packed, written = np.frombuffer(msgspec.msgpack.encode(number), np.uint8), np.empty(GROWTH * 9, np.uint8)
-    size = to_avro(plan.codes, packed, written)
-    assert written[:size].tobytes() == out.getvalue()
-    assert to_messagepack(*plan, written[:size], np.empty(64, np.uint8)) == WRONG
+    plan, content = written("long", number)
+    assert to_messagepack(*plan, content, np.empty(64, np.uint8)) == WRONG
 
 
 def test_a_number_too_large_for_a_long_is_no_record() -> None:
@@ -138,13 +139,8 @@ def test_numbers_of_numpy_are_written_as_pythons() -> None:
 @pytest.mark.parametrize("length", [0, 1, 15, 16, 31, 32, 63, 64, 255, 256, 8_191, 8_192, 65_535, 65_536])
 def test_texts_and_arrays_of_any_length_are_fastavros(length: int) -> None:
     for schema, value in (("string", "é" * length), ("bytes", b"b" * length), ({"type": "array", "items": "long"}, [length] * length)):
-        out = io.BytesIO()
-        fastavro.schemaless_writer(out, schema, value)
-        plan, packed = plan_of(schema), np.frombuffer(msgspec.msgpack.encode(value), np.uint8)
-        written, again = np.empty(GROWTH * (packed.size + 1), np.uint8), np.empty(9 * packed.size + 64, np.uint8)
-        size = to_avro(plan.codes, packed, written)
-        assert written[:size].tobytes() == out.getvalue()
-        size = to_messagepack(*plan, written[:size], again)
+        plan, content = written(schema, value)
+        size = to_messagepack(*plan, content, again := np.empty(9 * content.size + 64, np.uint8))
         assert msgspec.msgpack.decode(again[:size]) == value
 
 
