@@ -17,15 +17,13 @@ from schemas.label import Label
 from schemas.record import Record
 from schemas.topics import DECISIONS, LABELS
 from streams.bus import Bus, committed_offsets, end_offsets
-from streams.follow import Follower, Outputs, Refused, Source, run_follower
+from streams.follow import Follower, Outputs, Refused, Source, run_follower, soon
 from streams.lane import Place
 from streams.recent import capped, followed_so_far
 from streams.settings import Settings
 
 WHOLE = -1
 """The time from which on a window knows all payments, where it holds its partition from the first record on."""
-FOLLOWED_S = (0.05, 0.1, 0.2, 0.4)
-"""Pauses in which what was decided until now is followed."""
 
 
 @dataclass(slots=True)
@@ -85,16 +83,13 @@ async def on_label(world: FeedbackWorld, label: Label, source: Source) -> Output
 
 
 async def _followed_to_the_end(world: FeedbackWorld, known: Known, partition: int) -> None:
-    """LogUnavailable while decisions are in the log that were not followed yet: the label's own may be among them.
-
-    What was decided until now is followed in a moment: where many decide, the end of the next look would be ahead again.
-    """
+    """LogUnavailable while decisions are in the log that were not followed yet: the label's own may be among them."""
     end = await asyncio.to_thread(world.end_of, partition)
-    for wait_s in FOLLOWED_S:
-        if known.next >= end:
-            return
-        await asyncio.sleep(wait_s)
-    if known.next < end:
+
+    async def is_followed() -> bool:
+        return known.next >= end
+
+    if not await soon(is_followed):
         raise LogUnavailable(f"{DECISIONS.name} of partition {partition} are followed to {known.next} only")
 
 

@@ -47,6 +47,19 @@ FINISH_S = 8.0
 FAILED = 1
 
 
+_SOON_S = (0.0, 0.05, 0.1, 0.2, 0.4)
+"""Pauses in which what was told until now is followed."""
+
+
+async def soon(is_so: Callable[[], Awaitable[bool]]) -> bool:
+    """Whether it is so, or is in a moment: what is in the log by now is followed then, while its end has gone further where many are told."""
+    for wait_s in _SOON_S:
+        await asyncio.sleep(wait_s)
+        if await is_so():
+            return True
+    return False
+
+
 class Source(NamedTuple):
     """Where a record came from. `logged`: inputs (topic, partition, offset) whose output this app has already written."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +40,7 @@ from streams.answers import WHOLE, Answers, listed_of, resolved_key, sound
 from streams.asked import Origin
 from streams.books import Books, DictBooks, book_key
 from streams.bus import Bus
-from streams.follow import Follower, Refused, Source
+from streams.follow import Follower, Refused, Source, soon
 from streams.lane import Place
 
 RESOLVED_TTL_S, OVERDUE_S = 3_456_000, 864_000
@@ -49,8 +48,6 @@ RESOLVED_TTL_S, OVERDUE_S = 3_456_000, 864_000
 DUE_AT_A_TIME = b"500"
 APPLIED = b"applied"
 """By topic and partition, the offset after the last record of which the books know."""
-FOLLOWED_S = (0.05, 0.1, 0.2, 0.4)
-"""Pauses in which what was decided until now is followed."""
 UNTOLD_MS_MAX = 120_000
 """A kept decision that the log still does not have after this was given up by its asker: nobody answered for it."""
 CLOCK = Origin(*CLOCK_PLACE)
@@ -142,7 +139,8 @@ async def _unfollowed(world: HoldWorld, clearing: Clearing, source: Source, refu
     waiting = Unavailable(f"the decision that places {decision.hold_id} was not followed yet")
     if not answer.told and world.clock_ms() < decision.decided_at_ms + UNTOLD_MS_MAX:
         raise waiting
-    if not await _followed(world, source.partition, await world.log_end(source.partition)):
+    end = await world.log_end(source.partition)
+    if not await soon(lambda: _is_followed(world, source.partition, end)):
         raise waiting
     (content,) = await world.ask((b"GET", book_key(clearing.account_id)))
     now = Book.from_bytes(content).hold(decision.hold_id)
@@ -151,14 +149,10 @@ async def _unfollowed(world: HoldWorld, clearing: Clearing, source: Source, refu
     return refusal
 
 
-async def _followed(world: HoldWorld, partition: int, end: int) -> bool:
-    """Whether decisions are followed up to there, or are so in a moment: where many come, the end of the next look would be ahead again."""
-    for wait_s in (0.0, *FOLLOWED_S):
-        await asyncio.sleep(wait_s)
-        (applied,) = await world.ask((b"HGET", APPLIED, f"{DECISIONS.name}:{partition}".encode()))
-        if int(applied or 0) >= end:
-            return True
-    return False
+async def _is_followed(world: HoldWorld, partition: int, end: int) -> bool:
+    """Whether the books know what is decided up to there."""
+    (applied,) = await world.ask((b"HGET", APPLIED, f"{DECISIONS.name}:{partition}".encode()))
+    return int(applied or 0) >= end
 
 
 async def on_account(world: HoldWorld, state: AccountState, source: Source) -> Sequence[Record]:
