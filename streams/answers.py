@@ -42,6 +42,13 @@ class Made(NamedTuple):
     message: bytes
 
 
+class AnswerWords(NamedTuple):
+    """What keeps a message: under its transaction, which its decision's id names; and for how long."""
+
+    keys: tuple[bytes, bytes]
+    contents: tuple[bytes, bytes, bytes]
+
+
 class Listed(NamedTuple):
     """A decision that the log has, and by what it is to be found."""
 
@@ -161,13 +168,16 @@ class Answers:
             raise Conflict(transaction_id)
         return Kept(answer[1:], answer[:1] == TOLD) if isinstance(answer, bytes) and len(answer) > 1 else None
 
+    def words(self, made: Made) -> AnswerWords:
+        """What keeps a message."""
+        txn = made.transaction_id.encode()
+        return AnswerWords((b"ans:" + txn, b"dec:" + made.decision_id.encode()), (KEPT + made.message, txn, self._ttl))
+
     async def keep_all(self, made: Sequence[Made]) -> list[Kept | MemoryUnavailable]:
         """Keeps each message if it is the first, and returns the first of each, all in one request."""
         commands: list[Command] = []
-        for transaction_id, decision_id, message in made:
-            txn = transaction_id.encode()
-            commands.append((b"SET", b"ans:" + txn, KEPT + message, b"NX", b"EX", self._ttl))
-            commands.append((b"SET", b"dec:" + decision_id.encode(), txn, b"EX", self._ttl))
+        for (answer, decision), (message, txn, ttl) in map(self.words, made):
+            commands += ((b"SET", answer, message, b"NX", b"EX", ttl), (b"SET", decision, txn, b"EX", ttl))
         try:
             replies = await self._wire.ask(*commands)
         except MemoryUnavailable as error:
@@ -299,6 +309,10 @@ class DictAnswers:
         if self.digests[transaction_id] != digest:
             raise Conflict(transaction_id)
         return self.kept.get(transaction_id)
+
+    def words(self, made: Made) -> AnswerWords | None:
+        """None: nothing here is done in one step with anything else."""
+        return None
 
     async def keep_all(self, made: Sequence[Made]) -> list[Kept | MemoryUnavailable]:
         """See `Answers.keep_all`."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from features.wire import Command, Wire
 from models.hold import EMPTY, Book, Step
 from schemas.errors import MemoryUnavailable
-from streams.answers import WHOLE, sound
+from streams.answers import WHOLE, AnswerWords, sound
 
 M = TypeVar("M")
 _SWAP = b"""
@@ -20,6 +20,17 @@ redis.call('SET', KEYS[1], ARGV[2])
 return 1
 """
 _SWAP_SHA = hashlib.sha1(_SWAP, usedforsecurity=False).hexdigest().encode()
+_SWAP_AND_KEEP = b"""
+if redis.call('EXISTS', KEYS[2]) == 0 then return redis.error_reply('FORGOT Redis does not know how far it is') end
+if redis.call('GETRANGE', KEYS[1], 0, 7) ~= ARGV[1] then return redis.call('GET', KEYS[1]) end
+if not redis.call('SET', KEYS[3], ARGV[3], 'NX', 'EX', ARGV[5]) then return 0 end
+redis.call('SET', KEYS[4], ARGV[4], 'EX', ARGV[5])
+redis.call('SET', KEYS[1], ARGV[2])
+return 1
+"""
+"""As `_SWAP`, and the answer that rests on it, if there is none yet: both or neither. For one server that has all keys."""
+_SWAP_AND_KEEP_SHA = hashlib.sha1(_SWAP_AND_KEEP, usedforsecurity=False).hexdigest().encode()
+_NOSCRIPT = "NOSCRIPT"
 _TRIES = 64
 UNREAD = object()
 
@@ -29,12 +40,32 @@ def book_key(account_id: str) -> bytes:
     return b"book:" + account_id.encode()
 
 
+class Along(Protocol):
+    """An answer that rests on what a move says, to be kept in the same step where one server has both."""
+
+    def words(self, result: Any) -> AnswerWords | None:
+        """The answer, if the move says this; None: it is to be kept later, if at all."""
+
+    def was_kept(self) -> None:
+        """The book was changed and the answer kept."""
+
+
 class Change(NamedTuple, Generic[M]):
-    """A pure move for an account's book, and the book's bytes if the caller has just read them (see `Books.change`)."""
+    """A pure move for an account's book, the book's bytes if the caller has just read them (see `Books.change`), and what goes along."""
 
     account_id: str
     move: Callable[[Book], M]
     seen: object
+    along: Along | None = None
+
+
+class _Tried(NamedTuple, Generic[M]):
+    """A first try that is under way: what the move said, the book's bytes after it, whose turn it is, and the answer that goes along."""
+
+    result: M
+    content: bytes
+    turn: _Turn
+    along: Along | None
 
 
 def after(result: object, book: Book) -> Book:
@@ -116,20 +147,22 @@ class Books:
         """`change` of each, the first tries in one request; what was refused or failed does not touch the others."""
         results: dict[int, M | MemoryUnavailable] = {}
         alone: dict[int, object] = {}
-        tries: dict[int, tuple[M, bytes, _Turn]] = {}
+        tries: dict[int, _Tried[M]] = {}
         try:
             commands = [self._try(number, change, results, alone, tries) for number, change in enumerate(changes)]
-            replies = await self._wire.ask(*[command for command in commands if command is not None])
-            for (number, (result, content, turn)), reply in zip(tries.items(), replies, strict=True):
+            replies = await self._tried([command for command in commands if command is not None])
+            for (number, tried), reply in zip(tries.items(), replies, strict=True):
                 if reply == 1:
-                    turn.newest, results[number] = content, result
+                    tried.turn.newest, results[number] = tried.content, tried.result
+                    if tried.along is not None:
+                        tried.along.was_kept()
                 else:
                     alone[number] = reply if isinstance(reply, bytes) else UNREAD
         except MemoryUnavailable as error:
             results |= dict.fromkeys(tries, error)
         finally:
-            for number, (_, _, turn) in tries.items():
-                if turn.ends():
+            for number, tried in tries.items():
+                if tried.turn.ends():
                     del self._turns[changes[number].account_id]
         again = [self.change(changes[number].account_id, changes[number].move, seen) for number, seen in alone.items()]
         for number, said in zip(alone, await asyncio.gather(*again, return_exceptions=True), strict=True):
@@ -144,10 +177,10 @@ class Books:
         change: Change[M],
         results: dict[int, M | MemoryUnavailable],
         alone: dict[int, object],
-        tries: dict[int, tuple[M, bytes, _Turn]],
+        tries: dict[int, _Tried[M]],
     ) -> Command | None:
         """The command of a first try, which is noted in `tries`; none where there is nothing to write, or it goes `alone`."""
-        account_id, move, seen = change
+        account_id, move, seen, along = change
         if seen is UNREAD or account_id in self._turns:
             alone[number] = seen
             return None
@@ -156,9 +189,23 @@ class Books:
         if content is None:
             results[number] = result
             return None
+        words = along.words(result) if along is not None and self._wire.is_single else None
         turn = self._turns[account_id] = _Turn()
-        tries[number] = result, content, turn
-        return b"EVALSHA", _SWAP_SHA, b"2", book_key(account_id), WHOLE, known[:8] if known else b"", content
+        tries[number] = _Tried(result, content, turn, along if words else None)
+        version = known[:8] if known else b""
+        if words is None:
+            return b"EVALSHA", _SWAP_SHA, b"2", book_key(account_id), WHOLE, version, content
+        return b"EVALSHA", _SWAP_AND_KEEP_SHA, b"4", book_key(account_id), WHOLE, *words.keys, version, content, *words.contents
+
+    async def _tried(self, commands: Sequence[Command]) -> list[Any]:
+        """The replies to first tries. A script that Redis does not know yet is sent in full; `change` does that itself."""
+        replies = await self._wire.ask(*commands)
+        unknown = [n for n, reply in enumerate(replies) if isinstance(reply, Exception) and _NOSCRIPT in str(reply)]
+        unknown = [n for n in unknown if commands[n][1] == _SWAP_AND_KEEP_SHA]
+        again = await self._wire.ask(*[(b"EVAL", _SWAP_AND_KEEP, *commands[n][2:]) for n in unknown])
+        for n, reply in zip(unknown, again, strict=True):
+            replies[n] = reply
+        return replies
 
     async def _change(self, account_id: str, move: Callable[[Book], M], seen: object, turn: _Turn) -> M:
         known = turn.newest or (seen if isinstance(seen, bytes) else None)
@@ -178,7 +225,7 @@ class Books:
     async def _swap(self, account_id: str, version: bytes, content: bytes) -> object:
         words = (b"2", book_key(account_id), WHOLE, version, content)
         (reply,) = await self._wire.send((b"EVALSHA", _SWAP_SHA, *words))
-        if isinstance(reply, Exception) and "NOSCRIPT" in str(reply):
+        if isinstance(reply, Exception) and _NOSCRIPT in str(reply):
             (reply,) = await self._wire.send((b"EVAL", _SWAP, *words))
         if isinstance(reply, Exception):
             raise MemoryUnavailable(f"the book of {account_id} could not be written: {reply}")
@@ -211,4 +258,4 @@ class DictBooks:
 
     async def change_all(self, changes: Sequence[Change[M]]) -> list[M | MemoryUnavailable]:
         """See `Books.change_all`."""
-        return [await self.change(*change) for change in changes]
+        return [await self.change(change.account_id, change.move, change.seen) for change in changes]

@@ -23,7 +23,7 @@ from schemas.errors import HoldfastError, InvalidRecord, LogUnavailable, MemoryU
 from schemas.topics import DECISIONS
 from schemas.transaction import Transaction
 from streams import journal
-from streams.answers import FORGOT, Kept, Made, on_whole
+from streams.answers import FORGOT, AnswerWords, Kept, Made, on_whole
 from streams.asked import HTTP, Ask, Decided, Origin
 from streams.books import Change
 from streams.stand_in import StandIn
@@ -114,7 +114,7 @@ async def decide_all(asks: Sequence[Ask], world: World) -> list[Decided | Holdfa
     await settle(new, world)
     stops.passed("hold")
     leave(new, world)
-    await keep([walk for walk in new if walk.error is None], world)
+    await keep([walk for walk in new if walk.is_new], world)
     stops.passed("keep")
     leave(walks, world)
     await tell([walk for walk in walks if walk.first is not None and not walk.first.told and walk.error is None], world)
@@ -232,10 +232,13 @@ def weigh(walks: Sequence[Walk], world: World) -> None:
 async def settle(walks: Sequence[Walk], world: World) -> None:
     """The holds, each placed in one atomic step, or the verdicts that the accounts' refusals make of it; declines are remembered.
 
+    Where one Redis has all keys, that step keeps the answer too: a round trip less.
+
     Who is to authenticate was not declined yet: four honest payments would be four declines of the card."""
     holding = [walk for walk in walks if walk.verdict.holds]
     asking = [walk for walk in walks if walk.verdict.debits and not walk.verdict.holds]
-    placed = await world.books.change_all([Change(walk.txn.account_id, placing(walk, world), walk.book) for walk in holding])
+    changes = [Change(walk.txn.account_id, placing(walk, world), walk.book, Keeping(walk, world)) for walk in holding]
+    placed = await world.books.change_all(changes)
     for walk, result in zip(holding, placed, strict=True):
         if isinstance(result, HoldfastError):
             walk.error = result
@@ -248,6 +251,29 @@ async def settle(walks: Sequence[Walk], world: World) -> None:
         walk.verdict = refused(walk.verdict, refusal) if refusal else walk.verdict
     unkind = [walk for walk in walks if walk.error is None and walk.verdict.outcome in (Outcome.DECLINE, Outcome.BLOCK) and not walk.verdict.action]
     await asyncio.gather(*(remember_decline(walk, world) for walk in unkind))
+
+
+class Keeping:
+    """The answer that a walk's hold leads to, to be kept in the step that places the hold."""
+
+    __slots__ = ("_decision", "_message", "_walk", "_world")
+    _decision: Decision
+    _message: bytes
+
+    def __init__(self, walk: Walk, world: World) -> None:
+        self._walk, self._world = walk, world
+
+    def words(self, result: Step) -> AnswerWords | None:
+        """The decision with this hold; None if the stand-in has answered already, or nobody waits any more."""
+        if self._walk.ask.said is not None or self._walk.is_over:
+            return None
+        self._decision = decided(self._walk, self._world, result.hold)
+        self._message = avro.encode(self._decision)
+        return self._world.answers.words(Made(self._walk.txn.transaction_id, self._decision.decision_id, self._message))
+
+    def was_kept(self) -> None:
+        """Nobody answered it before."""
+        self._walk.decision, self._walk.first = self._decision, Kept(self._message, told=False)
 
 
 def placing(walk: Walk, world: World) -> Callable[[Book], Step | Refusal]:
@@ -277,7 +303,7 @@ async def keep(walks: Sequence[Walk], world: World) -> None:
     """One round trip: keeps what was decided, or finds that somebody else was first."""
     made = []
     for walk in walks:
-        decision = walk.decision = decided(walk, world)
+        decision = walk.decision = decided(walk, world, walk.hold)
         made.append(Made(walk.txn.transaction_id, decision.decision_id, avro.encode(decision)))
     for walk, own, first in zip(walks, made, await world.answers.keep_all(made), strict=True):
         if isinstance(first, HoldfastError):
@@ -353,9 +379,9 @@ async def keep_back(walks: Sequence[Walk], stand_in: StandIn) -> None:
             walk.error = LogUnavailable(f"nor can it be kept here: {failed}")
 
 
-def decided(walk: Walk, world: World) -> Decision:
-    """The record of it all."""
-    txn, verdict, seen, hold, origin = walk.txn, walk.verdict, walk.seen, walk.hold, walk.ask.origin
+def decided(walk: Walk, world: World, hold: OpenHold | None) -> Decision:
+    """The record of it all, with what is held for it."""
+    txn, verdict, seen, origin = walk.txn, walk.verdict, walk.seen, walk.ask.origin
     return Decision(
         decision_id=identity.decision_id(txn.transaction_id),
         transaction_id=txn.transaction_id,

@@ -11,14 +11,19 @@ import numpy as np
 import pytest
 
 from features.catalogue import CATALOGUE
-from models.hold import EMPTY, HoldState, UnknownAccount
+from features.online import RedisMemory
+from features.wire import Wire
+from models.hold import EMPTY, Book, HoldState, UnknownAccount, state_known
 from models.opinion import Judges, Panel
+from schemas.account import AccountState
 from schemas.avro import decode
 from schemas.decision import Action, Decision, Outcome
 from schemas.errors import Conflict, InvalidRecord, LogUnavailable
 from schemas.identity import decision_id, hold_id
 from schemas.topics import TRANSACTIONS
 from schemas.transaction import CheckResult, Transaction, TransactionKind
+from streams.answers import Answers
+from streams.books import Books
 from streams.follow import Source
 from streams.score import on_transaction
 from tests.world import NOON, TestWorld, a_transaction, a_world
@@ -214,6 +219,40 @@ def test_a_model_promoted_while_a_payment_waits_for_its_account_is_not_the_one_t
     run(world.decide(a_transaction()))
     (decision,) = world.decisions
     assert (decision.model_id, decision.policy_id) == (model.model_id, policy.policy_id)
+
+
+def test_on_one_redis_a_hold_and_its_answer_are_one_step_also_where_others_change_the_account(redis_url: str) -> None:
+    async def main() -> None:
+        wire = await Wire.connect(redis_url)
+        scene, books = a_world(), Books(wire)
+        scene.world.memory, scene.world.books, scene.world.answers = RedisMemory(wire, CATALOGUE), books, Answers(wire, 3600)
+        state = AccountState(account_id="a1", balance_minor=2_500, currency="EUR", as_of_ms=1)
+        await books.change("a1", lambda book: state_known(book, state))
+        later = list[int]()
+
+        async def kept_later(made: Any) -> Any:
+            later.append(len(made))
+            return await keep_all(made)
+
+        keep_all = scene.world.answers.keep_all
+        scene.world.answers.keep_all = kept_later  # type: ignore[method-assign]
+        alone = await scene.decide(a_transaction("alone"))
+        assert later == [0], "the step that placed the hold kept the answer"
+        together = await asyncio.gather(*(scene.decide(a_transaction(name)) for name in ("one", "other")))
+        first, *others = scene.decisions
+        assert (first.outcome, first.hold_id) == (Outcome.APPROVE, hold_id("alone"))
+        assert sorted((each.outcome, each.hold_id is None, each.reasons[:1] and each.reasons[0].code) for each in others) == [
+            (Outcome.APPROVE, False, ()),
+            (Outcome.DECLINE, True, "insufficient_funds"),
+        ]
+        book = Book.from_bytes((await books.read("a1"))[0])
+        assert sorted(each.hold_id for each in book.holds) == sorted(each.hold_id for each in scene.decisions if each.hold_id)
+        for name, made in zip(("alone", "one", "other"), (alone, *together), strict=True):
+            assert (await scene.decide(a_transaction(name))).message == made.message, "a repeat gets the same bytes"
+        await scene.world.memory.close()
+        await wire.close()
+
+    asyncio.run(main())
 
 
 def test_a_payment_is_approved_in_part_where_its_host_can_take_that_and_the_policy_lets_it() -> None:

@@ -16,7 +16,7 @@ from features.wire import Wire
 from models.hold import EMPTY, Book, Refusal, Step, UnknownAccount, place, state_known
 from schemas.account import AccountEvent, AccountEventKind, AccountState
 from schemas.errors import Conflict, MemoryUnavailable
-from streams.answers import WHOLE, Answers, DictAnswers, Kept, Listed, Page, Restored, on_whole, sound
+from streams.answers import WHOLE, Answers, AnswerWords, DictAnswers, Kept, Listed, Made, Page, Restored, on_whole, sound
 from streams.books import Books, Change, DictBooks
 from tests.world import a_transaction
 
@@ -188,6 +188,64 @@ def test_changes_that_go_together_are_each_what_they_would_be_alone(using: Calla
         assert await books.change_all([]) == []
 
     using(use)
+
+
+class _Answer:
+    """An answer that goes along with a hold."""
+
+    def __init__(self, answers: Any, number: int) -> None:
+        self.made, self.answers, self.kept = Made(f"t{number}", f"dec_t{number}", b"hold %d" % number), answers, False
+
+    def words(self, result: Step) -> AnswerWords | None:
+        words: AnswerWords | None = self.answers.words(self.made)
+        return words
+
+    def was_kept(self) -> None:
+        self.kept = True
+
+
+def test_an_answer_that_goes_along_is_kept_if_its_hold_is_placed_and_not_otherwise(using: Callable[[Use], None]) -> None:
+    async def use(stores: Any) -> None:
+        answers, books, wire = stores
+        names = ["a", "b", "c", "d", "a"]
+        for name in "abcd":
+            state = AccountState(account_id=name, currency="EUR", balance_minor=25, as_of_ms=1)
+            await books.change(name, lambda book, state=state: state_known(book, state))
+        seen = {name: (await books.read(name))[0] for name in names}
+        along = [_Answer(answers, number) for number in range(len(names))]
+        if wire is not None:
+            await wire.send(("SCRIPT", "FLUSH"))
+        await books.change("b", a_place(9))  # somebody was faster in the account
+        await answers.keep("t2", "dec_t2", b"first")  # and in this answer
+        said = await books.change_all([Change(name, a_place(i), seen[name], along[i]) for i, name in enumerate(names)])
+        assert all(isinstance(each, Step) for each in said), "each is placed, at once or later"
+        at_once = [one.kept for one in along]
+        assert at_once == [wire is not None and wire.is_single and number in (0, 3) for number in range(len(names))]
+        for number, one in enumerate(along):
+            kept = await answers.of_transaction(f"t{number}")
+            assert kept == (Kept(b"first", told=False) if number == 2 else Kept(one.made.message, told=False) if one.kept else None)
+            if one.kept:
+                assert await answers.of_decision(f"dec_t{number}") == kept
+                assert await wire.send(("TTL", f"ans:t{number}"), ("TTL", f"dec:dec_t{number}")) == [3600, 3600]
+            assert await answers.keep(*one.made) == (kept or Kept(one.made.message, told=False))
+            held = Book.from_bytes((await books.read(names[number]))[0])
+            assert held.hold(f"h{number}") is not None
+
+    using(use)
+
+
+def test_where_redis_forgot_neither_a_hold_nor_its_answer_is_kept(redis_url: str) -> None:
+    async def main() -> None:
+        async with opened("redis", redis_url) as (answers, books, wire):
+            await books.change("a", lambda book: state_known(book, AccountState(account_id="a", currency="EUR", balance_minor=25, as_of_ms=1)))
+            (seen,), along = await books.read("a"), _Answer(answers, 1)
+            await wire.send(("DEL", WHOLE))
+            (said,) = await books.change_all([Change("a", a_place(1), seen, along)])
+            assert isinstance(said, MemoryUnavailable)
+            assert not along.kept
+            assert await wire.send(("EXISTS", "ans:t1", "dec:dec_t1"), ("GET", "book:a")) == [0, seen]
+
+    asyncio.run(main())
 
 
 def test_a_move_that_changes_nothing_writes_nothing(using: Callable[[Use], None]) -> None:
