@@ -26,9 +26,8 @@ from features.fact import (
     SHORT_MAX,
     country_code,
     event_facts,
-    facts_of,
     mcc_code,
-    measures_of,
+    owns_of,
     part_hash,
     short_hash,
 )
@@ -95,9 +94,9 @@ class TransactionColumns:
     def measure_matrix(self) -> Array:
         """float64[n, measures], in the order of MEASURES."""
         matrix = np.full((self.n, len(MEASURES)), np.nan)
-        for number, measure in enumerate(MEASURES):
-            if measure.name in self.measures:
-                matrix[:, number] = self.measures[measure.name]
+        for number, name in enumerate(MEASURES):
+            if name in self.measures:
+                matrix[:, number] = self.measures[name]
         return matrix
 
     def part(self, begin: int, end: int) -> TransactionColumns:
@@ -133,10 +132,6 @@ def joined(parts: Sequence[TransactionColumns]) -> TransactionColumns:
     return TransactionColumns(of_all(lambda p: p.facts), of_all(lambda p: p.tokens), of_all(lambda p: p.measures), asked=asked)
 
 
-def _facts_in(record: Transaction | AccountEvent) -> tuple[int, ...]:
-    return event_facts(record) if isinstance(record, AccountEvent) else facts_of(record)
-
-
 def _token(record: Transaction | AccountEvent, field_: str) -> str | None:
     """In whose log a record belongs: an account event in the account's, and nowhere else."""
     token: str | None = getattr(record, field_) if field_ == "account_id" or isinstance(record, Transaction) else None
@@ -148,10 +143,13 @@ def columns_of(records: Sequence[Transaction | AccountEvent]) -> TransactionColu
 
     Files go by `columns_from_arrow`.
     """
-    facts = np.array([[fact - (fact >> 63 << 64) for fact in _facts_in(record)] for record in records], np.int64).reshape(-1, len(FACTS))
-    nothing = (math.nan,) * len(MEASURES)
-    own = [measures_of(record) if isinstance(record, Transaction) else nothing for record in records]
-    measures = np.array(own, np.float64).reshape(-1, len(MEASURES))
+    paid = np.array([isinstance(record, Transaction) for record in records], np.bool_)
+    own = owns_of([record for record in records if isinstance(record, Transaction)]).view(np.int64).reshape(-1, len(FACTS) + len(MEASURES))
+    facts, measures = np.empty((len(records), len(FACTS)), np.int64), np.full((len(records), len(MEASURES)), math.nan)
+    facts[paid], measures[paid] = own[:, : len(FACTS)], own[:, len(FACTS) :].view(np.float64)
+    for number, record in enumerate(records):
+        if isinstance(record, AccountEvent):
+            facts[number] = np.array(event_facts(record), np.uint64).view(np.int64)
     tokens = {
         entity.name: np.array([0 if (token := _token(record, entity.field)) is None else hash64(token) for record in records], np.uint64)
         for entity in ENTITIES
@@ -159,8 +157,8 @@ def columns_of(records: Sequence[Transaction | AccountEvent]) -> TransactionColu
     return TransactionColumns(
         {fact.name: facts[:, number] for number, fact in enumerate(FACTS)},
         tokens,
-        {measure.name: measures[:, number] for number, measure in enumerate(MEASURES)},
-        asked=np.array([isinstance(record, Transaction) for record in records], np.bool_),
+        {name: measures[:, number] for number, name in enumerate(MEASURES)},
+        asked=paid,
     )
 
 
@@ -285,7 +283,7 @@ def yes_codes(column: Any) -> Array:
 
 
 def short_codes(column: Any, steps: float) -> Array:
-    """int64: fact.short_code of each number, NaN is 0."""
+    """int64: each number in steps, as `said.STEPS` has it; NaN is 0."""
     numbers = np.asarray(column, np.float64)
     given = ~np.isnan(numbers)
     codes = np.zeros(len(numbers), np.int64)
@@ -380,7 +378,7 @@ def columns_from_arrow(table: Any) -> TransactionColumns:
         facts["latitude"] = latitude_codes(_numbers(table["latitude"]))
         facts["longitude"] = longitude_codes(_numbers(table["longitude"]))
     tokens = {entity.name: hash64s(table[entity.field]) for entity in ENTITIES if entity.field in names}
-    measures = {measure.name: _numbers(table[measure.name]) for measure in MEASURES if measure.name in names}
+    measures = {name: _numbers(table[name]) for name in MEASURES if name in names}
     return TransactionColumns(facts, tokens, measures)
 
 
@@ -397,5 +395,5 @@ def event_columns_from_arrow(table: Any) -> TransactionColumns:
     facts |= {"hash": identities, "at_ms": np.minimum(at_ms, AT_MS_MAX), "kind": codes}
     tokens = {entity.name: np.zeros(len(at_ms), np.uint64) for entity in ENTITIES}
     tokens |= {entity.name: hash64s(table["account_id"]) for entity in ENTITIES if entity.field == "account_id"}
-    measures = {measure.name: np.full(len(at_ms), math.nan) for measure in MEASURES}
+    measures = {name: np.full(len(at_ms), math.nan) for name in MEASURES}
     return TransactionColumns(facts, tokens, measures, asked=np.zeros(len(at_ms), np.bool_))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
@@ -11,14 +10,13 @@ import numpy as np
 
 from features import kernel
 from features.catalogue import Catalogue
-from features.fact import FACTS, MEASURES, NO_MEASURES, facts_of, measures_of
+from features.fact import FACTS, MEASURES, NO_MEASURES, OWN, facts_of, owns_of
 from features.layout import beginning_of
 from features.profile import SEEN_BYTES
 from features.tally import HEADER_BYTES, lengths_of, longs, told_to_all
 from schemas.transaction import Transaction
 
-_OWN = struct.Struct(f"<Q{len(FACTS) - 1}q{len(MEASURES)}d")
-OWN_BYTES = _OWN.size
+OWN_BYTES = OWN.size
 """A transaction's facts and measures, as the kernels read them."""
 _BEYOND = bytes(8)
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
@@ -87,14 +85,15 @@ def row_bytes(catalogue: Catalogue, txn: Transaction) -> tuple[bytes | None, ...
     return packed(catalogue, txn, facts_of(txn))
 
 
-def own_bytes(txn: Transaction, facts: tuple[int, ...]) -> bytes:
+def own_bytes(txn: Transaction) -> bytes:
     """A transaction's facts and its own measures: how its section begins."""
-    return _OWN.pack(*facts, *measures_of(txn))
+    own: bytes = owns_of((txn,)).tobytes()
+    return own
 
 
 def event_bytes(facts: tuple[int, ...]) -> bytes:
     """As `own_bytes`, of what has no measures."""
-    return _OWN.pack(*facts, *NO_MEASURES)
+    return OWN.pack(*facts, *NO_MEASURES)
 
 
 def row_slices(catalogue: Catalogue) -> tuple[slice, ...]:
@@ -137,7 +136,12 @@ def kept_up(catalogue: Catalogue, buffer: Bytes, count: int, refresh_ms: int, re
     """What the appends of these transactions leave to do: which of them, the number of the log, and KEPT_ON and UNTIDY as bits."""
     out = np.empty((count, len(catalogue.logs)), np.uint8)
     kernel.kept_up(catalogue.program, buffer, len(MEASURES), len(catalogue.tallies), refresh_ms, rewritten, out)
-    width, flags = len(catalogue.logs), out.tobytes()
+    return marked_in(out)
+
+
+def marked_in(marks: Bytes) -> list[tuple[int, int, int]]:
+    """Of a table of marks those that are not 0: which transaction, the number of the log, and the mark."""
+    width, flags = marks.shape[1], marks.tobytes()
     return [(at // width, at % width, flag) for at, flag in enumerate(flags) if flag] if any(flags) else []
 
 
@@ -179,3 +183,11 @@ def place_in(log: bytes, row_size: int, identity: int) -> tuple[int, bool]:
     signed = identity - (1 << 64) if identity >> 63 else identity
     position, twice = kernel.place_of(np.frombuffer(log + _BEYOND, np.uint8), row_size, signed)
     return int(position), bool(twice)
+
+
+def places(catalogue: Catalogue, pasts: Sequence[Past]) -> list[list[int]]:
+    """The position in each log of the row that each of these left there; -1 where it has no such log, or it could not be read."""
+    out = np.empty((len(pasts), len(catalogue.logs)), np.int64)
+    kernel.places(catalogue.program, assembled(pasts), len(MEASURES), len(catalogue.tallies), out)
+    found: list[list[int]] = out.tolist()
+    return found

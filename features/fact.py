@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from operator import attrgetter
-from typing import Any, Literal, NamedTuple
+import struct
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Literal, NamedTuple
 
+import msgspec
+import numpy as np
+
+from features import said
+from features.kernel import Array
 from schemas.account import AccountEvent, AccountEventKind
+from schemas.avro import messagepack_of
 from schemas.identity import hash32
 from schemas.transaction import BehaviouralSession, Fingerprint, Transaction, TransactionKind
 
@@ -99,16 +106,6 @@ def mcc_code(mcc: str | None) -> int:
     return 0 if mcc is None else int(mcc) + 1
 
 
-def latitude_code(degrees: float | None) -> int:
-    """1/91 degrees north of the South Pole, plus one, halves to even; 0 if not given."""
-    return 0 if degrees is None else round((degrees + 90.0) * DEGREE) + 1
-
-
-def longitude_code(degrees: float | None) -> int:
-    """1/91 degrees east of the antimeridian, plus one, halves to even; 0 if not given."""
-    return 0 if degrees is None else round((degrees + 180.0) * DEGREE) + 1
-
-
 PARTS = ("os", "browser", "screen", "time_zone", "language", "hardware")
 """The parts of a fingerprint, in the order of their bytes, lowest first."""
 
@@ -118,72 +115,49 @@ def part_hash(text: str | None) -> int:
     return 0 if text is None else hash32(text) % 255 + 1
 
 
-@functools.lru_cache(maxsize=1 << 16)
-def fingerprint_code(fingerprint: Fingerprint | None) -> int:
-    """A byte for each part; 0 if none was given."""
-    return 0 if fingerprint is None else sum(part_hash(getattr(fingerprint, part)) << 8 * place for place, part in enumerate(PARTS))
+class Rule(NamedTuple):
+    """How compiled code finds a fact: the rule's name in `features/said.py`, the transaction's field that gives it (`session.keystroke_dwell_ms`:
+    one of its own), and what else the rule needs: fields or numbers."""
 
-
-def yes_code(yes: bool | None) -> int:
-    """2 for yes, 1 for no, 0 if nobody said."""
-    return 0 if yes is None else 1 + yes
-
-
-def short_code(value: float | None, steps: float) -> int:
-    """A positive number in steps, halves to even, at least 1 and at most SHORT_MAX; 0 if not given."""
-    if value is None or value != value:
-        return 0
-    value *= steps
-    return 1 if value < 1.0 else SHORT_MAX if value > SHORT_MAX else round(value)
-
-
-def _hashed(bits: int) -> Callable[[str], int]:
-    """`short_hash` of so many bits."""
-    return functools.lru_cache(maxsize=1 << 16)(functools.partial(short_hash, bits=bits))
-
-
-def _of_session(field: str, steps: float) -> Callable[[BehaviouralSession], int]:
-    given = attrgetter(field)
-    return lambda session: short_code(given(session), steps)
+    how: int
+    field: str
+    first: str | int = 0
+    second: str | int = 0
 
 
 class Fact(NamedTuple):
-    """One row of the table: its name, its bits in a log, whether 0 means 'not given', the transaction's field that gives it, and how.
-
-    Where the field is None the fact is 0, and `code` is not asked.
-    """
+    """One row of the table: its name, its bits in a log, whether 0 means 'not given', and how a transaction gives it (0 if it does not)."""
 
     name: str
     bits: int
     zero_is_missing: bool
-    field: str
-    code: Callable[[Any], int]
+    rule: Rule
 
 
 FACTS: tuple[Fact, ...] = (
-    Fact("hash", 32, False, "transaction_id", hash32),
-    Fact("at_ms", 42, False, "at_ms", lambda at_ms: at_ms if at_ms < AT_MS_MAX else AT_MS_MAX),
-    Fact("kind", 6, False, "kind", KIND_CODES.__getitem__),
-    Fact("amount_minor", 40, False, "own_amount_minor", lambda amount: amount if amount < AMOUNT_MAX else AMOUNT_MAX),
-    Fact("merchant_id", 20, True, "merchant_id", _hashed(20)),
-    Fact("terminal_id", 20, True, "terminal_id", _hashed(20)),
-    Fact("card", 24, True, "card_token", _hashed(24)),
-    Fact("account", 32, True, "account_id", _hashed(32)),
-    Fact("device", 20, True, "device_token", _hashed(20)),
-    Fact("customer", 24, True, "customer_id", _hashed(24)),
-    Fact("counterparty", 32, True, "counterparty_account_id", _hashed(32)),
-    Fact("mcc", 14, True, "mcc", mcc_code),
-    Fact("country", 10, True, "country", country_code),
-    Fact("ip_country", 10, True, "ip_country", country_code),
-    Fact("card_country", 10, True, "card_country", country_code),
-    Fact("latitude", 14, True, "latitude", latitude_code),
-    Fact("longitude", 15, True, "longitude", longitude_code),
-    Fact("fingerprint", 48, True, "fingerprint", fingerprint_code),
-    Fact("emulator", 2, True, "fingerprint", lambda fingerprint: yes_code(fingerprint.emulator)),
-    Fact("proxy", 2, True, "ip_proxy", yes_code),
-    Fact("dwell", 16, True, "session", _of_session("keystroke_dwell_ms", 10.0)),
-    Fact("flight", 16, True, "session", _of_session("keystroke_flight_ms", 10.0)),
-    Fact("pointer", 16, True, "session", _of_session("pointer_speed_px_s", 1.0)),
+    Fact("hash", 32, False, Rule(said.IDENTITY, "transaction_id", "at_ms", AT_MS_MAX)),
+    Fact("at_ms", 42, False, Rule(said.TIME, "at_ms", AT_MS_MAX)),
+    Fact("kind", 6, False, Rule(said.WORD, "kind")),
+    Fact("amount_minor", 40, False, Rule(said.AMOUNT, "amount_minor", AMOUNT_MAX, "billing_amount_minor")),
+    Fact("merchant_id", 20, True, Rule(said.HASHED, "merchant_id", 20)),
+    Fact("terminal_id", 20, True, Rule(said.HASHED, "terminal_id", 20)),
+    Fact("card", 24, True, Rule(said.HASHED, "card_token", 24)),
+    Fact("account", 32, True, Rule(said.HASHED, "account_id", 32)),
+    Fact("device", 20, True, Rule(said.HASHED, "device_token", 20)),
+    Fact("customer", 24, True, Rule(said.HASHED, "customer_id", 24)),
+    Fact("counterparty", 32, True, Rule(said.HASHED, "counterparty_account_id", 32)),
+    Fact("mcc", 14, True, Rule(said.DIGITS, "mcc")),
+    Fact("country", 10, True, Rule(said.LETTERS, "country")),
+    Fact("ip_country", 10, True, Rule(said.LETTERS, "ip_country")),
+    Fact("card_country", 10, True, Rule(said.LETTERS, "card_country")),
+    Fact("latitude", 14, True, Rule(said.DEGREES, "latitude", 90, DEGREE)),
+    Fact("longitude", 15, True, Rule(said.DEGREES, "longitude", 180, DEGREE)),
+    Fact("fingerprint", 48, True, Rule(said.PARTS, f"fingerprint.{PARTS[0]}", len(PARTS))),
+    Fact("emulator", 2, True, Rule(said.ANSWER, "fingerprint.emulator")),
+    Fact("proxy", 2, True, Rule(said.ANSWER, "ip_proxy")),
+    Fact("dwell", 16, True, Rule(said.STEPS, "session.keystroke_dwell_ms", 10, SHORT_MAX)),
+    Fact("flight", 16, True, Rule(said.STEPS, "session.keystroke_flight_ms", 10, SHORT_MAX)),
+    Fact("pointer", 16, True, Rule(said.STEPS, "session.pointer_speed_px_s", 1, SHORT_MAX)),
 )
 """Every fact. The first three are in every row, in this order. Adding one is one line here.
 
@@ -196,45 +170,83 @@ Keystrokes are in tenths of a millisecond, the pointer in pixels a second.
 FACT_NUMBER: dict[str, int] = {fact.name: number for number, fact in enumerate(FACTS)}
 HASH, AT_MS, KIND = 0, 1, 2
 
-_NAN = float("nan")
+MEASURES: tuple[str, ...] = ("keystroke_dwell_ms", "keystroke_flight_ms", "pointer_speed_px_s", "session_age_s")
+"""The numbers of the transaction alone that no log holds, of its behavioural session: milliseconds, pixels a second and seconds; NaN if not given."""
 
-
-class Measure(NamedTuple):
-    """A number of the transaction alone that no log holds: read from its behavioural session, NaN if it was not given."""
-
-    name: str
-    of: Callable[[BehaviouralSession], float | None]
-
-
-MEASURES: tuple[Measure, ...] = (
-    Measure("keystroke_dwell_ms", lambda s: s.keystroke_dwell_ms),
-    Measure("keystroke_flight_ms", lambda s: s.keystroke_flight_ms),
-    Measure("pointer_speed_px_s", lambda s: s.pointer_speed_px_s),
-    Measure("session_age_s", lambda s: s.session_age_s),
-)
-"""The behavioural session, milliseconds, pixels a second and seconds."""
-
-MEASURE_NUMBER: dict[str, int] = {measure.name: number for number, measure in enumerate(MEASURES)}
-
-_FIELDS_OF = attrgetter(*[fact.field for fact in FACTS])
-_CODES = tuple(fact.code for fact in FACTS)
-_MEASURES_OF = tuple(measure.of for measure in MEASURES)
-NO_MEASURES = (_NAN,) * len(MEASURES)
+MEASURE_NUMBER: dict[str, int] = {name: number for number, name in enumerate(MEASURES)}
+NO_MEASURES = (float("nan"),) * len(MEASURES)
 """What a transaction without a behavioural session says."""
+OWN = struct.Struct(f"<Q{len(FACTS) - 1}q{len(MEASURES)}d")
+"""A transaction's facts and measures, as the kernels read them."""
+
+
+class Saying(NamedTuple):
+    """How transactions say something, as `said.said` reads it."""
+
+    fields: Array
+    rules: Array
+    measures: Array
+    words: Array
+    texts: Array
+
+
+def _leaves() -> tuple[list[tuple[int, int]], list[str]]:
+    """The fields of a transaction as `said.said` goes through them, and the names of its leaves."""
+    fields, leaves = list[tuple[int, int]](), list[str]()
+    records = {"session": BehaviouralSession, "fingerprint": Fingerprint}
+    for name in Transaction.__struct_fields__:
+        inside = records[name].__struct_fields__ if name in records else ()
+        fields += [(len(msgspec.msgpack.encode(name)), len(inside)), *((len(msgspec.msgpack.encode(each)), 0) for each in inside)]
+        leaves += [f"{name}.{each}" for each in inside] or [name]
+    return fields, leaves
+
+
+_FIELDS, _LEAVES = _leaves()
+LEAVES = {name: number for number, name in enumerate(_LEAVES)}
+"""The number of each thing that a transaction says: of its fields, and of those of the records in them."""
+
+
+def _saying() -> Saying:
+    def number(value: str | int) -> int:
+        return LEAVES[value] if isinstance(value, str) else value
+
+    first = LEAVES[f"fingerprint.{PARTS[0]}"]
+    assert [LEAVES[f"fingerprint.{part}"] for part in PARTS] == list(range(first, first + len(PARTS))), "parts are leaves side by side"
+    kinds = [(kind.encode(), code) for kind, code in KIND_CODES.items()]
+    ends = list(accumulate(len(kind) for kind, _ in kinds))
+    return Saying(
+        np.array(_FIELDS),
+        np.array([(rule.how, LEAVES[rule.field], number(rule.first), number(rule.second)) for _, _, _, rule in FACTS]),
+        np.array([LEAVES[f"session.{name}"] for name in MEASURES]),
+        np.array([(code, end - len(kind), len(kind)) for (kind, code), end in zip(kinds, ends, strict=True)]),
+        np.frombuffer(b"".join(kind for kind, _ in kinds), np.uint8),
+    )
+
+
+SAYING = _saying()
+_NO_TOKENS, _NO_SPANS = np.empty(0, np.int64), np.empty((0, 0, 2), np.int64)
+
+
+def owns_of(txns: Sequence[Transaction]) -> Array:
+    """uint8[n * OWN.size]: each transaction's facts and measures."""
+    owns = np.empty(len(txns) * OWN.size, np.uint8)
+    said.said(*SAYING, np.frombuffer(messagepack_of(txns), np.uint8), _NO_TOKENS, owns, OWN.size, _NO_SPANS)
+    return owns
+
+
+def facts_in(own: bytes) -> tuple[int, ...]:
+    """The facts of one transaction, in the order of FACTS, of what `owns_of` made of it."""
+    return OWN.unpack(own)[: len(FACTS)]
 
 
 def facts_of(txn: Transaction) -> tuple[int, ...]:
     """The transaction's facts, in the order of FACTS."""
-    facts = [0 if value is None else code(value) for code, value in zip(_CODES, _FIELDS_OF(txn), strict=True)]
-    facts[HASH] |= facts[AT_MS] << 32 & _U64  # `row_identity`
-    return tuple(facts)
+    return facts_in(owns_of((txn,)).tobytes())
 
 
 def measures_of(txn: Transaction) -> tuple[float, ...]:
     """The transaction's own measures, in the order of MEASURES; NaN where not given."""
-    if txn.session is None:
-        return NO_MEASURES
-    return tuple([_NAN if (value := of(txn.session)) is None else float(value) for of in _MEASURES_OF])
+    return OWN.unpack(owns_of((txn,)).tobytes())[len(FACTS) :]
 
 
 def declined_facts(facts: tuple[int, ...]) -> tuple[int, ...]:

@@ -122,6 +122,18 @@ def _or64(typing_context: Any, buffer: Any, offset: Any, value: Any) -> Any:
     return types.void(buffer, types.int64, types.int64), generate
 
 
+def _store64(typing_context: Any, buffer: Any, offset: Any, value: Any) -> Any:
+    """Writes eight bytes at any offset, as `load64` reads them."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        address = builder.bitcast(builder.gep(array.data, [args[1]]), context.get_value_type(types.int64).as_pointer())
+        builder.store(args[2], address).align = 1
+        return context.get_dummy_value()
+
+    return types.void(buffer, types.int64, types.int64), generate
+
+
 def _pointer(typing_context: Any, array: Any) -> Any:
     """Where an array's values begin. Read and written by index, as the array, but nobody counts who holds it: see `held`."""
 
@@ -146,6 +158,7 @@ word: Callable[[Array, int], Any] = cast(Any, intrinsic(_word))
 put: Callable[[Array, int, Any], None] = cast(Any, intrinsic(_put))
 load64: Callable[[Array, int], int] = cast(Any, intrinsic(_load64))
 or64: Callable[[Array, int, int], None] = cast(Any, intrinsic(_or64))
+store64: Callable[[Array, int, int], None] = cast(Any, intrinsic(_store64))
 
 
 @inlined
@@ -232,6 +245,27 @@ def place_of(buffer: Array, size: int, own: int) -> tuple[int, int]:
     found = np.empty(3, np.int64)
     count = uniques(buffer, 0, length, size, own, offsets, found, np.empty(slots_for(length // size), np.int64))
     return found[0] + count, found[2]
+
+
+@compiled
+def places(plan: Array, buffer: Array, own: int, tallies: int, out: Array) -> None:
+    """The position in each log of the row that each transaction of `look_all`'s buffer left there (as `place_of` finds it), into `out`
+    (int64[n, logs]); -1 where there is no log. `own`: own measures of a transaction."""
+    memories, at = plan[LOGS] + plan[PROFILES] + tallies, 0
+    offsets, _, _, table = _scratch(plan, buffer, own, memories, out.shape[0])
+    found = np.empty(3, np.int64)
+    for one in range(out.shape[0]):
+        identity, lengths = load64(buffer, at), at + 8 * (plan[FACTS] + own)
+        at = lengths + 8 * memories
+        for memory in range(memories):
+            length = load64(buffer, lengths + 8 * memory)
+            if memory < plan[LOGS]:
+                out[one, memory] = -1
+                if length >= 0:
+                    size = plan[plan[LOG_AT] + memory * LOG_LINE + L_SIZE]
+                    count = uniques(buffer, at, length, size, identity, offsets, found, table)
+                    out[one, memory] = found[0] + count
+            at += max(length, 0)
 
 
 @inlined

@@ -137,7 +137,7 @@ WARM = Transaction(transaction_id="warm", kind=TransactionKind.ECOMMERCE, at_ms=
 def warm(catalogue: Catalogue) -> None:
     """Loads (the first time on a machine: compiles) what serving runs, so that the first payment does not wait for it."""
     txn = avro.decode(Transaction, avro.encode(WARM))
-    own = own_bytes(txn, facts_of(txn))
+    own = own_bytes(txn)
     rows_of(catalogue, [own])
     rows = row_bytes(catalogue, txn)
     past = Past.of(own, (*rows, *(None,) * (len(catalogue.profiles) + len(catalogue.tallies))))

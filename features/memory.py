@@ -9,12 +9,13 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from features.catalogue import Catalogue
 from features.engine import Past, own_bytes, packed, place_in, to_recall
-from features.fact import HASH, declined_facts, event_facts, facts_of
+from features.fact import HASH, declined_facts, event_facts, facts_in, facts_of
 from features.layout import LogLayout, ProfileLayout
 from features.log import is_due, log_rows, rebuilt_log, row_count, tidied
 from features.profile import Write, profile_write, profile_writes
 from features.tally import TallyLayout, Update, updated
 from schemas.account import AccountEvent, AccountState
+from schemas.errors import MemoryUnavailable
 from schemas.transaction import Transaction
 
 T = TypeVar("T")
@@ -51,8 +52,11 @@ class Memory(Protocol):
     def recall(self, txn: Transaction, aside: Aside | None = None) -> Awaitable[Past]:
         """`recall_all` of one."""
 
+    def decline_all(self, txns: Sequence[Transaction], asides: Sequence[Aside] = ()) -> Awaitable[list[tuple[int, ...] | MemoryUnavailable]]:
+        """Remembers that they were declined or blocked; the places of those rows in each log (-1: no such entity). Twice is once."""
+
     def decline(self, txn: Transaction, aside: Aside | None = None) -> Awaitable[tuple[int, ...]]:
-        """Remembers that it was declined or blocked; the place of that row in each log (-1: no such entity). Twice is once."""
+        """`decline_all` of one."""
 
     def remember_event(self, event: AccountEvent, aside: Aside | None = None) -> Awaitable[tuple[int, ...]]:
         """Appends an account event to the account's log; its position in each log, in the order of the catalogue's logs."""
@@ -196,12 +200,12 @@ class DictMemory:
         return Ready(self._recalled(txn))
 
     def _recalled(self, txn: Transaction) -> Past:
-        facts = facts_of(txn)
-        logs = self._appended(self._tokens(txn), to_recall(self.catalogue, txn, facts))
+        own = own_bytes(txn)
+        logs = self._appended(self._tokens(txn), to_recall(self.catalogue, txn, facts_in(own)))
         keys, profiles_end = self._keys(txn)[len(logs) :], len(self.catalogue.profiles)
         profiles = tuple(None if key is None else self.contents.get(key) for key in keys[:profiles_end])
         tallies = tuple(None if key is None else self.contents.get(key, b"") for key in keys[profiles_end:])
-        return Past.of(own_bytes(txn, facts), (*logs, *profiles, *tallies))
+        return Past.of(own, (*logs, *profiles, *tallies))
 
     def take(self, updates: Updates) -> Awaitable[None]:
         """Gives rows to tallies."""
@@ -210,7 +214,11 @@ class DictMemory:
             self.contents[key] = updated(self.catalogue.tally_plan, self.catalogue.tally_layouts, number, self.contents.get(key, b""), new)
         return Ready(None)
 
-    def decline(self, txn: Transaction, aside: Aside | None = None) -> Awaitable[tuple[int, ...]]:
+    def decline_all(self, txns: Sequence[Transaction], asides: Sequence[Aside] = ()) -> Awaitable[list[tuple[int, ...] | MemoryUnavailable]]:
+        """`decline` of each."""
+        return Ready([self.decline(txn, aside).value for txn, aside in zip(txns, asides or (None,) * len(txns), strict=True)])
+
+    def decline(self, txn: Transaction, aside: Aside | None = None) -> Ready[tuple[int, ...]]:
         """Appends the decline rows; their positions."""
         _answer(aside)
         facts = declined_facts(facts_of(txn))

@@ -25,14 +25,14 @@ from features.engine import (
     buffer_of,
     event_bytes,
     kept_up,
-    own_bytes,
-    packed,
+    marked_in,
     place_in,
+    places,
     row_slices,
     rows_of,
     section,
 )
-from features.fact import HASH, declined_facts, event_facts, facts_of
+from features.fact import DECLINED, HASH, LEAVES, MEASURES, SAYING, event_facts
 from features.kernel import Array
 from features.log import REWRITTEN_ROWS, rebuilt_log, tidied
 from features.memory import Aside, Decided, Happened, Ready, Updates, event_rows, gathered, keys_of, prefixes_of, tokens_of
@@ -40,6 +40,7 @@ from features.profile import profile_write, profile_writes
 from features.tally import HEADER_BYTES, updated
 from features.wire import Command, Wire, parsed
 from schemas.account import AccountEvent, AccountState
+from schemas.avro import messagepack_of
 from schemas.errors import MemoryUnavailable
 from schemas.transaction import Transaction
 
@@ -68,6 +69,8 @@ _NOTHING = slice(0)
 
 
 _ALONE = Aside()
+_DONE = b"+OK\r\n"
+"""What Redis says to a single write that it did."""
 
 
 def _bytes(key: bytes | str) -> bytes:
@@ -87,21 +90,25 @@ class _Asked(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """Transactions that are recalled together: what their rows say (`own_bytes`), and what else goes along."""
+    """Transactions that are recalled together, and what else goes along. `derived`: the kind of the rows that say something of them, 0: themselves.
+
+    `owns` are what the rows say, each OWN_BYTES; `tokens` where the token of each memory lies in `source` (`resp.spoken`).
+    """
 
     txns: Sequence[Transaction]
-    owns: list[bytes]
     asides: Sequence[Aside]
+    derived: int
+    source: Bytes
+    owns: Bytes
+    tokens: Array
 
 
 class _Given(NamedTuple):
-    """The commands of a group, written, how many replies they have, and what is needed to read those: see `resp.asked`."""
+    """The commands of a group, written, how many replies they have, and the lengths of what goes along: see `resp.asked`."""
 
     commands: Bytes
     replies: int
-    owns: Bytes
-    sizes: Array
-    writes: Array
+    lengths: Array
 
 
 class _Found(NamedTuple):
@@ -117,14 +124,26 @@ async def _only(answers: Awaitable[list[Past]]) -> Past:
     return past
 
 
+async def _sound(answers: Awaitable[list[tuple[int, ...] | MemoryUnavailable]]) -> tuple[int, ...]:
+    (said,) = await answers
+    if isinstance(said, MemoryUnavailable):
+        raise said
+    return said
+
+
 def warm(catalogue: Catalogue) -> None:
     """Loads (the first time on a machine: compiles) what serving from Redis runs, so that the first payment does not wait for it."""
     log.warm(catalogue)
     memory, txn = RedisMemory(cast(Wire, None), catalogue), log.WARM
-    group = memory._grouped((txn,), ())
-    given, keys = memory._written(group), sum(key is not None for key in memory._keys(txn))
-    replies = b":0\r\n" * (given.replies - 1) + b"*%d\r\n" % keys + b"$0\r\n\r\n" * keys
-    assert memory._read_at_once(group, given, np.frombuffer(bytearray(replies), np.uint8)), "replies in which nothing is"
+    for derived in (0, DECLINED):
+        group = memory._grouped((txn,), (), derived)
+        given = memory._written(group)
+        keys = int((group.tokens[..., 1] >= 0).sum())
+        replies = b":0\r\n" * (given.replies - 1) + b"*%d\r\n" % keys + b"$0\r\n\r\n" * keys
+        pasts = memory._read(group, given, memoryview(bytearray(replies)))
+        assert not any(past.missing for past in pasts), "replies in which nothing is"
+        places(catalogue, pasts)
+    memory._spoken(group)
 
 
 class RedisMemory:
@@ -138,6 +157,8 @@ class RedisMemory:
         """Expiry is put off when a log is new, and when an event falls into another span of this length than the one before it."""
         self._keys, self._logs, self._profiles = keys_of(catalogue), len(catalogue.logs), len(catalogue.profiles)
         self._tokens, prefixes = tokens_of(catalogue), [prefix.encode() for prefix in prefixes_of(catalogue)]
+        fields = (*catalogue.log_fields, *catalogue.profile_fields, *catalogue.tally_fields)
+        self._leaves = np.array([LEAVES[field] for field in fields], np.int64)
         self._prefixes, self._prefix_ends = np.frombuffer(b"".join(prefixes), np.uint8), np.cumsum([len(prefix) for prefix in prefixes])
         self._rows = tuple(_NOTHING if entity.log_of else place for entity, place in zip(catalogue.log_entities, row_slices(catalogue), strict=True))
         self._kinds = (*[f"{kind}_profile" for kind in catalogue.profiles], *catalogue.tallies)
@@ -177,7 +198,7 @@ class RedisMemory:
                 of += 1
             logs.append(log)
         others: list[bytes | None] = []
-        for key, nothing, kind in zip(asked.more, self._nothings, self._kinds, strict=False):
+        for key, nothing, kind in zip(asked.more, self._nothings, self._kinds, strict=True):
             value = None
             if key is not None:
                 value = nothing if values[of] is None else values[of]
@@ -197,10 +218,10 @@ class RedisMemory:
 
     async def _append_and_read(self, asked: _Asked) -> list[bytes | None]:
         """One request: the appends, and those logs."""
-        logs = self._parted(await self.wire.ask(*self._commands(asked)), asked).logs
-        others = (None,) * (self._profiles + len(self.catalogue.tallies))
-        self._keep_up(buffer_of([section(asked.own, (*logs, *others))]), 1, lambda _, log: self._grown(asked, logs, log))
-        return logs
+        found = self._parted(await self.wire.ask(*self._commands(asked)), asked)
+        left = self._left(buffer_of([section(asked.own, (*found.logs, *found.more))]), 1)
+        self._keep_up(left, lambda _, log: self._grown(asked, found.logs, log))
+        return found.logs
 
     @staticmethod
     def _grown(asked: _Asked, logs: Sequence[bytes | None], number: int) -> tuple[str, bytes] | None:
@@ -208,12 +229,16 @@ class RedisMemory:
         key, log = asked.keys[number], logs[number]
         return (key, log) if asked.rows[number] and key is not None and log is not None else None
 
-    def _keep_up(self, whole: Bytes, count: int, log_of: Callable[[int, int], tuple[str, bytes] | None]) -> None:
-        """What appends leave to do: expiry for a new log or a new span, tidying when a chunk is full or a row came twice.
+    def _left(self, whole: Bytes, count: int) -> list[tuple[int, int, int]]:
+        """What the appends of so many leave to do; `whole` is the kernels' buffer of them."""
+        return kept_up(self.catalogue, whole, count, self._refresh_ms, REWRITTEN_ROWS)
 
-        `whole` is the kernels' buffer of so many; `log_of` gives the key and the bytes of a log of one of them, None if it got no row.
+    def _keep_up(self, left: list[tuple[int, int, int]], log_of: Callable[[int, int], tuple[str, bytes] | None]) -> None:
+        """What appends leave to do (`kept_up`): expiry for a new log or a new span, tidying when a chunk is full or a row came twice.
+
+        `log_of` gives the key and the bytes of a log of one of them, None if it got no row.
         """
-        for one, number, flag in kept_up(self.catalogue, whole, count, self._refresh_ms, REWRITTEN_ROWS):
+        for one, number, flag in left:
             if (found := log_of(one, number)) is None:
                 continue
             key, log = found
@@ -233,55 +258,91 @@ class RedisMemory:
         if not txns:
             return Ready([])
         group = self._grouped(txns, asides)
-        return self._recalled_at_once(group) if self.wire.is_single else self._recalled_in_pieces(group)
+        return self._or_nothing(group, self._exchanged(group))
 
-    @staticmethod
-    def _grouped(txns: Sequence[Transaction], asides: Sequence[Aside]) -> _Group:
-        return _Group(txns, [own_bytes(txn, facts_of(txn)) for txn in txns], asides or (_ALONE,) * len(txns))
+    def _grouped(self, txns: Sequence[Transaction], asides: Sequence[Aside], derived: int = 0) -> _Group:
+        source = np.frombuffer(messagepack_of(txns), np.uint8)
+        owns, tokens = np.empty(len(txns) * OWN_BYTES, np.uint8), np.empty((len(txns), len(self._absent), 2), np.int64)
+        return _Group(txns, asides or (_ALONE,) * len(txns), derived, source, owns, tokens)
 
-    def _recalled_at_once(self, group: _Group) -> Awaitable[list[Past]]:
-        """From one server: compiled code writes the commands and reads the replies."""
+    def _spoken(self, group: _Group) -> None:
+        """What the rows say, and whose they are."""
+        resp.spoken(*SAYING, group.source, self._leaves, group.owns, OWN_BYTES, group.derived, self._appends, group.tokens)
+
+    def _exchanged(self, group: _Group) -> Awaitable[list[Past]]:
+        """What the group is told; the commands are sent now. With one server compiled code writes them and reads the replies."""
+        if not self.wire.is_single:
+            return self._exchanged_in_pieces(group)
         given = self._written(group)
-        return self._or_nothing(group, self.wire.exchange(given.commands.data, given.replies, functools.partial(self._read, group, given)))
+        return self.wire.exchange(given.commands.data, given.replies, functools.partial(self._read, group, given))
 
     def _written(self, group: _Group) -> _Given:
         """The commands of a group."""
         reads = max([len(aside.reads) for aside in group.asides], default=0)
-        words, lengths, tokens_of = list[bytes](), array("q"), self._tokens
-        for txn, aside in zip(group.txns, group.asides, strict=True):
-            if aside.writes or reads:
-                given = [b"".join(map(hiredis.pack_command, aside.writes)), *map(_bytes, aside.reads)]
-                lengths.extend(map(len, given))
-                lengths.extend((resp.NOT_ASKED,) * (1 + reads - len(given)))
-                words += given
-            else:
-                lengths.append(0)
-            tokens = [None if token is None else token.encode() for token in tokens_of(txn)]
-            lengths.extend([resp.NOT_ASKED if token is None else len(token) for token in tokens])
-            words += filter(None, tokens)
-        sizes = np.frombuffer(lengths, np.int64).reshape(len(group.txns), 1 + reads + len(self._absent))
-        plan, owns, said = self.catalogue.program, np.frombuffer(b"".join(group.owns), np.uint8), np.frombuffer(b"".join(words), np.uint8)
-        commands = resp.asked(plan, owns, OWN_BYTES, self._prefixes, self._prefix_ends, said, sizes, reads, self._appends)
-        writes = np.array([len(aside.writes) for aside in group.asides], np.int64)
-        return _Given(commands, resp.replies_to(sizes, writes, reads, self._appends), owns, sizes, writes)
+        words, sizes = list[bytes](), array("q")
+        for aside in group.asides:
+            writes = aside.writes
+            given = [hiredis.pack_command(writes[0]) if len(writes) == 1 else b"".join(map(hiredis.pack_command, writes)), *map(_bytes, aside.reads)]
+            sizes.append(len(writes))
+            sizes.extend(map(len, given))
+            sizes.extend((resp.NOT_ASKED,) * (1 + reads - len(given)))
+            words += given
+        lengths = np.frombuffer(sizes, np.int64).reshape(len(group.txns), 2 + reads)
+        commands, replies = resp.asked(
+            self.catalogue.program,
+            *SAYING,
+            group.source,
+            self._leaves,
+            group.owns,
+            OWN_BYTES,
+            group.derived,
+            self._appends,
+            group.tokens,
+            self._prefixes,
+            self._prefix_ends,
+            np.frombuffer(b"".join(words), np.uint8),
+            lengths,
+        )
+        return _Given(commands, replies, lengths)
 
     def _read(self, group: _Group, given: _Given, replies: memoryview) -> list[Past]:
-        return self._read_at_once(group, given, np.frombuffer(replies, np.uint8)) or self._read_with_care(group, replies, given.replies)
+        found = self._found_at_once(group, given, np.frombuffer(replies, np.uint8))
+        if found is None:
+            return self._read_with_care(group, replies, given.replies)
+        whole, begins = found
+        return [Past(whole, begin, end) for begin, end in pairwise(begins)]
 
     async def _or_nothing(self, group: _Group, sent: Awaitable[list[Past]]) -> list[Past]:
         try:
             return await sent
         except MemoryUnavailable as error:
-            return [self._forgotten(own, aside, error) for own, aside in zip(group.owns, group.asides, strict=True)]
+            owns = group.owns.tobytes()
+            return [self._forgotten(owns[n * OWN_BYTES : (n + 1) * OWN_BYTES], aside, error) for n, aside in enumerate(group.asides)]
 
-    def _read_at_once(self, group: _Group, given: _Given, replies: Bytes) -> list[Past]:
-        """The pasts of all; nothing if the replies are not all as they are when all goes well."""
-        _, _, owns, sizes, writes = given
-        of, asked, reads = len(group.txns), sizes.shape[1] - 1, sizes.shape[1] - 1 - len(self._absent)
-        spans, ends, begins = np.empty((of, asked, 2), np.int64), np.empty((of, 2), np.int64), np.empty(of + 1, np.int64)
-        if not resp.answered(replies, sizes, writes, self._appends, self._absent, reads, spans, ends):
-            return []
-        whole = resp.laid_out(replies, owns, OWN_BYTES, reads, spans, begins)
+    def _found_at_once(self, group: _Group, given: _Given, replies: Bytes) -> tuple[Bytes, list[int]] | None:
+        """The kernels' buffer of all, and where each begins in it and the last ends; None if replies are not all as they are when all goes well."""
+        of, reads = len(group.txns), given.lengths.shape[1] - 2
+        spans, ends, begins = np.empty((of, reads + len(self._absent), 2), np.int64), np.empty((of, 2), np.int64), np.empty(of + 1, np.int64)
+        marks = np.empty((of, self._logs), np.uint8)
+        whole, marked = resp.found(
+            self.catalogue.program,
+            replies,
+            group.owns,
+            OWN_BYTES,
+            given.lengths,
+            group.tokens,
+            self._appends,
+            self._absent,
+            len(MEASURES),
+            self._refresh_ms,
+            REWRITTEN_ROWS,
+            spans,
+            ends,
+            begins,
+            marks,
+        )
+        if not whole.size:
+            return None
         whole.flags.writeable = False
 
         def said(at: int, length: int) -> bytes | None:
@@ -289,15 +350,17 @@ class RedisMemory:
 
         if reads or any(aside is not _ALONE for aside in group.asides):
             for aside, (begin, end), found in zip(group.asides, ends.tolist(), spans[:, :reads].tolist(), strict=True):
-                aside.wrote = parsed(replies[begin:end].tobytes(), len(aside.writes))
+                wrote = replies[begin:end].tobytes()
+                aside.wrote = [b"OK"] if wrote == _DONE else parsed(wrote, len(aside.writes))
                 aside.found = [said(at, length) for at, length in found[: len(aside.reads)]]
+        if marked:
+            self._keep_up(marked_in(marks), lambda one, log: self._log_of(group, one, log, said(*spans[one, reads + log].tolist())))
+        return whole, begins.tolist()
 
-        def grown(one: int, log: int) -> tuple[str, bytes] | None:
-            token, content = self._tokens(group.txns[one])[log], said(*spans[one, reads + log].tolist())
-            return (self.catalogue.log_layouts[log].key(token), content) if self._appends[log] and token and content else None
-
-        self._keep_up(whole, of, grown)
-        return [Past(whole, begin, end) for begin, end in pairwise(begins.tolist())]
+    def _log_of(self, group: _Group, one: int, log: int, content: bytes | None) -> tuple[str, bytes] | None:
+        """Key and bytes of a log of one of a group, if it got a row and is there."""
+        token = self._tokens(group.txns[one])[log]
+        return (self.catalogue.log_layouts[log].key(token), content) if self._appends[log] and token and content else None
 
     def _read_with_care(self, group: _Group, replies: memoryview, count: int) -> list[Past]:
         """What replies say that are not all as they are when all goes well."""
@@ -305,21 +368,23 @@ class RedisMemory:
         return self._pasts(asked, ends, parsed(replies, count))
 
     def _each(self, group: _Group) -> tuple[list[_Asked], list[int]]:
-        """What each one asks, and where its commands end."""
-        asked, ends = list[_Asked](), [0]
-        for txn, own, rows, aside in zip(group.txns, group.owns, rows_of(self.catalogue, group.owns), group.asides, strict=True):
+        """What each one asks, and where its commands end. Of what is derived from a transaction only the logs hear that it leaves rows in."""
+        asked, ends, owns = list[_Asked](), [0], group.owns.tobytes()
+        own = [owns[at : at + OWN_BYTES] for at in range(0, len(owns), OWN_BYTES)]
+        for txn, said, rows, aside in zip(group.txns, own, rows_of(self.catalogue, own), group.asides, strict=True):
             keys = self._keys(txn)
+            if group.derived:
+                keys = [key if appends else None for key, appends in zip(keys, self._appends, strict=False)] + [None] * len(self._kinds)
             own_rows = [None if key is None else rows[place] for key, place in zip(keys, self._rows, strict=False)]
-            asked.append(_Asked(own, keys[: self._logs], own_rows, keys[self._logs :], aside))
+            asked.append(_Asked(said, keys[: self._logs], own_rows, keys[self._logs :], aside))
             ends.append(ends[-1] + len(self._commands(asked[-1])))
         return asked, ends[1:]
 
-    def _recalled_in_pieces(self, group: _Group) -> Awaitable[list[Past]]:
+    def _exchanged_in_pieces(self, group: _Group) -> Awaitable[list[Past]]:
         """From a cluster: each command goes to the node that has its key."""
+        self._spoken(group)
         asked, ends = self._each(group)
-        return self._or_nothing(
-            group, self._read_in_pieces(asked, ends, self.wire.ask(*[command for one in asked for command in self._commands(one)]))
-        )
+        return self._read_in_pieces(asked, ends, self.wire.ask(*[command for one in asked for command in self._commands(one)]))
 
     async def _read_in_pieces(self, asked: list[_Asked], ends: list[int], sent: asyncio.Future[list[Any]]) -> list[Past]:
         return self._pasts(asked, ends, await sent)
@@ -337,7 +402,7 @@ class RedisMemory:
             there.append(one)
             found.append(logs)
         if there:
-            self._keep_up(assembled(read), len(read), lambda one, log: self._grown(there[one], found[one], log))
+            self._keep_up(self._left(assembled(read), len(read)), lambda one, log: self._grown(there[one], found[one], log))
         return pasts
 
     def _forgotten(self, own: bytes, aside: Aside, error: MemoryUnavailable) -> Past:
@@ -394,11 +459,31 @@ class RedisMemory:
             raise MemoryUnavailable(f"Redis: {refused[0]}")
         return replies
 
+    def decline_all(self, txns: Sequence[Transaction], asides: Sequence[Aside] = ()) -> Awaitable[list[tuple[int, ...] | MemoryUnavailable]]:
+        """Remembers that they were declined or blocked; the places of those rows in each log (-1: no such entity). Twice is once.
+
+        All in one round trip, sent at the call; an error of one (or of what is asked aside of it) touches no other.
+        """
+        if not txns:
+            return Ready([])
+        group = self._grouped(txns, asides, DECLINED)
+        return self._places(group, self._exchanged(group))
+
+    async def _places(self, group: _Group, sent: Awaitable[list[Past]]) -> list[tuple[int, ...] | MemoryUnavailable]:
+        try:
+            pasts = await sent
+        except MemoryUnavailable as error:
+            return [error] * len(group.txns)
+        found: list[tuple[int, ...] | MemoryUnavailable] = [tuple(each) for each in places(self.catalogue, pasts)]
+        for number, aside in enumerate(group.asides):
+            for said in (*aside.wrote, *aside.found):
+                if isinstance(said, Exception):
+                    found[number] = said if isinstance(said, MemoryUnavailable) else MemoryUnavailable(f"Redis: {said}")
+        return found
+
     def decline(self, txn: Transaction, aside: Aside | None = None) -> Awaitable[tuple[int, ...]]:
-        """Remembers that it was declined or blocked; the place of that row in each log (-1: no such entity). Twice is once."""
-        facts = declined_facts(facts_of(txn))
-        asked = _Asked(own_bytes(txn, facts), self._keys(txn)[: self._logs], packed(self.catalogue, txn, facts), [], aside or _ALONE)
-        return self._placed(facts[HASH], self._append_and_read(asked))
+        """`decline_all` of one."""
+        return _sound(self.decline_all((txn,), (aside or _ALONE,)))
 
     def remember_event(self, event: AccountEvent, aside: Aside | None = None) -> Awaitable[tuple[int, ...]]:
         """Appends an account event to the account's log; its position in each log, in the order of the catalogue's logs."""
@@ -406,7 +491,7 @@ class RedisMemory:
         layouts = self.catalogue.log_layouts
         keys = [None if row is None else layout.key(event.account_id) for layout, row in zip(layouts, rows, strict=True)]
         facts = event_facts(event)
-        asked = _Asked(event_bytes(facts), keys, rows, [], aside or _ALONE)
+        asked = _Asked(event_bytes(facts), keys, rows, [None] * len(self._kinds), aside or _ALONE)
         return self._placed(facts[HASH], self._append_and_read(asked))
 
     async def _placed(self, hash_: int, logs: Awaitable[list[bytes | None]]) -> tuple[int, ...]:

@@ -12,7 +12,8 @@ import numpy as np
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from features.kernel import L_SIZE, LOG_AT, LOG_LINE, LOGS, Array, compiled, inlined, row_into
+from features.kernel import KIND_FACT, L_SIZE, LOG_AT, LOG_LINE, LOGS, PROFILES, Array, compiled, inlined, kept_up, load64, row_into, store64
+from features.said import said
 
 raw_memcpy: Callable[..., Any] = cast(Any, cgutils).raw_memcpy
 NOT_ASKED, NOTHING = -2, -1
@@ -24,6 +25,8 @@ _ROOM = 16
 """Bytes of a header such as `$1234567890` with its line end, at most."""
 _APPEND = np.frombuffer(b"*3\r\n$6\r\nAPPEND\r\n", np.uint8)
 _MGET = np.frombuffer(b"$4\r\nMGET\r\n", np.uint8)
+_GOLDEN, _MIX_30, _MIX_27 = (number - (1 << 64) for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+"""splitmix64's constants, as whole numbers with a sign."""
 
 
 def _copy(typing_context: Any, to: Any, at: Any, source: Any, begin: Any, count: Any) -> Any:
@@ -38,20 +41,7 @@ def _copy(typing_context: Any, to: Any, at: Any, source: Any, begin: Any, count:
     return types.void(to, types.int64, source, types.int64, types.int64), generate
 
 
-def _store64(typing_context: Any, buffer: Any, offset: Any, value: Any) -> Any:
-    """Writes eight bytes at any offset, as `load64` reads them."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        array = context.make_array(signature.args[0])(context, builder, args[0])
-        address = builder.bitcast(builder.gep(array.data, [args[1]]), context.get_value_type(types.int64).as_pointer())
-        builder.store(args[2], address).align = 1
-        return context.get_dummy_value()
-
-    return types.void(buffer, types.int64, types.int64), generate
-
-
 copy: Callable[[Array, int, Array, int, int], None] = cast(Any, intrinsic(_copy))
-store64: Callable[[Array, int, int], None] = cast(Any, intrinsic(_store64))
 
 
 @inlined
@@ -145,86 +135,137 @@ def _named(out: Array, at: int, prefixes: Array, ends: Array, memory: int, words
     return int(at + size + count + 2)
 
 
-@compiled
-def asked(plan: Array, owns: Array, stride: int, prefixes: Array, ends: Array, words: Array, lengths: Array, reads: int, appends: Array) -> Array:
-    """The commands of recalls: of each, what is written aside, the appends to its logs, and one MGET of what is read aside and all its memories.
+@inlined
+def derived_identity(identity: int, of: int) -> int:
+    """`fact.derived_identity`."""
+    z = identity + of * _GOLDEN
+    z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * _MIX_30
+    z = (z ^ ((z >> 27) & ((1 << 37) - 1))) * _MIX_27
+    low = (z ^ ((z >> 31) & ((1 << 33) - 1))) & ((1 << 32) - 1)
+    return (identity >> 32) << 32 | (low if low != 0 else 1)
 
-    `lengths` (int64[n, 1 + reads + memories]) are those of what lies in `words` side by side: commands that are written already, keys that
-    are read aside, and the tokens of the entities; NOT_ASKED where there is none. `prefixes` are what keys begin with, one kind of memory
-    ending at each of `ends`. `appends` says of each log whether it gets a row; `owns` holds the facts, those of one each `stride` bytes.
-    """
-    room, widest = 0, prefixes.size + 2 * _ROOM * ends.size
+
+@compiled
+def spoken(
+    fields: Array,
+    rules: Array,
+    measures: Array,
+    words: Array,
+    texts: Array,
+    source: Array,
+    leaves: Array,
+    owns: Array,
+    stride: int,
+    derived: int,
+    appends: Array,
+    tokens: Array,
+) -> None:
+    """As `said.said`, of rows that are derived from transactions (0: of these themselves): the kind of such a row, which concerns only the logs
+    that a transaction leaves rows in."""  # fmt: skip
+    said(fields, rules, measures, words, texts, source, leaves, owns, stride, tokens)
+    if derived == 0:
+        return
+    for own in range(0, owns.size, stride):
+        store64(owns, own, derived_identity(load64(owns, own), derived))
+        store64(owns, own + 8 * KIND_FACT, derived)
+    for one in range(tokens.shape[0]):
+        for memory in range(tokens.shape[1]):
+            if memory >= appends.size or not appends[memory]:
+                tokens[one, memory, 1] = NOT_ASKED
+
+
+@compiled
+def asked(
+    plan: Array,
+    fields: Array,
+    rules: Array,
+    measures: Array,
+    texts_of: Array,
+    texts: Array,
+    source: Array,
+    leaves: Array,
+    owns: Array,
+    stride: int,
+    derived: int,
+    appends: Array,
+    tokens: Array,
+    prefixes: Array,
+    ends: Array,
+    words: Array,
+    lengths: Array,
+) -> tuple[Array, int]:
+    """The commands of recalls, and how many replies they have: of each, what is written aside, the appends to its logs, and one MGET of what is
+    read aside and all its memories. `owns` and `tokens` (where the token of each memory lies in `source`) are made first: see `spoken`.
+
+    `lengths` (int64[n, 2 + reads]): how many commands are written aside, and the lengths of what lies in `words` side by side: those commands,
+    written already, and the keys that are read aside; NOT_ASKED where there is none. `prefixes` are what keys begin with, one kind of memory ending
+    at each of `ends`. `appends` says of each log whether it gets a row.
+    """  # fmt: skip
+    spoken(fields, rules, measures, texts_of, texts, source, leaves, owns, stride, derived, appends, tokens)
+    room, widest = 2 * source.size + 2 * words.size, prefixes.size + 2 * _ROOM * ends.size
     for log in range(plan[LOGS]):
         widest += plan[plan[LOG_AT] + log * LOG_LINE + L_SIZE] + _APPEND.size + 3 * _ROOM
     for one in range(lengths.shape[0]):
-        room += 2 * widest + _MGET.size + 2 * _ROOM
-        for place in range(lengths.shape[1]):
-            room += 2 * max(lengths[one, place], 0) + 2 * _ROOM
-    out, at, word = np.empty(room, np.uint8), 0, 0
+        room += 2 * widest + _MGET.size + 2 * _ROOM * (lengths.shape[1] + tokens.shape[1])
+        for memory in range(tokens.shape[1]):
+            room += 2 * max(tokens[one, memory, 1], 0)
+    out, at, word, replies = np.empty(room, np.uint8), 0, 0, 0
     for one in range(lengths.shape[0]):
-        copy(out, at, words, word, lengths[one, 0])
-        at, word = at + lengths[one, 0], word + lengths[one, 0]
-        begin, keys = word, 0
-        for place in range(1, lengths.shape[1]):
-            if lengths[one, place] < 0:
+        copy(out, at, words, word, lengths[one, 1])
+        at, word = at + lengths[one, 1], word + lengths[one, 1]
+        keys, replies = 0, replies + lengths[one, 0] + 1
+        for place in range(2, lengths.shape[1]):
+            keys += 1 if lengths[one, place] >= 0 else 0
+        for memory in range(tokens.shape[1]):
+            begin, size = tokens[one, memory]
+            if size < 0:
                 continue
-            log = place - 1 - reads
-            if 0 <= log < plan[LOGS] and appends[log]:
-                line = plan[LOG_AT] + log * LOG_LINE
-                size = plan[line + L_SIZE]
+            keys += 1
+            if memory < plan[LOGS] and appends[memory]:
+                line = plan[LOG_AT] + memory * LOG_LINE
+                row = plan[line + L_SIZE]
                 copy(out, at, _APPEND, 0, _APPEND.size)
-                at = _named(out, at + _APPEND.size, prefixes, ends, log, words, word, lengths[one, place])
-                at = _written(out, at, _DOLLAR, size)
-                out[at : at + size + 8] = 0
+                at = _named(out, at + _APPEND.size, prefixes, ends, memory, source, begin, size)
+                at = _written(out, at, _DOLLAR, row)
+                out[at : at + row + 8] = 0
                 row_into(plan, line, owns, one * stride, out, at)
-                out[at + size], out[at + size + 1] = _CR, _LF
-                at += size + 2
-            word, keys = word + lengths[one, place], keys + 1
+                out[at + row], out[at + row + 1] = _CR, _LF
+                at, replies = at + row + 2, replies + 1
         at = _written(out, at, _STAR, 1 + keys)
         copy(out, at, _MGET, 0, _MGET.size)
-        at, word = at + _MGET.size, begin
-        for place in range(1, lengths.shape[1]):
-            count = lengths[one, place]
-            if count < 0:
-                continue
-            memory = place - 1 - reads
-            at = _worded(out, at, words, word, count) if memory < 0 else _named(out, at, prefixes, ends, memory, words, word, count)
-            word += count
-    return out[:at]
+        at += _MGET.size
+        for place in range(2, lengths.shape[1]):
+            if lengths[one, place] >= 0:
+                at = _worded(out, at, words, word, lengths[one, place])
+                word += lengths[one, place]
+        for memory in range(tokens.shape[1]):
+            if tokens[one, memory, 1] >= 0:
+                at = _named(out, at, prefixes, ends, memory, source, tokens[one, memory, 0], tokens[one, memory, 1])
+    return out[:at], replies
 
 
 @compiled
-def replies_to(lengths: Array, writes: Array, reads: int, appends: Array) -> int:
-    """How many replies the commands of `asked` have."""
-    count = 0
-    for one in range(lengths.shape[0]):
-        count += writes[one] + 1
-        for log in range(appends.size):
-            count += 1 if appends[log] and lengths[one, 1 + reads + log] >= 0 else 0
-    return count
-
-
-@compiled
-def answered(replies: Array, lengths: Array, writes: Array, appends: Array, absent: Array, reads: int, spans: Array, ends: Array) -> bool:
+def answered(replies: Array, lengths: Array, tokens: Array, appends: Array, absent: Array, spans: Array, ends: Array) -> bool:
     """Finds in the replies to `asked` what was read: its begin and length into `spans` (int64[n, reads + memories, 2]; NOTHING for what
-    Redis does not have, NOT_ASKED). `ends` (int64[n, 2]): where the replies to what was written aside (`writes` commands) begin and end.
+    Redis does not have, NOT_ASKED). `ends` (int64[n, 2]): where the replies to what was written aside begin and end.
 
     False if anything is not as it is when all goes well: an error, a log that is not there after an append, or one reply less.
     `absent` is what a memory is that Redis does not have: NOTHING, a length of 0, or WRONG.
     """
-    at, end = 0, replies.size
+    at, end, reads = 0, replies.size, lengths.shape[1] - 2
     for one in range(lengths.shape[0]):
         ends[one, 0] = at
-        at, left = skipped(replies, at, end, writes[one])
+        at, left = skipped(replies, at, end, lengths[one, 0])
         ends[one, 1] = at
         if left != 0:
             return False
         keys = 0
-        for place in range(1, lengths.shape[1]):
-            if lengths[one, place] >= 0:
+        for place in range(reads):
+            keys += 1 if lengths[one, 2 + place] >= 0 else 0
+        for memory in range(tokens.shape[1]):
+            if tokens[one, memory, 1] >= 0:
                 keys += 1
-                log = place - 1 - reads
-                if 0 <= log < appends.size and appends[log]:
+                if memory < appends.size and appends[memory]:
                     if at >= end or replies[at] != _COLON:
                         return False
                     at = after(replies, at, end)
@@ -235,9 +276,9 @@ def answered(replies: Array, lengths: Array, writes: Array, appends: Array, abse
         count, at = _number(replies, at + 1, end)
         if at < 0 or count != keys:
             return False
-        for place in range(lengths.shape[1] - 1):
+        for place in range(spans.shape[1]):
             spans[one, place, 0], spans[one, place, 1] = 0, NOT_ASKED
-            if lengths[one, 1 + place] < 0:
+            if (lengths[one, 2 + place] if place < reads else tokens[one, place - reads, 1]) < 0:
                 continue
             if at >= end or replies[at] != _DOLLAR:
                 return False
@@ -253,6 +294,39 @@ def answered(replies: Array, lengths: Array, writes: Array, appends: Array, abse
                     return False
             spans[one, place, 1] = length
     return bool(at == end)
+
+
+@compiled
+def found(
+    plan: Array,
+    replies: Array,
+    owns: Array,
+    stride: int,
+    lengths: Array,
+    tokens: Array,
+    appends: Array,
+    absent: Array,
+    own: int,
+    refresh_ms: int,
+    rewritten: int,
+    spans: Array,
+    ends: Array,
+    begins: Array,
+    marks: Array,
+) -> tuple[Array, bool]:
+    """The kernels' buffer of what was `asked`: see `laid_out`. It is empty if replies are not as they are when all goes well: see `answered`.
+
+    `marks` (uint8[n, logs]) is what appends leave to do (`kernel.kept_up`); and whether there is any.
+    """  # fmt: skip
+    if not answered(replies, lengths, tokens, appends, absent, spans, ends):
+        return np.empty(0, np.uint8), False
+    whole = laid_out(replies, owns, stride, lengths.shape[1] - 2, spans, begins)
+    kept_up(plan, whole, own, tokens.shape[1] - plan[LOGS] - plan[PROFILES], refresh_ms, rewritten, marks)
+    for one in range(marks.shape[0]):
+        for log in range(marks.shape[1]):
+            if marks[one, log]:
+                return whole, True
+    return whole, False
 
 
 @compiled

@@ -9,7 +9,7 @@ import re
 import struct
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import fastavro
@@ -132,6 +132,11 @@ def _as_pythons(value: Any) -> Any:
 _packed = msgspec.msgpack.Encoder(enc_hook=_as_pythons).encode
 
 
+def messagepack_of(records: Record | Sequence[Record]) -> bytes:
+    """A record, or several as an array, in MessagePack: each a map of all its fields, in their order."""
+    return _packed(records)
+
+
 @functools.cache
 def _unpacked(record: type[R]) -> Callable[[Any], R]:
     """What makes a validated record of MessagePack."""
@@ -140,7 +145,7 @@ def _unpacked(record: type[R]) -> Callable[[Any], R]:
 
 def body(record: Record) -> bytes:
     """The record in plain Avro, without a frame."""
-    packed = np.frombuffer(_packed(record), np.uint8)
+    packed = np.frombuffer(messagepack_of(record), np.uint8)
     out = np.empty(GROWTH * (packed.size + 1), np.uint8)
     size = to_avro(_plan(type(record)).codes, packed, out)
     if size == WRONG:

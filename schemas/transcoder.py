@@ -26,8 +26,8 @@ DEPTH = 16
 """Arrays and records inside each other, at most."""
 WIDEST = 16
 """More bytes than a number, or what precedes a text, takes in either format."""
-_NIL, _FALSE, _TRUE, _DOUBLE, _INT64 = 0xC0, 0xC2, 0xC3, 0xCB, 0xD3
-_STR8, _BIN8, _UINT8, _INT8, _ARRAY16, _MAP16 = 0xD9, 0xC4, 0xCC, 0xD0, 0xDC, 0xDE
+NIL, FALSE, TRUE, _DOUBLE, _INT64 = 0xC0, 0xC2, 0xC3, 0xCB, 0xD3
+_STR8, _BIN8, _FLOAT, _UINT8, _INT8, _ARRAY16, MAP_16 = 0xD9, 0xC4, 0xCA, 0xCC, 0xD0, 0xDC, 0xDE
 
 
 def compiled(function: F) -> F:
@@ -134,7 +134,7 @@ def _long(source: Array, at: int, end: int) -> tuple[int, int]:
 
 
 @compiled
-def _given(source: Array, at: int) -> tuple[int, int]:
+def given(source: Array, at: int) -> tuple[int, int]:
     """A whole number in MessagePack, and where it ends; WRONG if it is none, or none of 64 bits with a sign."""
     byte = _whole(source, at, 1)
     at += 1
@@ -153,7 +153,7 @@ def _given(source: Array, at: int) -> tuple[int, int]:
 
 
 @compiled
-def _counted(source: Array, at: int, short: int, most: int, long: int, width: int) -> tuple[int, int]:
+def counted(source: Array, at: int, short: int, most: int, long: int, width: int) -> tuple[int, int]:
     """How long a text, array or map in MessagePack is, and where that is said; WRONG if it is none.
 
     A short one says it in its first byte, `short` and the length, which is `most` at most. A longer one begins with `long`, `long` + 1 or so,
@@ -170,6 +170,33 @@ def _counted(source: Array, at: int, short: int, most: int, long: int, width: in
 
 
 @compiled
+def passed_over(source: Array, at: int) -> int:
+    """Where the value in MessagePack that begins there ends."""
+    left = 1
+    while left > 0:
+        byte = _whole(source, at, 1)
+        left, at = left - 1, at + 1
+        if 0x80 <= byte < 0x90:
+            left += 2 * (byte & 15)
+        elif 0x90 <= byte < 0xA0:
+            left += byte & 15
+        elif 0xA0 <= byte < 0xC0:
+            at += byte & 31
+        elif _STR8 <= byte < _STR8 + 3 or _BIN8 <= byte < _BIN8 + 3:
+            width = 1 << (byte - (_STR8 if byte >= _STR8 else _BIN8))
+            at += width + _whole(source, at, width)
+        elif _FLOAT <= byte <= _DOUBLE:
+            at += 4 << (byte - _FLOAT)
+        elif _UINT8 <= byte < _INT8 + 4:
+            at += 1 << (byte & 3)
+        elif _ARRAY16 <= byte < MAP_16 + 2:
+            width = 2 << (byte & 1)
+            left += _whole(source, at, width) * (1 if byte < MAP_16 else 2)
+            at += width
+    return int(at)
+
+
+@compiled
 def to_avro(codes: Array, source: Array, out: Array) -> int:
     """Writes as Avro the value that is MessagePack in `source`, as msgspec writes it; how many bytes. WRONG if it is not of the schema.
 
@@ -178,7 +205,7 @@ def to_avro(codes: Array, source: Array, out: Array) -> int:
     frames = np.empty((DEPTH, 2), np.int64)  # of the arrays and records at hand: place in `codes`, and how many values are left
     depth, node, at, to = 0, 0, 0, 0
     while True:
-        kind, null = codes[node], source[at] == _NIL
+        kind, null = codes[node], source[at] == NIL
         if codes[node + 1]:
             out[to], to = 0 if null else 2, to + 1
         elif null:
@@ -186,7 +213,7 @@ def to_avro(codes: Array, source: Array, out: Array) -> int:
         if null:
             at += 1
         elif kind == LONG:
-            number, at = _given(source, at)
+            number, at = given(source, at)
             if at < 0:
                 return WRONG
             to = _put_long(out, to, number)
@@ -194,22 +221,22 @@ def to_avro(codes: Array, source: Array, out: Array) -> int:
             if source[at] == _DOUBLE:
                 to, at = _turned(out, to, source, at + 1), at + 9
             else:
-                number, at = _given(source, at)
+                number, at = given(source, at)
                 if at < 0:
                     return WRONG
                 one = np.array([np.float64(number)])
                 to = _copied(out, to, one.view(np.uint8), 0, 8)
         elif kind in (STRING, BYTES):
-            size, at = _counted(source, at, 0xA0, 31, _STR8, 1) if kind == STRING else _counted(source, at, _BIN8, -1, _BIN8, 1)
+            size, at = counted(source, at, 0xA0, 31, _STR8, 1) if kind == STRING else counted(source, at, _BIN8, -1, _BIN8, 1)
             if at < 0:
                 return WRONG
             to, at = _copied(out, _put_long(out, to, size), source, at, size), at + size
         elif kind == BOOLEAN:
-            if source[at] != _TRUE and source[at] != _FALSE:
+            if source[at] != TRUE and source[at] != FALSE:
                 return WRONG
-            out[to], to, at = source[at] == _TRUE, to + 1, at + 1
+            out[to], to, at = source[at] == TRUE, to + 1, at + 1
         else:
-            size, at = _counted(source, at, 0x90, 15, _ARRAY16, 2) if kind == ARRAY else _counted(source, at, 0x80, 15, _MAP16, 2)
+            size, at = counted(source, at, 0x90, 15, _ARRAY16, 2) if kind == ARRAY else counted(source, at, 0x80, 15, MAP_16, 2)
             if at < 0 or depth == DEPTH or (kind == RECORD and size != codes[node + 2]):
                 return WRONG
             frames[depth, 0], frames[depth, 1], depth = node, size, depth + 1
@@ -226,7 +253,7 @@ def to_avro(codes: Array, source: Array, out: Array) -> int:
         if codes[over] == ARRAY:
             node = codes[over + 2]
         else:
-            size, at = _counted(source, at, 0xA0, 31, _STR8, 1)
+            size, at = counted(source, at, 0xA0, 31, _STR8, 1)
             at, node = at + size, codes[over + 3 + 3 * (codes[over + 2] - left)]
 
 
@@ -247,7 +274,7 @@ def to_messagepack(codes: Array, names: Array, source: Array, out: Array) -> int
                 return WRONG
             null, at = source[at] == 0, at + 1
         if null:
-            out[to], to = _NIL, to + 1
+            out[to], to = NIL, to + 1
         elif kind == LONG:
             number, at = _long(source, at, end)
             if at < 0:
@@ -270,7 +297,7 @@ def to_messagepack(codes: Array, names: Array, source: Array, out: Array) -> int
         elif kind == BOOLEAN:
             if at >= end or source[at] > 1:
                 return WRONG
-            out[to], to, at = _TRUE if source[at] else _FALSE, to + 1, at + 1
+            out[to], to, at = TRUE if source[at] else FALSE, to + 1, at + 1
         elif kind == ARRAY:
             size, at = _long(source, at, end)
             if at < 0 or not 0 <= size <= end - at or depth == DEPTH:
@@ -282,7 +309,7 @@ def to_messagepack(codes: Array, names: Array, source: Array, out: Array) -> int
         else:
             if depth == DEPTH:
                 return WRONG
-            out[to] = _MAP16
+            out[to] = MAP_16
             to = _put_whole(out, to + 1, codes[node + 2], 2)
             frames[depth, 0], frames[depth, 1], depth = node, codes[node + 2], depth + 1
         while depth and not frames[depth - 1, 1]:

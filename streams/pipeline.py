@@ -23,7 +23,7 @@ from schemas.errors import HoldfastError, InvalidRecord, LogUnavailable, MemoryU
 from schemas.topics import DECISIONS
 from schemas.transaction import Transaction
 from streams import journal
-from streams.answers import FORGOT, AnswerWords, Kept, Made, on_whole
+from streams.answers import FORGOT, WHOLE, AnswerWords, Kept, Made
 from streams.asked import HTTP, Ask, Decided, Origin
 from streams.books import Change
 from streams.stand_in import StandIn
@@ -250,7 +250,7 @@ async def settle(walks: Sequence[Walk], world: World) -> None:
         refusal = standing(Book.from_bytes(walk.book), walk.txn.own_currency, world.unknown_account, walk.txn, walk.ask.now_ms)
         walk.verdict = refused(walk.verdict, refusal) if refusal else walk.verdict
     unkind = [walk for walk in walks if walk.error is None and walk.verdict.outcome in (Outcome.DECLINE, Outcome.BLOCK) and not walk.verdict.action]
-    await asyncio.gather(*(remember_decline(walk, world) for walk in unkind))
+    await remember_declines(unkind, world)
 
 
 class Keeping:
@@ -291,12 +291,17 @@ def placing(walk: Walk, world: World) -> Callable[[Book], Step | Refusal]:
     return lambda before: place(before, *own, world.unknown_account, tolerance_minor, txn, least)
 
 
-async def remember_decline(walk: Walk, world: World) -> None:
-    """Remembers that it was declined or blocked, and the places of those rows."""
-    try:
-        walk.declined = await on_whole(lambda aside: world.memory.decline(walk.txn, aside))
-    except HoldfastError as error:
-        walk.error = error
+async def remember_declines(walks: Sequence[Walk], world: World) -> None:
+    """Remembers that they were declined or blocked, and the places of those rows, in one round trip."""
+    asides = [Aside((), (WHOLE,)) for _ in walks]
+    said = await world.memory.decline_all([walk.txn for walk in walks], asides)
+    for walk, places, aside in zip(walks, said, asides, strict=True):
+        if isinstance(places, HoldfastError):
+            walk.error = places
+        elif aside.found[0] is None:
+            walk.error = MemoryUnavailable(FORGOT)
+        else:
+            walk.declined = places
 
 
 async def keep(walks: Sequence[Walk], world: World) -> None:

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from facts_oracle import latitude_code, longitude_code
+
 from features.catalogue import Catalogue
-from features.fact import DECLINED, ENTITIES, EVENT_CODES, KIND_CODES, PARTS, country_code, latitude_code, longitude_code, part_hash
+from features.fact import DECLINED, ENTITIES, EVENT_CODES, KIND_CODES, PARTS, country_code, part_hash
 from features.row import Calc, Capped, Condition, Constant, Expression, Fold, Known, Meeting, Own
 from schemas.account import AccountEvent
 from schemas.transaction import Transaction

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
+from facts_oracle import latitude_code, short_code
 from histories import histories
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +21,7 @@ from features.backfill import backfill, declined_identities
 from features.catalogue import CATALOGUE
 from features.columns import Learned, TransactionColumns, columns_from_arrow, columns_of, known_in_time, latitude_codes, short_codes
 from features.engine import look
-from features.fact import DECLINED, PARTS, derived_identity, latitude_code, short_code
+from features.fact import DECLINED, PARTS, derived_identity
 from features.memory import DictMemory
 from schemas.account import AccountEvent
 from schemas.transaction import Transaction

@@ -75,7 +75,7 @@ def test_what_an_append_leaves_to_do_is_what_its_log_says(when: list[int], again
     span = own.at_ms // REFRESH_MS
     fresh = place == 0 or at_ms_of(log, place - SIZE) // REFRESH_MS != span
     untidy = is_due(SHORT, row_count(log, SIZE, len(log))) or log.find(rows[-1][:8]) != place
-    begun = own_bytes(own, facts_of(own))
+    begun = own_bytes(own)
     logs = (log, *[None] * (len(SHORT.logs) - 1))
     one = section(begun, (*logs, *[None] * (len(SHORT.profiles) + len(SHORT.tallies))))
     nothing = section(begun, (None,) * (len(SHORT.logs) + len(SHORT.profiles) + len(SHORT.tallies)))
@@ -88,7 +88,7 @@ def test_what_an_append_leaves_to_do_is_what_its_log_says(when: list[int], again
 @given(histories())
 def test_rows_that_are_packed_at_once_are_those_that_are_packed_one_by_one(arrivals: list[Arrival]) -> None:
     payments = [arrival.record for arrival in arrivals if isinstance(arrival.record, Transaction)]
-    together = packed_at_once(CATALOGUE, [own_bytes(txn, facts_of(txn)) for txn in payments])
+    together = packed_at_once(CATALOGUE, [own_bytes(txn) for txn in payments])
     for txn, row in zip(payments, together, strict=True):
         facts = facts_of(txn)
         assert row == b"".join(layout.pack(facts) for layout in CATALOGUE.log_layouts)

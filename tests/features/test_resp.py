@@ -20,7 +20,7 @@ from stores import a_redis, a_wire
 from features import resp
 from features.catalogue import CATALOGUE
 from features.engine import OWN_BYTES, assembled, own_bytes
-from features.fact import facts_of
+from features.fact import DECLINED
 from features.memory import Aside
 from features.online import RedisMemory
 from features.wire import Wire, _Link, parsed
@@ -100,12 +100,19 @@ def asides_of(count: int, some: Sequence[int]) -> list[Aside]:
     return [kinds[some[number % len(some)]]() for number in range(count)]
 
 
+def a_group(memory: RedisMemory, payments: Sequence[Transaction], asides: Sequence[Aside], derived: int = 0) -> Any:
+    """The payments as they are recalled together."""
+    group = memory._grouped(payments, asides, derived)
+    memory._spoken(group)
+    return group
+
+
 some_asides = st.lists(st.integers(0, 3), min_size=1, max_size=5)
 
 
 @settings(max_examples=60, deadline=None)
-@given(histories(), some_asides)
-def test_the_commands_are_those_that_are_asked_in_pieces(arrivals: list[Arrival], some: list[int]) -> None:
+@given(histories(), some_asides, st.booleans())
+def test_the_commands_are_those_that_are_asked_in_pieces(arrivals: list[Arrival], some: list[int], declined: bool) -> None:
     payments = [arrival.record for arrival in arrivals if isinstance(arrival.record, Transaction)]
     payments = [structs.replace(txn, account_id=f"ä{txn.account_id}") for txn in payments]
 
@@ -113,8 +120,8 @@ def test_the_commands_are_those_that_are_asked_in_pieces(arrivals: list[Arrival]
         wire = Recorded()
         memory = RedisMemory(cast(Wire, wire), CATALOGUE)
         asides = asides_of(len(payments), some)
-        await memory.recall_all(payments, asides)
-        group = memory._grouped(payments, asides)
+        await (memory.decline_all if declined else memory.recall_all)(payments, asides)
+        group = a_group(memory, payments, asides, DECLINED if declined else 0)
         commands = [command for one in memory._each(group)[0] for command in memory._commands(one)]
         assert wire.commands == b"".join(map(hiredis.pack_command, commands))
         assert wire.count == len(commands)
@@ -135,7 +142,7 @@ def test_what_is_read_at_once_is_what_is_read_with_care(arrivals: list[Arrival],
         wire = Recorded()
         memory = RedisMemory(cast(Wire, wire), CATALOGUE)
         asides, others = asides_of(len(payments), some), asides_of(len(payments), some)
-        asked, _ = memory._each(memory._grouped(payments, asides))
+        asked, _ = memory._each(a_group(memory, payments, asides))
         replies = []
         for one in asked:
             rows = [row for row in one.rows if row]
@@ -151,11 +158,11 @@ def test_what_is_read_at_once_is_what_is_read_with_care(arrivals: list[Arrival],
             replies.append(b"*%d\r\n" % len(read) + b"".join(read))
         wire.replies = b"".join(replies)
         pasts = await memory.recall_all(payments, asides)
-        careful = memory._read_with_care(memory._grouped(payments, others), memoryview(wire.replies), wire.count)
+        careful = memory._read_with_care(a_group(memory, payments, others), memoryview(wire.replies), wire.count)
         assert [past.missing for past in pasts] == [past.missing for past in careful] == [()] * len(payments)
         assert assembled(pasts).tobytes() == assembled(careful).tobytes()
         assert [(one.wrote, one.found) for one in asides] == [(one.wrote, one.found) for one in others]
-        assert own_bytes(payments[0], facts_of(payments[0])) == assembled(pasts).tobytes()[:OWN_BYTES]
+        assert own_bytes(payments[0]) == assembled(pasts).tobytes()[:OWN_BYTES]
 
     if payments:
         asyncio.run(run())
