@@ -194,7 +194,7 @@ def from_body(record: type[R], content: bytes, writer: Any = None) -> R:
 
 
 def _plain(record: type[R], content: bytes) -> R | None:
-    """The record in these bytes of the newest schema; None if they are not as they are written here. InvalidRecord as in `from_body`."""
+    """The record in these bytes of the newest schema; None if they are not as they are written here, or hold no valid record."""
     codes, names = _plan(record)
     source = np.frombuffer(content, np.uint8)
     size, room = ROOM, 2 * source.size + names.size + _ROOM
@@ -206,8 +206,6 @@ def _plain(record: type[R], content: bytes) -> R | None:
     try:
         found: R = _unpacked(record)(out[:size])
         return found
-    except msgspec.ValidationError as error:
-        raise _invalid(error) from error
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 

@@ -85,21 +85,26 @@ def test_what_is_read_at_once_is_what_fastavro_reads_or_left_to_it(txn: Transact
     for at, byte in damage:
         content[at % len(content)] = byte
     del content[len(content) - cut :]
-    try:
-        at_once = avro._plain(Transaction, bytes(content))
-    except InvalidRecord as invalid:
-        at_once = invalid.field
+    at_once = avro._plain(Transaction, bytes(content))
     assert at_once is not None or damage or cut
     source, schema = io.BytesIO(content), avro._newest(Transaction)[1]
     try:
         values = fastavro.schemaless_reader(source, schema, None)
         read = repr(avro.checked(lambda: msgspec.convert(values, Transaction)))
-    except InvalidRecord as invalid:
-        read = repr(invalid.field)
     except Exception:  # noqa: BLE001 whatever it says of what does not decode
         read = ""
     assert at_once is None or repr(at_once) == read
     assert at_once is None or not source.read()
+
+
+def test_bytes_that_hold_an_invalid_record_and_do_not_decode_are_unreadable_whatever_comes_first() -> None:
+    content = avro.encode(a_transaction(account_id="zz")).replace(b"zz", b"\xffz")
+    assert avro._plain(Transaction, content[5:]) is None
+    for spoilt in (content, content.replace(b"ecommerce", b"unheardof")):
+        with pytest.raises(UnreadableBytes):
+            avro.decode(Transaction, spoilt)
+    with pytest.raises(InvalidRecord, match="kind"):
+        avro.decode(Transaction, avro.encode(a_transaction()).replace(b"ecommerce", b"unheardof"))
 
 
 def written(schema: Any, value: Any) -> tuple[Plan, Any]:
