@@ -48,7 +48,7 @@ def document(model_id: str, card: Mapping[str, Any], item: Item | None, moves: S
         _section("Lineage", _lineage(card)),
         _section("Members", _members(card)),
         _section("Evaluation on rows that training has not seen", _table(("figure", "value"), _figures(card["figures"]))),
-        _section("Gates", _gates({**card.get("checks", {}), **said}, failed)),
+        _section("Gates", _gates({**card.get("checks", {}), **said}, failed, item.beside if item else "")),
         _section("Fairness across declared groups", _fairness(card)),
         _section("Plots", _reliability(card) + _scores(card)),
         _section("Limits", f"<ul>{''.join(f'<li>{escape(limit)}</li>' for limit in (*_own_limits(card), *FIXED_LIMITS))}</ul>"),
@@ -130,10 +130,12 @@ LIMITS: Mapping[str, str] = {
 }
 
 
-def _gates(figures: Mapping[str, float], failed: Sequence[str]) -> str:
+def _gates(figures: Mapping[str, float], failed: Sequence[str], beside: str) -> str:
+    """The checks with their limits; what compares with a champion names it."""
     names = [*GATES, *(name for name in (*BESIDE_CHAMPION, *ACROSS_GROUPS) if name in figures or name in failed)]
-    rows = [(n, _measured(figures[n]) if n in figures else "never measured", LIMITS.get(n, ""), "FAILED" if n in failed else "passed") for n in names]
-    more = [(n, _measured(v), "", "") for n, v in figures.items() if n not in names]
+    said = {n: _measured(v) + (f" (beside {beside})" if n in BESIDE_CHAMPION else "") for n, v in figures.items()}
+    rows = [(n, said.get(n, "never measured"), LIMITS.get(n, ""), "FAILED" if n in failed else "passed") for n in names]
+    more = [(n, v, "", "") for n, v in said.items() if n not in names]
     return _table(("check", "measured", "limit", ""), rows + more).replace("<td>FAILED</td>", "<td class=no>FAILED</td>")
 
 

@@ -39,6 +39,8 @@ LEGAL: Mapping[Act, Mapping[State, State]] = {
 """From which state an act leads to which. Registering is the beginning: it leads to draft from nothing. Validating again renews the date."""
 DETHRONED: Mapping[Act, State] = {Act.PROMOTE: State.APPROVED, Act.ROLL_BACK: State.VALIDATED}
 """What becomes of the champion: one that was rolled back must be approved anew before it may decide again."""
+COMPARED = "against_champion"
+"""What the names of figures begin with that were measured beside the champion of that time."""
 
 
 class Refusal(Word):
@@ -84,6 +86,8 @@ class Item:
     expires_at_ms: int | None = None
     bands: tuple[Band, ...] = ()
     figures: Mapping[str, float] = field(default_factory=dict)
+    beside: str = ""
+    """The one that decided when it was validated, with which those figures compare it."""
     decided_since: tuple[int, ...] = ()
     """The numbers of the moves that made it champion."""
     since: int = 0
@@ -94,6 +98,11 @@ class Item:
     def expired(self, now_ms: int) -> bool:
         """Whether it must be validated anew before it may be approved or promoted."""
         return self.expires_at_ms is not None and now_ms >= self.expires_at_ms
+
+    def measured(self, champion: Item | None) -> Mapping[str, float]:
+        """The figures that count where this champion decides: what compares it with another says nothing of this one."""
+        current = champion is not None and champion.item_id == self.beside
+        return {name: value for name, value in self.figures.items() if current or not name.startswith(COMPARED)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,12 +224,12 @@ def _overfull(inventory: Inventory, move: Move) -> Refused | None:
 
 def after(inventory: Inventory, move: Move) -> Inventory:
     """The inventory after a move that is not refused."""
-    items = dict(inventory.items)
-    if move.act in DETHRONED:
-        was = inventory.champion(move.kind)
-        if was is not None:
-            items[was.item_id] = replace(was, state=DETHRONED[move.act], since=move.number)
+    items, was = dict(inventory.items), inventory.champion(move.kind)
+    if move.act in DETHRONED and was is not None:
+        items[was.item_id] = replace(was, state=DETHRONED[move.act], since=move.number)
     items[move.item_id] = _MOVED[move.act](items.get(move.item_id), move)
+    if move.act is Act.VALIDATE:
+        items[move.item_id] = replace(items[move.item_id], beside=was.item_id if was else "")
     return Inventory(items, (*inventory.moves, move))
 
 

@@ -162,8 +162,8 @@ class Registry:
         card = self.card(move.item_id)
         if not to_decide(move) or move.item_id not in inventory.items:
             return ()
-        others = inventory.champion(Kind.MODEL) not in (None, inventory.items[move.item_id])
-        return failed_gates({**card.get("checks", {}), **inventory.items[move.item_id].figures}, others)
+        item, champion = inventory.items[move.item_id], inventory.champion(Kind.MODEL)
+        return failed_gates({**card.get("checks", {}), **item.measured(champion)}, champion not in (None, item))
 
     def champion_id(self) -> str | None:
         """The id of the model that decides; None if none was promoted."""

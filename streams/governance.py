@@ -16,7 +16,7 @@ import numpy as np
 from features.catalogue import CATALOGUE
 from models.ensemble import Ensemble
 from models.gates import against, failed_gates
-from models.governance import DAY_MS, SYSTEM, TOLD, Inventory, Item, Refused, control_of
+from models.governance import COMPARED, DAY_MS, SYSTEM, TOLD, Inventory, Item, Refused, control_of
 from models.history import HELD_OUT_FROM
 from models.registry import Registry, default_policy_text
 from schemas.decision import Outcome
@@ -159,7 +159,7 @@ def moved(args: argparse.Namespace, kind: Kind, registry: Registry, settings: Se
     if kind is Kind.POLICY and act is Act.PROMOTE:
         inventory = with_house_policy(registry, inventory, item)
     before = inventory.champion(kind)
-    move = done(registry.move(kind, item, act, args.by, args.why, clock_ms(), **_terms(args, act, kind, item, registry)))
+    move = done(registry.move(kind, item, act, args.by, args.why, clock_ms(), **_terms(args, act, kind, item, registry, len(inventory.moves))))
     print(f"{item}: {act} by {move.by}; now {registry.inventory().items[item].state}")
     if act in TOLD:
         _told(settings, move, before)
@@ -183,8 +183,8 @@ def found(inventory: Inventory, kind: Kind, asked: str | None) -> str:
     return ([item for item in items if not item.author.startswith(SYSTEM)] or items)[-1].item_id
 
 
-def _terms(args: argparse.Namespace, act: Act, kind: Kind, item_id: str, registry: Registry) -> dict[str, Any]:
-    """What a move says besides who, what and why."""
+def _terms(args: argparse.Namespace, act: Act, kind: Kind, item_id: str, registry: Registry, lines: int) -> dict[str, Any]:
+    """What a move says besides who, what and why. `lines`: how many the history had before anything was measured."""
     if act is Act.APPROVE:
         return {"tier": Tier(args.tier), "bands": tuple(args.band)}
     if act is Act.CHALLENGE:
@@ -193,8 +193,11 @@ def _terms(args: argparse.Namespace, act: Act, kind: Kind, item_id: str, registr
         return {}
     if not 0 < args.valid_days <= VALID_DAYS_MAX:
         raise SettingsError(f"--valid-days: a validation holds for some time, and for {VALID_DAYS_MAX:,} days at most")
-    figures = compared(registry, item_id, args.data) if kind is Kind.MODEL and args.data else {}
-    return {"expires_at_ms": clock_ms() + int(args.valid_days * DAY_MS), "figures": figures}
+    expires_at_ms = clock_ms() + int(args.valid_days * DAY_MS)
+    if kind is not Kind.MODEL or not args.data:
+        return {"expires_at_ms": expires_at_ms}
+    figures = compared(registry, item_id, args.data)  # takes minutes: another one may decide by then, with which it was not compared
+    return {"expires_at_ms": expires_at_ms, "figures": figures, "only_as": lines + 1}
 
 
 def compared(registry: Registry, item_id: str, data: Path) -> dict[str, float]:
@@ -245,7 +248,7 @@ def item_lines(inventory: Inventory, item: Item, at_ms: int) -> list[str]:
     ends = f", valid until {_day(item.expires_at_ms)}" if item.expires_at_ms else ""
     said = f"{item.item_id}  {standing(item, at_ms)}, author {item.author}{f', tier {item.tier}' if item.tier else ''}{ends}"
     lines = [said, *(f"  band: {band.outcome} {band.low:.0%} to {band.high:.0%}" for band in item.bands)]
-    lines += [f"  {name}: {value:.4g}" for name, value in item.figures.items()]
+    lines += [f"  {name}: {value:.4g}{f' (beside {item.beside})' if name.startswith(COMPARED) else ''}" for name, value in item.figures.items()]
     return lines + [f"  {_moment(move.at_ms)}  {move.act} by {move.by}: {move.why}" for move in inventory.moves_of(item.item_id)]
 
 
@@ -259,7 +262,7 @@ def standing(item: Item | None, at_ms: int) -> str:
 def failing(registry: Registry, inventory: Inventory, item_id: str) -> tuple[str, ...]:
     """The gates that stand against a model now."""
     item, champion = inventory.items.get(item_id), inventory.champion(Kind.MODEL)
-    figures = {**registry.card(item_id).get("checks", {}), **(item.figures if item else {})}
+    figures = {**registry.card(item_id).get("checks", {}), **(item.measured(champion) if item else {})}
     return failed_gates(figures, champion is not None and champion.item_id != item_id)
 
 

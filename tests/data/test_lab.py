@@ -22,7 +22,7 @@ from models.hold import UnknownAccount
 from models.registry import Registry
 from schemas.decision import Decision
 from schemas.errors import ArtefactError, InvalidRecord, SettingsError
-from schemas.governance import Band
+from schemas.governance import Act, Band, Kind
 from schemas.topics import DECISIONS, LABELS
 from streams import backfill as backfill_job
 from streams import lab, train
@@ -118,6 +118,21 @@ def test_simulate_backfill_train_register_promote(features: Path, tmp_path: Path
     assert (sound["model_id"], "fault" in sound) == (model_id, False)
     assert broken["fault"] == "model mdl_copied: card.json was altered"
     assert lab.ensure_champion(settings, lambda text: pytest.fail("there is a champion already")) == model_id
+
+
+def test_a_comparison_during_which_somebody_made_a_move_is_not_entered(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(data_dir=tmp_path, registry_dir=Path(shutil.copytree(trained, tmp_path / "registry")), model_key=MODEL_KEY)
+    registry = lab.registry_of(settings)
+    champion = registry.champion_id()
+
+    def compared(registry: Registry, model_id: str, data: Path) -> dict[str, float]:
+        registry.move(Kind.MODEL, model_id, Act.VALIDATE, "dora", "the same at the same time", 1, expires_at_ms=2)
+        return {"against_champion_low": 0.0}
+
+    monkeypatch.setattr("streams.governance.compared", compared)
+    with pytest.raises(ArtefactError, match="overtaken: line 5 of the history was written by somebody else"):
+        lab.models(["validate", str(champion), "--as", "ben", "--why", "as good", "--data", str(tmp_path)], settings)
+    assert registry.inventory().moves[-1].by == "dora"
 
 
 @pytest.mark.parametrize("text", ["revew=0:0.1", "review=0.3:0.1", "review=nan:0.5", "review=0:7", "review", "review=0"])

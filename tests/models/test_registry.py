@@ -19,8 +19,8 @@ from models.gates import failed_gates
 from models.registry import Registry, default_policy_text, save
 from models.train import Artefact
 from schemas.errors import ArtefactError, SettingsError
-from schemas.governance import Act, Kind, Move
-from streams.governance import brought_up
+from schemas.governance import Act, Kind, Move, Tier
+from streams.governance import brought_up, done
 from tests.models.conftest import a_history
 
 KEYS, OTHER = (Keys(public_of(private), private) for private in (b"k" * 32, b"o" * 32))
@@ -207,6 +207,28 @@ def test_a_model_whose_checks_were_never_made_is_not_promoted(tmp_path: Path, ar
     model_id = registry.register(dataclasses.replace(artefact, checks={}))
     assert refused(lambda: brought_up(registry, Kind.MODEL, model_id, "a test", 1)) == "gate_failed"
     assert registry.champion_id() is None
+
+
+def test_a_model_that_was_compared_with_an_earlier_champion_is_not_promoted_over_a_later_one(tmp_path: Path, artefact: Artefact) -> None:
+    registry = Registry(tmp_path, KEYS)
+    first, second, third = (registry.register(dataclasses.replace(artefact, data_sha256=f"{n:064x}")) for n in range(3))
+    brought_up(registry, Kind.MODEL, first, "a test", 1)
+    compared = {"figures": {"against_champion_low": 0.0}, "expires_at_ms": 9}
+    for model_id in (second, third):
+        done(registry.move(Kind.MODEL, model_id, Act.REGISTER, "ana", "new", 1))
+        done(registry.move(Kind.MODEL, model_id, Act.VALIDATE, "ben", "better", 1, **compared))
+        done(registry.move(Kind.MODEL, model_id, Act.APPROVE, "cleo", "fit", 1, tier=Tier.LOW))
+    done(registry.move(Kind.MODEL, second, Act.PROMOTE, "cleo", "now", 1))
+    promotion = lambda model_id: registry.move(Kind.MODEL, model_id, Act.PROMOTE, "cleo", "now", 1)  # noqa: E731 - a short name for it
+    assert registry.inventory().items[third].beside == first
+    assert refused(lambda: done(promotion(third))) == "gate_failed"
+    assert refused(lambda: done(registry.move(Kind.MODEL, third, Act.CHALLENGE, "cleo", "a few", 1, share=0.1))) == "gate_failed"
+    done(registry.move(Kind.MODEL, first, Act.ROLL_BACK, "cleo", "a bad day", 1))
+    done(promotion(third))  # with the one that decides again it was compared
+    assert refused(lambda: done(promotion(first))) == "gate_failed", "when it was validated none decided"
+    done(registry.move(Kind.MODEL, first, Act.VALIDATE, "dan", "better", 1, **compared))
+    done(promotion(first))
+    assert registry.champion_id() == first
 
 
 def test_the_card_says_how_the_model_was_made(tmp_path: Path, artefact: Artefact) -> None:
