@@ -52,7 +52,7 @@ from streams.answers import sound
 from streams.bus import Bus, KafkaBus
 from streams.clock import clock_ms
 from streams.folder import with_kept_secrets
-from streams.mapping import Mapping, TimeRule, TokenKey, mapping_in, moment_ms, rows_count, rows_in, spare
+from streams.mapping import Mapping, TimeRule, TokenKey, mapping_in, moment_ms, readable, rows_count, rows_in, spare
 from streams.settings import Settings
 
 DAY_MS = 86_400_000
@@ -100,15 +100,13 @@ class Figures(msgspec.Struct, frozen=True):
 
 
 def archived_past(folder: Path, as_of_ms: int, window_ms: int) -> Past:
-    """The archive as it was known at `as_of_ms`: each different tie of a day once. SettingsError where there is no archive."""
+    """The archive as it was known at `as_of_ms`: each different tie of a day once. SettingsError where there is no archive, or a file is none."""
     if not (folder / DECISIONS.name).is_dir():
         raise SettingsError(f"{folder}: holds no archive of decisions")
     since_ms = as_of_ms - window_ms
     days = [_ties_of_day(files, since_ms, as_of_ms) for files in _days(folder / DECISIONS.name, since_ms, as_of_ms)]
     before = [_accounts_of_day(files, since_ms) for files in _days(folder / DECISIONS.name, since_ms - window_ms, since_ms)]
-    labels = [
-        pq.read_table(file, columns=list(LABELS), partitioning=None) for files in _days(folder / LABELS_TOPIC.name, 0, as_of_ms) for file in files
-    ]
+    labels = [_columns(file, LABELS) for files in _days(folder / LABELS_TOPIC.name, 0, as_of_ms) for file in files]
     learned = pa.concat_tables([_LEARNED.empty_table(), *(table.cast(_LEARNED) for table in labels)])
     return Past(pa.concat_tables([_PAST.empty_table(), *days]), learned, pc.unique(pa.chunked_array(before, pa.string())))
 
@@ -125,10 +123,19 @@ def _day(at_ms: int) -> str:
     return datetime.fromtimestamp(at_ms / 1000, UTC).date().isoformat()
 
 
+def _columns(file: Path, names: Sequence[str]) -> pa.Table:
+    """These columns of a file. SettingsError names the one that cannot be read."""
+    with readable(file):
+        table = pq.read_table(file, columns=list(names), partitioning=None)
+    if missing := set(names) - set(table.column_names):
+        raise SettingsError(f"{file}: has no column {min(missing)!r}")
+    return table
+
+
 def _ties_of_day(files: Sequence[Path], since_ms: int, as_of_ms: int) -> pa.Table:
     """The different ties of the decisions of a day, dated by the first time each was seen within the span."""
     columns = ["decided_at_ms", *(f"txn_{name}" for name in TIES)]
-    table = pa.concat_tables([pq.read_table(file, columns=columns, partitioning=None) for file in files])
+    table = pa.concat_tables([_columns(file, columns) for file in files])
     table = table.rename_columns(["at_ms", *TIES])
     table = table.filter(pc.and_(pc.less(table["at_ms"], as_of_ms), pc.greater_equal(table["at_ms"], since_ms)))
     once = table.group_by(list(TIES), use_threads=False).aggregate([("at_ms", "min")])
@@ -137,7 +144,7 @@ def _ties_of_day(files: Sequence[Path], since_ms: int, as_of_ms: int) -> pa.Tabl
 
 def _accounts_of_day(files: Sequence[Path], until_ms: int) -> pa.Array:
     """The different accounts decided on before a moment."""
-    table = pa.concat_tables([pq.read_table(file, columns=["decided_at_ms", "account_id"], partitioning=None) for file in files])
+    table = pa.concat_tables([_columns(file, ("decided_at_ms", "account_id")) for file in files])
     return pc.unique(table.filter(pc.less(table["decided_at_ms"], until_ms))["account_id"])
 
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from models.cluster import COLUMNS
 from schemas.account import AccountState
 from schemas.errors import SettingsError
 from schemas.label import Label, LabelSource
-from schemas.topics import DECISIONS, LABELS
+from schemas.topics import DECISIONS, LABELS, Topic
 from streams import backfill as backfill_job
 from streams import cluster
 from streams.archive import Archive
@@ -255,6 +256,17 @@ def test_what_is_known_is_joined_as_of_each_row() -> None:
     assert np.array_equal(sizes, [np.nan, 1.0, 1.0, 3.0, np.nan, 9.0, np.nan], equal_nan=True)
     limits = backfill_job._known(asked, np.array(at_ms), [AccountState(account_id="a", currency="EUR", balance_minor=0, as_of_ms=0)], known)
     assert limits["account.credit_limit_minor"][0] == 0.0
+
+
+@pytest.mark.parametrize(("topic", "at_ms"), [(DECISIONS, NOON), (DECISIONS, NOON - DAY_MS), (LABELS, NOON)])
+@pytest.mark.parametrize("content", [b"", b"PAR1, cut off", None])
+def test_a_file_of_the_archive_that_cannot_be_read_is_named(tmp_path: Path, topic: Topic, at_ms: int, content: bytes | None) -> None:
+    settings = Settings(data_dir=tmp_path, archive_dir=tmp_path / "archive")
+    archived(settings, RING | {"before": ("a", "d", NOON - DAY_MS)}, {"t0": NOON})
+    (file,) = (tmp_path / "archive" / topic.name).glob(f"day={datetime.fromtimestamp(at_ms / 1000, UTC).date()}/*.parquet")
+    pq.write_table(pa.table({"another": [1]}), file) if content is None else file.write_bytes(content)
+    with pytest.raises(SettingsError, match=str(file)):
+        cluster.archived_past(settings.archive_dir, NOON + DAY_MS // 4, DAY_MS // 2)
 
 
 def test_an_archive_that_does_not_answer_is_read_again_the_next_time(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
