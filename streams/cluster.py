@@ -112,11 +112,12 @@ def archived_past(folder: Path, as_of_ms: int, window_ms: int) -> Past:
 
 
 def _days(folder: Path, from_ms: int, until_ms: int) -> Iterator[list[Path]]:
-    """The files of each day in a span of time, in the order in which the log said them within each partition."""
+    """The files of each day in a span of time that has any, in the order in which the log said them within each partition."""
     first, last = _day(max(0, from_ms)), _day(max(0, until_ms))
     for day in sorted(folder.glob("day=*")):
-        if first <= day.name.removeprefix("day=") <= last:
-            yield sorted(day.glob("part-*.parquet"))
+        files = sorted(day.glob("part-*.parquet"))
+        if files and first <= day.name.removeprefix("day=") <= last:
+            yield files
 
 
 def _day(at_ms: int) -> str:

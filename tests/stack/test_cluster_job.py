@@ -269,6 +269,15 @@ def test_a_file_of_the_archive_that_cannot_be_read_is_named(tmp_path: Path, topi
         cluster.archived_past(settings.archive_dir, NOON + DAY_MS // 4, DAY_MS // 2)
 
 
+def test_a_day_whose_first_file_is_still_being_written_holds_nothing_yet(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, archive_dir=tmp_path / "archive")
+    archived(settings, RING, {})
+    for day in ("day=2025-12-31", "day=2026-01-02"):
+        (settings.archive_dir / DECISIONS.name / day).mkdir()
+        (settings.archive_dir / DECISIONS.name / day / ".part-0-000000000000009.parquet.7").write_bytes(b"PAR1")
+    assert cluster.archived_past(settings.archive_dir, NOON + DAY_MS, DAY_MS).events.num_rows == len(RING)
+
+
 def test_an_archive_that_does_not_answer_is_read_again_the_next_time(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     handlers, tries = dict[int, Callable[[], None]](), list[int]()
 
