@@ -25,6 +25,7 @@ from schemas.errors import SettingsError
 from schemas.money import EXPONENTS
 from schemas.topics import DECISIONS
 from schemas.transaction import CheckResult, TransactionKind
+from streams.mapping import readable
 from streams.training_set import DAY_MS, WHOLE, archived_verdicts, decisions_in, fill_whole
 
 AUTHENTICATED = ("action", "txn_kind", "txn_three_ds_result", "txn_step_up_of")
@@ -46,17 +47,18 @@ def payments_in(folder: Path, names: Sequence[str], since_days: float | None = N
     place = folder / DECISIONS.name
     if not place.is_dir():
         raise SettingsError(f"{folder}: holds no archive of decisions")
-    data = decisions_in(place, AUTHENTICATED, names)
     wanted = pc.field("catalogue_id") == CATALOGUE.catalogue_id
     if until_ms is not None:
         wanted &= pc.field("at_ms") <= until_ms
-    if since_days is not None:
-        last_ms = until_ms if until_ms is not None else pc.max(data.to_table(columns=["at_ms"], filter=wanted)["at_ms"]).as_py()
-        wanted &= pc.field("at_ms") > (last_ms or 0) - int(since_days * DAY_MS)
-    table = data.to_table(columns=DECIDED | {name: pc.field(name) for name in (WHOLE, *names)}, filter=wanted)
-    if not len(table):
-        raise SettingsError(f"{folder}: no payment of that time was decided on this catalogue")
-    return payments_of(table, tuple(names), folder, until_ms)
+    with readable(folder):
+        data = decisions_in(place, AUTHENTICATED, names)
+        if since_days is not None:
+            last_ms = until_ms if until_ms is not None else pc.max(data.to_table(columns=["at_ms"], filter=wanted)["at_ms"]).as_py()
+            wanted &= pc.field("at_ms") > (last_ms or 0) - int(since_days * DAY_MS)
+        table = data.to_table(columns=DECIDED | {name: pc.field(name) for name in (WHOLE, *names)}, filter=wanted)
+        if not len(table):
+            raise SettingsError(f"{folder}: no payment of that time was decided on this catalogue")
+        return payments_of(table, tuple(names), folder, until_ms)
 
 
 def payments_of(table: pa.Table, names: tuple[str, ...], folder: Path, until_ms: int | None) -> Payments:

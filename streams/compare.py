@@ -25,6 +25,7 @@ from schemas.errors import SettingsError
 from schemas.governance import Kind, State
 from schemas.topics import DECISIONS, SECOND_OPINIONS
 from streams.backtest import AUTHENTICATED, DECIDED, days_of, payments_of
+from streams.mapping import readable
 from streams.settings import Settings
 from streams.training_set import DAY_MS, decisions_in
 
@@ -38,11 +39,11 @@ class Compared(NamedTuple):
 
 def compared(archive: Path, kind: Kind, since_days: float | None = None) -> Compared:
     """All that decided in the archive and all that gave an opinion there, with the labels known by now. SettingsError without an archive."""
-    table = _decided(archive, since_days)
-    payments, deciders = payments_of(table, (), archive, None), table[f"{kind}_id"].to_pylist()
+    with readable(archive):
+        table, opinions = _decided(archive, since_days), _opinions(archive, kind)
+        payments, deciders = payments_of(table, (), archive, None), table[f"{kind}_id"].to_pylist()
     ids = np.array(deciders, dtype=object)
     arms = {name: arm(payments.decided[ids == name], payments.frauds[ids == name]) for name in sorted(set(deciders))}
-    opinions = _opinions(archive, kind)
     rows = pc.index_in(opinions["decision_id"], table["decision_id"].combine_chunks())
     opinions, at = opinions.filter(pc.is_valid(rows)), np.asarray(pc.drop_null(rows).to_numpy(), np.int64)
     names = np.array(opinions["item_id"].to_pylist(), dtype=object)
@@ -69,7 +70,7 @@ def _opinions(archive: Path, kind: Kind) -> pa.Table:
     """A row for each opinion on a model, or on a policy."""
     place = archive / SECOND_OPINIONS.name
     fields = ("kind", "item_id", "score", "outcome")
-    if not place.is_dir():
+    if not any(place.glob("day=*/part-*.parquet")):
         return pa.table({name: pa.array([], pa.int64() if name == "score" else pa.string()) for name in ("decision_id", *fields)})
     table = ds.dataset(place, format="parquet", partitioning=None).to_table(columns=["decision_id", "opinions"]).combine_chunks()
     said = pc.list_flatten(table["opinions"]).combine_chunks()

@@ -23,6 +23,7 @@ from schemas.errors import ArtefactError, SettingsError
 from schemas.topics import DECISIONS, LABELS
 from streams.backfill import FEATURES_FILE
 from streams.columnar import ATTRIBUTE, as_number
+from streams.mapping import readable
 
 DAY_MS = 86_400_000
 ATTRIBUTES = "txn_attributes"
@@ -63,10 +64,11 @@ def given_in(folder: Path, catalogue: Catalogue = CATALOGUE, attributes: Sequenc
     A backfill has a column for each attribute of its mapping. An archive's transactions hold whatever their senders said beside the record: of
     those `attributes` (`attribute.age`) become columns, for groups to be declared by; NaN where a transaction has none.
     """
-    if (folder / FEATURES_FILE).exists():
-        return _backfilled(folder / FEATURES_FILE)
-    if (folder / DECISIONS.name).is_dir():
-        return Given(_archived(folder, catalogue, attributes), USUAL_DELAY_MS)
+    with readable(folder):
+        if (folder / FEATURES_FILE).exists():
+            return _backfilled(folder / FEATURES_FILE)
+        if (folder / DECISIONS.name).is_dir():
+            return Given(_archived(folder, catalogue, attributes), USUAL_DELAY_MS)
     raise SettingsError(f"{folder}: holds neither {FEATURES_FILE} (`holdfast backfill` writes it) nor an archive of decisions")
 
 
@@ -113,8 +115,13 @@ def _archived(folder: Path, catalogue: Catalogue, attributes: Sequence[str]) -> 
 
 
 def decisions_in(place: Path, texts: Sequence[str], numbers: Sequence[str]) -> ds.Dataset:
-    """The archived decisions, with these columns whichever release wrote the first of their files; null where a file is older than the column."""
+    """The archived decisions, with these columns whichever release wrote the first of their files; null where a file is older than the column.
+
+    SettingsError where there is none.
+    """
     data = ds.dataset(place, format="parquet", partitioning=None)
+    if not data.files:
+        raise SettingsError(f"{place}: no decision is archived yet")
     expected = [*(pa.field(name, pa.string()) for name in texts), *(pa.field(name, pa.float64()) for name in numbers)]
     return data.replace_schema(pa.schema([*data.schema, *(column for column in expected if column.name not in data.schema.names)]))
 
@@ -142,7 +149,7 @@ def archived_verdicts(archive: Path, transaction_ids: pa.ChunkedArray) -> Verdic
     """The labels of these transactions in an archive, by their row; of others there are none."""
     folder = archive / LABELS.name
     columns = ["transaction_id", "fraud", "fraud_kind", "learned_at_ms"]
-    if not folder.is_dir():
+    if not any(folder.glob("day=*/part-*.parquet")):
         return Verdicts(np.empty(0, np.int64), np.empty(0, np.bool_), np.empty(0, object), np.empty(0, np.int64))
     labels = ds.dataset(folder, format="parquet", partitioning=None).to_table(columns=columns)
     rows = pc.index_in(labels["transaction_id"], transaction_ids.combine_chunks())

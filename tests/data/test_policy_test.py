@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,14 @@ from models.backtest import Money, backtest, read_by
 from models.policy import policy_from_toml
 from models.registry import default_policy_text
 from schemas.errors import SettingsError
+from schemas.governance import Kind
+from schemas.topics import DECISIONS, LABELS, SECOND_OPINIONS, Topic
+from streams.backfill import FEATURES_FILE
 from streams.backtest import lines, money, payments_in
+from streams.compare import compared
 from streams.policy import command
 from streams.settings import Settings
+from streams.training_set import training_set
 from tests.data.test_lab import archived
 
 ROWS = 800
@@ -102,6 +108,30 @@ def test_labels_that_were_learned_later_are_not_seen(archive: Path) -> None:
 def test_an_archive_without_payments_is_said(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="holds no archive of decisions"):
         payments_in(tmp_path, ())
+
+
+@pytest.mark.parametrize("topic", [DECISIONS, LABELS, SECOND_OPINIONS])
+def test_a_file_of_the_archive_that_cannot_be_read_is_named_and_a_day_without_one_holds_nothing(archive: Path, tmp_path: Path, topic: Topic) -> None:
+    broken = Path(shutil.copytree(archive, tmp_path / "archive"))
+    day = broken / topic.name / "day=2020-01-01"
+    day.mkdir(parents=True)
+    asked = [lambda: training_set(broken), lambda: payments_in(broken, ()), lambda: compared(broken, Kind.MODEL)]
+    for ask in asked[:2] if topic is SECOND_OPINIONS else asked:
+        ask()
+    (day / "part-0-000000000000000.parquet").write_bytes(b"PAR1, cut off")
+    for ask in asked[2:] if topic is SECOND_OPINIONS else asked:
+        with pytest.raises(SettingsError, match=r"day=2020-01-01/part-0-000000000000000\.parquet"):
+            ask()
+
+
+def test_a_folder_in_which_nothing_was_archived_yet_is_said_to_be_that(tmp_path: Path) -> None:
+    (tmp_path / DECISIONS.name / "day=2026-01-01").mkdir(parents=True)
+    for ask in (lambda: training_set(tmp_path), lambda: payments_in(tmp_path, ()), lambda: compared(tmp_path, Kind.MODEL)):
+        with pytest.raises(SettingsError, match="no decision is archived yet"):
+            ask()
+    (tmp_path / FEATURES_FILE).write_bytes(b"PAR1, cut off")
+    with pytest.raises(SettingsError, match=FEATURES_FILE):
+        training_set(tmp_path)
 
 
 def test_money_is_written_with_its_currencys_digits() -> None:
