@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from models.figures import USUAL, Bin, Estimate, Operation, Sheet, Trial, draws, estimates, reliability
+from models.figures import DAYS_DRAWN_MIN, GROUPS, USUAL, Bin, Estimate, Operation, Sheet, Trial, draws, estimates, reliability
 from models.history import Believed, Flags, Floats, History, Ints
 from models.recipe import Recipe
 from models.train import Gain, Team, Weighed, fit
@@ -20,9 +20,6 @@ from schemas.errors import ArtefactError
 
 DAY_MS = 86_400_000
 GIVEN, FITTED, SERVED = "ensemble, weights of the recipe", "ensemble, fitted weights", "ensemble, as it would serve"
-DAYS_DRAWN_MIN = 5
-"""A bootstrap over fewer days than this says too little of chance; then it draws from groups of cards."""
-GROUPS = 200
 NEVER = np.iinfo(np.int64).max
 
 

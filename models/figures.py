@@ -17,6 +17,9 @@ from models.history import Flags, Floats, Ints
 FALSE_POSITIVE_RATES = (0.001, 0.01, 0.05)
 INTERVAL = (2.5, 97.5)
 """The percentiles of a bootstrap that an interval goes from and to."""
+DAYS_DRAWN_MIN = 5
+"""A bootstrap over fewer days than this says too little of chance; then it draws from groups of cards, or of payments."""
+GROUPS = 200
 
 
 class Costs(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 from models.compiled import EQUAL_ON, EQUAL_WITHIN
 from models.decision import TOP_REASON_AGREES_MIN
 from models.drift import PSI_MAX, psi
-from models.figures import Ranked, Trial, calibration_error, reliability
+from models.figures import DAYS_DRAWN_MIN, GROUPS, Ranked, Trial, calibration_error, reliability
 from models.history import Flags, Floats
 
 CALIBRATION_ERROR_MAX = 0.02
@@ -60,11 +60,14 @@ def held_out_checks(earlier: Floats, later: Floats, truth: Flags) -> dict[str, f
 def against(candidate: Floats, champion: Floats, truth: Flags, days: np.ndarray[tuple[int], np.dtype[np.int64]], seed: int) -> dict[str, float]:
     """How much average precision the candidate has more than the champion on the same rows: the difference and its 95 % interval.
 
-    By a bootstrap over days, the same days for both. Nothing where there is no fraud, or nothing else.
+    By a bootstrap over days, the same days for both; over groups of payments where the days are too few. Nothing where there is no fraud, or
+    nothing else.
     """
     if not truth.any() or truth.all():
         return {}
     numbers = np.unique(days, return_inverse=True)[1].astype(np.int64)
+    if numbers.max() + 1 < DAYS_DRAWN_MIN:
+        numbers = np.arange(len(truth)) % GROUPS
     count, nothing = int(numbers.max()) + 1, np.zeros(len(truth), np.int64)
     tested = Trial(truth, numbers, nothing, nothing, count)
     ours, theirs = Ranked.of(tested, candidate), Ranked.of(tested, champion)

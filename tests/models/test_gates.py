@@ -1,0 +1,25 @@
+"""Proves that a candidate which is no better than the champion is not said to be surely better."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from models.gates import against
+
+ROWS = 5_000
+
+
+@pytest.mark.parametrize("days", [1, 2, 4, 5, 30])
+def test_what_chance_makes_of_two_alike_is_within_the_interval_however_few_the_days_are(days: int) -> None:
+    rng = np.random.default_rng(1)
+    truth = rng.random(ROWS) < 0.02
+    ours, theirs = (np.clip(0.3 * truth + 0.6 * rng.random(ROWS), 0, 1) for _ in range(2))
+    found = against(ours, theirs, truth, np.arange(ROWS) * days // ROWS, seed=1)
+    assert found["against_champion_low"] < 0 < found["against_champion_high"]
+    assert found["against_champion_low"] < found["against_champion"] < found["against_champion_high"]
+
+
+def test_without_a_fraud_or_with_nothing_else_nothing_is_said() -> None:
+    for truth in (np.zeros(9, np.bool_), np.ones(9, np.bool_)):
+        assert against(np.ones(9), np.ones(9), truth, np.zeros(9, np.int64), seed=1) == {}
