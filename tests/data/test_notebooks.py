@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 from features.catalogue import CATALOGUE
 from streams.backfill import FEATURES_FILE
 from tests.data.test_lab import archived
+from tests.first_model import MODEL_KEY
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 CELL_LINES_MAX = 22
@@ -92,6 +94,22 @@ def test_a_model_that_passes_its_gates_is_promoted_by_the_notebook(
     assert "promote by cleo: done" in said
     assert f"{names['model_id']} decides now" in said
     assert names["registry"].champion_id() == names["model_id"]
+
+
+def test_where_another_model_decides_the_notebook_says_that_it_was_not_compared(
+    unchanging: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained, tmp_path / "data" / "registry")
+    monkeypatch.setenv("HOLDFAST_ARCHIVE_DIR", str(unchanging))
+    monkeypatch.setenv("HOLDFAST_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("HOLDFAST_MODEL_KEY", MODEL_KEY)
+    names: dict[str, Any] = {}
+    for cell in cells(next(path for path in NOTEBOOKS if path.stem == "3_promote")):
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+    said = capsys.readouterr().out
+    assert "It fails against_champion_low: nobody can approve it." in said
+    assert f"{names['model_id']} does not decide, because" in said
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
