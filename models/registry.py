@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from features.catalogue import CATALOGUE
 from models.artefact import ARRAYS, BYTES_MAX, CARD, SIGNATURE, Keys, opened, packed, unpacked
 from models.ensemble import Artefact, Ensemble
 from models.gates import failed_gates
-from models.governance import Inventory, Item, Refusal, Refused, after, out_of_place, refused, to_decide
+from models.governance import COMPARED, Inventory, Item, Refusal, Refused, after, out_of_place, refused, to_decide
 from models.policy import Policy, policy_from_toml
 from schemas.errors import ArtefactError
 from schemas.governance import Act, Kind, Move
@@ -159,11 +160,22 @@ class Registry:
         if move.kind is Kind.POLICY:
             self.load_policy(move.item_id)
             return ()
-        card = self.card(move.item_id)
-        if not to_decide(move) or move.item_id not in inventory.items:
-            return ()
-        item, champion = inventory.items[move.item_id], inventory.champion(Kind.MODEL)
-        return failed_gates({**card.get("checks", {}), **item.measured(champion)}, champion not in (None, item))
+        failing = self.failing(inventory, move.item_id)
+        return failing if to_decide(move) and move.item_id in inventory.items else ()
+
+    def failing(self, inventory: Inventory, model_id: str) -> tuple[str, ...]:
+        """The gates that a model does not pass now. With a champion that no process of this release can use it need not be compared, but may be."""
+        item, champion = inventory.items.get(model_id), inventory.champion(Kind.MODEL)
+        figures = {**self.card(model_id).get("checks", {}), **(item.measured(champion) if item else {})}
+        beside = champion is not None and champion.item_id != model_id and (COMPARED in figures or self._serves(champion.item_id))
+        return failed_gates(figures, beside)
+
+    def _serves(self, model_id: str) -> bool:
+        """Whether this release can decide with the model: not with one of another format or catalogue."""
+        try:
+            return self.load(model_id).catalogue_id == CATALOGUE.catalogue_id
+        except ArtefactError as error:
+            return error.code not in ("missing", "malformed")
 
     def champion_id(self) -> str | None:
         """The id of the model that decides; None if none was promoted."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from features.catalogue import CATALOGUE
 from models.ensemble import Ensemble
-from models.gates import against, failed_gates
+from models.gates import against
 from models.governance import COMPARED, DAY_MS, SYSTEM, TOLD, Inventory, Item, Refused, control_of
 from models.history import HELD_OUT_FROM
 from models.registry import Registry, default_policy_text
@@ -259,16 +259,9 @@ def standing(item: Item | None, at_ms: int) -> str:
     return f"{item.state}, EXPIRED: validate anew" if item.expired(at_ms) else str(item.state)
 
 
-def failing(registry: Registry, inventory: Inventory, item_id: str) -> tuple[str, ...]:
-    """The gates that stand against a model now."""
-    item, champion = inventory.items.get(item_id), inventory.champion(Kind.MODEL)
-    figures = {**registry.card(item_id).get("checks", {}), **(item.measured(champion) if item else {})}
-    return failed_gates(figures, champion is not None and champion.item_id != item_id)
-
-
 def gate_line(registry: Registry, inventory: Inventory, item_id: str) -> str:
     """The same for people."""
-    said = ", ".join(failing(registry, inventory, item_id))
+    said = ", ".join(registry.failing(inventory, item_id))
     return f"  gates: {'not passed: ' + said if said else 'all passed'}"
 
 

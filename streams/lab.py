@@ -34,7 +34,6 @@ from streams.governance import (
     brought_up,
     described,
     done,
-    failing,
     found,
     gate_line,
     moved,
@@ -152,13 +151,13 @@ def _show(registry: Registry, asked: str, as_json: bool) -> None:
     print_moves(inventory, items)
     if as_json:
         stands = described(inventory, model_id, clock_ms()) if items else {"item_id": model_id, "state": None}
-        print(json.dumps(stands | {"gates_failed": failing(registry, inventory, model_id)}))
+        print(json.dumps(stands | {"gates_failed": registry.failing(inventory, model_id)}))
 
 
 def _write_document(registry: Registry, asked: str, out: Path | None) -> None:
     inventory = registry.inventory()
     model_id = found(inventory, Kind.MODEL, asked)
-    failed = failing(registry, inventory, model_id)
+    failed = registry.failing(inventory, model_id)
     text = document(model_id, registry.card(model_id), inventory.items.get(model_id), inventory.moves_of(model_id), failed, CATALOGUE)
     file = out or Path(f"{model_id}.html")
     file.write_text(text, encoding="utf-8")

@@ -231,6 +231,19 @@ def test_a_model_that_was_compared_with_an_earlier_champion_is_not_promoted_over
     assert registry.champion_id() == first
 
 
+def test_a_champion_that_no_process_of_this_release_can_use_need_not_be_compared_with(tmp_path: Path, artefact: Artefact) -> None:
+    registry = Registry(tmp_path, KEYS)
+    earlier = dataclasses.replace(artefact, ensemble=dataclasses.replace(artefact.ensemble, catalogue_id="cat_earlier"))
+    worse, model_id, another = (registry.register(dataclasses.replace(artefact, data_sha256=f"{n:064x}")) for n in range(3))
+    brought_up(registry, Kind.MODEL, registry.register(earlier), "a test", 1)
+    done(registry.move(Kind.MODEL, worse, Act.REGISTER, "ana", "new", 1))
+    done(registry.move(Kind.MODEL, worse, Act.VALIDATE, "ben", "compared", 1, figures={"against_champion": -0.1, "against_champion_low": -0.2}))
+    assert refused(lambda: done(registry.move(Kind.MODEL, worse, Act.APPROVE, "cleo", "fit", 1, tier=Tier.LOW))) == "gate_failed"
+    brought_up(registry, Kind.MODEL, model_id, "a test", 1)
+    assert registry.champion_id() == model_id
+    assert refused(lambda: brought_up(registry, Kind.MODEL, another, "a test", 1)) == "gate_failed"
+
+
 def test_the_card_says_how_the_model_was_made(tmp_path: Path, artefact: Artefact) -> None:
     registry = Registry(tmp_path, KEYS)
     registry.register(artefact)
