@@ -24,6 +24,7 @@ from streams.training_set import given_in
 
 USUAL_SPANS = ((180, 7), (90, 7), (56, 7), (28, 7), (14, 7), (14, 3), (7, 7), (7, 3), (3, 3), (3, 1), (1, 1), (180, 30), (90, 30), (30, 30))
 """Days of training and of test, the best first; the last are for files that only know the month."""
+SPAN_DAYS_MAX = 1_000_000
 RANKING = ("roc_auc", "average_precision", "card_precision", "recall_at_fpr_0.001", "recall_at_fpr_0.01", "recall_at_fpr_0.05")
 OPERATING = ("value_detection_rate", "false_positives_per_fraud", "alerts_per_day", "saved_minor_per_day")
 
@@ -162,6 +163,8 @@ def _spans(text: str) -> Spans:
     train, delay, test = _three(text)
     if min(train, delay) < 0 or train == 0 or test < 1 or test != int(test):
         raise SettingsError(f"--spans {text}: training takes some time, and a test whole days")
+    if max(train, delay, test) > SPAN_DAYS_MAX:
+        raise SettingsError(f"--spans {text}: no history has more than {SPAN_DAYS_MAX:,} days")
     return Spans(train, delay, int(test))
 
 
