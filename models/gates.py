@@ -50,11 +50,12 @@ def failed_gates(figures: Mapping[str, float], beside_champion: bool) -> tuple[s
 def held_out_checks(earlier: Floats, later: Floats, truth: Flags) -> dict[str, float]:
     """The checks that scores (0 to 1) allow: of rows that were learned from, and of later ones with the truth about them.
 
-    Where there are no later rows they are not made.
+    Where there are no later rows they are not made; and without a fraud among those nobody knows what a score means.
     """
     if not len(later) or not len(earlier):
         return {}
-    return {"calibration_error": calibration_error(reliability(later, truth)), "score_psi": psi(earlier, later)}
+    meant = {"calibration_error": calibration_error(reliability(later, truth))} if truth.any() else {}
+    return {**meant, "score_psi": psi(earlier, later)}
 
 
 def against(candidate: Floats, champion: Floats, truth: Flags, days: np.ndarray[tuple[int], np.dtype[np.int64]], seed: int) -> dict[str, float]:

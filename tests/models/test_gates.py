@@ -1,11 +1,11 @@
-"""Proves that a candidate which is no better than the champion is not said to be surely better."""
+"""Proves that what was not measured passes no gate, and that chance is not taken for what is better."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from models.gates import against
+from models.gates import GATES, against, failed_gates, held_out_checks
 
 ROWS = 5_000
 
@@ -18,6 +18,14 @@ def test_what_chance_makes_of_two_alike_is_within_the_interval_however_few_the_d
     found = against(ours, theirs, truth, np.arange(ROWS) * days // ROWS, seed=1)
     assert found["against_champion_low"] < 0 < found["against_champion_high"]
     assert found["against_champion_low"] < found["against_champion"] < found["against_champion_high"]
+
+
+def test_a_model_that_no_fraud_has_tested_is_not_approved_for_its_low_scores() -> None:
+    scores, honest = np.linspace(0, 0.01, ROWS), np.zeros(ROWS, np.bool_)
+    passed = dict.fromkeys(GATES, 0.0) | {"parity_rows": 100_000.0, "top_reason_agrees": 1.0}
+    del passed["calibration_error"]
+    assert failed_gates({**passed, **held_out_checks(scores, scores, honest)}, beside_champion=False) == ("calibration_error",)
+    assert failed_gates({**passed, **held_out_checks(scores, scores, np.arange(ROWS) == 0)}, beside_champion=False) == ()
 
 
 def test_without_a_fraud_or_with_nothing_else_nothing_is_said() -> None:
