@@ -142,7 +142,7 @@ def fit(examples: Examples, recipe: Recipe, seed: int, threads: int = 1) -> Team
     ArtefactError if there are not fraud and honest cards enough to learn and to calibrate from; SettingsError naming the member whose families
     nobody has, or whose estimator does not take its parameters.
     """
-    truth, dealt = examples.frauds, _dealt(examples.cards, recipe.parts, seed)
+    truth, dealt = examples.frauds, _dealt(examples.cards, examples.frauds, recipe.parts, seed)
     if len({*dealt[truth].tolist()}) < 2 or truth.all():
         raise ArtefactError("training needs honest payments, and frauds of several cards")
     drawn = _drawn(truth, recipe.honest_per_fraud, seed)
@@ -195,10 +195,17 @@ def _gain(raw: Floats, truth: Flags, dealt: Ints, cards: Ints, given: Floats, se
     return Gain(Estimate(float(1 - fitted.sum() / plain.sum()), float(low), float(high)), ranked[1] - ranked[0])
 
 
-def _dealt(cards: Ints, parts: int, seed: int) -> Ints:
-    """By row the part of its card: all payments of a card are in one part, so that a fraud is not calibrated by its own sister."""
+def _dealt(cards: Ints, truth: Flags, parts: int, seed: int) -> Ints:
+    """By row the part of its card: all payments of a card are in one part, so that a fraud is not calibrated by its own sister.
+
+    Where chance puts all cards with a fraud into one part, they are dealt out one by one.
+    """
     _, numbers = np.unique(cards, return_inverse=True)
-    return np.random.default_rng(seed).permutation(int(numbers.max(initial=-1)) + 1)[numbers] % parts
+    part = np.random.default_rng(seed).permutation(int(numbers.max(initial=-1)) + 1) % parts
+    defrauded = np.unique(numbers[truth])
+    if len(np.unique(part[defrauded])) == 1:
+        part[defrauded] = np.arange(len(defrauded)) % parts
+    return part[numbers]
 
 
 def _drawn(truth: Flags, honest_per_fraud: float, seed: int) -> npt.NDArray[np.intp]:

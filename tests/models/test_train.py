@@ -38,6 +38,14 @@ members = [
 """
 
 
+ONE_MEMBER = recipe_from_toml("""
+name = "one"
+honest_per_fraud = 10
+parts = 3
+members = [{ name = "learned", weight = 1.0, families = ["velocity"], estimator = "hist_gradient_boosting", parameters = { max_iter = 2 } }]
+""")
+
+
 @pytest.fixture(scope="module")
 def team(recipe: Recipe) -> Team:
     return fit(some_examples(), recipe, seed=7)
@@ -139,6 +147,16 @@ def test_rows_of_one_class_train_nothing(policy: Policy, recipe: Recipe) -> None
     for truth in (np.zeros(200, dtype=np.bool_), np.ones(200, dtype=np.bool_), np.arange(200) == 0):
         with pytest.raises(ArtefactError, match="honest payments, and frauds of several cards"):
             trained_quickly(replace(examples, frauds=truth), recipe, policy, seed=1)
+
+
+def test_frauds_of_two_cards_are_enough_whatever_the_seed_deals() -> None:
+    examples = some_examples(400)
+    two = replace(examples, frauds=np.isin(np.arange(400), (10, 200, 201)), cards=np.arange(400) // 2)
+    one = replace(two, frauds=np.isin(np.arange(400), (200, 201)))
+    for seed in range(1, 9):
+        assert len(fit(two, ONE_MEMBER, seed).members) == 1
+        with pytest.raises(ArtefactError, match="frauds of several cards"):
+            fit(one, ONE_MEMBER, seed)
 
 
 @pytest.mark.parametrize(
