@@ -6,6 +6,7 @@ labels to have come in, and of them what was known then.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -179,10 +180,15 @@ def _matrix(data: ds.Dataset, names: Sequence[str], count: int, rows: Ints) -> F
 
 
 def _room(rows: int, columns: int) -> Floats:
-    """float64[rows, columns], column by column."""
-    if 8 * rows * columns <= HELD_BYTES:
+    """float64[rows, columns], column by column. SettingsError where the file finds no room: written to without any, it would end the process."""
+    size = 8 * rows * columns
+    if size <= HELD_BYTES:
         return np.empty((rows, columns), order="F")
     with tempfile.TemporaryFile() as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            raise SettingsError(f"TMPDIR ({tempfile.gettempdir()}): no room for {size:,} bytes of vectors: {error.strerror}") from None
         return np.memmap(file, np.float64, "w+", shape=(rows, columns), order="F").view(np.ndarray)
 
 

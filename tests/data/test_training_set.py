@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -104,6 +106,18 @@ def test_a_history_that_is_too_large_for_memory_lies_in_a_file_and_is_the_same(f
     in_file = given_in(foreign).history.vectors
     np.testing.assert_array_equal(in_file, in_memory)
     assert (in_memory.flags.owndata, in_file.flags.owndata, in_file.flags.f_contiguous) == (True, False, True)
+
+
+def test_a_disk_without_room_for_a_history_is_said_before_it_ends_the_process(foreign: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int, begin: int, size: int) -> None:
+        assert (begin, size) == (0, in_memory.nbytes)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    in_memory = given_in(foreign).history.vectors
+    monkeypatch.setattr("streams.training_set.HELD_BYTES", 0)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(SettingsError, match=rf"TMPDIR \(.*\): no room for {in_memory.nbytes:,} bytes of vectors: No space left on device"):
+        given_in(foreign)
 
 
 def test_a_text_is_a_number_below_all_others_and_no_number_is_infinite() -> None:
