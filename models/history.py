@@ -61,7 +61,10 @@ class Examples:
         """The same with these columns alone, in this order. KeyError for one that is not there."""
         place = {name: number for number, name in enumerate(self.names)}
         columns = [place[name] for name in names]
-        return self if tuple(names) == self.names else replace(self, names=tuple(names), vectors=self.vectors[:, columns])
+        if tuple(names) == self.names:
+            return self
+        first = columns == list(range(len(columns)))  # of those a view: a copy of a long history may not fit into memory
+        return replace(self, names=tuple(names), vectors=self.vectors[:, : len(columns)] if first else self.vectors[:, columns])
 
 
 @dataclass(frozen=True, eq=False)

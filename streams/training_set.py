@@ -102,12 +102,13 @@ def _archived(folder: Path, catalogue: Catalogue, attributes: Sequence[str]) -> 
     own = pc.field("catalogue_id") == catalogue.catalogue_id
     beside = data.to_table(columns={name: pc.field(name) for name in named} | {WHOLE: pc.if_else(own, pc.field(WHOLE), None)})
     rows = _in_time(beside["at_ms"], pc.equal(beside["catalogue_id"], catalogue.catalogue_id))
-    vectors = _matrix(data, catalogue.names, len(beside), rows)
+    vectors, width = _matrix(data, catalogue.names, len(beside), rows, len(attributes)), len(catalogue.names)
     beside = beside.take(pa.array(rows))
-    fill_whole(vectors, beside[WHOLE], range(len(catalogue.names)), catalogue)
+    fill_whole(vectors[:, :width], beside[WHOLE], range(width), catalogue)
     if attributes:
         said = data.to_table(columns=[ATTRIBUTES])[ATTRIBUTES].take(pa.array(rows)).combine_chunks()
-        vectors = np.asfortranarray(np.column_stack([vectors, *(_attribute(said, name) for name in attributes)]))
+        for column, name in enumerate(attributes, width):
+            vectors[:, column] = _attribute(said, name)
     amounts = pc.coalesce(beside["txn_billing_amount_minor"], beside["txn_amount_minor"])
     cards = _cards(beside["txn_card_token"], beside["account_id"])
     verdicts = archived_verdicts(folder, beside["transaction_id"])
@@ -164,11 +165,14 @@ def _in_time(at_ms: pa.ChunkedArray, wanted: Any) -> Ints:
     return rows[np.argsort(_ints(at_ms)[rows], kind="stable")]
 
 
-def _matrix(data: ds.Dataset, names: Sequence[str], count: int, rows: Ints) -> Floats:
-    """float64[rows, names] in the order of `rows`, column by column, as trees are grown from it. A lot is read at a time."""
+def _matrix(data: ds.Dataset, names: Sequence[str], count: int, rows: Ints, more: int = 0) -> Floats:
+    """float64[rows, names + more] in the order of `rows`, column by column, as trees are grown from it. A lot is read at a time.
+
+    So many `more` columns stand behind the names, not yet filled.
+    """
     place = np.full(count, -1)
     place[rows] = np.arange(len(rows))
-    matrix = _room(len(rows), len(names))
+    matrix = _room(len(rows), len(names) + more)
     first = 0
     for batch in data.to_batches(columns=list(names), batch_size=BATCH_ROWS):
         into = place[first : first + len(batch)]

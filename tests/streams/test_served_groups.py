@@ -21,7 +21,7 @@ from streams.columnar import as_number
 from streams.folder import keys_of
 from streams.governance import served_here
 from streams.settings import Settings
-from streams.training_set import given_in
+from streams.training_set import given_in, training_set
 from tests.first_model import MODEL_KEY
 from tests.streams.test_archive import a_decision, an_archive
 from tests.world import DEFAULT_RECIPE_TEXT, NOON, a_transaction
@@ -89,6 +89,17 @@ def test_an_attribute_of_what_was_served_is_the_number_that_a_backfill_makes_of_
     assert history.vectors[:, -3].tolist() == np.random.default_rng(1).integers(18, 95, ROWS).tolist()
     assert history.vectors[:, -2].tolist() == [as_number(f"b{n % 7}") for n in range(ROWS)]
     assert np.isnan(history.vectors[:, -1]).all()
+
+
+def test_a_served_history_too_large_for_memory_stays_in_its_file_where_groups_are_declared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = served(tmp_path, 0.06)
+    in_memory = given_in(data, attributes=("attribute.age",)).history
+    monkeypatch.setattr("streams.training_set.HELD_BYTES", 0)
+    examples = training_set(data, label_delay_ms=0, attributes=("attribute.age",))
+    learned = examples.read_by(CATALOGUE.names).vectors
+    np.testing.assert_array_equal(examples.vectors, in_memory.vectors)
+    assert np.shares_memory(learned, examples.vectors), "what members learn from is no copy of it"
+    assert (examples.vectors.flags.owndata, learned.flags.owndata, learned.flags.f_contiguous) == (False, False, True)
 
 
 def test_of_an_attribute_that_is_said_twice_the_first_counts_as_in_a_backfill(tmp_path: Path) -> None:
