@@ -158,11 +158,12 @@ class RedisMemory:
         self._keys, self._logs, self._profiles = keys_of(catalogue), len(catalogue.logs), len(catalogue.profiles)
         self._tokens, prefixes = tokens_of(catalogue), [prefix.encode() for prefix in prefixes_of(catalogue)]
         fields = (*catalogue.log_fields, *catalogue.profile_fields, *catalogue.tally_fields)
-        self._leaves = np.array([LEAVES[field] for field in fields], np.int64)
+        self._leaves, self._uses = np.array([LEAVES[field] for field in fields], np.int64), max(map(fields.count, fields), default=0)
         self._prefixes, self._prefix_ends = np.frombuffer(b"".join(prefixes), np.uint8), np.cumsum([len(prefix) for prefix in prefixes])
         self._rows = tuple(_NOTHING if entity.log_of else place for entity, place in zip(catalogue.log_entities, row_slices(catalogue), strict=True))
         self._kinds = (*[f"{kind}_profile" for kind in catalogue.profiles], *catalogue.tallies)
         self._nothings = (None,) * self._profiles + (b"",) * len(catalogue.tallies)  # a tally that is not there is one without a row
+        self._row_bytes = sum(layout.row_bytes for layout in catalogue.log_layouts)
         self._appends = np.array([not entity.log_of for entity in catalogue.log_entities], np.uint8)
         """Of each log whether a transaction leaves a row there."""
         absent = [resp.WRONG if appends else 0 for appends in self._appends] + [resp.NOTHING] * self._profiles + [0] * len(catalogue.tallies)
@@ -287,8 +288,12 @@ class RedisMemory:
             sizes.extend(map(len, given))
             sizes.extend((resp.NOT_ASKED,) * (1 + reads - len(given)))
             words += given
-        lengths = np.frombuffer(sizes, np.int64).reshape(len(group.txns), 2 + reads)
-        commands, replies = resp.asked(
+        lengths, said = np.frombuffer(sizes, np.int64).reshape(len(group.txns), 2 + reads), np.frombuffer(b"".join(words), np.uint8)
+        room = resp.room_for(
+            len(group.txns), self._row_bytes, self._prefixes.size, len(self._absent), reads, self._uses * group.source.size, said.size
+        )
+        out = np.empty(room, np.uint8)
+        size, replies = resp.asked(
             self.catalogue.program,
             *SAYING,
             group.source,
@@ -300,10 +305,11 @@ class RedisMemory:
             group.tokens,
             self._prefixes,
             self._prefix_ends,
-            np.frombuffer(b"".join(words), np.uint8),
+            said,
             lengths,
+            out,
         )
-        return _Given(commands, replies, lengths)
+        return _Given(out[:size], replies, lengths)
 
     def _read(self, group: _Group, given: _Given, replies: memoryview) -> list[Past]:
         found = self._found_at_once(group, given, np.frombuffer(replies, np.uint8))
@@ -323,8 +329,8 @@ class RedisMemory:
         """The kernels' buffer of all, and where each begins in it and the last ends; None if replies are not all as they are when all goes well."""
         of, reads = len(group.txns), given.lengths.shape[1] - 2
         spans, ends, begins = np.empty((of, reads + len(self._absent), 2), np.int64), np.empty((of, 2), np.int64), np.empty(of + 1, np.int64)
-        marks = np.empty((of, self._logs), np.uint8)
-        whole, marked = resp.found(
+        room, marks = np.empty(replies.size + group.owns.size + 8 * (of * len(self._absent) + 1), np.uint8), np.empty((of, self._logs), np.uint8)
+        size, marked = resp.found(
             self.catalogue.program,
             replies,
             group.owns,
@@ -338,11 +344,13 @@ class RedisMemory:
             REWRITTEN_ROWS,
             spans,
             ends,
+            room,
             begins,
             marks,
         )
-        if not whole.size:
+        if not size:
             return None
+        whole = room[:size]
         whole.flags.writeable = False
 
         def said(at: int, length: int) -> bytes | None:

@@ -174,6 +174,12 @@ def spoken(
                 tokens[one, memory, 1] = NOT_ASKED
 
 
+def room_for(rows: int, row_bytes: int, prefix_bytes: int, memories: int, reads: int, said: int, aside: int) -> int:
+    """Bytes that the commands of so many recalls take at most: `row_bytes` and `prefix_bytes` of all memories, `said` and `aside` of all recalls."""
+    each = row_bytes + 2 * prefix_bytes + memories * (_APPEND.size + 8 * _ROOM) + _MGET.size + (2 + 2 * reads) * _ROOM
+    return rows * each + 2 * said + aside + 8
+
+
 @compiled
 def asked(
     plan: Array,
@@ -193,23 +199,18 @@ def asked(
     ends: Array,
     words: Array,
     lengths: Array,
-) -> tuple[Array, int]:
-    """The commands of recalls, and how many replies they have: of each, what is written aside, the appends to its logs, and one MGET of what is
-    read aside and all its memories. `owns` and `tokens` (where the token of each memory lies in `source`) are made first: see `spoken`.
+    out: Array,
+) -> tuple[int, int]:
+    """Writes the commands of recalls into `out` (`room_for` bytes); how many bytes, and how many replies they have. Of each, what is written aside,
+    the appends to its logs, and one MGET of what is read aside and all its memories. `owns` and `tokens` (where the token of each memory lies in
+    `source`) are made first: see `spoken`.
 
     `lengths` (int64[n, 2 + reads]): how many commands are written aside, and the lengths of what lies in `words` side by side: those commands,
     written already, and the keys that are read aside; NOT_ASKED where there is none. `prefixes` are what keys begin with, one kind of memory ending
     at each of `ends`. `appends` says of each log whether it gets a row.
-    """  # fmt: skip
+    """
     spoken(fields, rules, measures, texts_of, texts, source, leaves, owns, stride, derived, appends, tokens)
-    room, widest = 2 * source.size + 2 * words.size, prefixes.size + 2 * _ROOM * ends.size
-    for log in range(plan[LOGS]):
-        widest += plan[plan[LOG_AT] + log * LOG_LINE + L_SIZE] + _APPEND.size + 3 * _ROOM
-    for one in range(lengths.shape[0]):
-        room += 2 * widest + _MGET.size + 2 * _ROOM * (lengths.shape[1] + tokens.shape[1])
-        for memory in range(tokens.shape[1]):
-            room += 2 * max(tokens[one, memory, 1], 0)
-    out, at, word, replies = np.empty(room, np.uint8), 0, 0, 0
+    at, word, replies = 0, 0, 0
     for one in range(lengths.shape[0]):
         copy(out, at, words, word, lengths[one, 1])
         at, word = at + lengths[one, 1], word + lengths[one, 1]
@@ -241,7 +242,7 @@ def asked(
         for memory in range(tokens.shape[1]):
             if tokens[one, memory, 1] >= 0:
                 at = _named(out, at, prefixes, ends, memory, source, tokens[one, memory, 0], tokens[one, memory, 1])
-    return out[:at], replies
+    return at, replies
 
 
 @compiled
@@ -297,6 +298,27 @@ def answered(replies: Array, lengths: Array, tokens: Array, appends: Array, abse
 
 
 @compiled
+def laid_out(replies: Array, owns: Array, stride: int, reads: int, spans: Array, out: Array, begins: Array) -> int:
+    """Writes the kernels' buffer of these transactions (`engine.section` of each, and eight bytes more); its length. `begins` (int64[n + 1]):
+    where each begins, and the last ends."""
+    memories, at = spans.shape[1] - reads, 0
+    for one in range(spans.shape[0]):
+        begins[one] = at
+        copy(out, at, owns, one * stride, stride)
+        words = at + stride
+        at = words + 8 * memories
+        for memory in range(memories):
+            begin, length = spans[one, reads + memory, 0], spans[one, reads + memory, 1]
+            store64(out, words + 8 * memory, max(length, -1))
+            if length > 0:
+                copy(out, at, replies, begin, length)
+                at += length
+    begins[spans.shape[0]] = at
+    out[at : at + 8] = 0
+    return int(at + 8)
+
+
+@compiled
 def found(
     plan: Array,
     replies: Array,
@@ -311,44 +333,20 @@ def found(
     rewritten: int,
     spans: Array,
     ends: Array,
+    whole: Array,
     begins: Array,
     marks: Array,
-) -> tuple[Array, bool]:
-    """The kernels' buffer of what was `asked`: see `laid_out`. It is empty if replies are not as they are when all goes well: see `answered`.
+) -> tuple[int, bool]:
+    """Writes the kernels' buffer of what was `asked`; its length, 0 if replies are not as they are when all goes well: see `laid_out`, `answered`.
 
     `marks` (uint8[n, logs]) is what appends leave to do (`kernel.kept_up`); and whether there is any.
     """  # fmt: skip
     if not answered(replies, lengths, tokens, appends, absent, spans, ends):
-        return np.empty(0, np.uint8), False
-    whole = laid_out(replies, owns, stride, lengths.shape[1] - 2, spans, begins)
+        return 0, False
+    size = laid_out(replies, owns, stride, lengths.shape[1] - 2, spans, whole, begins)
     kept_up(plan, whole, own, tokens.shape[1] - plan[LOGS] - plan[PROFILES], refresh_ms, rewritten, marks)
     for one in range(marks.shape[0]):
         for log in range(marks.shape[1]):
             if marks[one, log]:
-                return whole, True
-    return whole, False
-
-
-@compiled
-def laid_out(replies: Array, owns: Array, stride: int, reads: int, spans: Array, begins: Array) -> Array:
-    """The kernels' buffer of these transactions (`engine.section` of each, and eight bytes more), and where each begins (int64[n + 1])."""
-    memories = spans.shape[1] - reads
-    size = spans.shape[0] * (stride + 8 * memories) + 8
-    for one in range(spans.shape[0]):
-        for place in range(reads, spans.shape[1]):
-            size += max(spans[one, place, 1], 0)
-    out, at = np.empty(size, np.uint8), 0
-    for one in range(spans.shape[0]):
-        begins[one] = at
-        copy(out, at, owns, one * stride, stride)
-        words = at + stride
-        at = words + 8 * memories
-        for memory in range(memories):
-            begin, length = spans[one, reads + memory, 0], spans[one, reads + memory, 1]
-            store64(out, words + 8 * memory, max(length, -1))
-            if length > 0:
-                copy(out, at, replies, begin, length)
-                at += length
-    begins[spans.shape[0]] = at
-    out[at : at + 8] = 0
-    return out
+                return size, True
+    return size, False

@@ -19,7 +19,7 @@ import numpy as np
 from schemas.catalogue import VERSIONS
 from schemas.errors import InvalidRecord, UnknownSchema, UnreadableBytes
 from schemas.record import Record, Word
-from schemas.transcoder import GROWTH, ROOM, WRONG, Plan, plan_of, to_avro, to_messagepack
+from schemas.transcoder import GROWTH, ROOM, WRONG, Plan, all_to_avro, plan_of, to_avro, to_messagepack
 
 R = TypeVar("R", bound=Record)
 _FRAME = struct.Struct(">bI")
@@ -151,6 +151,18 @@ def body(record: Record) -> bytes:
     if size == WRONG:
         raise TypeError(f"what this {type(record).__name__} holds is not of its own schema: {record}")
     return out[:size].tobytes()
+
+
+def bodies(records: Sequence[Record]) -> list[bytes]:
+    """`body` of each of these records of one type."""
+    if not records:
+        return []
+    packed = np.frombuffer(messagepack_of(records), np.uint8)
+    out, ends = np.empty(GROWTH * (packed.size + 1), np.uint8), np.empty(len(records), np.int64)
+    if not all_to_avro(_plan(type(records[0])).codes, packed, out, ends):
+        return [body(record) for record in records]  # which says what is wrong
+    content, last = out[: ends[-1]].tobytes(), ends.tolist()
+    return [content[begin:end] for begin, end in zip((0, *last), last, strict=False)]
 
 
 @functools.cache

@@ -197,25 +197,22 @@ def passed_over(source: Array, at: int) -> int:
 
 
 @compiled
-def to_avro(codes: Array, source: Array, out: Array) -> int:
-    """Writes as Avro the value that is MessagePack in `source`, as msgspec writes it; how many bytes. WRONG if it is not of the schema.
-
-    `out` has room for GROWTH bytes of each, and of one more.
-    """
+def _to_avro(codes: Array, source: Array, at: int, out: Array, to: int) -> tuple[int, int]:
+    """Writes as Avro, from `to` on, the value in MessagePack that begins at `at`; where both end. WRONG if it is not of the schema."""
     frames = np.empty((DEPTH, 2), np.int64)  # of the arrays and records at hand: place in `codes`, and how many values are left
-    depth, node, at, to = 0, 0, 0, 0
+    depth, node = 0, 0
     while True:
         kind, null = codes[node], source[at] == NIL
         if codes[node + 1]:
             out[to], to = 0 if null else 2, to + 1
         elif null:
-            return WRONG
+            return WRONG, WRONG
         if null:
             at += 1
         elif kind == LONG:
             number, at = given(source, at)
             if at < 0:
-                return WRONG
+                return WRONG, WRONG
             to = _put_long(out, to, number)
         elif kind == DOUBLE:
             if source[at] == _DOUBLE:
@@ -223,22 +220,22 @@ def to_avro(codes: Array, source: Array, out: Array) -> int:
             else:
                 number, at = given(source, at)
                 if at < 0:
-                    return WRONG
+                    return WRONG, WRONG
                 one = np.array([np.float64(number)])
                 to = _copied(out, to, one.view(np.uint8), 0, 8)
         elif kind in (STRING, BYTES):
             size, at = counted(source, at, 0xA0, 31, _STR8, 1) if kind == STRING else counted(source, at, _BIN8, -1, _BIN8, 1)
             if at < 0:
-                return WRONG
+                return WRONG, WRONG
             to, at = _copied(out, _put_long(out, to, size), source, at, size), at + size
         elif kind == BOOLEAN:
             if source[at] != TRUE and source[at] != FALSE:
-                return WRONG
+                return WRONG, WRONG
             out[to], to, at = source[at] == TRUE, to + 1, at + 1
         else:
             size, at = counted(source, at, 0x90, 15, _ARRAY16, 2) if kind == ARRAY else counted(source, at, 0x80, 15, MAP_16, 2)
             if at < 0 or depth == DEPTH or (kind == RECORD and size != codes[node + 2]):
-                return WRONG
+                return WRONG, WRONG
             frames[depth, 0], frames[depth, 1], depth = node, size, depth + 1
             if kind == ARRAY and size:
                 to = _put_long(out, to, size)
@@ -247,14 +244,36 @@ def to_avro(codes: Array, source: Array, out: Array) -> int:
             if codes[frames[depth, 0]] == ARRAY:
                 out[to], to = 0, to + 1
         if not depth:
-            return int(to)
+            return at, to
         over, left = frames[depth - 1, 0], frames[depth - 1, 1]
         frames[depth - 1, 1] = left - 1
         if codes[over] == ARRAY:
             node = codes[over + 2]
-        else:
-            size, at = counted(source, at, 0xA0, 31, _STR8, 1)
-            at, node = at + size, codes[over + 3 + 3 * (codes[over + 2] - left)]
+        else:  # its fields are in the schema's order, and each begins with its name
+            line = over + 3 + 3 * (codes[over + 2] - left)
+            at, node = at + codes[line + 2] - codes[line + 1], codes[line]
+
+
+@compiled
+def to_avro(codes: Array, source: Array, out: Array) -> int:
+    """Writes as Avro the value that is MessagePack in `source`, as msgspec writes it; how many bytes. WRONG if it is not of the schema.
+
+    `out` has room for GROWTH bytes of each, and of one more.
+    """
+    return _to_avro(codes, source, 0, out, 0)[1]
+
+
+@compiled
+def all_to_avro(codes: Array, source: Array, out: Array, ends: Array) -> bool:
+    """As `to_avro`, of each of the values that are an array in `source`; where each ends, into `ends`. Whether all are of the schema."""
+    count, at = counted(source, 0, 0x90, 15, _ARRAY16, 2)
+    to = 0
+    for number in range(count):
+        at, to = _to_avro(codes, source, at, out, to)
+        if to < 0:
+            return False
+        ends[number] = to
+    return True
 
 
 @compiled

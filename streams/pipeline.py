@@ -45,9 +45,10 @@ class Walk:
     panel: Panel  # as it was when it was judged: others may be promoted while it waits for its account
     judges: Judges  # those of the panel that judged it
 
-    def __init__(self, ask: Ask) -> None:
+    def __init__(self, ask: Ask, content: bytes) -> None:
+        """`content`: the transaction's plain Avro."""
         self.ask, self.txn = ask, ask.txn
-        self.digest = identity.request_digest(avro.body(ask.txn))
+        self.digest = identity.request_digest(content)
         self.first: Kept | None = None
         self.hold: OpenHold | None = None
         self.declined: tuple[int, ...] = ()
@@ -97,7 +98,8 @@ async def decide_all(asks: Sequence[Ask], world: World) -> list[Decided | Holdfa
 
     What fails for one touches no other. Who has an answer from before goes from the first stop to the last.
     """
-    walks, stops = [Walk(ask) for ask in asks], Stops(world.observe, len(asks))
+    contents = avro.bodies([ask.txn for ask in asks])
+    walks, stops = [Walk(ask, content) for ask, content in zip(asks, contents, strict=True)], Stops(world.observe, len(asks))
     retries = [walk for walk in walks if walk.txn.step_up_of is not None]
     if retries:
         await asyncio.gather(*[follow(walk, world) for walk in retries])

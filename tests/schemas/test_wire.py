@@ -79,6 +79,11 @@ def test_each_byte_is_fastavros(txn: Transaction) -> None:
     assert avro.body(txn) == out.getvalue()
 
 
+@given(st.lists(TRANSACTIONS, max_size=20))
+def test_many_are_written_as_one_by_one(txns: list[Transaction]) -> None:
+    assert avro.bodies(txns) == [avro.body(txn) for txn in txns]
+
+
 @given(TRANSACTIONS, st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=2), st.integers(0, 2))
 def test_what_is_read_at_once_is_what_fastavro_reads_or_left_to_it(txn: Transaction, damage: list[tuple[int, int]], cut: int) -> None:
     content = bytearray(avro.body(txn))
@@ -134,6 +139,8 @@ def test_a_long_of_64_bits_is_written_as_fastavro_writes_it_and_left_to_it_to_re
 def test_a_number_too_large_for_a_long_is_no_record() -> None:
     with pytest.raises(TypeError, match="not of its own schema"):
         avro.body(msgspec.structs.replace(a_transaction(), amount_minor=2**63))
+    with pytest.raises(TypeError, match="not of its own schema"):
+        avro.bodies([a_transaction(), msgspec.structs.replace(a_transaction(), amount_minor=2**63)])
 
 
 def test_numbers_of_numpy_are_written_as_pythons() -> None:
