@@ -938,11 +938,14 @@ def _csv_names(path: Path, rule: CsvRule) -> list[str]:
 
 
 def csv_cells(path: Path, rule: CsvRule, width: int) -> Iterator[Cells | InvalidRecord]:
-    """Each record's cells or what is wrong with it; blank lines are no records."""
+    """Each record's cells or what is wrong with it; blank lines are no records. SettingsError where the file's encoding tells no more text."""
     with _csv_file(path, rule) as file:
         records = _csv_reader(file, rule)
-        next(filter(None, records), None)
-        yield from _sound_records(records, width)
+        try:
+            next(filter(None, records), None)
+            yield from _sound_records(records, width)
+        except UnicodeError as error:
+            raise SettingsError(f"{path}: is not text in the encoding {rule.encoding!r}: {error}") from None
 
 
 def _csv_file(path: Path, rule: CsvRule) -> TextIO:

@@ -173,6 +173,18 @@ def test_a_file_that_is_not_in_the_mappings_encoding_is_named(tmp_path: Path) ->
         rows_in(path, mapping_from(MINIMAL + '[csv]\nencoding = "utf-16"\n'), KEY, now_ms=NOW_MS)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+@pytest.mark.parametrize("by_column", [False, True])
+def test_a_file_that_ends_within_a_character_is_named(tmp_path: Path, encoding: str, by_column: bool) -> None:
+    path = a_csv(tmp_path / "a.csv", GOOD)
+    path.write_bytes(path.read_text(encoding="utf-8").encode(encoding)[:-1])
+    mapping = mapping_from(f'{MINIMAL}[csv]\nencoding = "{encoding}"\n')
+    with pytest.raises(SettingsError, match=f"a.csv: is not text in the encoding '{encoding}'"):
+        list(cells_in(path, mapping)[1] if by_column else rows_in(path, mapping, KEY, now_ms=NOW_MS))
+    with pytest.raises(SettingsError, match="is not text"):
+        rows_count(path, mapping)
+
+
 def test_columns_that_are_missing_or_unknown_are_named_before_the_first_row(tmp_path: Path) -> None:
     path = a_csv(tmp_path / "a.csv", header=["ref", "type", "account", "when", "sum", "card", "fraud", "comment", "shoe_size"])
     with pytest.raises(SettingsError) as refused:
