@@ -395,7 +395,7 @@ class _Making:
             at_ms, bad = _moments(column, self._mapping.time)
             self.doubtful |= bad & told & given
             learned = np.where(told, at_ms, learned)
-            self.doubtful |= given & ((learned < LEARNED_MS[0]) | (learned > LEARNED_MS[1]))
+        self.doubtful |= given & ((learned < LEARNED_MS[0]) | (learned > LEARNED_MS[1]))
         kinds = pa.nulls(self._n, pa.string())
         if rule.kind_column is not None:
             kinds = pc.if_else(fraud, _each(self._column(rule.kind_column), as_text).of_rows(pa.string()), kinds)

@@ -90,7 +90,7 @@ _PAN = re.compile(r"^[0-9]{8,19}$")
 """Card numbers of files, where invented ones are shorter than those that the doors take."""
 _EVENTS = ACCOUNT_EVENTS.name
 """The table of a file of account events, named as their topic is."""
-_DELAY = re.compile(r"^([0-9]+)([smhd])$")
+_DELAY = re.compile(r"^([0-9]{1,9})([smhd])$")
 _EPOCH, _MS, _HALF_MS = datetime(1970, 1, 1, tzinfo=UTC), timedelta(milliseconds=1), timedelta(microseconds=500)
 LEARNED_MS = (0, 32_503_680_000_000)
 """When a label may have been learned: what `schemas.record.EpochMs` allows."""

@@ -228,6 +228,16 @@ def assert_same(rows: list[Row], found: Rows) -> None:
         assert np.array_equal(one.tokens.get(entity, np.zeros(len(good), np.uint64)), tokens), entity
 
 
+@pytest.mark.parametrize("delay", ["400000d", "999999999d"])
+def test_a_label_that_is_learned_beyond_all_times_makes_a_bad_row(delay: str) -> None:
+    mapping = mapping_from(AMOUNTS[0] + TIMES[1] + TABLES + f'[label]\ncolumn = "fraud"\ndelay = "{delay}"\n')
+    arrays = {name: pa.array([_SOUND.get(name)] * 2, pa.string()) for name in mapping.columns}
+    arrays |= {"when": pa.array([NOW_MS] * 2, pa.timestamp("ms", "UTC")), "fraud": pa.array(["1", None])}
+    found = ColumnReader(mapping, list(arrays), KEY, NOW_MS).rows(Cells(1, 2, np.arange(1, 3), list(arrays.values()), []))
+    assert [(row, fault.field) for row, fault in found.bad] == [(1, "learned_at_ms")]
+    assert_same(by_row(mapping, list(arrays), list(arrays.values()), [1, 2]), found)
+
+
 @settings(max_examples=150, deadline=None)
 @given(files())
 def test_every_row_is_by_column_what_it_is_by_itself(file: tuple[Mapping, dict[str, pa.Array]]) -> None:

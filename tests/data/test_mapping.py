@@ -146,6 +146,7 @@ def test_a_row_becomes_a_transaction_with_tokens_for_raw_values(tmp_path: Path) 
         (MINIMAL.replace('currency = "EUR"', ""), "needs either currency or currency_column"),
         (MINIMAL.replace('currency = "EUR"', 'currency = "EUX"'), "unknown ISO 4217 currency 'EUX'"),
         (MINIMAL.replace('delay = "2d"', 'delay = "two days"'), "[label]"),
+        (MINIMAL.replace('delay = "2d"', 'delay = "1000000000d"'), "[label]"),
         (MINIMAL.replace("[values.kind]", "[values.entry_mode]"), "values.entry_mode: is not mapped"),
         (MINIMAL.replace('card_token = "card"', 'mcc_token = "card"'), "mcc_token: a Transaction has no such field"),
         (MINIMAL.replace('column = "when"', 'colum = "when"'), "unknown field `colum`"),
