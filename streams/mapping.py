@@ -409,6 +409,11 @@ def _faults_of_time(rule: TimeRule, table: str) -> list[str]:
         faults.append(f"[{table}]: format {rule.format} needs an origin")
     if rule.origin is not None and not _is_iso(rule.origin):
         faults.append(f"[{table}]: origin {rule.origin!r} is not a time of format iso8601")
+    if not faults and rule.origin is not None:
+        try:
+            counted_from_ms(rule)
+        except InvalidRecord as fault:
+            faults.append(f"[{table}]: origin {fault.reason}")
     if "%" not in rule.format and rule.format not in ("iso8601", "epoch_s", "epoch_ms") and not _OFFSET.match(rule.format):
         faults.append(f"[{table}]: unknown format {rule.format!r}")
     if "%" in rule.format and "%z" not in rule.format and rule.zone is None:

@@ -151,6 +151,10 @@ def test_a_row_becomes_a_transaction_with_tokens_for_raw_values(tmp_path: Path) 
         (MINIMAL.replace('card_token = "card"', 'mcc_token = "card"'), "mcc_token: a Transaction has no such field"),
         (MINIMAL.replace('column = "when"', 'colum = "when"'), "unknown field `colum`"),
         (MINIMAL.replace('zone = "Europe/Berlin"', 'format = "offset_s"\norigin = "foo"'), "origin 'foo' is not a time"),
+        (
+            MINIMAL.replace('zone = "E', 'format = "offset_s"\norigin = "2026-03-29T02:30:00"\nzone = "E'),
+            "[time]: origin 2026-03-29T02:30:00 never was in",
+        ),
         (MINIMAL + '[csv]\nencoding = "klingon"\n', "[csv]: unknown encoding 'klingon'"),
         (MINIMAL + '[csv]\nencoding = "hex"\n', "[csv]: unknown encoding 'hex'"),
         (MINIMAL + "[csv]\ndelimiter = ';'\nquote = ';'\n", "[csv]: delimiter and quote"),
