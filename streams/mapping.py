@@ -574,13 +574,13 @@ Cells = Sequence[Any]
 
 def field_of(field: str, cell: Any, words: dict[str, str] | None) -> Any:
     """A cell as the field's type; None if it is not given. `words` says what words of the file mean."""
-    if field in FLOATS and words is None:
-        return _number(cell, field)
     text = as_text(cell)
     if words is not None:
         text = words.get(text or "", words.get("*", text) if text is not None else None)
     if text is None:
         return None
+    if field in FLOATS:
+        return _number(text, field)
     if field in FLAGS:
         if text.lower() not in _FLAG_WORDS:
             raise InvalidRecord(field, f"{text!r} is neither true nor false")

@@ -421,6 +421,26 @@ def test_a_float_column_of_32_bits_means_the_short_decimal(tmp_path: Path) -> No
     assert row.content.amount_minor == 1210
 
 
+def test_a_word_of_a_column_of_numbers_means_a_number_or_none(tmp_path: Path) -> None:
+    mapping = mapping_from(
+        MINIMAL.replace("[fields]", '[fields]\nlatitude = "lat"\nlongitude = "lon"')
+        + '[values.latitude]\nhere = "52.5"\n"n/a" = ""\n[values.longitude]\nhere = "13.4"\n"n/a" = ""\n'
+    )
+    path = a_csv(tmp_path / "a.csv", *([*GOOD, place, place] for place in ("here", "n/a", "48.1", "there")), header=[*HEADER, "lat", "lon"])
+    here, nowhere, there, bad = (row.content for row in rows_in(path, mapping, KEY, now_ms=NOW_MS))
+    assert [(txn.latitude, txn.longitude) for txn in (here, nowhere, there) if isinstance(txn, Transaction)] == [
+        (52.5, 13.4),
+        (None, None),
+        (48.1, 48.1),
+    ]
+    assert isinstance(bad, InvalidRecord)
+    assert str(bad) == "latitude: 'there' is not a number (column 'lat')"
+    columns, pieces = cells_in(path, mapping)
+    (found,) = (ColumnReader(mapping, columns, KEY, NOW_MS).rows(cells) for cells in pieces)
+    assert found.table["latitude"].combine_chunks().fill_null(0.0).to_pylist()[::2] == [52.5, 48.1]
+    assert [number for number, _ in found.bad] == [4]
+
+
 NESTED = MINIMAL + '[constants]\nmerchant_id = "m1"\nterminal_id = "w1"\n'
 
 
