@@ -302,7 +302,7 @@ class _Making:
 
     def _constant(self, field: str, value: str | float) -> None:
         """A value that all rows have; a word of a list is text."""
-        if "." in field or not _all_are([value], _KINDS[field]):
+        if not _all_are([value], _KINDS[field]):
             self.doubtful[:] = True
         else:
             self._add(field, _Found(np.zeros(self._n, np.int64), [value], np.zeros(1, np.bool_)))

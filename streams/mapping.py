@@ -356,6 +356,7 @@ def _faults_of_meaning(mapping: Mapping) -> list[str]:
     faults += [f"{field}: required, but mapped nowhere" for field in REQUIRED if field not in sources]
     faults += [f"{field}: a Transaction has no such field" for field in sources if field not in _FIELDS]
     faults += [f"{field}: has its own table, it cannot be in [{sources[field][0]}]" for field in sources if field in BY_TABLE]
+    faults += [f"{field}: is inside a record, it cannot be in [constants]" for field in mapping.constants if "." in field and field in _FIELDS]
     faults += [f"tokens.{field}: cannot be a token" for field in mapping.tokens if field in _FIELDS and field not in TOKEN_KINDS]
     faults += [f"values.{field}: is not mapped in [fields]" for field in mapping.values if field not in mapping.fields]
     faults += [f"[memory]: there is no entity {name!r}" for name in mapping.memory if name not in _ENTITIES]

@@ -85,7 +85,6 @@ CONSTANTS = [
     "",
     '[constants]\nterminal_id = "w1"\n',
     "[constants]\nterminal_id = 5\n",
-    '[constants]\nterminal_id = "w1"\n"session.session_age_s" = 1\n',
 ]
 REF = 'row_id_prefix = "x7-"\n'
 MORE = 'customer_id = "ref"'

@@ -155,6 +155,7 @@ def test_a_row_becomes_a_transaction_with_tokens_for_raw_values(tmp_path: Path) 
             MINIMAL.replace('zone = "E', 'format = "offset_s"\norigin = "2026-03-29T02:30:00"\nzone = "E'),
             "[time]: origin 2026-03-29T02:30:00 never was in",
         ),
+        (MINIMAL + '[constants]\n"fingerprint.os" = "iOS"\n', "fingerprint.os: is inside a record, it cannot be in [constants]"),
         (MINIMAL + '[csv]\nencoding = "klingon"\n', "[csv]: unknown encoding 'klingon'"),
         (MINIMAL + '[csv]\nencoding = "hex"\n', "[csv]: unknown encoding 'hex'"),
         (MINIMAL + "[csv]\ndelimiter = ';'\nquote = ';'\n", "[csv]: delimiter and quote"),
