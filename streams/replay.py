@@ -206,8 +206,11 @@ class Desk:
         return sum(self._settle(account or b"", ending, lambda sent: decided(sent, decode(Decision, value))) for ending in endings)
 
     def on_dead_letter(self, value: bytes | None) -> int:
-        """Answers the rows whose bytes are in this dead letter; returns how many."""
-        letter = decode(DeadLetter, value)
+        """Answers the rows whose bytes are in this dead letter; returns how many. What is no dead letter answers nobody."""
+        try:
+            letter = decode(DeadLetter, value)
+        except InvalidRecord:
+            return 0
         if letter.topic != TRANSACTIONS.name or letter.value is None:
             return 0
         return self._settle(letter.key or b"", letter.value[FRAME:], lambda sent: not_applied(sent, letter))

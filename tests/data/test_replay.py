@@ -117,6 +117,14 @@ def test_rows_with_the_same_contents_share_a_decision_and_other_contents_are_a_c
     assert [(a.row, a.outcome) for a in kept.answers] == [(1, "approve"), (2, "approve"), (3, "conflict"), (4, "approve")]
 
 
+@pytest.mark.parametrize("value", [None, b"", b"{}", decision(txn(1))])
+def test_a_record_of_the_dead_letters_topic_that_is_none_answers_nobody(value: bytes | None) -> None:
+    desk = Desk(Kept())
+    expect(desk, 1, txn(1))
+    assert desk.on_dead_letter(value) == 0
+    assert desk.on_dead_letter(dead_letter(txn(1))) == 1
+
+
 def test_a_bad_row_is_refused_with_its_field_and_what_got_no_answer_says_so() -> None:
     kept = Kept()
     desk = Desk(kept)
