@@ -123,7 +123,7 @@ def _condition(condition: Condition) -> str:
         "below_own": f"with {column} below the transaction's own",
         "just_under": f"with {column} at most a tenth below {value:,} or ten, a hundred ... times that",
         "weekday": "of the transaction's own day of the week, UTC",
-        "older": f"from more than {value / 86_400_000:g} days before",
+        "older": f"with event time at most T - {value // HOUR_MS}h",
     }[condition.op]
 
 

@@ -132,4 +132,5 @@ def test_every_row_says_its_exact_meaning_in_words() -> None:
     frauds, payments = of["merchant.merchant_fraud_share_30d"].split("] / [")
     assert "matured (7d after they happened, or when that was learned if it was later, rounded up to a slice)" in frauds
     assert "matured (7d after they happened) in the 60 slices" in payments
+    assert "login, with event time at most T - 24h, with event time in (T - 90d, T]" in of["takeover.account_new_login_devices_24h"]
     assert of["behavioural.txn_not_present"] == "1 if the transaction's own kind is ecommerce or moto or recurring, else 0"
