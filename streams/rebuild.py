@@ -355,7 +355,8 @@ async def _forgotten_and_rebuilt(settings: Settings) -> Counter[str]:
     counts: Counter[str] = Counter()
 
     async def rebuild(token: bytes) -> None:
-        counts.update(await rebuilt(settings, token, lambda text: print(text, file=sys.stderr)))
+        reading = rebuilt(settings, token, lambda text: print(text, file=sys.stderr))
+        counts.update(await asyncio.to_thread(asyncio.run, reading))  # this loop keeps the lock
 
     try:
         await wire.send((b"DEL", WHOLE))

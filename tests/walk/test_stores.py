@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,8 +18,10 @@ from features.wire import Wire
 from models.hold import EMPTY, Book, Refusal, Step, UnknownAccount, place, state_known
 from schemas.account import AccountEvent, AccountEventKind, AccountState
 from schemas.errors import Conflict, MemoryUnavailable
+from streams import rebuild as rebuilding
 from streams.answers import WHOLE, Answers, AnswerWords, DictAnswers, Kept, Listed, Made, Page, Restored, on_whole, sound
 from streams.books import Books, Change, DictBooks
+from streams.settings import Settings
 from tests.world import a_transaction
 
 Use = Callable[[Any], Awaitable[None]]
@@ -367,3 +371,16 @@ def test_the_first_retry_stands_also_after_a_rebuild(redis_url: str) -> None:
         await wire.close()
 
     asyncio.run(main())
+
+
+def test_a_rebuilding_by_hand_keeps_its_lock_while_it_reads_without_a_pause(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def reads(settings: Settings, token: bytes, say: Callable[[str], None]) -> Counter[str]:
+        time.sleep(1.5)
+        wire = await Wire.connect(settings.redis_url)
+        assert await wire.send((b"GET", rebuilding.LOCK)) == [token]
+        await wire.close()
+        return Counter(holds=7)
+
+    monkeypatch.setattr(rebuilding, "LOCK_S", 1)
+    monkeypatch.setattr(rebuilding, "rebuilt", reads)
+    assert rebuilding.rebuild([], Settings(redis_url=redis_url)) == 0
