@@ -307,11 +307,15 @@ class _Place:
             head, _, body = (self.folder / STATE).read_bytes().partition(b"\n")
         except OSError:
             return Done()
-        about = json.loads(head)
-        if about["fingerprint"] != self._fingerprint:
-            say("what was begun here was of other files, another mapping or another catalogue: beginning anew")
-            return Done()
-        if hashlib.sha256(body).hexdigest() != about["sha256"]:
+        try:
+            about = json.loads(head)
+            if about["fingerprint"] != self._fingerprint:
+                say("what was begun here was of other files, another mapping or another catalogue: beginning anew")
+                return Done()
+            whole = hashlib.sha256(body).hexdigest() == about["sha256"]
+        except (ValueError, KeyError, TypeError):
+            whole = False
+        if not whole:
             say("the state that was kept here is broken: beginning anew")
             return Done()
         under_way.restore(dict(np.load(io.BytesIO(body))))

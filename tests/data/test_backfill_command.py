@@ -115,7 +115,7 @@ def test_a_file_that_is_broken_or_of_another_kind_is_named(history: Path, tmp_pa
     assert not list((tmp_path / "out").rglob("part-*")), "nothing is begun with a file that does not fit"
 
 
-@pytest.mark.parametrize("damage", ["state", "mapping"])
+@pytest.mark.parametrize("damage", ["state", "head", "empty", "mapping"])
 def test_what_does_not_fit_begins_anew(history: Path, whole: Path, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
     hidden = tmp_path / f".{FEATURES_FILE}"
     hidden.mkdir()
@@ -127,7 +127,7 @@ def test_what_does_not_fit_begins_anew(history: Path, whole: Path, tmp_path: Pat
         key = TokenKey(SETTINGS.token_key.encode(), SETTINGS.token_key_id)
         given = Given((history / "transactions.parquet",), mapping_in(history / "mapping.toml"), key, history / "accounts.parquet")
         about["fingerprint"] = given.fingerprint(CATALOGUE, 1500)
-    (hidden / STATE).write_bytes(json.dumps(about).encode() + b"\n")
+    (hidden / STATE).write_bytes({"head": b"{", "empty": b""}.get(damage, json.dumps(about).encode() + b"\n"))
     assert backfill(asked(history, tmp_path), SETTINGS) == 0
     assert "beginning anew" in capsys.readouterr().err
     assert parts(tmp_path) == parts(whole)
