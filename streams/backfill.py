@@ -335,15 +335,26 @@ class _Place:
             file.write(body.getbuffer())
             file.flush()
             os.fsync(file.fileno())
+        _on_disk(self.folder)
         (self.folder / f".{STATE}").replace(self.folder / STATE)
 
     def finish(self) -> None:
         """All parts are there: the folder takes its name."""
         (self.folder / STATE).unlink(missing_ok=True)
+        _on_disk(self.folder)
         if self.whole.is_dir():
             shutil.rmtree(self.whole)
         self.whole.unlink(missing_ok=True)
         self.folder.rename(self.whole)
+
+
+def _on_disk(path: Path) -> None:
+    """Returns when a file's contents, or a folder's names, outlive a power failure: a state or a name must not speak of parts that do not."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def backfilled(
@@ -439,6 +450,7 @@ class _Writer:
         unfinished = path.with_name(f".{path.name}")
         whole = pa.Table.from_arrays([*_beside(table), *features, *attributes], schema=self._schema)
         pq.write_table(whole, unfinished, compression="zstd")
+        _on_disk(unfinished)
         unfinished.replace(path)
 
 

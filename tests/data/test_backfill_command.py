@@ -73,6 +73,26 @@ def test_a_killed_backfill_goes_on_and_ends_in_the_same_bytes(history: Path, who
     assert not hidden.exists()
 
 
+def test_a_part_is_on_the_disk_before_a_state_or_the_folders_name_speaks_of_it(
+    history: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, synced, folders = os.fsync, set[str](), list[set[str]]()
+
+    def seen(descriptor: int) -> None:
+        real(descriptor)
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if path.name == f".{STATE}":
+            assert {part.name for part in path.parent.glob("part-*")} <= synced, "all that the state speaks of"
+        synced.add(path.name.removeprefix("."))
+        if path.is_dir():
+            folders.append({part.name for part in path.glob("part-*")})
+
+    monkeypatch.setattr(os, "fsync", seen)
+    assert backfill(asked(history, tmp_path), SETTINGS) == 0
+    assert set(parts(whole)) <= synced
+    assert folders[-1] == set(parts(whole))
+
+
 def test_two_backfills_do_not_write_into_one_folder(history: Path, whole: Path, tmp_path: Path) -> None:
     run = begun(history, tmp_path)
     while not (tmp_path / f".{FEATURES_FILE}" / "part-000000.parquet").exists():
