@@ -288,7 +288,7 @@ class _Place:
     """The hidden folder in which a backfill is made."""
 
     def __init__(self, out: Path, fingerprint: str) -> None:
-        self.whole, self.folder = out / FEATURES_FILE, out / f".{FEATURES_FILE}"
+        self.whole, self.folder, self._before = out / FEATURES_FILE, out / f".{FEATURES_FILE}", out / f".{FEATURES_FILE}.before"
         self._fingerprint = fingerprint
 
     def begun(self, under_way: Backfill, say: Say) -> Done:
@@ -339,13 +339,21 @@ class _Place:
         (self.folder / f".{STATE}").replace(self.folder / STATE)
 
     def finish(self) -> None:
-        """All parts are there: the folder takes its name."""
+        """All parts are there: the folder takes its name, and what had it before goes away."""
         (self.folder / STATE).unlink(missing_ok=True)
         _on_disk(self.folder)
-        if self.whole.is_dir():
-            shutil.rmtree(self.whole)
-        self.whole.unlink(missing_ok=True)
+        _removed(self._before)
+        if self.whole.is_symlink() or self.whole.exists():
+            self.whole.rename(self._before)
         self.folder.rename(self.whole)
+        _removed(self._before)
+
+
+def _removed(path: Path) -> None:
+    """Nothing is there any more."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
 
 
 def _on_disk(path: Path) -> None:

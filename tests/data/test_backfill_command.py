@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -91,6 +92,24 @@ def test_a_part_is_on_the_disk_before_a_state_or_the_folders_name_speaks_of_it(
     assert backfill(asked(history, tmp_path), SETTINGS) == 0
     assert set(parts(whole)) <= synced
     assert folders[-1] == set(parts(whole))
+
+
+def test_what_was_there_before_is_whole_or_gone_wherever_a_backfill_is_killed(
+    history: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(path: Path, **_: object) -> None:
+        for part in sorted(path.glob("part-*"))[:1]:
+            part.unlink()
+            raise SystemExit
+
+    assert backfill(asked(history, tmp_path, "--features", COUNT), SETTINGS) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(SystemExit):
+            backfill(asked(history, tmp_path), SETTINGS)
+    assert parts(tmp_path) == parts(whole)
+    assert backfill(asked(history, tmp_path, "--features", COUNT), SETTINGS) == 0
+    assert [path.name for path in tmp_path.iterdir()] == [FEATURES_FILE]
 
 
 def test_two_backfills_do_not_write_into_one_folder(history: Path, whole: Path, tmp_path: Path) -> None:
