@@ -226,9 +226,9 @@ def _columns(log: _Placed, facts: Array) -> Array:
     block = np.empty((len(log.layout.facts), len(rows)), np.int64)
     block[:-1] = rows[:, log.layout.facts[1:]].T
     block[kernel.KIND_COLUMN, log.source < 0] = DECLINED
-    assert len(log.starts) < 1 << 20, "each entity's times are lifted above those of the one before"
-    lift = log.group << 42
-    block[-1] = np.maximum.accumulate(rows[:, AT_MS] + lift) - lift
+    moments, ranks = np.unique(rows[:, AT_MS], return_inverse=True)
+    lift = log.group * len(moments)  # each entity's times above those of the one before
+    block[-1] = moments[np.maximum.accumulate(ranks + lift) - lift]
     return block.ravel()
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
 import pytest
 
 from features.catalogue import CATALOGUE
-from features.recorded import WHY, Why
+from features.fact import AT_MS, AT_MS_MAX
+from features.recorded import WHY, Why, _columns
 from schemas.account import AccountEvent, AccountEventKind, AccountState, ProfileValue
 from schemas.avro import decode, encode
 from schemas.decision import Decision
@@ -285,6 +287,16 @@ def test_a_tally_that_went_back_in_time_is_not_compared() -> None:
     bank.changed(3, tally_positions=head(3, 1))
     bank.changed(4, tally_positions=head(5, 0))
     assert counted(bank.compared()) == (0, {"a tally had gone back in time": 5})
+
+
+def test_more_entities_than_a_million_have_each_its_own_newest_time() -> None:
+    owners = np.arange((1 << 21) + 2) // 2
+    facts = np.column_stack([np.zeros_like(owners)] * 2 + [owners % 7 + 1])
+    facts[:, AT_MS] = np.where(np.arange(len(owners)) % 2 == 0, AT_MS_MAX - owners, 5)
+    starts = np.arange(0, len(owners), 2)
+    log = SimpleNamespace(layout=SimpleNamespace(facts=np.arange(3)), source=np.arange(len(owners)), starts=starts, group=owners)
+    newest = _columns(log, facts).reshape(3, -1)[-1]  # type: ignore[arg-type]  # of _Placed what it reads
+    assert np.array_equal(newest, np.repeat(AT_MS_MAX - owners[::2], 2))
 
 
 def test_nothing_in_the_log_is_nothing_to_compare() -> None:
