@@ -16,7 +16,7 @@ import numpy as np
 from features.backfill import backfill
 from features.catalogue import Catalogue
 from features.columns import TransactionColumns
-from features.fact import ENTITIES
+from features.fact import AT_MS, ENTITIES
 from features.row import Capped, Expression, Fold, parts
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -51,7 +51,8 @@ def _read(expression: Expression) -> tuple[str, ...]:
 
 
 def part_of(group: Group, columns: TransactionColumns, declined: Array, number: int, of: int) -> Part:
-    """Part `number` of `of`: the rows of the entities that fall into it, and those of the logs that these look into.
+    """Part `number` of `of`: the rows of the entities that fall into it, those of the logs that these look into, and those at which their
+    labels are learned, whose ever they are.
 
     Rows go by the token of the entity that the others look from, so that all that it remembers is in one part.
     """
@@ -66,6 +67,10 @@ def part_of(group: Group, columns: TransactionColumns, declined: Array, number: 
     for look in looks:
         seen = np.unique(np.asarray(columns.tokens.get(look.name, none))[mine])
         needed |= np.isin(np.asarray(columns.tokens.get(look.log_of, none)), seen[seen != 0])
+    if columns.learned is not None:
+        clock = np.maximum.accumulate(columns.fact_matrix[:, AT_MS])
+        reached = np.searchsorted(clock, columns.learned[needed & (columns.learned > 0)])
+        needed[reached[reached < columns.n]] = True
     rows = np.flatnonzero(needed)
     chosen = _taken(columns, rows)
     return Part(rows, replace(chosen, asked=columns.asks[rows] & mine[rows]), declined[rows])

@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import dask
 import numpy as np
+import pytest
 from histories import _Choices, a_transaction, histories
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from past_oracle import Arrival
+from payments import DAY
 from test_backfill import arrived
 
 from features.backfill import backfill
@@ -29,6 +31,19 @@ def test_parts_joined_are_the_whole(history: list[Arrival], of: int) -> None:
     columns, declined = arrived(history)
     done = [(group, vectors_of_part(CATALOGUE, group, part)) for group, part in tasks(CATALOGUE, columns, declined, of)]
     assert joined(CATALOGUE, columns, done).tobytes() == backfill(CATALOGUE, columns, declined).tobytes()
+
+
+@pytest.mark.parametrize("seed", [14, 27, 42])
+def test_a_label_is_learned_in_its_part_when_it_is_in_the_whole_whatever_order_payments_come_in(seed: int) -> None:
+    chance = random.Random(seed)
+    payments = [a_transaction(number, _Choices(chance.getrandbits(96))) for number in range(300)]
+    chance.shuffle(payments)
+    columns, declined = arrived([Arrival("pay", txn) for txn in payments])
+    learned = [txn.at_ms + chance.randrange(3 * DAY) if chance.random() < 0.4 else 0 for txn in payments]
+    columns = replace(columns, learned=np.array(learned))
+    catalogue = CATALOGUE.only(("merchant.merchant_fraud_share_30d",))
+    done = [(group, vectors_of_part(catalogue, group, part)) for group, part in tasks(catalogue, columns, declined, 3)]
+    assert joined(catalogue, columns, done).tobytes() == backfill(catalogue, columns, declined).tobytes()
 
 
 def test_dask_runs_the_parts_to_the_same_bits() -> None:
