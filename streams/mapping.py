@@ -812,11 +812,12 @@ def _of_events(mapping: Mapping) -> tuple[tuple[str, ...], Callable[[Sequence[st
     rule = mapping.account_events
     if rule is None:
         raise SettingsError(f"the mapping has no [{_EVENTS}], which a file of account events needs")
-    return rule.columns, lambda names: _missing(_EVENTS, rule.columns, names)
+    return rule.columns, lambda names: _misfits(_EVENTS, rule.columns, names)
 
 
-def _missing(table: str, wanted: Sequence[str], names: Sequence[str]) -> list[str]:
-    return [f"column {name!r}, which [{table}] names, is not in the file" for name in wanted if name not in names]
+def _misfits(table: str, wanted: Sequence[str], names: Sequence[str]) -> list[str]:
+    faults = [f"column {name!r}, which [{table}] names, is not in the file" for name in wanted if name not in names]
+    return faults + [f"column {name!r}, which [{table}] names, comes twice" for name in wanted if list(names).count(name) > 1]
 
 
 class EventReader:
@@ -869,7 +870,7 @@ def accounts_in(path: Path, mapping: Mapping, key: TokenKey, as_of_ms: int) -> I
     rule = mapping.accounts
     if rule is None:
         raise SettingsError("the mapping has no [accounts], which a file of accounts needs")
-    names, cells = _cells_in(path, mapping.csv, rule.columns, lambda names: _missing("accounts", rule.columns, names))
+    names, cells = _cells_in(path, mapping.csv, rule.columns, lambda names: _misfits("accounts", rule.columns, names))
     return (_account(path, number, row, names, mapping, key, as_of_ms) for number, row in enumerate(cells, 1))
 
 

@@ -554,6 +554,7 @@ def test_a_bad_account_is_named_with_its_row_field_and_column(tmp_path: Path, ce
         (b"nr,saldo\na1,10.00\na2\n", "row 2: row: has 1 cells, the header has 2"),
         (b"nr,saldo\na1,10.00,EUR\n", "row 1: row: has 3 cells, the header has 2"),
         (b"nr,saldo\na\xff,10.00\n", "row 1: row: has bytes that are not text"),
+        (b"nr,saldo,saldo\na1,10.00,90.00\n", r"column 'saldo', which \[accounts\] names, comes twice"),
         (b"PAR1", "accounts: "),
     ],
 )
