@@ -457,7 +457,7 @@ def accounts_table(rng: np.random.Generator, world: World, start_ms: int, block:
             "ccy": _words([c.currency for c in COUNTRIES], home),
             "balance": _decimal(np.rint(balance * 100.0).astype(np.int64)),
             "credit_limit": _decimal(np.rint(limit * 100.0).astype(np.int64)),
-            "opened_at": pa.array(start_ms - world.c_age_days * DAY_MS, pa.timestamp("ms", tz="UTC")),
+            "opened_at": pa.array(np.maximum(start_ms - world.c_age_days * DAY_MS, 0), pa.timestamp("ms", tz="UTC")),
             "home_country": _words(_COUNTRY_CODES, home),
         }
     )

@@ -17,7 +17,7 @@ import pytest
 from schemas.account import AccountEventKind
 from schemas.errors import InvalidRecord, SettingsError
 from schemas.transaction import TransactionKind, is_card_number
-from streams.mapping import TokenKey, events_in, mapping_in, rows_in
+from streams.mapping import TokenKey, accounts_in, events_in, mapping_in, rows_in
 from streams.settings import Settings
 from streams.simulate import Simulated, simulate, simulated
 from streams.simulation.fraud import FRAUDS
@@ -42,6 +42,16 @@ def test_the_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
         assert simulate(["--out", str(tmp_path / name), "--customers", "40", "--days", "6", "--seed", "5"], Settings()) == 0
     first, second = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("first", "second"))
     assert first == second
+
+
+@pytest.mark.parametrize("start", ["1970-01-01", "2199-12-31"])
+def test_every_start_that_is_taken_gives_files_that_are_read(tmp_path: Path, start: str) -> None:
+    assert simulate(["--out", str(tmp_path), "--customers", "40", "--days", "3", "--start", start], Settings()) == 0
+    mapping = mapping_in(tmp_path / "mapping.toml")
+    assert len(list(accounts_in(tmp_path / "accounts.parquet", mapping, KEY, 0))) == 40
+    for rows in (rows_in, events_in):
+        read = list(rows(tmp_path / ("transactions.parquet" if rows is rows_in else "account_events.parquet"), mapping, KEY, now_ms=2**43))
+        assert not [row for row in read if isinstance(row.content, InvalidRecord)]
 
 
 def test_payments_are_made_fast() -> None:
