@@ -135,8 +135,11 @@ class _Events:
 
     def __init__(self, given: Given, now_ms: int, taken: int, say: Say) -> None:
         parts = list(events_by_column(given.events, given.mapping, given.key, now_ms=now_ms)) if given.events else []
-        for number, fault in (each for part in parts for each in part.bad):
+        bad = [each for part in parts for each in part.bad]
+        for number, fault in bad[:BAD_ROWS_SAID]:
             say(f"{given.events}: row {number}: {fault}")
+        if bad:
+            say(f"{given.events}: {len(bad)} rows are bad and were left out")
         kept = np.concatenate([np.zeros(0, np.int64), *(part.at_ms for part in parts)])
         order = np.argsort(kept, kind="stable")
         self.taken, self._at_ms = taken, kept[order]

@@ -269,6 +269,15 @@ def test_account_events_of_a_file_come_before_the_payments_that_follow_them(hist
     assert told[name].to_numpy().tobytes() == untold[name].to_numpy().tobytes()
 
 
+def test_of_bad_account_events_the_first_are_said_and_all_are_counted(history: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    events = pq.read_table(history / "account_events.parquet")
+    pq.write_table(events.set_column(events.column_names.index("what"), "what", [["foo"] * len(events)]), tmp_path / "bad.parquet")
+    assert backfill(asked(history, tmp_path / "out", "--features", COUNT, "--events", str(tmp_path / "bad.parquet")), SETTINGS) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "bad.parquet" in line]
+    assert len(said) == 21
+    assert said[-1].endswith(f"{len(events)} rows are bad and were left out")
+
+
 def test_a_mapping_gives_terminals_a_log_and_their_counts_are_exact(history: Path, whole: Path, tmp_path: Path) -> None:
     name = "merchant.terminal_count_1h"
     mapping = tmp_path / "mapping.toml"
