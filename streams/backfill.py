@@ -75,12 +75,13 @@ _BESIDE = [
 
 
 class Backfilled(NamedTuple):
-    """What a backfill did."""
+    """What a backfill did. `seconds` and `rows_new` are of this run alone, the rest is of those too that went before it."""
 
     rows: int
     bad_rows: int
     seconds: float
     folder: Path
+    rows_new: int
 
 
 @dataclass(frozen=True)
@@ -391,6 +392,7 @@ def _backfilled(catalogue: Catalogue, given: Given, out: Path, now_ms: int, say:
     if done.lots:
         say(f"going on after {done.read} rows")
     done = done if done.lots else Done(now_ms=now_ms)
+    rows_before = done.rows
     reader = _Reader(given, done, _Knowledge.of(given), say)
     kept_at, cost_s = time.perf_counter(), 0.0
     total = sum(rows_count(path, given.mapping) for path in given.files) if bar else 0
@@ -410,7 +412,7 @@ def _backfilled(catalogue: Catalogue, given: Given, out: Path, now_ms: int, say:
     if not done.rows:
         raise SettingsError("no row of the files is a transaction")
     place.finish()
-    return Backfilled(done.rows, done.bad_rows, time.perf_counter() - began, out)
+    return Backfilled(done.rows, done.bad_rows, time.perf_counter() - began, out, done.rows - rows_before)
 
 
 def _ahead(lots: Iterator[_Lot]) -> Iterator[_Lot]:
@@ -577,7 +579,7 @@ def backfill(argv: list[str], settings: Settings) -> int:
         raise SettingsError(f"--out: {error}") from None
     print(f"{made.rows} rows, {made.bad_rows} bad ones left out, in {made.seconds:.1f} s -> {made.folder / FEATURES_FILE}")
     if args.json:
-        print(json.dumps({"rows": made.rows, "bad_rows": made.bad_rows, "seconds": made.seconds, "rows_per_s": made.rows / made.seconds}))
+        print(json.dumps({"rows": made.rows, "bad_rows": made.bad_rows, "seconds": made.seconds, "rows_per_s": made.rows_new / made.seconds}))
     return 0 if made.rows else 1
 
 

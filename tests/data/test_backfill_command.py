@@ -74,6 +74,24 @@ def test_a_killed_backfill_goes_on_and_ends_in_the_same_bytes(history: Path, who
     assert not hidden.exists()
 
 
+def test_the_rate_of_a_backfill_that_goes_on_is_of_what_it_made_itself(
+    history: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def killed(*_: object) -> None:
+        raise SystemExit
+
+    asks = asked(history, tmp_path, "--features", COUNT, "--threads", "1", "--json")
+    with monkeypatch.context() as patch:
+        patch.setattr("streams.backfill._Place.finish", killed)
+        patch.setattr("streams.backfill.STATE_SHARE", 0)
+        with pytest.raises(SystemExit):
+            backfill(asks, SETTINGS)
+    assert backfill(asks, SETTINGS) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["rows"] == pq.read_table(tmp_path / FEATURES_FILE).num_rows
+    assert figures["rows_per_s"] == 0, "all was made before"
+
+
 def test_a_part_is_on_the_disk_before_a_state_or_the_folders_name_speaks_of_it(
     history: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
