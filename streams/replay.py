@@ -56,6 +56,8 @@ WINDOW, RECENT = 20_000, 50_000
 BATCH, BATCH_AFTER_EVENTS = 500, 2_000
 """Rows that go at once; more where each batch waits for its account events, as the score app acknowledges once a second."""
 FOLLOWED_S, ACCOUNTS_S, ASKED_EVERY_S = 10.0, 45.0, 0.05
+DELIVERED_S = 120
+"""What has not arrived by then does not arrive; the producer notices some seconds later."""
 BAD_EVENTS_SAID = 20
 SEARCH_AFTER_S = 3.0
 EMBEDDED_ROWS, EMBEDDED_ROWS_MAX = 5_000, 8_000
@@ -290,7 +292,8 @@ class Line:
         self._groups: dict[str, Any] = {}
         quiet = librdkafka(settings) | {"log_level": 0}  # what goes wrong is raised here, or seen by who waits for answers
         self._producer = Producer(
-            quiet | {"acks": "all", "enable.idempotence": True, "partitioner": "murmur2_random", "linger.ms": 5, "delivery.timeout.ms": 120_000}
+            quiet
+            | {"acks": "all", "enable.idempotence": True, "partitioner": "murmur2_random", "linger.ms": 5, "delivery.timeout.ms": DELIVERED_S * 1000}
         )
         self._consumer = Consumer(
             quiet | {"group.id": "holdfast-replay", "enable.auto.commit": False, "auto.offset.reset": "earliest", "fetch.wait.max.ms": 50}
@@ -335,9 +338,11 @@ class Line:
 
     def flush(self) -> None:
         """Returns when all that was sent has arrived. LogUnavailable if some did not."""
-        self._producer.flush(120)
+        left = self._producer.flush(DELIVERED_S + 30)
         if self._failed is not None:
             raise LogUnavailable(f"the file could not be sent: {self._failed.str()}")
+        if left:
+            raise LogUnavailable(f"the file could not be sent: {left} records have not arrived")
 
     def listen(self, timeout_s: float) -> list[tuple[str, bytes | None, bytes | None]]:
         """What was told since: topic, key and value of each record."""

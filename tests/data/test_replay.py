@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pyarrow.parquet as pq
@@ -18,7 +19,7 @@ from schemas.account import AccountEvent, AccountEventKind
 from schemas.avro import body, decode, encode
 from schemas.dead_letter import DeadLetter
 from schemas.decision import Decision, Outcome, Reason, ReasonSource
-from schemas.errors import InvalidRecord, SettingsError
+from schemas.errors import InvalidRecord, LogUnavailable, SettingsError
 from schemas.identity import decision_id
 from schemas.topics import ACCOUNT_EVENTS, DECISIONS, TRANSACTIONS, Topic
 from schemas.transaction import Transaction, TransactionKind
@@ -26,6 +27,7 @@ from streams.folder import Remembered
 from streams.mapping import EventRow, Row
 from streams.replay import (
     BATCH_AFTER_EVENTS,
+    DELIVERED_S,
     Answer,
     Desk,
     Line,
@@ -265,6 +267,20 @@ def test_an_account_event_is_sent_before_every_payment_that_comes_after_it(times
             latest = max(latest, at_ms)
         else:
             assert at_ms > latest, "a payment of a later time was sent before it"
+
+
+def test_what_has_not_arrived_is_not_taken_as_sent() -> None:
+    waited: list[float] = []
+
+    def flush(timeout_s: float) -> int:
+        waited.append(timeout_s)
+        return 3
+
+    line = Line.__new__(Line)
+    line._failed, line._producer = None, SimpleNamespace(flush=flush)  # type: ignore[assignment]  # a broker that went away
+    with pytest.raises(LogUnavailable, match="3 records have not arrived"):
+        line.flush()
+    assert waited[0] > DELIVERED_S, "until the producer has given each of them up"
 
 
 def test_a_folder_gets_the_kind_of_broker_that_it_had_before() -> None:
