@@ -512,6 +512,8 @@ def replay(argv: list[str], settings: Settings) -> int:
     total = rows_count(args.file, mapping)
     _check_beside(args, mapping)
     there = _reached(settings, mapping)
+    if there is None:
+        chosen_broker(args.kafka, held_in(settings.data_dir), total)  # a refusal leaves the results of an earlier run
     results = results_in(out)
     if there is not None:
         for text in forewarned(there):

@@ -306,6 +306,15 @@ def test_an_option_that_makes_no_sense_is_named_before_anything_starts(history: 
     assert not (tmp_path / "data").exists()
 
 
+def test_a_broker_that_is_too_small_is_refused_before_the_results_of_an_earlier_run_are_written_over(history: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.csv"
+    out.write_text("of before")
+    argv = [str(history / "transactions.parquet"), "--map", str(history / "mapping.toml"), "--kafka", "embedded", "--out", str(out)]
+    with pytest.raises(SettingsError, match="--kafka"):
+        replay(argv, Settings(data_dir=tmp_path / "data"))
+    assert out.read_text() == "of before"
+
+
 @pytest.mark.parametrize(("option", "says"), [("--events", "column 'event', which"), ("--accounts", "column 'balance', which")])
 def test_a_file_beside_the_payments_that_does_not_fit_is_named_before_anything_starts(history: Path, tmp_path: Path, option: str, says: str) -> None:
     payments = str(history / "transactions.parquet")
