@@ -541,7 +541,7 @@ def _check_beside(args: Any, mapping: Mapping) -> None:
     if args.events is not None:
         events_in(args.events, mapping, TokenKey(b"", ""), now_ms=0)
     if args.accounts is not None:
-        next(accounts_in(args.accounts, mapping, TokenKey(b"", ""), 0), None)
+        deque(accounts_in(args.accounts, mapping, TokenKey(b"", ""), 0), maxlen=0)
 
 
 def forewarned(there: Settings) -> list[str]:
