@@ -28,6 +28,7 @@ from features.log import is_due, tidied
 from features.profile import profile_write
 from features.tally import TallyLayout, Update, payment_rows, updated
 from features.wire import address
+from schemas.errors import SettingsError
 from schemas.identity import keyed_token
 from schemas.transaction import Transaction, TransactionKind
 from streams import memory_server
@@ -109,7 +110,9 @@ class _Kind:
 
 
 def client_of(settings: Settings) -> Redis:
-    """A client of the Redis of these settings."""
+    """A client of the Redis of these settings. SettingsError if they name a cluster."""
+    if settings.redis_url.startswith("redis+cluster:"):
+        raise SettingsError("HOLDFAST_REDIS_URL: `features size` looks at one node of a cluster at a time: name it as redis://host:port")
     return Redis(username=settings.redis_username or None, password=settings.redis_password or None, **address(settings.redis_url))
 
 

@@ -124,6 +124,11 @@ def test_the_command_says_whether_a_card_takes_too_much(capsys: pytest.CaptureFi
     assert {each["kind"]: each["keys"] for each in told["kinds"]} == dict.fromkeys([*logs, *tallies, "profile:account"], 50)
 
 
+def test_of_a_cluster_one_node_is_asked_for() -> None:
+    with pytest.raises(SettingsError, match=r"HOLDFAST_REDIS_URL: .* one node of a cluster"):
+        features.command(["size"], Settings(redis_url="redis+cluster://127.0.0.1:7000,127.0.0.1:7001"))
+
+
 def test_a_redis_that_does_not_answer_is_said(tmp_path: object) -> None:
     with pytest.raises(MemoryUnavailable):
         features.command(["size"], Settings(redis_url=f"unix://{tmp_path}/none"))
