@@ -514,8 +514,6 @@ def _plain_amounts(column: pa.Array, rule: AmountRule, exponents: Array) -> tupl
     """
     none = np.zeros(len(column), np.int64), np.zeros(len(column), np.bool_)
     shifts = 10 ** (exponents if rule.unit == "major" else np.zeros_like(exponents))
-    if rule.strip or rule.decimal != ".":
-        return none
     if pa.types.is_float64(column.type):
         values = column.to_numpy(zero_copy_only=False)
         with np.errstate(invalid="ignore", over="ignore"):

@@ -26,7 +26,7 @@ A mapping is TOML (all tables but `time`, `amount` and `fields` may be left out)
     [label]      column = "fraud"  values = ["1"]  kind_column  learned_at_column  delay = "30d"  source = "chargeback"
 
 Rows are numbered from 1, the header is not counted. An empty cell is a value not given. Amounts never pass through a float:
-text becomes Decimal, and a float in a Parquet file is taken as the shortest decimal that means it (`repr`).
+text becomes Decimal, and a float in a Parquet file is taken as the shortest decimal that means it (`repr`). `decimal` and `strip` are of texts.
 
 In a file of account events a raw value becomes the same token as in the file of payments, so that the device of an event is the
 device of a payment: every `..._token` that [fields] does not take as it is, and every id that [tokens] names.
@@ -541,9 +541,10 @@ def amount_minor(value: Any, currency: str, rule: AmountRule, field: str) -> int
         text = as_text(value)
     if text is None:
         raise InvalidRecord(field, "is empty", code="missing_field")
-    plain = text.translate(_without(rule.strip))
-    if rule.decimal == ",":
-        plain = plain.replace(".", "").replace(",", ".")
+    plain = text
+    if isinstance(value, str):  # a number is none of the file's texts
+        plain = text.translate(_without(rule.strip))
+        plain = plain.replace(".", "").replace(",", ".") if rule.decimal == "," else plain
     try:
         amount = Decimal(in_ascii(plain))
         amount = abs(amount) if rule.negative == "absolute" else amount

@@ -351,6 +351,9 @@ def test_a_local_time_without_a_zone_is_refused() -> None:
         (57.2, "EUR", {}, 5720),
         (0.1 + 0.2, "EUR", {"rounding": "half_even"}, 30),
         (Decimal("8.40"), "EUR", {}, 840),
+        (12.5, "EUR", {"decimal": ","}, 1250),
+        (Decimal("12.50"), "EUR", {"decimal": ",", "strip": ". "}, 1250),
+        (57.2, "EUR", {"strip": "."}, 5720),
         (12, "EUR", {}, 1200),
     ],
 )
