@@ -90,6 +90,7 @@ _PAN = re.compile(r"^[0-9]{8,19}$")
 """Card numbers of files, where invented ones are shorter than those that the doors take."""
 _EVENTS = ACCOUNT_EVENTS.name
 """The table of a file of account events, named as their topic is."""
+_GROUPED = re.compile(r"^[+-]?[1-9][0-9]{0,2}(\.[0-9]{3})+(,[0-9]*)?$")
 _DELAY = re.compile(r"^([0-9]{1,9})([smhd])$")
 _EPOCH, _MS, _HALF_MS = datetime(1970, 1, 1, tzinfo=UTC), timedelta(milliseconds=1), timedelta(microseconds=500)
 LEARNED_MS = (0, 32_503_680_000_000)
@@ -541,12 +542,10 @@ def amount_minor(value: Any, currency: str, rule: AmountRule, field: str) -> int
         text = as_text(value)
     if text is None:
         raise InvalidRecord(field, "is empty", code="missing_field")
-    plain = text
-    if isinstance(value, str):  # a number is none of the file's texts
-        plain = text.translate(_without(rule.strip))
-        plain = plain.replace(".", "").replace(",", ".") if rule.decimal == "," else plain
+    written = isinstance(value, str)  # a number is none of the file's texts
+    plain = text.translate(_without(rule.strip)) if written else text
     try:
-        amount = Decimal(in_ascii(plain))
+        amount = Decimal(in_ascii(_with_a_point(plain) if written and rule.decimal == "," else plain))
         amount = abs(amount) if rule.negative == "absolute" else amount
         if rule.unit == "minor" and currency in EXPONENTS:
             amount = amount.scaleb(-EXPONENTS[currency])
@@ -555,6 +554,13 @@ def amount_minor(value: Any, currency: str, rule: AmountRule, field: str) -> int
     except (DecimalException, ValueError):
         raise InvalidRecord(field, f"{text!r} is not an amount", code="invalid_amount") from None
     return to_minor(amount, currency, field)
+
+
+def _with_a_point(text: str) -> str:
+    """An amount with a decimal comma as one with a point. ValueError where a point parts no thousands: it may be a decimal point."""
+    if "." in text and not _GROUPED.match(text):
+        raise ValueError(f"{text!r} has a point that parts no thousands")
+    return text.replace(".", "").replace(",", ".")
 
 
 @functools.cache

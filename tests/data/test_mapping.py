@@ -341,6 +341,8 @@ def test_a_local_time_without_a_zone_is_refused() -> None:
         ("12.3", "EUR", {}, 1230),
         ("$ 1,204.10", "USD", {"strip": "$, "}, 120410),
         ("1.204,10", "EUR", {"decimal": ","}, 120410),
+        ("-1.234.567,8", "EUR", {"decimal": ",", "negative": "absolute"}, 123456780),
+        ("12.500", "EUR", {"decimal": ","}, 1250000),
         ("1204", "JPY", {}, 1204),
         ("1204.00", "JPY", {}, 1204),
         ("1.234", "KWD", {}, 1234),
@@ -359,6 +361,12 @@ def test_a_local_time_without_a_zone_is_refused() -> None:
 )
 def test_amounts_are_exact(cell: object, currency: str, rule: dict[str, str], minor: int) -> None:
     assert amount_minor(cell, currency, AmountRule(column="sum", **rule), "amount_minor") == minor  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["12.50", "0.125", "1.20.400", "1.2040", "1.204.5", "12.500.0,10"])
+def test_a_point_that_parts_no_thousands_is_no_amount_with_a_decimal_comma(text: str) -> None:
+    with pytest.raises(InvalidRecord, match="is not an amount"):
+        amount_minor(text, "EUR", AmountRule(column="sum", decimal=","), "amount_minor")
 
 
 def test_a_float_that_is_no_whole_number_of_cents_is_refused_not_rounded() -> None:
