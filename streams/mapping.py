@@ -1023,9 +1023,11 @@ def values_of(column: pa.Array) -> list[Any]:
 
 
 def _time_of(cell: pa.Scalar) -> Any:
-    """A time as Python has it, as text where it has none; the pandas NaT is none."""
+    """A time as Python has it, in UTC if its zone is unknown, as text where it has none; the pandas NaT is none."""
     try:
         value = cell.as_py()
+    except KeyError:
+        return _time_of(cell.cast(pa.timestamp(cell.type.unit, "UTC")))
     except (OverflowError, ValueError):
         return cell.cast(pa.string()).as_py()
     return None if value != value else value

@@ -329,6 +329,20 @@ def test_a_local_time_that_never_was_is_refused(cell: object) -> None:
     assert refused.value.field == "at_ms"
 
 
+@pytest.mark.parametrize("by_column", [False, True])
+def test_a_time_of_a_zone_that_nobody_knows_here_is_that_moment(tmp_path: Path, by_column: bool) -> None:
+    columns = {name: [value] for name, value in zip(HEADER, GOOD, strict=True)} | {"when": pa.array([1_700_000_000_123], pa.timestamp("ms", "GMT+5"))}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    if by_column:
+        names, pieces = cells_in(tmp_path / "a.parquet", mapping_from(MINIMAL))
+        (found,) = (ColumnReader(mapping_from(MINIMAL), names, KEY, NOW_MS).rows(cells) for cells in pieces)
+        assert found.table["at_ms"].to_pylist() == [1_700_000_000_123]
+    else:
+        (row,) = read(tmp_path / "a.parquet")
+        assert isinstance(row.content, Transaction)
+        assert row.content.at_ms == 1_700_000_000_123
+
+
 def test_a_local_time_without_a_zone_is_refused() -> None:
     with pytest.raises(InvalidRecord) as refused:
         moment_ms("2026-03-01T12:00:00", TimeRule())
