@@ -180,6 +180,8 @@ class Desk:
     def __init__(self, results: Results) -> None:
         self.outcomes: Counter[str] = Counter()
         self.unknown_accounts = 0
+        self.not_applied: set[int] = set()
+        """The rows that were sent and are no payments: refused, or a conflict with what was decided of their id."""
         self.written = 0
         self.waiting = 0
         self._results = results
@@ -252,6 +254,8 @@ class Desk:
         while (answer := self._answers.pop(self.written + 1, None)) is not None:
             ready.append(answer)
             self.outcomes[answer.outcome] += 1
+            if answer.outcome in ("conflict", "refused") and answer.transaction_id is not None:
+                self.not_applied.add(answer.row)
             self.unknown_accounts += Refusal.UNKNOWN_ACCOUNT in answer.reasons.split(";")
             self.written += 1
         if ready:
@@ -384,6 +388,7 @@ class Replay:
         self.events = 0
         self.unfollowed = 0
         self.labels: list[tuple[int, Label]] = []
+        """Each with the number of its row."""
         self.unlearned = 0
         self._rows, self._desk, self._line = rows, desk, line
         self._rate, self._wait_s, self._said = rate, wait_s, said
@@ -444,11 +449,11 @@ class Replay:
         self._desk.expect(key, Sent(row.number, row.content.transaction_id, value[FRAME:]))
         self._line.send(TRANSACTIONS.name, key, value)
         if row.label is not None:
-            self._keep(row.label)
+            self._keep(row.number, row.label)
 
-    def _keep(self, label: Label) -> None:
+    def _keep(self, number: int, label: Label) -> None:
         if label.learned_at_ms <= self._now_ms:
-            self.labels.append((label.learned_at_ms, label))
+            self.labels.append((number, label))
         else:
             self.unlearned += 1
 
@@ -472,12 +477,12 @@ class Replay:
             self._desk.give_up()
 
     def send_labels(self) -> int:
-        """Sends what is known by now of the rows, in the order in which it was learned; returns how many."""
-        self.labels.sort(key=lambda each: (each[0], each[1].label_id))
-        for _, label in self.labels:
+        """Sends what is known by now of the rows that are payments, in the order in which it was learned; returns how many."""
+        known = [label for number, label in self.labels if number not in self._desk.not_applied]
+        for label in sorted(known, key=lambda each: (each.learned_at_ms, each.label_id)):
             self._line.send(LABELS.name, label.account_id.encode(), encode(label))
         self._line.flush()
-        return len(self.labels)
+        return len(known)
 
 
 # The command.

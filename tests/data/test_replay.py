@@ -21,7 +21,8 @@ from schemas.dead_letter import DeadLetter
 from schemas.decision import Decision, Outcome, Reason, ReasonSource
 from schemas.errors import InvalidRecord, LogUnavailable, SettingsError
 from schemas.identity import decision_id
-from schemas.topics import ACCOUNT_EVENTS, DECISIONS, TRANSACTIONS, Topic
+from schemas.label import Label, LabelSource
+from schemas.topics import ACCOUNT_EVENTS, DEAD_LETTERS, DECISIONS, LABELS, TRANSACTIONS, Topic
 from schemas.transaction import Transaction, TransactionKind
 from streams.folder import Remembered
 from streams.mapping import EventRow, Row
@@ -267,6 +268,43 @@ def test_an_account_event_is_sent_before_every_payment_that_comes_after_it(times
             latest = max(latest, at_ms)
         else:
             assert at_ms > latest, "a payment of a later time was sent before it"
+
+
+class ConflictingLine(RecordedLine):
+    """A line at whose other end an id that comes again with other contents is a conflict; it keeps the labels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.labels: list[Label] = []
+        self.payments: list[Transaction] = []
+
+    def send(self, topic: str, key: bytes, value: bytes) -> None:
+        if topic == LABELS.name:
+            self.labels.append(decode(Label, value))
+        else:
+            self.payments.append(decode(Transaction, value))
+
+    def listen(self, timeout_s: float) -> list[tuple[str, bytes | None, bytes | None]]:
+        told, self.payments = self.payments, []
+        first = {each.transaction_id: each for each in reversed(told)}
+        return [
+            (DECISIONS.name, each.account_id.encode(), decision(each))
+            if first[each.transaction_id] is each
+            else (DEAD_LETTERS.name, None, dead_letter(each))
+            for each in told
+        ]
+
+
+def test_what_is_known_of_a_row_that_is_no_payment_is_not_told() -> None:
+    line, rows = ConflictingLine(), []
+    for number, (of, fraud, learned_at_ms) in enumerate(((txn(1), False, 30), (txn(1, amount_minor=999), True, 20), (txn(2), True, 10)), 1):
+        about = {"transaction_id": of.transaction_id, "account_id": "a1", "source": LabelSource.CHARGEBACK}
+        label = Label(label_id=f"l{number}", fraud=fraud, learned_at_ms=learned_at_ms, **about)
+        rows.append(Row(number, of, label, False))
+    run = Replay(iter(rows), Desk(Kept()), line, None, 5.0, lambda done: None)
+    run.run()
+    assert run.send_labels() == 2
+    assert [label.label_id for label in line.labels] == ["l3", "l1"]
 
 
 def test_what_has_not_arrived_is_not_taken_as_sent() -> None:
