@@ -130,7 +130,10 @@ def simulate(argv: list[str], settings: Settings) -> int:
         np.random.default_rng(args.seed), customers=args.customers, days=args.days, fraud_rate=args.fraud_rate, start_ms=start_ms, block=args.seed
     )
     made_s, made_cpu_s = time.perf_counter() - began, time.process_time() - cpu_began
-    written(history, args.out)
+    try:
+        written(history, args.out)
+    except OSError as error:
+        raise SettingsError(f"--out: {error}") from None
     wrote_s = time.perf_counter() - began - made_s
     summary = _summary(history, made_s, made_cpu_s, wrote_s)
     print(

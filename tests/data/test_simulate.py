@@ -54,6 +54,12 @@ def test_every_start_that_is_taken_gives_files_that_are_read(tmp_path: Path, sta
         assert not [row for row in read if isinstance(row.content, InvalidRecord)]
 
 
+def test_a_disk_that_is_full_is_said(tmp_path: Path) -> None:
+    (tmp_path / "transactions.parquet").symlink_to("/dev/full")
+    with pytest.raises(SettingsError, match=r"--out: .*No space left"):
+        simulate(["--out", str(tmp_path), "--customers", "40", "--days", "3"], Settings())
+
+
 def test_payments_are_made_fast() -> None:
     """At 20,000 customers and 60 days it is many times this; the floor is low because other tests run beside it, and the history is small."""
     began_s = time.process_time()
