@@ -121,6 +121,15 @@ class Results(Protocol):
     def close(self) -> None: ...
 
 
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    """What writes results within: SettingsError where it cannot, as on a disk that is full."""
+    try:
+        yield
+    except OSError as error:
+        raise SettingsError(f"--out: {error}") from None
+
+
 class CsvResults:
     """Answers as CSV with a header."""
 
@@ -129,10 +138,12 @@ class CsvResults:
         self._writer = csv.writer(self._file)
         self._writer.writerow(COLUMNS)
 
+    @_writing()
     def write(self, answers: Sequence[Answer]) -> None:
         """Adds them; nothing given is an empty cell."""
         self._writer.writerows(answers)
 
+    @_writing()
     def close(self) -> None:
         """The file is whole."""
         self._file.close()
@@ -145,16 +156,20 @@ class ParquetResults:
         self._writer = pq.ParquetWriter(path, SCHEMA, compression="zstd")
         self._kept: list[Answer] = []
 
+    @_writing()
     def write(self, answers: Sequence[Answer]) -> None:
         """Adds them."""
         self._kept += answers
         if len(self._kept) >= 8192:
             self._flush()
 
+    @_writing()
     def close(self) -> None:
         """The file is whole."""
-        self._flush()
-        self._writer.close()
+        try:
+            self._flush()
+        finally:
+            self._writer.close()
 
     def _flush(self) -> None:
         self._writer.write_table(pa.Table.from_pylist([answer._asdict() for answer in self._kept], SCHEMA))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import random
 import time
@@ -175,6 +176,14 @@ def test_csv_and_parquet_results_say_the_same(tmp_path: Path) -> None:
     assert as_csv == as_parquet
     with pytest.raises(SettingsError):
         results_in(tmp_path / "a.xlsx")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_disk_that_is_full_is_said(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"out{suffix}"
+    path.symlink_to("/dev/full")
+    with pytest.raises(SettingsError, match=r"--out: .*No space left"), contextlib.closing(results_in(path)) as results:
+        results.write([Answer(row, f"t{row}", f"approve{row}") for row in range(10_000)])
 
 
 def test_what_a_decision_ends_with_is_its_transaction() -> None:
