@@ -720,13 +720,13 @@ class RowReader:
         at_ms = moment_ms(learned, self._mapping.time, "learned_at_ms") if as_text(learned) is not None else txn.at_ms + rule.delay_ms
         if not LEARNED_MS[0] <= at_ms <= LEARNED_MS[1]:
             raise InvalidRecord("learned_at_ms", f"{as_text(learned)!r} is no time between 1970 and 3000")
-        kind = as_text(cells[self._at[rule.kind_column]]) if rule.kind_column else None
+        kind = as_text(cells[self._at[rule.kind_column]]) if rule.kind_column and fraud else None
         return Label(
-            label_id=derived_id("lbl", txn.transaction_id, "file"),
+            label_id=derived_id("lbl", txn.transaction_id, "file", rule.source, str(fraud), kind or "", str(at_ms)),
             transaction_id=txn.transaction_id,
             account_id=txn.account_id,
             fraud=fraud,
-            fraud_kind=kind if fraud else None,
+            fraud_kind=kind,
             learned_at_ms=at_ms,
             source=rule.source,
             transacted_at_ms=txn.at_ms,

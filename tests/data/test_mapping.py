@@ -16,8 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.feedback import doubted
 from schemas.account import AccountEvent
 from schemas.errors import InvalidRecord, SettingsError
+from schemas.label import Label
 from schemas.money import to_major
 from schemas.transaction import Transaction
 from streams.columnar import ColumnReader, as_number, cells_in
@@ -482,6 +484,20 @@ def test_nested_fields_and_flags_are_mapped_by_their_dotted_name(tmp_path: Path)
     assert (full.ip_proxy, full.fingerprint.os, full.fingerprint.emulator, full.fingerprint.browser) == (True, "iOS 19", False, None)
     assert (bare.ip_proxy, bare.fingerprint) == (None, None)
     assert bad.field == "ip_proxy"
+
+
+def test_a_label_that_says_something_else_than_an_earlier_file_is_another_label(tmp_path: Path) -> None:
+    mapping = MINIMAL.replace('column = "fraud"', 'column = "fraud"\nlearned_at_column = "comment"').replace('ignore = ["comment"]', "")
+
+    def label(fraud: str, learned: str) -> Label:
+        (row,) = read(a_csv(tmp_path / "a.csv", [*GOOD[:-2], fraud, learned]), mapping)
+        assert row.label is not None
+        return row.label
+
+    first, again, later = label("0", "2026-04-01"), label("0", "2026-04-01"), label("1", "2026-05-01")
+    assert first == again
+    assert len({first.label_id, later.label_id, label("1", "2026-05-02").label_id}) == 3
+    assert doubted(later, 0, [first]) is None, "what was learned last stands"
 
 
 def test_a_label_of_a_file_names_the_merchant_that_it_teaches(tmp_path: Path) -> None:
