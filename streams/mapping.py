@@ -445,7 +445,7 @@ def column_faults(mapping: Mapping, columns: Sequence[str]) -> list[str]:
 
 
 def as_text(value: Any) -> str | None:
-    """A cell as text; None if it is empty. Whole floats lose their `.0`: an id column with gaps often became float."""
+    """A cell as text; None if it is empty. Whole floats and decimals lose their zeros: an id column with gaps often became float."""
     if value is None:
         return None
     if isinstance(value, bool):
@@ -454,6 +454,8 @@ def as_text(value: Any) -> str | None:
         return None if value != value else repr(int(value)) if value.is_integer() else repr(value)
     if isinstance(value, datetime | date):
         return value.isoformat()
+    if isinstance(value, Decimal) and value == (whole := value.to_integral_value()):
+        return f"{whole:f}"
     return str(value).strip() or None
 
 

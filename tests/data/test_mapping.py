@@ -500,6 +500,18 @@ def test_a_label_that_says_something_else_than_an_earlier_file_is_another_label(
     assert doubted(later, 0, [first]) is None, "what was learned last stands"
 
 
+@pytest.mark.parametrize("kind", [pa.decimal128(38, 10), pa.decimal128(3, 0), pa.float64(), pa.int8()], ids=str)
+def test_a_flag_that_a_database_wrote_as_a_number_is_that_flag(tmp_path: Path, kind: pa.DataType) -> None:
+    columns = {name: [value] * 2 for name, value in zip(HEADER, GOOD, strict=True)}
+    pq.write_table(
+        pa.table(columns | {"fraud": pa.array([1, 0], pa.int8()).cast(kind), "branch": pa.array([5411] * 2, pa.decimal128(6, 2))}),
+        tmp_path / "a.parquet",
+    )
+    rows = read(tmp_path / "a.parquet")
+    assert [row.label and row.label.fraud for row in rows] == [True, False]
+    assert [row.content.mcc for row in rows if isinstance(row.content, Transaction)] == ["5411"] * 2
+
+
 def test_a_label_of_a_file_names_the_merchant_that_it_teaches(tmp_path: Path) -> None:
     (row,) = read(a_csv(tmp_path / "f.csv", [*GOOD[:7], "1", "hello"]), NESTED)
     assert isinstance(row.content, Transaction)
