@@ -62,8 +62,8 @@ class Simulated(NamedTuple):
 def simulated(rng: np.random.Generator, *, customers: int, days: int, fraud_rate: float, start_ms: int = START_MS, block: int = 0) -> Simulated:
     """A history of `days` days from `start_ms` (ms since 1970 UTC), the same for the same state of `rng`.
 
-    `fraud_rate` is the share of fraudulent rows (at least one attack of each kind happens); `block` is part of every
-    reference, account and card number, so that two histories with different blocks can meet in one system.
+    `fraud_rate` is the share of fraudulent rows (at least one attack of each kind happens); `block` is part of every reference and
+    account number, and its last three digits of every card number, so that histories whose blocks differ in those can meet in one system.
     """
     world = drawn(rng, customers, days * DAY_MS)
     start = datetime.fromtimestamp(start_ms / 1000, UTC)
