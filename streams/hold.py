@@ -91,7 +91,7 @@ async def on_decision(world: HoldWorld, decision: Decision, source: Source) -> S
     if source[:3] not in source.logged:
         await world.bus.tell(HOLDS, account_id, encode(confirmed_event(decision, source.topic, source.partition, source.offset)))
     terms, end = terms_of(decision), int(decision.hold_expires_at_ms or 0)
-    await world.ask((b"ZADD", due_key(source.partition), str(end).encode(), f"{account_id}\x1f{hold}".encode()))
+    await world.ask((b"ZADD", due_key(source.partition), str(end).encode(), due_entry(account_id, hold)))
     await world.books.change(account_id, lambda before: confirm(before, terms), seen=content)
     return ()
 
@@ -103,6 +103,8 @@ async def on_clearing(world: HoldWorld, clearing: Clearing, source: Source) -> S
     if isinstance(step, Refusal):
         return await _refusal(world, hold_id(clearing.transaction_id), clearing, source, step)
     await _tell(world, clearing.account_id, step.hold, source.logged)
+    if step.hold.state in FINAL:  # where a crash leaves it, it goes when it would have lapsed
+        await world.ask((b"ZREM", due_key(source.partition), due_entry(clearing.account_id, step.hold.hold_id)))
     return ()
 
 
@@ -205,6 +207,11 @@ def _expired(book: Book, hold: str, now_ms: int) -> Step | Refusal:
 def due_key(partition: int) -> bytes:
     """The sorted set of open holds of a partition of the log, by the moment at which they lapse."""
     return b"due:%d" % partition
+
+
+def due_entry(account_id: str, hold: str) -> bytes:
+    """A hold in that set."""
+    return f"{account_id}\x1f{hold}".encode()
 
 
 async def _tell(world: HoldWorld, account_id: str, hold: OpenHold, logged: Container[Any] = ()) -> None:

@@ -48,7 +48,7 @@ from streams.answers import WHOLE, Answers, Restored, listed_of, resolved_key, s
 from streams.books import book_key
 from streams.bus import committed_offsets, end_offsets, read_topic
 from streams.clock import clock_ms
-from streams.hold import APPLIED, due_key, remembered_s
+from streams.hold import APPLIED, due_entry, due_key, remembered_s
 from streams.loaded import keep
 from streams.settings import Settings
 from streams.tally import Rows, gather_decision, gather_label
@@ -284,8 +284,8 @@ class Rebuild:
         book, steps = books.get(decision.account_id, EMPTY), moved.get(decision.hold_id, ())
         books[decision.account_id] = held(book, decision, decision.hold_id in confirmed, steps)
         if decision.hold_id in confirmed and not (steps and steps[-1].state in FINAL):
-            end, due = str(decision.hold_expires_at_ms).encode(), f"{decision.account_id}\x1f{decision.hold_id}".encode()
-            await self._send((b"ZADD", due_key(partition), end, due))
+            end = str(decision.hold_expires_at_ms).encode()
+            await self._send((b"ZADD", due_key(partition), end, due_entry(decision.account_id, decision.hold_id)))
 
     def _records(self, topic: Topic, kind: type[R]) -> Iterator[tuple[int, int, bytes, R]]:
         """Partition, offset, bytes and record of all that the topic has now."""

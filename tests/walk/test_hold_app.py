@@ -24,7 +24,7 @@ from streams.answers import WHOLE, Answers, DictAnswers, Kept
 from streams.books import Books
 from streams.bus import ListBus
 from streams.follow import Refused, Source
-from streams.hold import HoldWorld, applied, expire_due, on_account, on_clearing, on_decision
+from streams.hold import HoldWorld, applied, due_key, expire_due, on_account, on_clearing, on_decision
 from streams.pipeline import decide, decide_all
 from streams.rebuild import held
 from streams.world import Together, World
@@ -298,13 +298,30 @@ def test_a_hold_that_ended_long_before_it_would_have_lapsed_needs_no_more_watchi
         clearing = Clearing(
             clearing_id="c1", transaction_id="t1", account_id="a1", kind=ClearingKind.CAPTURE, amount_minor=1_000, currency="EUR", at_ms=NOON
         )
+        watched = dict(wire.due)
         assert await on_clearing(holds, clearing, a_source("clearings", 0)) == ()
+        wire.due |= watched  # a crash had come between
         world.now_ms = end_ms
-        assert wire.due
         await expire_due(holds, frozenset({0}))
         assert not wire.due
 
     asyncio.run(play())
+
+
+@pytest.mark.parametrize("amount_minor", [4_000, 0])
+def test_a_hold_is_watched_until_it_is_captured_or_reversed(on_stage: Stage, amount_minor: int) -> None:
+    async def play(scene: Scene) -> None:
+        await scene.know(10_000)
+        decision = await scene.pay("t1", 4_000)
+        watched = (b"ZCARD", due_key(0))
+        await scene.clear("t1", amount_minor and 1_000, final=False, back=1_000)
+        assert await scene.holds.ask(watched) == [1]
+        await scene.clear("t1", amount_minor and 3_000, clearing_id="c2")
+        assert await scene.holds.ask(watched) == [0]
+        await on_decision(scene.holds, decision, a_source("decisions", 1))
+        assert await scene.holds.ask(watched) == [0]
+
+    on_stage(play)
 
 
 def test_more_than_was_held_is_refused_and_the_hold_stays(on_stage: Stage) -> None:
