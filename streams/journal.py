@@ -23,6 +23,7 @@ _LENGTHS = range(12, 20)
 """Of card numbers, in digits; the door takes those."""
 _EPOCH_MS = re.compile(r"1[5-9]\d{11}|2\d{12}")
 MASK = "[card number removed]"
+NAME_MAX = 64
 
 
 def without_card_numbers(text: str) -> str:
@@ -32,6 +33,11 @@ def without_card_numbers(text: str) -> str:
         return found[0] if found[0][3] == "_" else _masked(found[0])
 
     return _DIGITS.sub(masked, text)
+
+
+def name_of(sent: str) -> str:
+    """A name that somebody sent, as a line can bear it: masked, and no longer than the names that are known."""
+    return without_card_numbers(sent[: 4 * NAME_MAX])[:NAME_MAX]
 
 
 def _masked(text: str) -> str:

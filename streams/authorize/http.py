@@ -127,7 +127,8 @@ class HttpDoor:
         code = problem.code
         metrics.REFUSED.labels(code=code).inc()
         status, body = problem.reply(request.request_id)
-        about = {"field": problem.param, "transaction_id": problem.about, "request_id": request.request_id}
+        field = problem.param and journal.name_of(problem.param)
+        about = {"field": field, "transaction_id": problem.about, "request_id": request.request_id}
         journal.logger().info("refused", status=status, code=code, **about)
         if status == 405:
             return Special(status, body, b"allow: %b\r\n" % ", ".join(methods_of(request.path)).encode())

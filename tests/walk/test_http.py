@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from models.answer import FIELD_39
 from models.hold import Refusal
@@ -291,6 +292,19 @@ def test_the_decisions_of_a_card_and_an_account_come_in_pages_the_newest_first()
         assert (await host.ask("GET", "/v1/decisions?account=a1&cursor=gone"))[1] == {"decisions": [], "cursor": None}
         host.carry("others", Scope.READ, bins=("5",))
         assert (await host.ask("GET", "/v1/decisions?account=a1"))[1]["decisions"] == []
+
+    at_the_door(play)
+
+
+@pytest.mark.parametrize("name", ["4111111111111111", "n" * 60 + "4111 1111 1111 1111", "n" * 60_000])
+def test_the_log_keeps_little_of_a_name_that_nobody_knows_and_no_card_number(name: str) -> None:
+    async def play(host: Host) -> None:
+        with capture_logs() as said:
+            status, error, _ = await host.authorize(**{name: 1})
+        assert (status, error["error"]["param"]) == (422, name)
+        (line,) = said
+        assert 0 < len(line["field"]) <= 64
+        assert "1111" not in line["field"]
 
     at_the_door(play)
 
