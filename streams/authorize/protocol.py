@@ -27,8 +27,9 @@ CONNECTIONS_MAX = 4_096
 """Of this process; who comes beyond is cut at once: those that are here keep their files and their memory."""
 WAITING_MAX = 16
 """Requests that a connection may send ahead of its answers before it is not read any more."""
-REQUEST_S, IDLE_S, UNREAD_S = 10.0, 75.0, 10.0
-"""A request that is not whole by then, a connection that asks nothing for so long, and one that does not read its answers, are cut."""
+HANDSHAKE_S, REQUEST_S, IDLE_S, UNREAD_S = 5.0, 10.0, 75.0, 10.0
+"""Who has not agreed on TLS by then, a request that is not whole, a connection that asks nothing for so long, and one that does not read its
+answers, are cut."""
 HEADS = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n".encode()
     + {503: b"retry-after: 1\r\n", 401: b"www-authenticate: Bearer\r\n"}.get(status.value, b"")

@@ -10,6 +10,7 @@ import itertools
 import signal
 import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -24,7 +25,7 @@ from streams.authorize.iso8583 import Desk, Gateway, peers_of
 from streams.authorize.keys import KeyFile, Keyring
 from streams.authorize.live import Live
 from streams.authorize.openapi import description, page
-from streams.authorize.protocol import Door, HttpProtocol
+from streams.authorize.protocol import HANDSHAKE_S, Door, HttpProtocol
 from streams.authorize.tls import listening
 from streams.authorize.tokens import tokens_of
 from streams.bus import Bus, KafkaBus
@@ -42,6 +43,17 @@ class Server(uvicorn.Server):
 
     drain: Callable[[], None] | None = None
     drain_s = 0.0
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """See `uvicorn.Server.startup`, which leaves who says nothing of TLS a minute, while no limit counts him."""
+        config, loop = self.config, asyncio.get_running_loop()
+        made = partial(HttpProtocol, config, self.server_state, None)
+        limit_s = None if config.ssl is None else HANDSHAKE_S
+        self.servers = [
+            await loop.create_server(made, sock=each, backlog=BACKLOG, ssl=config.ssl, ssl_handshake_timeout=limit_s)
+            for each in _listening(config.host, config.port)
+        ]
+        self.started = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """See `uvicorn.Server.handle_exit`: called as the handler of signals. A second signal ends it at once."""
@@ -90,7 +102,7 @@ async def _serve(settings: Settings, make_world: Callable[[Settings, Bus], Await
     saying = asyncio.create_task(_say_ready(server, settings))
     keeping = asyncio.create_task(_keep(keys, file))
     try:
-        await server.serve(_listening(settings))
+        await server.serve()
     finally:
         saying.cancel()
         keeping.cancel()
@@ -105,10 +117,9 @@ async def _serve(settings: Settings, make_world: Callable[[Settings, Bus], Await
     return 0
 
 
-def _listening(settings: Settings) -> list[socket.socket]:
+def _listening(host: str, port: int) -> list[socket.socket]:
     """The port, several times: the loop takes one connection from each of these in a tick, and under load its ticks are long."""
-    family = socket.AF_INET6 if ":" in settings.http_host else socket.AF_INET
-    first = socket.create_server((settings.http_host, settings.http_port), family=family, backlog=BACKLOG)
+    first = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=BACKLOG)
     return [first, *[first.dup() for _ in range(ACCEPTS - 1)]]
 
 
@@ -129,7 +140,6 @@ def http_server(door: Door, settings: Settings) -> Server:
         server_header=False,
         date_header=False,
         timeout_graceful_shutdown=5,
-        backlog=BACKLOG,
     )
     config.load()
     config.ssl = listening(settings, settings.http_client_ca_file)

@@ -29,7 +29,7 @@ from schemas.avro import decode, encode
 from schemas.decision import Decision
 from schemas.errors import SettingsError
 from schemas.topics import DECISIONS
-from streams.authorize import iso8583, live, protocol, tokens
+from streams.authorize import iso8583, live, protocol, serve, tokens
 from streams.authorize.dialect import dialect_of
 from streams.authorize.elements import Secrets
 from streams.authorize.http import HttpDoor
@@ -180,6 +180,18 @@ def test_where_an_authority_of_clients_is_named_nobody_else_is_heard(bank: Autho
                 await door.ask(HEALTH)
 
     served(play, with_tls(bank, http_client_ca_file=str(bank.path)), client(bank, bank.issue("host")))
+
+
+def test_http_cuts_who_says_nothing_of_tls(bank: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "HANDSHAKE_S", 0.2)
+
+    async def play(door: Served) -> None:
+        reader, writer = await door.opened()
+        with contextlib.suppress(ConnectionError):
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()
+
+    served(play, with_tls(bank))
 
 
 def test_iso8583_cuts_who_says_nothing_of_tls(bank: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
