@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from confluent_kafka import KafkaException, TopicPartition
 
 from models.governance import deciding
 from models.registry import Registry
 from schemas.avro import decode, encode
-from schemas.errors import InvalidRecord, LogUnavailable, Unavailable
+from schemas.errors import HoldfastError, InvalidRecord, LogUnavailable, Unavailable
 from schemas.governance import Control, Kind
 from schemas.topics import CONTROL
 from streams import journal
@@ -24,7 +24,8 @@ from streams.settings import Settings
 Told = dict[str, Control]
 """The newest event of each place (`Control.place`)."""
 QUERY_S = 2.0
-HEAR_S, REACH_S = 0.5, 1.0
+HEAR_S, REACH_S, WAIT_S = 0.5, 1.0, 1.0
+T = TypeVar("T")
 
 
 def newest(told: Told, events: Iterable[Control]) -> Told:
@@ -130,6 +131,19 @@ class Standing:
     def close(self) -> None:
         """Lets the log go."""
         self._ear.close()
+
+
+async def waited_for(what: str, get: Callable[[], T]) -> T:
+    """What `get`, in a thread, finds to decide by, when it does; why it does not is said once: who cannot decide is not ready, but not broken."""
+    said = ""
+    while True:
+        try:
+            return await asyncio.to_thread(get)
+        except (HoldfastError, OSError) as error:
+            if str(error) != said:
+                said = str(error)
+                journal.logger().error(f"waiting for {what} that can be used", reason=said)
+        await asyncio.sleep(WAIT_S)
 
 
 def _read(value: bytes | None) -> Control | None:

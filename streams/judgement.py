@@ -15,14 +15,13 @@ from models.registry import Registry
 from schemas.errors import ArtefactError, HoldfastError
 from schemas.governance import Kind
 from streams import journal
-from streams.control import Ear, Told, newest
+from streams.control import Ear, Told, newest, waited_for
 from streams.folder import keys_of
 from streams.settings import Settings
 from streams.world import World
 
 LISTEN_S, PAUSE_S = 1.0, 0.5
 """How long a process listens to the control topic at a time, and rests: what was told there decides within a second or two."""
-REFRESH_S = 2.0
 T = TypeVar("T", Ensemble, Policy)
 
 
@@ -77,15 +76,16 @@ class Bench:
         return self._policies[policy_id]
 
 
-async def first_panel(bench: Bench, told: Told) -> Panel:
-    """The first panel, waited for where no model was promoted yet: an app that cannot decide is not ready, but not broken."""
-    said = False
-    while bench.registry.champion_id() is None:
-        if not said:
-            journal.logger().warning("no model was promoted yet: waiting for one")
-            said = True
-        await asyncio.sleep(REFRESH_S)
-    return bench.panel(told)
+async def first_panel(bench: Bench, ear: Ear) -> tuple[Panel, Told]:
+    """The first panel, and what the topic says: waited for where no model was promoted yet, or what is to decide cannot be used."""
+    told: Told = {}
+
+    def seen() -> tuple[Panel, Told]:
+        nonlocal told
+        told = newest(told, ear.heard(LISTEN_S))
+        return bench.panel(told), told
+
+    return await waited_for("a model and a policy", seen)
 
 
 async def stay_current(world: World, bench: Bench, ear: Ear, told: Told) -> None:

@@ -23,7 +23,7 @@ from schemas.record import Record
 from schemas.topics import DECISIONS, SAR_CANDIDATES
 from streams import journal, metrics
 from streams.bus import Bus, read_topic
-from streams.control import Standing
+from streams.control import Standing, waited_for
 from streams.folder import keys_of
 from streams.follow import Follower, Source, run_follower
 from streams.settings import Settings
@@ -158,7 +158,7 @@ async def sar_world(settings: Settings, bus: Bus) -> SarWorld:
     """Redis and the promoted policy of the settings; the movements are there."""
     wire = await Wire.connect(settings.redis_url, settings.redis_password or None, settings.redis_username or None)
     standing = Standing(Registry(settings.registry_dir, keys_of(settings)), settings)
-    world = SarWorld(wire, await asyncio.to_thread(_policy, standing), settings, standing)
+    world = SarWorld(wire, await waited_for("a policy", lambda: _policy(standing)), settings, standing)
     try:
         await rebuild(world)
     except HoldfastError as error:

@@ -26,12 +26,12 @@ from streams.books import Books
 from streams.breaker import watch_rates
 from streams.bus import Bus, KafkaBus, end_offsets
 from streams.clock import clock_ms
-from streams.control import Ear, newest
+from streams.control import Ear
 from streams.folder import required_keys
 from streams.forced import cards_of, force, stand_in_of
 from streams.forward import forward
 from streams.hold import HoldWorld
-from streams.judgement import LISTEN_S, Bench, first_panel, stay_current
+from streams.judgement import Bench, first_panel, stay_current
 from streams.load import ensure_loaded, load
 from streams.loaded import is_kept, is_left
 from streams.opinion import give
@@ -170,8 +170,7 @@ async def deciding_world(settings: Settings, bus: Bus, memory_timeout_s: float =
     cards = cards_of(settings)
     parts = await connected(settings, memory_timeout_s)
     ear, bench = Ear(settings), Bench(settings, parts.catalogue)
-    told = newest({}, await asyncio.to_thread(ear.heard, LISTEN_S))
-    panel = await first_panel(bench, told)
+    panel, told = await first_panel(bench, ear)
     warm(parts.catalogue)
     model, policy = panel.champions
     (scored,) = model.score_all(NOTHING_KNOWN[np.newaxis])
