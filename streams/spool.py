@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from streams import journal
+
 KEPT, DONE = b"K", b"D"
 _HEAD = 9
 """Length, checksum, kind."""
@@ -44,8 +46,11 @@ class Spool:
 
     def __init__(self, path: Path, descriptor: int, lock: int) -> None:
         self.path = path
+        self.size = os.fstat(descriptor).st_size
+        """Bytes, those that wait among them."""
         self._descriptor, self._lock = descriptor, lock
         self._waiting: list[tuple[bytes, asyncio.Future[None] | None]] = []
+        self._anew: list[Entry] | None = None
         self._writing: asyncio.Task[None] | None = None
 
     @classmethod
@@ -75,6 +80,11 @@ class Spool:
         """Keeps a record that may be lost in a crash."""
         self._put(kind, content, None)
 
+    def begin_anew(self, kept: list[Entry]) -> None:
+        """Gives the disk back what is in the file now: it has these entries alone, and what is put from now on. Where it cannot be, all stays."""
+        self._anew, self.size = kept, sum([len(entry.framed()) for entry in kept])
+        self._write()
+
     async def close(self) -> None:
         """Waits for what is being written, and lets the file go."""
         if self._writing is not None:
@@ -83,17 +93,24 @@ class Spool:
         os.close(self._lock)
 
     def _put(self, kind: bytes, content: bytes, future: asyncio.Future[None] | None) -> None:
-        self._waiting.append((Entry(kind, content).framed(), future))
+        framed = Entry(kind, content).framed()
+        self._waiting.append((framed, future))
+        self.size += len(framed)
+        self._write()
+
+    def _write(self) -> None:
         if self._writing is None or self._writing.done():
             self._writing = asyncio.get_running_loop().create_task(self._write_all())
 
     async def _write_all(self) -> None:
         """Writes what waits, all of it at once: what comes meanwhile shares the next sync."""
-        while self._waiting:
-            waiting, self._waiting = self._waiting, []
+        while self._waiting or self._anew is not None:
+            (waiting, self._waiting), (anew, self._anew) = (self._waiting, []), (self._anew, None)
             futures = [future for _, future in waiting if future is not None]
             failed: OSError | None = None
             try:
+                if anew is not None:
+                    self._descriptor = await asyncio.to_thread(_begun_anew, self.path, anew, self._descriptor)
                 await asyncio.to_thread(_synced, self._descriptor, b"".join([content for content, _ in waiting]), bool(futures))
             except OSError as error:
                 failed = error
@@ -120,15 +137,36 @@ def _synced(descriptor: int, content: bytes, sync: bool) -> None:
         raise
 
 
+def _begun_anew(path: Path, kept: list[Entry], descriptor: int) -> int:
+    """The file with these entries alone; where that fails, the one that has its name, whichever it is: both have all that is needed."""
+    try:
+        fresh = _rewritten(path, kept)
+    except OSError as error:
+        journal.logger().warning("a spool cannot be written anew", path=str(path), reason=str(error))
+        if os.path.samestat(os.fstat(descriptor), path.stat()):
+            return descriptor
+        fresh = os.open(path, os.O_RDWR | os.O_APPEND)
+    os.close(descriptor)
+    return fresh
+
+
 def _rewritten(path: Path, kept: list[Entry]) -> int:
     """The file with these entries alone, in place of the one before, open to append."""
     draft = path.with_suffix(".draft")
     descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
-    _synced(descriptor, b"".join([entry.framed() for entry in kept]), True)
-    draft.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        _synced(descriptor, b"".join([entry.framed() for entry in kept]), True)
+        draft.replace(path)
+        _keep_name(path.parent)
+    except OSError:
+        os.close(descriptor)
+        raise
     return descriptor
+
+
+def _keep_name(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -31,6 +31,8 @@ COUNTED = b"C"
 OFF = "off"
 LOG, MEMORY, LATE = "log_unavailable", "memory_unavailable", "deadline"
 RECENT_MAX = 20_000
+DISK, COUNTED_DISK = 1 << 20, 256
+"""Bytes that the disk is not asked to give back: of all, and for each approval that is to be counted, which takes a fraction of it."""
 TAIL = 5_000
 
 
@@ -49,6 +51,8 @@ class StandIn:
     def __init__(self, policy: StandInPolicy, spool: Spool, entries: Iterable[Entry]) -> None:
         self._policy, self._spool = policy, spool
         self._approved, self._known = Approved(), Known(policy.known_ms)
+        self._counted: list[Approval] = []
+        """Of the approvals that the log has, those of which the disk is to know that they count."""
         self.pending: dict[str, Given] = {}
         """By transaction: what the log is still to be told, oldest first."""
         self._apart: dict[str, Given] = {}
@@ -61,7 +65,8 @@ class StandIn:
                 if _counts(decision):
                     self._approved.add(approval_of(decision.transaction, decision.decided_at_ms))
             elif kind == COUNTED:
-                self._approved.add(msgspec.msgpack.decode(content, type=Approval))
+                self._counted.append(msgspec.msgpack.decode(content, type=Approval))
+                self._approved.add(self._counted[-1])
 
     @classmethod
     def opened(cls, settings: Settings, now_ms: int) -> StandIn | None:
@@ -212,7 +217,12 @@ class StandIn:
         given = self.pending.pop(transaction_id, None)
         if given is None:
             return
+        if _counts(given.decision):
+            self._counted.append(approval_of(given.decision.transaction, given.decision.decided_at_ms))
         self._spool.note(DONE, transaction_id.encode())
+        if not self.pending and self._spool.size > DISK + COUNTED_DISK * len(self._counted):
+            self._counted = [one for one in self._counted if one.at_ms // DAY_MS == self._approved.day]
+            self._spool.begin_anew([_as_counted(one) for one in self._counted])
         if apart:
             self._apart[transaction_id] = given
             if len(self._apart) > RECENT_MAX:
@@ -223,6 +233,10 @@ class StandIn:
 
 def _counts(decision: Decision) -> bool:
     return decision.outcome is Outcome.APPROVE
+
+
+def _as_counted(one: Approval) -> Entry:
+    return Entry(COUNTED, msgspec.msgpack.encode(one))
 
 
 def _text(name: str) -> str:
@@ -246,6 +260,5 @@ def _needed(found: list[Entry], day: int) -> list[Entry]:
             if decision.transaction_id not in done:
                 needed.append(entry)
             elif _counts(decision) and decision.decided_at_ms // DAY_MS == day:
-                one = approval_of(decision.transaction, decision.decided_at_ms)
-                needed.append(Entry(COUNTED, msgspec.msgpack.encode(one)))
+                needed.append(_as_counted(approval_of(decision.transaction, decision.decided_at_ms)))
     return needed

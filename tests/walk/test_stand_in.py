@@ -175,6 +175,34 @@ def test_after_a_crash_the_log_gets_what_hosts_heard_and_the_day_is_not_forgotte
     at_the_door(tmp_path, after)
 
 
+def test_the_disk_is_given_back_once_the_log_has_all_and_the_day_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(standing, "DISK", 2_000)
+
+    async def answer(host: Host, numbers: range) -> list[str]:
+        host.world.bus.down = True
+        said = [(await host.authorize(transaction_id=f"t{n}", amount_minor=2_900, at_ms=minutes_apart(n)))[1] for n in numbers]
+        host.world.bus.down = False
+        return [each["outcome"] for each in said]
+
+    async def before(host: Host) -> None:
+        assert await answer(host, range(4)) == ["approve"] * 4
+        sizes.append(spooled(tmp_path))
+        await told_all(host)
+
+    async def after(host: Host) -> None:
+        assert await answer(host, range(4, 6)) == ["approve", "decline"], "five a day"
+
+    sizes: list[int] = []
+    at_the_door(tmp_path, before)
+    assert sizes[0] > 2_000 > 4 * spooled(tmp_path) > 0
+    at_the_door(tmp_path, after)
+
+
+def spooled(folder: Path) -> int:
+    """Bytes of the spools."""
+    return sum(path.stat().st_size for path in folder.glob("*.spool"))
+
+
 def test_what_the_disk_does_not_take_is_not_answered_and_is_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced = spool._synced
 
