@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Container, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from features.memory import Memory
@@ -34,13 +34,13 @@ from schemas.errors import MemoryUnavailable, Unavailable
 from schemas.hold import Clearing, ClearingKind, HoldState
 from schemas.identity import hold_id
 from schemas.record import Record
-from schemas.topics import ACCOUNT_CONTROLS, ACCOUNTS, CLEARINGS, DECISIONS, HOLDS
+from schemas.topics import ACCOUNT_CONTROLS, ACCOUNTS, CLEARINGS, DECISIONS, HOLDS, Topic
 from streams import journal
 from streams.answers import WHOLE, Answers, listed_of, resolved_key, sound
 from streams.asked import Origin
 from streams.books import Books, DictBooks, book_key
 from streams.bus import Bus
-from streams.follow import Follower, Refused, Source, soon
+from streams.follow import Follower, Handler, Outputs, Refused, Source, soon
 from streams.lane import Place
 
 RESOLVED_TTL_S, OVERDUE_S = 3_456_000, 864_000
@@ -55,7 +55,7 @@ CLOCK = Origin(*CLOCK_PLACE)
 
 @dataclass(slots=True)
 class HoldWorld:
-    """What the app needs, wired in `streams/wired.py`. `log_end(partition)` is the next offset of `decisions`."""
+    """What the app needs, wired in `streams/wired.py`. `log_ends(topic, partitions)` are their next offsets."""
 
     wire: Wire
     books: Books | DictBooks
@@ -63,8 +63,10 @@ class HoldWorld:
     memory: Memory
     bus: Bus
     clock_ms: Callable[[], int]
-    log_end: Callable[[int], Awaitable[int]]
+    log_ends: Callable[[Topic, Collection[int]], Awaitable[Mapping[int, int]]]
     close: Callable[[], Awaitable[None]]
+    known: Mapping[Place, int] = field(default_factory=dict)
+    """By place, the offset below which the books know all: what comes again from there (the group's offsets were lost) changes nothing."""
 
     async def ask(self, *commands: Command) -> list[Any]:
         """The replies of a Redis that is whole; MemoryUnavailable from one that forgot: nothing may be concluded from what it lacks."""
@@ -141,7 +143,7 @@ async def _unfollowed(world: HoldWorld, clearing: Clearing, source: Source, refu
     waiting = Unavailable(f"the decision that places {decision.hold_id} was not followed yet")
     if not answer.told and world.clock_ms() < decision.decided_at_ms + UNTOLD_MS_MAX:
         raise waiting
-    end = await world.log_end(source.partition)
+    end = (await world.log_ends(DECISIONS, (source.partition,))).get(source.partition, 0)
     if not await soon(lambda: _is_followed(world, source.partition, end)):
         raise waiting
     (content,) = await world.ask((b"GET", book_key(clearing.account_id)))
@@ -236,6 +238,30 @@ def remembered_s(expires_at_ms: int, now_ms: int) -> int:
     return max(RESOLVED_TTL_S, (expires_at_ms - now_ms) // 1000 + OVERDUE_S)
 
 
+async def assigned(world: HoldWorld, places: frozenset[Place]) -> None:
+    """Asks what the books know of these places. Of more than a topic has they know nothing: it is another one."""
+    (fields,) = await world.ask((b"HGETALL", APPLIED))
+    said = {name.decode(): int(offset) for name, offset in zip(fields[::2], fields[1::2], strict=True)}
+    known: dict[Place, int] = {}
+    for topic in APP.reads:
+        partitions = [partition for name, partition in places if name == topic.name]
+        for partition, end in (await world.log_ends(topic, partitions)).items() if partitions else ():
+            offset = said.get(f"{topic.name}:{partition}", 0)
+            known[topic.name, partition] = offset if offset <= end else 0
+    world.known = known
+
+
+def once(handler: Handler) -> Handler:
+    """The handler, for what the books do not know yet."""
+
+    async def if_unknown(world: HoldWorld, record: Record, source: Source) -> Outputs:
+        if source.offset < world.known.get((source.topic, source.partition), 0):
+            return ()
+        return await handler(world, record, source)  # type: ignore[no-any-return, misc]  # each of these is a coroutine function
+
+    return if_unknown
+
+
 async def applied(world: HoldWorld, done: Mapping[Place, int]) -> Mapping[Place, int]:
     """Redis notes how far it is in the log, before the group's own offsets do."""
     fields = [part for (topic, partition), offset in done.items() for part in (f"{topic}:{partition}".encode(), str(offset).encode())]
@@ -245,8 +271,9 @@ async def applied(world: HoldWorld, done: Mapping[Place, int]) -> Mapping[Place,
 
 APP = Follower(
     name="hold",
-    reads={DECISIONS: on_decision, CLEARINGS: on_clearing, ACCOUNTS: on_account, ACCOUNT_CONTROLS: on_controls},
+    reads={DECISIONS: once(on_decision), CLEARINGS: once(on_clearing), ACCOUNTS: once(on_account), ACCOUNT_CONTROLS: once(on_controls)},
     writes=(HOLDS,),
     every=((1.0, expire_due),),
+    assigned=assigned,
     settle=applied,
 )

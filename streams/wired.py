@@ -7,7 +7,7 @@ import gc
 import os
 import signal
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +19,7 @@ from features.online import RedisMemory, warm
 from features.wire import Wire
 from models.hold import UnknownAccount
 from schemas.errors import HoldfastError, Unavailable
-from schemas.topics import DECISIONS
+from schemas.topics import Topic
 from streams import journal, metrics
 from streams.answers import WHOLE, Answers, sound
 from streams.books import Books
@@ -219,11 +219,10 @@ async def hold_world(settings: Settings, bus: Bus) -> HoldWorld:
     parts = await connected(settings)
     beside(parts, stay_whole(parts))
 
-    async def log_end(partition: int) -> int:
-        ends = await asyncio.to_thread(end_offsets, settings, DECISIONS, [partition])
-        return ends[partition][1] if partition in ends else 0
+    async def log_ends(topic: Topic, partitions: Collection[int]) -> dict[int, int]:
+        return {partition: end for partition, (_, end) in (await asyncio.to_thread(end_offsets, settings, topic, partitions)).items()}
 
-    return HoldWorld(parts.wire, parts.books, parts.answers, parts.memory, bus, clock_ms, log_end, parts.close)
+    return HoldWorld(parts.wire, parts.books, parts.answers, parts.memory, bus, clock_ms, log_ends, parts.close)
 
 
 def run_authorize(settings: Settings) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import inspect
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 import msgspec
@@ -15,16 +16,17 @@ from features.wire import Command, Wire
 from models.hold import EMPTY, Book, UnknownAccount, state_known
 from models.opinion import Judges, Panel
 from schemas.account import AccountState
-from schemas.avro import decode
+from schemas.avro import decode, encode
 from schemas.decision import Decision
 from schemas.errors import InvalidRecord, Unavailable
 from schemas.hold import Clearing, ClearingKind, HoldEvent, HoldState
-from schemas.topics import DECISIONS, HOLDS
-from streams.answers import WHOLE, Answers, DictAnswers, Kept
+from schemas.topics import CLEARINGS, DECISIONS, HOLDS, Topic
+from streams.answers import WHOLE, Answers, DictAnswers, Kept, resolved_key
 from streams.books import Books
 from streams.bus import ListBus
 from streams.follow import Refused, Source
-from streams.hold import HoldWorld, applied, due_key, expire_due, on_account, on_clearing, on_decision
+from streams.hold import APP as HOLD
+from streams.hold import HoldWorld, applied, assigned, due_key, expire_due, on_account, on_clearing, on_decision
 from streams.pipeline import decide, decide_all
 from streams.rebuild import held
 from streams.world import Together, World
@@ -45,15 +47,15 @@ class Scene:
             CATALOGUE, panel, memory, books, answers, self.bus, UnknownAccount.DECLINE, 30_000, 300_000, self.clock,
             lambda stop, seconds, count: None, Together(decide_all),
         )  # fmt: skip
-        self.holds = HoldWorld(wire, books, answers, memory, self.bus, self.clock, self.log_end, memory.close)
+        self.holds = HoldWorld(wire, books, answers, memory, self.bus, self.clock, self.log_ends, memory.close)
 
     def clock(self) -> int:
         """The scene's time."""
         return self.now_ms
 
-    async def log_end(self, partition: int) -> int:
-        """The next offset of the log of decisions."""
-        return len(self.bus.told[DECISIONS.name])
+    async def log_ends(self, topic: Topic, partitions: Collection[int]) -> dict[int, int]:
+        """The next offsets of a topic."""
+        return dict.fromkeys(partitions, len(self.bus.told[topic.name]))
 
     async def know(self, balance_minor: int, as_of_ms: int = 1) -> None:
         """The bank says the balance."""
@@ -260,9 +262,9 @@ class DictWire:
         self.due: dict[bytes, int] = {}
         self.ends_ms: dict[bytes, int] = {}
 
-    async def log_end(self, partition: int) -> int:
-        """The next offset of the log of decisions."""
-        return 1
+    async def log_ends(self, topic: Topic, partitions: Collection[int]) -> dict[int, int]:
+        """The next offsets of a topic."""
+        return dict.fromkeys(partitions, 1)
 
     async def send(self, *commands: Command) -> list[Any]:
         """The replies."""
@@ -290,7 +292,7 @@ def test_a_hold_that_ended_long_before_it_would_have_lapsed_needs_no_more_watchi
         world.know()
         wire = DictWire(lambda: world.now_ms)
         answers, bus = DictAnswers(), world.bus
-        holds = HoldWorld(wire, world.books, answers, world.world.memory, bus, wire.clock, wire.log_end, bus.close)  # type: ignore[arg-type]
+        holds = HoldWorld(wire, world.books, answers, world.world.memory, bus, wire.clock, wire.log_ends, bus.close)  # type: ignore[arg-type]
         end_ms = NOON + days * DAY
         decision = msgspec.structs.replace(decode(Decision, (await world.decide(a_transaction("t1"))).message), hold_expires_at_ms=end_ms)
         answers.kept["t1"] = Kept(b"", told=True)
@@ -351,11 +353,11 @@ def test_a_clearing_ahead_of_the_log_waits_and_one_for_nothing_is_refused(on_sta
 
 def test_a_clearing_of_what_nobody_told_does_not_wait_for_a_moment_without_decisions(on_stage: Stage) -> None:
     async def play(scene: Scene) -> None:
-        async def busy(partition: int) -> int:
+        async def busy(topic: Topic, partitions: Collection[int]) -> dict[int, int]:
             """The end of a log that grows at each look, and is followed to there a moment later."""
             ends.append(len(ends) + 1)
             followed.append(asyncio.create_task(follow(ends[-1])))
-            return ends[-1]
+            return dict.fromkeys(partitions, ends[-1])
 
         async def follow(end: int) -> None:
             await asyncio.sleep(0.02)
@@ -363,7 +365,7 @@ def test_a_clearing_of_what_nobody_told_does_not_wait_for_a_moment_without_decis
 
         ends: list[int] = []
         followed: list[asyncio.Task[None]] = []
-        scene.holds.log_end = busy
+        scene.holds.log_ends = busy
         await scene.know(10_000)
         scene.bus.down = True
         with pytest.raises(Unavailable):
@@ -429,6 +431,31 @@ def test_a_decision_followed_again_after_its_hold_was_posted_holds_nothing(on_st
         assert await scene.available() == 6_000
         (content,) = await scene.world.books.read("a1")
         assert Book.from_bytes(content).holds == ()
+
+    on_stage(play)
+
+
+def test_what_the_books_know_is_not_followed_again_where_the_groups_offsets_were_lost(on_stage: Stage) -> None:
+    async def play(scene: Scene) -> None:
+        await scene.know(10_000)
+        decision = await scene.pay("t1", 4_000)
+        await scene.clear("t1", 4_000)
+        clearing = Clearing(
+            clearing_id="c1", transaction_id="t1", account_id="a1", kind=ClearingKind.CAPTURE, amount_minor=4_000, currency="EUR", at_ms=NOON
+        )
+        scene.bus.tell(CLEARINGS, "a1", encode(clearing))
+        await applied(scene.holds, {("clearings", 0): 1})
+        await scene.holds.ask((b"DEL", resolved_key(str(decision.hold_id))))  # as after 40 days
+        places = frozenset({("decisions", 0), ("clearings", 0), ("clearings", 1)})
+        await assigned(scene.holds, places)
+        follow, clear = HOLD.reads[DECISIONS], HOLD.reads[CLEARINGS]
+        again = follow(scene.holds, decision, a_source("decisions", 0)), clear(scene.holds, clearing, a_source("clearings", 0))
+        assert [await outputs for outputs in again if inspect.isawaitable(outputs)] == [(), ()]
+        assert scene.states() == [HoldState.CONFIRMED, HoldState.POSTED]
+        assert await scene.available() == 6_000
+        scene.bus.told.clear()  # other topics, on which nothing of this was told
+        await assigned(scene.holds, places)
+        assert set(scene.holds.known.values()) == {0}
 
     on_stage(play)
 
