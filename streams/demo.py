@@ -368,9 +368,10 @@ def _live(console: Console, board: Board) -> Iterator[Live | None]:
 
 
 def of_its_own(settings: Settings, data_dir: Path) -> Settings:
-    """The demo's settings: all its folders beneath its own, so that it never touches the models and the archive of a real system."""
-    settings = settings.changed(tls_certificate_file="", tls_key_file="", http_client_ca_file="", iso8583_client_ca_file="")
-    return settings.changed(data_dir=data_dir, registry_dir=Path("registry"), archive_dir=Path("archive"), unknown_account="hold", http_port=0)
+    """The demo's settings: all its folders beneath its own, so that it never touches the models, the keys and the archive of a real system."""
+    settings = settings.changed(tls_certificate_file="", tls_key_file="", http_client_ca_file="", iso8583_client_ca_file="", trace_endpoint="")
+    folders = {"data_dir": data_dir, "registry_dir": Path("registry"), "archive_dir": Path("archive"), "keys_dir": Path("keys")}
+    return settings.changed(**folders, unknown_account="hold", http_port=0, iso8583_port=0)
 
 
 def demo(argv: list[str], settings: Settings) -> int:

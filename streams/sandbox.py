@@ -83,7 +83,7 @@ def its_settings(settings: Settings, folder: Path) -> Settings:
         raise SettingsError(f"--data: {folder} holds something that is no sandbox: give it a folder of its own")
     made(folder)
     write_whole(mark, b"made by holdfast sandbox: test cards decide here\n")
-    own = of_its_own(settings, folder).changed(sandbox="on", broker_kind="embedded", stand_in_policy="default", keys_dir=Path("keys"))
+    own = of_its_own(settings, folder).changed(sandbox="on", broker_kind="embedded", stand_in_policy="default")
     return with_kept_secrets(own)
 
 

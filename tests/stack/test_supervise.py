@@ -146,9 +146,11 @@ def test_a_demo_of_no_payments_or_without_end_is_refused_before_a_model_is_train
 
 
 def test_the_demo_keeps_to_its_own_folder(tmp_path: Path) -> None:
-    bank = Settings(data_dir=tmp_path, archive_dir=tmp_path / "bank" / "archive", registry_dir=tmp_path / "bank" / "registry")
+    folders = {f"{name}_dir": tmp_path / "bank" / name for name in ("archive", "registry", "keys")}
+    bank = Settings(data_dir=tmp_path, **folders, iso8583_port=8583, trace_endpoint="http://collector.bank:4318/v1/traces")
     own = of_its_own(bank, tmp_path / "demo")
-    assert {own.data_dir, own.archive_dir.parent, own.registry_dir.parent} == {tmp_path / "demo"}
+    assert {own.data_dir, *(getattr(own, name).parent for name in folders)} == {tmp_path / "demo"}
+    assert (own.iso8583_port, own.trace_endpoint) == (0, "")
 
 
 def test_progress_is_dated_when_the_committed_offsets_grow() -> None:
