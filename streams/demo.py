@@ -131,7 +131,7 @@ class Traffic:
     def __init__(self, who: Cast, board: Board, line: Line, settings: Settings, rate: float) -> None:
         self._payments, self._events = who.payments, deque(who.events)
         self._board, self._line, self._rate = board, line, rate
-        self._url = f"http://{settings.http_host}:{settings.http_port}/v1/authorizations"
+        self._url = f"{settings.http_url}/v1/authorizations"
         self._headers = {"content-type": "application/json", "authorization": f"Bearer {settings.api_key}"}
         self._room = asyncio.Semaphore(IN_FLIGHT_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -396,7 +396,7 @@ def demo(argv: list[str], settings: Settings) -> int:
     with contextlib.ExitStack() as ending:
         with steps.step("starting broker, Redis and every app"):
             stack = ending.enter_context(running(settings, broker_name="embedded", say=steps.say))
-            steps.say(f"http://{settings.http_host}:{stack.settings.http_port} takes the API key {stack.settings.api_key} while this runs")
+            steps.say(f"{stack.settings.http_url} takes the API key {stack.settings.api_key} while this runs")
         line = ending.enter_context(contextlib.closing(Line(stack.settings)))
         with steps.step(f"{len(who.accounts)} accounts with their balances"):
             tell_accounts(line, who.accounts)

@@ -95,7 +95,7 @@ def _run(settings: Settings, as_json: bool) -> int:
         with steps.step("starting broker, Redis and apps"):
             stack = ending.enter_context(running(settings, broker_name="embedded", apps=APPS, say=steps.say))
         own = stack.settings
-        said = Said(f"http://{own.http_host}:{own.http_port}", f"{own.iso8583_host}:{own.iso8583_port}", own.api_key, str(own.data_dir))
+        said = Said(own.http_url, f"{own.iso8583_host}:{own.iso8583_port}", own.api_key, str(own.data_dir))
         print(msgspec.json.encode(said).decode() if as_json else _for_people(said), flush=True)
         while not stack.failed:
             time.sleep(LOOK_S)

@@ -156,6 +156,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         values.update({name: _value(_row_named(name), value) for name, value in changes.items()})
         return Settings(**values)
 
+    @property
+    def http_url(self) -> str:
+        """Where `authorize` is asked."""
+        host = f"[{self.http_host}]" if ":" in self.http_host else self.http_host
+        return f"http{'s' if self.tls_certificate_file else ''}://{host}:{self.http_port}"
+
     def as_environ(self) -> dict[str, str]:
         """The variables from which `settings_from` makes these settings again: to hand to a child process, never to print."""
         return {row.variable: str(getattr(self, row.name)) for row in ROWS if getattr(self, row.name) != row.default}

@@ -110,7 +110,7 @@ def _watch(stack: Stack) -> int:
 
 def _where(stack: Stack) -> str:
     settings = stack.settings
-    http = f"http{'s' if settings.tls_certificate_file else ''}://{settings.http_host}:{settings.http_port}, " if "authorize" in stack.apps else ""
+    http = f"{settings.http_url}, " if "authorize" in stack.apps else ""
     return f"{http}Kafka {settings.kafka_bootstrap}, data in {settings.data_dir}"
 
 

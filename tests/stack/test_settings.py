@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.errors import SettingsError
-from streams.folder import state_of, with_kept_secrets
+from streams.folder import is_free, state_of, with_kept_secrets
 from streams.metrics import serve
 from streams.run import run
 from streams.sandbox import its_settings
@@ -122,3 +122,16 @@ def test_a_change_is_checked_like_a_variable() -> None:
         Settings().changed(http_port=-1)
     with pytest.raises(SettingsError, match="no_such"):
         Settings().changed(no_such=1)
+
+
+@pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")])
+def test_a_service_may_listen_on_either_protocol(host: str, shown: str) -> None:
+    assert Settings(http_host=host).http_url == f"http://{shown}:8080"
+    try:
+        listener = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        pytest.skip(f"this machine cannot listen at {host}: {error}")
+    with listener:
+        port = listener.getsockname()[1]
+        assert not is_free(port, host)
+    assert is_free(port, host)
