@@ -76,7 +76,7 @@ class Board:
     decided: set[str] = field(default_factory=set)
     statuses: Counter[int] = field(default_factory=Counter)
     latencies_ms: list[float] = field(default_factory=list)
-    recent: deque[float] = field(default_factory=lambda: deque(maxlen=2000))
+    recent: deque[float] = field(default_factory=deque)
     topics: dict[str, int] = field(default_factory=dict)
     cleared: Counter[str] = field(default_factory=Counter)
     dead_letters: int = 0
@@ -102,8 +102,10 @@ class Board:
     @property
     def rate(self) -> float:
         """Decisions a second, over the last five seconds."""
-        now = time.monotonic()
-        return sum(now - at < 5.0 for at in self.recent) / 5.0
+        since = time.monotonic() - 5.0
+        while self.recent and self.recent[0] <= since:
+            self.recent.popleft()
+        return len(self.recent) / 5.0
 
     def quantile_ms(self, share: float) -> float | None:
         """Of the HTTP answers' times, milliseconds."""

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,13 +16,15 @@ import psutil
 import pytest
 
 from schemas.errors import SettingsError, Unavailable
-from streams.demo import demo, of_its_own
+from schemas.transaction import TransactionKind
+from streams.demo import HONEST, Board, demo, of_its_own
 from streams.folder import is_owned, running_settings, state_of
 from streams.lag import Lag
 from streams.settings import Settings
 from streams.stack import APPS, running
 from streams.supervise import Progress, _say_no_champion, grown, ps, up
 from tests.first_model import MODEL_KEY
+from tests.models.decisions import a_decision
 from tests.stack.trivial_app import trivial
 from tests.stack.world import comes_true
 
@@ -143,6 +146,15 @@ def test_an_embedded_start_leaves_an_archive_outside_its_folder_alone(settings: 
 def test_a_demo_of_no_payments_or_without_end_is_refused_before_a_model_is_trained(tmp_path: Path, argument: str) -> None:
     with pytest.raises(SettingsError, match=rf"^{argument.partition('=')[0]}: "):
         demo([argument], Settings(data_dir=tmp_path))
+
+
+def test_a_demo_shows_any_rate() -> None:
+    decisions = [a_decision(f"t{i}", TransactionKind.ECOMMERCE, 100) for i in range(3_000)]
+    board = Board(dict.fromkeys([decision.transaction_id for decision in decisions], HONEST), 0.0)
+    assert all(board.was_decided(decision) for decision in decisions)
+    assert board.rate == 600
+    board.recent = deque(at - 5.0 for at in board.recent)
+    assert board.rate == 0
 
 
 def test_the_demo_keeps_to_its_own_folder(tmp_path: Path) -> None:
