@@ -139,7 +139,7 @@ class Stack:
         self.brokers = (BROKER,)
         self._add(BROKER, command, served.is_ready, vital=True)
         self.wait_ready(self.brokers, BROKER_READY_S)
-        self.settings = self.settings.changed(kafka_bootstrap=served.bootstrap(), topic_replication=1, min_insync=1)
+        self._reached_at(served.bootstrap(), copies=1)
 
     def _start_kafka(self, brokers: int) -> None:
         libs = kafka.fetched(self.settings, self.say)
@@ -154,9 +154,13 @@ class Stack:
         for node, name in zip(nodes, self.brokers, strict=True):
             self._add_node(name, kafka.command(libs, node, brokers), node)
         self.wait_ready(self.brokers, BROKER_READY_S)
-        bootstrap = ",".join(f"127.0.0.1:{node.port}" for node in nodes)
-        self.settings = self.settings.changed(kafka_bootstrap=bootstrap, topic_replication=brokers, min_insync=min(2, brokers))
+        self._reached_at(",".join(f"127.0.0.1:{node.port}" for node in nodes), brokers)
         kafka.ensure_topics(self.settings, brokers)
+
+    def _reached_at(self, bootstrap: str, copies: int) -> None:
+        """Our own brokers ask nobody who he is, whatever those of the settings do."""
+        own = {"kafka_bootstrap": bootstrap, "kafka_protocol": "PLAINTEXT", "topic_replication": copies, "min_insync": min(2, copies)}
+        self.settings = self.settings.changed(**own)
 
     def _add_node(self, name: str, command: Sequence[str], node: kafka.Node) -> None:
         ports = {"kafka": node.port, "controller": node.controller_port}

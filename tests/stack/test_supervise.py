@@ -16,7 +16,9 @@ import psutil
 import pytest
 
 from schemas.errors import SettingsError, Unavailable
+from schemas.topics import DECISIONS
 from schemas.transaction import TransactionKind
+from streams.bus import end_offsets
 from streams.demo import HONEST, Board, demo, of_its_own
 from streams.folder import is_owned, running_settings, state_of
 from streams.lag import Lag
@@ -110,6 +112,13 @@ def test_another_command_finds_the_running_system_and_no_second_one_may_start(se
         with pytest.raises(SettingsError, match="runs in this folder already"):
             up(["--kafka", "embedded"], settings)
     assert running_settings(settings) is None
+
+
+@pytest.mark.integration
+def test_brokers_started_here_are_reached_though_those_of_the_settings_ask_for_a_password(settings: Settings) -> None:
+    bank = settings.changed(kafka_protocol="SASL_SSL", kafka_username="holdfast", kafka_password="secret")
+    with running(bank, apps=()) as stack:
+        assert end_offsets(stack.settings, DECISIONS) == {}
 
 
 @pytest.mark.integration
