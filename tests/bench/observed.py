@@ -90,7 +90,7 @@ def observed(stack: Stack, collector: Collector, turns: int, seconds: float) -> 
         bodies = payments(int(12_000 * long_s), f"o{lot}-")
         before = sum(process.cpu_times()[:2])
         said = load(ports[process.pid], bodies, "--connections", str(CONNECTIONS), "--seconds", str(long_s), api_key=whole.api_key)
-        return said["per_s"], (sum(process.cpu_times()[:2]) - before) / (said["per_s"] * long_s) * 1e6
+        return said["per_s"], (sum(process.cpu_times()[:2]) - before) / said["count"] * 1e6
 
     for process in (watched, blind):
         turn(process, 3.0)  # warm

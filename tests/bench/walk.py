@@ -125,7 +125,7 @@ def http(settings: Settings, seconds: float) -> dict[str, float]:
     return {
         "http_per_s": closed["per_s"],
         "http_failed": closed["failed"] + opened["failed"],
-        "http_cpu_us": cpu_s / (closed["per_s"] * seconds) * 1e6,
+        "http_cpu_us": cpu_s / closed["count"] * 1e6,
         "http_limit_per_s": limit["per_s"],
         "http_over_limit": closed["per_s"] / limit["per_s"],
         "http_closed_p99_ms": closed["p99_ms"],
