@@ -318,6 +318,7 @@ def checks(found: dict[str, Any]) -> list[Check]:
     wrong = ("failures", "dead_letters", "of_no_known_model", "of_half_a_model", "cards_of_two_judges")
     return [
         *((name.replace("_", " "), float(found[name]), "", "at most", 0.0) for name in wrong),
+        ("payments without a decision", float(found["requests"] - found["decisions"]), "", "at most", 0.0),
         ("alarms of the breaker", float(found["breaker_alarms"]), "", "at most", 1.0),
         ("the breaker, from promotion to the last block", float(found["breaker_ms"]), "ms", "at most", float(BROKEN_MS_MAX)),
         ("slowest to converge", float(slowest), "ms", "at most", float(CONVERGED_MS_MAX)),

@@ -12,7 +12,9 @@ import pytest
 
 from tests.bench import shadow
 from tests.bench.authorize import goals
+from tests.bench.features import holds
 from tests.bench.load import closed_loop
+from tests.bench.swap import checks
 
 
 def test_payments_that_are_not_answered_beside_a_shadow_are_told_from_opinions_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,3 +46,10 @@ def test_what_is_refused_is_no_capacity() -> None:
     found = asyncio.run(play())
     assert (found["per_s"], found["count"], found["failed"]) == (0.0, 100, 100)
     assert [goal.holds for goal in goals({"closed": found | {"per_s": 9_000.0}})] == [True, False]
+
+
+def test_a_swap_by_which_a_payment_is_lost_does_not_hold() -> None:
+    none = ("failures", "dead_letters", "of_no_known_model", "of_half_a_model", "cards_of_two_judges", "breaker_alarms", "breaker_ms")
+    found: dict[str, Any] = {**dict.fromkeys(none, 0), "requests": 10, "decisions": 10, "converged_ms": {"promoted": {"a": 1}}}
+    assert all(map(holds, checks(found)))
+    assert not all(map(holds, checks(found | {"decisions": 9})))
