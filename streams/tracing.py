@@ -15,6 +15,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Sequence
+from http.client import HTTPException
 from typing import Any, NamedTuple
 
 from streams import journal, metrics
@@ -135,11 +136,11 @@ class Tracer:
 
     def _post(self, lot: list[Done]) -> None:
         body = json.dumps(as_otlp(lot, self._service, time.time() - time.perf_counter(), self._id)).encode()
-        request = urllib.request.Request(self._endpoint, body, {"content-type": "application/json"})
         try:
+            request = urllib.request.Request(self._endpoint, body, {"content-type": "application/json"})
             with urllib.request.urlopen(request, timeout=POST_S) as answer:
                 answer.read()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPException) as error:
             metrics.TRACES_DROPPED.labels("unheard").inc(len(lot))
             if not self._unheard:  # once, until it is heard again: each trace that was lost is counted
                 journal.logger().warning("the collector does not take traces", endpoint=self._endpoint, reason=str(error))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import socketserver
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -165,6 +167,29 @@ def test_nobody_waits_for_a_collector_and_what_is_lost_is_counted(collector: Col
         assert dropped("full") == full + 7
 
     at_the_door(many)
+
+
+def test_a_collector_that_speaks_no_http_does_not_end_tracing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Strange(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            """Answers as no web server does."""
+            self.connection.recv(65_536)
+            self.wfile.write(b"what?\r\n")
+
+    monkeypatch.setattr(tracing, "LOT_MAX", 1)
+    unheard = dropped("unheard")
+    with socketserver.TCPServer(("127.0.0.1", 0), Strange) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        tracer = Tracer(f"http://127.0.0.1:{server.server_address[1]}/v1/traces", 1.0, "authorize")
+        for name in ("one", "another"):
+            traced = tracer.begin(None)
+            assert traced is not None
+            tracer.end(traced, name, time.perf_counter(), tracing.Passed(), {})
+        tracer.close()
+        server.shutdown()
+        thread.join()
+    assert dropped("unheard") == unheard + 2
 
 
 def test_a_walk_that_nobody_traces_costs_no_coroutine_more() -> None:
