@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
@@ -113,6 +114,7 @@ MISSING_FAMILY = _BY_NAME["holdfast_missing_family_share"]
 LABEL_DELAY = _BY_NAME["holdfast_label_delay_seconds"]
 PRECISION = _BY_NAME["holdfast_precision"]
 CALIBRATION = _BY_NAME["holdfast_calibration_ratio"]
+CALIBRATION.set(math.nan)  # a gauge begins with 0, which would be the worst there is
 ALARM = _BY_NAME["holdfast_alarm"]
 
 

@@ -174,8 +174,7 @@ def _tell_quality(known: Quality) -> None:
         (metrics.CALIBRATION, known.calibration),
     )
     for gauge, value in gauges:
-        if value is not None:
-            gauge.set(value)
+        gauge.set(np.nan if value is None else value)
 
 
 async def look(world: WatchWorld, _: frozenset[int]) -> Sequence[Record]:

@@ -120,6 +120,16 @@ def followed(world: FeedbackWorld, said: Label) -> str | None:
     return result.code if isinstance(result, Refused) else None
 
 
+def test_what_no_label_says_is_no_number(tmp_path: Path) -> None:
+    gauges = (metrics.CALIBRATION, metrics.PRECISION.labels("block"), metrics.PRECISION.labels("review"), metrics.LABEL_DELAY.labels("0.9"))
+    for gauge in gauges:
+        gauge.set(0.0)  # as said of the windows that another process has now
+    world = WatchWorld(Settings(data_dir=tmp_path))
+    served(world, 10, 0.0)
+    looked(world)
+    assert np.isnan([gauge._value.get() for gauge in gauges]).all()
+
+
 def test_a_label_learned_in_the_future_makes_no_payment_old_enough_to_be_judged(tmp_path: Path) -> None:
     world, now_ms = WatchWorld(Settings(data_dir=tmp_path)), clock_ms()
     for name, at_ms in (("old", NOON), ("new", now_ms)):
