@@ -101,7 +101,7 @@ def _watch(stack: Stack) -> int:
                 _say_key(stack)
             if time.monotonic() >= next_look:
                 next_look = time.monotonic() + PROGRESS_EVERY_S
-                with contextlib.suppress(LogUnavailable):
+                with contextlib.suppress(LogUnavailable, OSError):  # a full disk ends no system
                     progress = grown(progress, behind.look(), clock_ms())
                     write_whole(_progress_file(stack.settings), msgspec.json.encode(progress))
             time.sleep(LOOK_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -18,10 +20,12 @@ import pytest
 from schemas.errors import SettingsError, Unavailable
 from schemas.topics import DECISIONS
 from schemas.transaction import TransactionKind
+from streams import supervise
 from streams.bus import end_offsets
 from streams.demo import HONEST, Board, demo, of_its_own
 from streams.folder import is_owned, running_settings, state_of
 from streams.lag import Lag
+from streams.parts import Seen
 from streams.settings import Settings
 from streams.stack import APPS, running
 from streams.supervise import Progress, _say_no_champion, grown, ps, up
@@ -155,6 +159,27 @@ def test_an_embedded_start_leaves_an_archive_outside_its_folder_alone(settings: 
 def test_a_demo_of_no_payments_or_without_end_is_refused_before_a_model_is_trained(tmp_path: Path, argument: str) -> None:
     with pytest.raises(SettingsError, match=rf"^{argument.partition('=')[0]}: "):
         demo([argument], Settings(data_dir=tmp_path))
+
+
+def test_a_disk_that_is_full_ends_no_system(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Looked:
+        settings, apps, parts = Settings(), (), (Seen("hold", "starting", 1, 0, 0, {}, ""),)
+        looks = 0
+
+        @property
+        def failed(self) -> bool:
+            """At the third look."""
+            self.looks += 1
+            return self.looks > 2
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(supervise, "LOOK_S", 0.01)
+    monkeypatch.setattr(supervise, "write_whole", full)
+    stack: Any = Looked()
+    assert supervise._watch(stack) == 1
+    assert stack.looks == 3
 
 
 def test_a_demo_shows_any_rate() -> None:
