@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 
-from tests.bench import shadow
-from tests.bench.authorize import goals
+from streams.authorize.codec import Codec
+from streams.authorize.dialect import dialect_of
+from streams.authorize.iso8583 import HEADERS
+from tests.bench import load_iso, shadow
+from tests.bench.authorize import goals, iso_frames
 from tests.bench.features import holds
 from tests.bench.load import closed_loop
 from tests.bench.swap import checks
@@ -46,6 +50,31 @@ def test_what_is_refused_is_no_capacity() -> None:
     found = asyncio.run(play())
     assert (found["per_s"], found["count"], found["failed"]) == (0.0, 100, 100)
     assert [goal.holds for goal in goals({"closed": found | {"per_s": 9_000.0}})] == [True, False]
+
+
+def test_messages_that_are_answered_by_no_decision_are_no_capacity_of_iso_8583() -> None:
+    codec, answers = Codec(dialect_of("1987-ascii")), itertools.chain(["91"] * 50, itertools.repeat("00"))
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while head := await reader.readexactly(2):
+                message = codec.decode(await reader.readexactly(int.from_bytes(head)))
+                writer.write(
+                    HEADERS["binary2"].framed(codec.encode(message._replace(mti="0110", fields={11: message.fields[11], 39: next(answers)})))
+                )
+        writer.close()
+        gone.set()
+
+    async def play() -> None:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        frames = [iso_frames(1)] * 100
+        async with server:
+            with pytest.raises(AssertionError, match="91"):
+                await load_iso.closed_loop(server.sockets[0].getsockname()[1], frames, connections=1, seconds=5)
+            await gone.wait()
+
+    gone = asyncio.Event()
+    asyncio.run(play())
 
 
 def test_a_swap_by_which_a_payment_is_lost_does_not_hold() -> None:
