@@ -39,7 +39,8 @@ def run_app(name: str) -> tuple[str, ...]:
 
 def say_on_stderr(text: str) -> None:
     """One line with the time, for a person."""
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # as the journal does where nobody reads it any more
+        print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 class Stack:

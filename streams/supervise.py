@@ -85,7 +85,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+    with contextlib.suppress(OSError):  # where nobody reads it any more, the system goes on
+        print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
 def _watch(stack: Stack) -> int:

@@ -73,6 +73,17 @@ def test_a_killed_app_comes_back_and_ps_tells(settings: Settings, capsys: pytest
         assert "score" in capsys.readouterr().out
 
 
+@pytest.mark.integration
+def test_a_system_goes_on_where_nobody_reads_any_more_what_is_said_of_it(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    with an_embedded_system(settings) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        psutil.Process(int(str(shown(settings, capsys)[1]["score"]["pid"]))).kill()
+        assert comes_true(lambda: (after := shown(settings, capsys)[1]["score"])["restarts"] == 1 and after["state"] == "ready")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) in (0, 120)  # 120: Python could not empty its own buffer
+
+
 def test_up_says_that_no_model_was_promoted_where_none_was(settings: Settings, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = settings.changed(model_key=MODEL_KEY)
     _say_no_champion(settings)
