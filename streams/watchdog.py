@@ -72,7 +72,8 @@ class Watchdog(threading.Thread):
         turn = self._reading.turn
         if turn.over or not turn.prepared.is_set():
             if now_s - self._unprepared_since > 4 * self._limit_s:
-                self._bark("no partitions were assigned")
+                here = turn.places and not turn.over
+                self._bark("what is needed for the assigned partitions could not be read" if here else "no partitions were assigned")
             self._stalls.clear()
             return
         self._unprepared_since = now_s

@@ -10,8 +10,8 @@ from confluent_kafka import Producer
 
 from schemas.avro import encode
 from streams import watchdog
-from streams.lane import Lane, Reading, Turn
-from streams.settings import librdkafka
+from streams.lane import Lane, Place, Reading, Turn
+from streams.settings import Settings, librdkafka
 from streams.watchdog import Watchdog
 from tests.streams.conftest import Bench, a_clearing, committed
 
@@ -71,3 +71,12 @@ def test_a_record_that_came_just_now_is_given_its_time_though_a_marker_has_lain_
         dog.look(63.0)
     dog.start()
     dog.stop()
+
+
+@pytest.mark.parametrize(("places", "why"), [((), "no partitions were assigned"), ((("clearings", 0),), "for the assigned partitions")])
+def test_where_nothing_is_followed_it_says_whether_partitions_were_assigned(places: tuple[Place, ...], why: str) -> None:
+    reading = Reading({})
+    reading.begin(Turn(frozenset(places)))
+    dog = Tame("hold", reading, Settings(watchdog_s=1))
+    with pytest.raises(Barked, match=why):
+        dog.look(time.monotonic() + 5)
