@@ -50,6 +50,8 @@ from streams.stack import running, say_on_stderr
 from streams.steps import Steps
 
 DAYS_MIN, DAYS_MAX, CUSTOMERS_MIN = 5, 10, 40
+PAYMENTS_MAX = 10_000_000
+"""They are in memory before the first is sent, with some three kilobytes each."""
 PAYMENTS_A_DAY = 2.2
 """A little more than a simulated customer makes, so that the whole history fits into the demo."""
 FRAUD_RATE, SEED = 0.10, 4711
@@ -387,13 +389,15 @@ def demo(argv: list[str], settings: Settings) -> int:
     for name in ("seconds", "rate"):
         if not 0 < getattr(args, name) < math.inf:
             raise SettingsError(f"--{name}: {getattr(args, name):g} is not a number above 0")
+    if (payments := args.seconds * args.rate) > PAYMENTS_MAX:
+        raise SettingsError(f"--seconds, --rate: {payments:,.0f} payments are more than the {PAYMENTS_MAX:,} that are simulated beforehand")
     console = Console()
     steps = Steps(console)
     settings = with_kept_secrets(of_its_own(settings, args.data))
     with steps.step("a first model, trained on simulated history"):
         ensure_champion(settings, steps.say)
     with steps.step("simulating customers and fraudsters"):
-        who = cast(args.data / "cast", settings, round(args.seconds * args.rate), clock_ms())
+        who = cast(args.data / "cast", settings, round(payments), clock_ms())
     board = Board(who.kinds, time.monotonic() - steps.elapsed_s)
     with contextlib.ExitStack() as ending:
         with steps.step("starting broker, Redis and every app"):

@@ -193,6 +193,12 @@ def test_a_disk_that_is_full_ends_no_system(settings: Settings, monkeypatch: pyt
     assert stack.looks == 3
 
 
+@pytest.mark.parametrize("seconds", ["1e9", "1e300"])
+def test_a_demo_of_more_payments_than_memory_holds_is_refused_before_a_model_is_trained(tmp_path: Path, seconds: str) -> None:
+    with pytest.raises(SettingsError, match=r"^--seconds, --rate: .* more than the 10,000,000 "):
+        demo(["--seconds", seconds, "--rate", "1e30"], Settings(data_dir=tmp_path))
+
+
 def test_a_demo_shows_any_rate() -> None:
     decisions = [a_decision(f"t{i}", TransactionKind.ECOMMERCE, 100) for i in range(3_000)]
     board = Board(dict.fromkeys([decision.transaction_id for decision in decisions], HONEST), 0.0)
