@@ -25,6 +25,7 @@ T = TypeVar("T")
 STAND_IN = "stand_in"
 """What the degradations of its decisions start with; what did not answer comes after the colon."""
 CARDS_MAX, MERCHANTS_MAX = 500_000, 100_000
+DAYS_MAX = 2
 
 
 class Refusal(Word):
@@ -111,19 +112,27 @@ def approval_of(txn: Transaction, at_ms: int) -> Approval:
     return Approval(txn.own_currency, str(txn.card_token), txn.own_amount_minor, at_ms)
 
 
-class Approved:
-    """What was approved under the rows in one day of UTC: a later day begins with nothing."""
+class Day:
+    """What was approved in one day of UTC."""
+
+    __slots__ = ("cards", "totals")
 
     def __init__(self) -> None:
-        self.day = -1
-        self._cards: dict[tuple[str, str], tuple[int, int]] = {}
+        self.cards: dict[tuple[str, str], tuple[int, int]] = {}
         """By currency and card: how many, and how much."""
-        self._totals: dict[str, int] = {}
+        self.totals: dict[str, int] = {}
+
+
+class Approved:
+    """What was approved under the rows, by day: a later day begins with nothing, and a clock that goes back finds what its day had."""
+
+    def __init__(self) -> None:
+        self._days: dict[int, Day] = {}
 
     def refusal(self, row: Row, txn: Transaction, at_ms: int) -> Refusal | None:
         """Which limit one more approval would pass, if any."""
-        self._turn(at_ms)
-        count, minor = self._cards.get((row.currency, str(txn.card_token)), (0, 0))
+        day = self._day(at_ms)
+        count, minor = day.cards.get((row.currency, str(txn.card_token)), (0, 0))
         amount = txn.own_amount_minor
         if amount > row.amount_max_minor:
             return Refusal.AMOUNT
@@ -131,23 +140,27 @@ class Approved:
             return Refusal.CARD_COUNT
         if minor + amount > row.card_day_max_minor:
             return Refusal.CARD_TOTAL
-        return Refusal.DAY_TOTAL if self._totals.get(row.currency, 0) + amount > row.day_max_minor else None
+        return Refusal.DAY_TOTAL if day.totals.get(row.currency, 0) + amount > row.day_max_minor else None
 
     def add(self, one: Approval, times: int = 1) -> None:
-        """Counts an approval; `times` -1 takes it back. One of a day before counts nothing."""
-        self._turn(one.at_ms)
-        if one.at_ms // DAY_MS != self.day:
-            return
-        place = one.currency, one.card_token
-        count, minor = self._cards.get(place, (0, 0))
-        self._cards[place] = count + times, minor + times * one.amount_minor
-        self._totals[one.currency] = self._totals.get(one.currency, 0) + times * one.amount_minor
+        """Counts an approval; `times` -1 takes it back."""
+        day, place = self._day(one.at_ms), (one.currency, one.card_token)
+        count, minor = day.cards.get(place, (0, 0))
+        day.cards[place] = count + times, minor + times * one.amount_minor
+        day.totals[one.currency] = day.totals.get(one.currency, 0) + times * one.amount_minor
 
-    def _turn(self, at_ms: int) -> None:
-        if at_ms // DAY_MS > self.day:
-            self.day = at_ms // DAY_MS
-            self._cards.clear()
-            self._totals.clear()
+    def knows(self, at_ms: int) -> bool:
+        """Whether it still has what was approved that day."""
+        return at_ms // DAY_MS in self._days
+
+    def _day(self, at_ms: int) -> Day:
+        """That day; of all, the two that were asked for last stay."""
+        number = at_ms // DAY_MS
+        if number not in self._days or number != next(reversed(self._days)):
+            self._days[number] = self._days.pop(number) if number in self._days else Day()
+            while len(self._days) > DAYS_MAX:
+                del self._days[next(iter(self._days))]
+        return self._days[number]
 
 
 def newer_half(kept: dict[str, T]) -> dict[str, T]:

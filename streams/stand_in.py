@@ -221,7 +221,7 @@ class StandIn:
             self._counted.append(approval_of(given.decision.transaction, given.decision.decided_at_ms))
         self._spool.note(DONE, transaction_id.encode())
         if not self.pending and self._spool.size > DISK + COUNTED_DISK * len(self._counted):
-            self._counted = [one for one in self._counted if one.at_ms // DAY_MS == self._approved.day]
+            self._counted = [one for one in self._counted if self._approved.knows(one.at_ms)]
             self._spool.begin_anew([_as_counted(one) for one in self._counted])
         if apart:
             self._apart[transaction_id] = given
