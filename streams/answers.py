@@ -1,12 +1,14 @@
 """The first answer to a transaction, kept in Redis, so that every repeat gets it byte for byte and a changed repeat is refused.
 
-`txn:<id>` holds the digest of the first contents that came with the id; `ans:<id>` one byte (kept or told) and the decision's message.
+`txn:<id>` holds the digest of the first contents that came with the id; `ans:<id>` one byte (kept or told) and the decision's message, packed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
+
+from lz4 import block
 
 from features.memory import Aside
 from features.wire import Command, Wire
@@ -15,6 +17,8 @@ from schemas.errors import Conflict, MemoryUnavailable
 
 T = TypeVar("T")
 KEPT, TOLD = b"K", b"T"
+_PACKED = b"\x01"
+"""Precedes a message that lz4 packed, to less than half; a message as it is begins with 0 (`schemas.avro.frame`)."""
 LISTED_MAX = 1_000
 """Of one card or account: the newest are found by it."""
 CLEARING_TTL_S = b"3456000"  # 40 days, as `streams/hold.py` remembers a resolved hold
@@ -25,6 +29,17 @@ WHOLE = b"whole"
 On a cluster it is one key in each slot (`features/slots.py`): who asks for it beside other keys asks for the marks of their slots, in the
 same round trip, and so does the script that writes a book. So a node that forgot decides nothing, though its neighbours did not forget.
 """
+
+
+def _answer(state: bytes, message: bytes) -> bytes:
+    """What is kept of a message."""
+    packed: bytes = block.compress(message)
+    return state + _PACKED + packed
+
+
+def message_in(answer: bytes) -> bytes:
+    """The message in what is kept of it."""
+    return bytes(block.decompress(memoryview(answer)[2:])) if answer[1:2] == _PACKED else answer[1:]
 
 
 class Kept(NamedTuple):
@@ -166,12 +181,12 @@ class Answers:
             raise MemoryUnavailable(FORGOT)
         if owner != digest:
             raise Conflict(transaction_id)
-        return Kept(answer[1:], answer[:1] == TOLD) if isinstance(answer, bytes) and len(answer) > 1 else None
+        return Kept(message_in(answer), answer[:1] == TOLD) if isinstance(answer, bytes) and len(answer) > 1 else None
 
     def words(self, made: Made) -> AnswerWords:
         """What keeps a message."""
         txn = made.transaction_id.encode()
-        return AnswerWords((b"ans:" + txn, b"dec:" + made.decision_id.encode()), (KEPT + made.message, txn, self._ttl))
+        return AnswerWords((b"ans:" + txn, b"dec:" + made.decision_id.encode()), (_answer(KEPT, made.message), txn, self._ttl))
 
     async def keep_all(self, made: Sequence[Made]) -> list[Kept | MemoryUnavailable]:
         """Keeps each message if it is the first, and returns the first of each, all in one request."""
@@ -192,7 +207,7 @@ class Answers:
                 return Kept(made.message, told=False)
             first = await self.of_transaction(made.transaction_id)
             if first is None:  # a stub that `told` left where Redis had lost the answer
-                sound(await self._wire.send((b"SET", b"ans:" + made.transaction_id.encode(), KEPT + made.message, b"EX", self._ttl)))
+                sound(await self._wire.send((b"SET", b"ans:" + made.transaction_id.encode(), _answer(KEPT, made.message), b"EX", self._ttl)))
             return first or Kept(made.message, told=False)
         except MemoryUnavailable as error:
             return error
@@ -219,7 +234,7 @@ class Answers:
         for transaction_id, decision_id, digest, message, ttl_s, listed, step_up_of in decisions:
             txn, ttl = transaction_id.encode(), str(ttl_s).encode()
             commands.append((b"SET", b"txn:" + txn, digest, b"EX", ttl))
-            commands.append((b"SET", b"ans:" + txn, TOLD + message, b"EX", ttl))
+            commands.append((b"SET", b"ans:" + txn, _answer(TOLD, message), b"EX", ttl))
             commands.append((b"SET", b"dec:" + decision_id.encode(), txn, b"EX", ttl))
             commands.extend(self._listing(listed) if listed is not None else ())
             if step_up_of is not None:
@@ -229,7 +244,7 @@ class Answers:
     async def of_transaction(self, transaction_id: str) -> Kept | None:
         """The answer to a transaction, if there is one."""
         (answer,) = sound(await self._wire.send((b"GET", b"ans:" + transaction_id.encode())))
-        return Kept(answer[1:], answer[:1] == TOLD) if isinstance(answer, bytes) and len(answer) > 1 else None
+        return Kept(message_in(answer), answer[:1] == TOLD) if isinstance(answer, bytes) and len(answer) > 1 else None
 
     async def retried_by(self, transaction_id: str, own: str) -> str:
         """The first transaction that came as the retry of one whose cardholder was to authenticate: `own`, if none was before."""
@@ -265,7 +280,7 @@ class Answers:
         if not shown:
             return Page([], None)
         kept = sound(await self._wire.send(*[(b"GET", b"ans:" + txn) for txn in shown]))
-        messages = [answer[1:] for answer in kept if isinstance(answer, bytes) and len(answer) > 1]
+        messages = [message_in(answer) for answer in kept if isinstance(answer, bytes) and len(answer) > 1]
         return Page(messages, shown[-1].decode() if len(found) > limit else None)
 
     async def of_clearings(self, transaction_id: str) -> bytes | None:

@@ -23,6 +23,7 @@ from models.hold import UnknownAccount
 from schemas.avro import decode
 from schemas.hold import HoldEvent, HoldState
 from schemas.topics import CLEARINGS, DEAD_LETTERS, DECISIONS, HOLDS, Topic
+from streams.answers import message_in
 from streams.authorize.codec import Codec, Fields, Message
 from streams.authorize.dialect import dialect_of
 from streams.authorize.iso8583 import HEADERS
@@ -180,10 +181,12 @@ def over_one_line(stack: Stack, numbers: Iterable[int]) -> Counter[str]:
 
 
 def values_in_redis(stack: Stack) -> Iterator[bytes]:
-    """Every key and value."""
+    """Every key and value, and the message in each answer."""
     with Redis(unix_socket_path=stack.settings.redis_url.removeprefix("unix://")) as client:
         for key in client.scan_iter(count=1_000):
             yield key
+            if key.startswith(b"ans:"):
+                yield message_in(client.get(key) or b"")
             yield {
                 b"string": client.get,
                 b"hash": lambda k: repr(client.hgetall(k)).encode(),

@@ -238,6 +238,20 @@ def test_an_answer_that_goes_along_is_kept_if_its_hold_is_placed_and_not_otherwi
     using(use)
 
 
+def test_what_is_kept_is_packed_and_what_was_kept_as_it_is_can_be_read(redis_url: str) -> None:
+    async def main() -> None:
+        async with opened("redis", redis_url) as (answers, _, wire):
+            message = b"\0\0\0\0\1" + bytes(1_344) + b"decision" * 9
+            assert await answers.keep("t", "dec_t", message) == Kept(message, told=False)
+            answers.told("t")
+            assert await answers.of_transaction("t") == Kept(message, told=True)
+            (content, _) = await wire.send(("GET", "ans:t"), ("SET", "ans:before", b"T" + message))
+            assert len(content) < len(message) / 2
+            assert await answers.of_transaction("before") == Kept(message, told=True)
+
+    asyncio.run(main())
+
+
 def test_where_redis_forgot_neither_a_hold_nor_its_answer_is_kept(redis_url: str) -> None:
     async def main() -> None:
         async with opened("redis", redis_url) as (answers, books, wire):
