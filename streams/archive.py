@@ -38,6 +38,9 @@ from streams.settings import Settings
 ROWS_MAX = 20_000
 AGE_S_MAX = 10.0
 """A file is written when so many rows wait, or the oldest has waited so long."""
+ROWS_FEW, FILES_FEW, AGE_S_LAST = 2_000, 6, 300.0
+"""Fewer rows than these wait longer the more files their day has, by as much again for each so many files, up to the last: a partition in which
+little happens has 400 files a day and not 8,640, each of which whoever reads the archive must open."""
 IDS_MAX = 500_000
 """Ids of the newest records of a partition, by which a record that came twice is known."""
 NEXT = b"holdfast.next_offset"
@@ -58,13 +61,24 @@ class Shelf(NamedTuple):
 
 @dataclass
 class Waiting:
-    """What one partition said since its last file. `first` is where the next file begins, `next` what it will reach."""
+    """What one partition said since its last file. `first` is where the next file begins, `next` what it will reach.
+
+    `files`: how many the newest `day` has.
+    """
 
     first: int | None = None
     next: int = 0
     rows: list[Row] = field(default_factory=list)
     ids: dict[str, None] = field(default_factory=dict)
     since_s: float = 0.0
+    day: str = ""
+    files: int = 0
+
+    def is_due(self, now_s: float) -> bool:
+        """Whether it is time for a file."""
+        few = len(self.rows) < ROWS_FEW
+        patience_s = min(AGE_S_LAST, AGE_S_MAX * (1 + self.files / FILES_FEW)) if few else AGE_S_MAX
+        return len(self.rows) >= ROWS_MAX or (bool(self.rows) and now_s - self.since_s >= patience_s)
 
 
 class Archive:
@@ -102,7 +116,7 @@ class Archive:
         """Writes what has waited long enough; the offset after the last record of each place that is safely in the archive."""
         for place in done:
             waiting = self._waiting[place]
-            if len(waiting.rows) >= ROWS_MAX or (waiting.rows and self._clock_s() - waiting.since_s >= AGE_S_MAX):
+            if waiting.is_due(self._clock_s()):
                 self._write(place, waiting)
         return {place: self._waiting[place].first if self._waiting[place].rows else offset for place, offset in done.items()}  # type: ignore[misc]
 
@@ -121,6 +135,7 @@ class Archive:
             reached = {NEXT: str(waiting.first if left else waiting.next).encode()}
             path = self._folder / shelf.topic.name / f"day={day}" / f"part-{place[1]}-{rows[0][0]:015d}.parquet"
             _put(path, shelf.table(place[1], rows).replace_schema_metadata(reached))
+            waiting.day, waiting.files = day, waiting.files + 1 if day == waiting.day else 1
         journal.logger().info("archived", topic=place[0], partition=place[1], rows=len(waiting.rows), files=len(days))
         waiting.first, waiting.rows = waiting.next, []
 
@@ -137,7 +152,8 @@ class Archive:
             ids = pq.read_table(path, columns=[shelf.id_field], partitioning=None).column(0).to_pylist() + ids
             if len(ids) >= IDS_MAX:
                 break
-        return Waiting(first=after, next=after, ids=dict.fromkeys(ids[-IDS_MAX:]))
+        day = files[-1].parent
+        return Waiting(first=after, next=after, ids=dict.fromkeys(ids[-IDS_MAX:]), day=day.name[4:], files=sum(path.parent == day for path in files))
 
     def _files(self, topic: str, partition: int) -> list[Path]:
         """A partition's files, in order of their first offset (which has a fixed number of digits)."""

@@ -106,6 +106,34 @@ def test_only_what_is_in_a_file_may_be_acknowledged(tmp_path: Path, monkeypatch:
     assert read(tmp_path).num_rows == 3
 
 
+def test_where_little_happens_a_file_waits_longer_the_more_its_day_has_and_ten_seconds_where_much_does(tmp_path: Path) -> None:
+    now_s = 0.0
+
+    def begun() -> Archive:
+        made = Archive(tmp_path, lambda: now_s)
+        made.open([PLACE])
+        return made
+
+    def waited_s(made: Archive, rows: int = 1, day: int = 0) -> float:
+        """How long the next file waits, of so many rows."""
+        nonlocal now_s
+        since_s, first = now_s, made._waiting[PLACE].next
+        for offset in range(first, first + rows):
+            made.add(a_decision(f"t{offset}", NOON + day * DAY_MS), PLACE, offset)
+        while made.written({PLACE: first + rows}) == {PLACE: first}:
+            now_s += 1
+        return now_s - since_s
+
+    made = begun()
+    assert [waited_s(made) for _ in range(7)] == [10, 12, 14, 15, 17, 19, 20]
+    made = begun()
+    assert waited_s(made) == 22, "a restart knows how many the day has"
+    assert waited_s(made, rows=archive.ROWS_FEW) == 10
+    assert [waited_s(made, day=1) for _ in range(3)] == [25, 12, 14], "its first is written with the patience of the day before"
+    made._waiting[PLACE].files = 1_000
+    assert waited_s(made) == archive.AGE_S_LAST
+
+
 def test_a_restart_goes_on_after_the_last_file_and_knows_what_came_before(tmp_path: Path) -> None:
     first = an_archive(tmp_path)
     for offset in range(5):
