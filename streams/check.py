@@ -25,6 +25,7 @@ from streams.clock import clock_ms
 from streams.folder import is_owned
 from streams.parity import check_features
 from streams.settings import Settings
+from streams.verdicts import check_verdicts
 
 GRACE_MS = 60_000
 READ = (TRANSACTIONS, CLEARINGS, DEAD_LETTERS, DECISIONS, HOLDS, LEDGER, SAR_CANDIDATES)
@@ -127,16 +128,19 @@ def agreed(settings: Settings, wait_s: float, said: float = 2.0) -> Report:
 
 
 def check(argv: list[str], settings: Settings) -> int:
-    """`holdfast check [--wait S | --features] [--json]`: exit status 0 if books or vectors agree, 1 if not, 2 if topics cannot be read."""
+    """`holdfast check [--wait S | --features | --verdicts] [--json]`: exit status 0 if books, vectors or verdicts agree, 1 if not, 2 if topics
+    cannot be read."""
     parser = argparse.ArgumentParser(prog="holdfast check", description=__doc__)
     parser.add_argument("--wait", type=float, default=0, metavar="S", help="give the apps up to S seconds to finish what is under way")
-    parser.add_argument("--features", action="store_true", help="instead of the books: compute every vector again, and compare bit for bit")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--features", action="store_true", help="instead of the books: compute every vector again, and compare bit for bit")
+    instead.add_argument("--verdicts", action="store_true", help="instead of the books: judge every decision again, by its own model and policy")
     parser.add_argument("--json", action="store_true", help="end with one JSON object of the figures")
     args = parser.parse_args(argv)
     if not 0 <= args.wait < math.inf:
         raise SettingsError(f"--wait: {args.wait:g} is not a number of seconds from 0 on")
     try:
-        report = check_features(settings) if args.features else agreed(settings, args.wait)
+        report = check_features(settings) if args.features else check_verdicts(settings) if args.verdicts else agreed(settings, args.wait)
     except LogUnavailable as error:
         nobody = "" if is_owned(settings.data_dir) else f"no system runs in {settings.data_dir}, and "
         print(f"holdfast check: {nobody}the brokers at {settings.kafka_bootstrap} do not answer: {error}", file=sys.stderr)
