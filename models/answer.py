@@ -87,6 +87,7 @@ FIELD_39: dict[str, Field39] = {
     "format_error": Field39("30", "904"),
     "unknown_message": Field39("12", "902"),
     "transaction_conflict": Field39("94", "913"),
+    "reversed_before": Field39("94", "913"),
     "not_permitted": Field39("58", "119"),
     "signed_off": Field39("91", "910"),
     "memory_unavailable": Field39("91", "912"),

@@ -13,12 +13,14 @@ from lz4 import block
 from features.memory import Aside
 from features.wire import Command, Wire
 from schemas.decision import Decision
-from schemas.errors import Conflict, MemoryUnavailable
+from schemas.errors import Conflict, HoldfastError, InvalidRecord, MemoryUnavailable
 
 T = TypeVar("T")
 KEPT, TOLD = b"K", b"T"
 _PACKED = b"\x01"
 """Precedes a message that lz4 packed, to less than half; a message as it is begins with 0 (`schemas.avro.frame`)."""
+REVERSED = b"R"
+"""In the place of the first contents and of the answer: it was reversed before it came, and nobody decides it any more."""
 LISTED_MAX = 1_000
 """Of one card or account: the newest are found by it."""
 CLEARING_TTL_S = b"3456000"  # 40 days, as `streams/hold.py` remembers a resolved hold
@@ -131,6 +133,11 @@ def resolved_key(hold: str) -> bytes:
     return b"resolved:" + hold.encode()
 
 
+def came_too_late() -> InvalidRecord:
+    """Why a transaction that was reversed before it came is not decided."""
+    return InvalidRecord("transaction_id", "was reversed before it came: nothing is decided or held for it", code="reversed_before")
+
+
 def sound(replies: list[Any]) -> list[Any]:
     """The replies, if Redis did what it was asked; MemoryUnavailable if one is an error, so that an error is never taken for data."""
     for reply in replies:
@@ -168,7 +175,10 @@ class Answers:
         return (b"SET", b"txn:" + transaction_id.encode(), digest, b"NX", b"EX", self._ttl), WHOLE
 
     async def first(self, transaction_id: str, digest: bytes, fresh: Any, whole: Any) -> Kept | None:
-        """The first answer, if there is one. Conflict if the id came with other contents; MemoryUnavailable if Redis forgot."""
+        """The first answer, if there is one. Conflict if the id came with other contents; MemoryUnavailable if Redis forgot.
+
+        InvalidRecord if it was reversed before it came.
+        """
         if isinstance(fresh, Exception):
             raise fresh if isinstance(fresh, MemoryUnavailable) else MemoryUnavailable(f"Redis: {fresh}")
         if whole is None:
@@ -179,16 +189,18 @@ class Answers:
         owner, answer = sound(await self._wire.send((b"GET", b"txn:" + txn), (b"GET", b"ans:" + txn)))
         if owner is None:  # it was there a moment ago
             raise MemoryUnavailable(FORGOT)
+        if owner == REVERSED:
+            raise came_too_late()
         if owner != digest:
             raise Conflict(transaction_id)
-        return Kept(message_in(answer), answer[:1] == TOLD) if isinstance(answer, bytes) and len(answer) > 1 else None
+        return _kept_in(answer)
 
     def words(self, made: Made) -> AnswerWords:
         """What keeps a message."""
         txn = made.transaction_id.encode()
         return AnswerWords((b"ans:" + txn, b"dec:" + made.decision_id.encode()), (_answer(KEPT, made.message), txn, self._ttl))
 
-    async def keep_all(self, made: Sequence[Made]) -> list[Kept | MemoryUnavailable]:
+    async def keep_all(self, made: Sequence[Made]) -> list[Kept | HoldfastError]:
         """Keeps each message if it is the first, and returns the first of each, all in one request."""
         commands: list[Command] = []
         for (answer, decision), (message, txn, ttl) in map(self.words, made):
@@ -199,13 +211,16 @@ class Answers:
             return [error] * len(made)
         return [await self._kept(one, *both) for one, *both in zip(made, replies[::2], replies[1::2], strict=True)]
 
-    async def _kept(self, made: Made, kept: Any, named: Any) -> Kept | MemoryUnavailable:
+    async def _kept(self, made: Made, kept: Any, named: Any) -> Kept | HoldfastError:
         """The first answer, by the replies to `keep_all`."""
         try:
             sound([kept, named])
             if kept is not None:
                 return Kept(made.message, told=False)
-            first = await self.of_transaction(made.transaction_id)
+            (answer,) = sound(await self._wire.send((b"GET", b"ans:" + made.transaction_id.encode())))
+            if answer == REVERSED:
+                return came_too_late()
+            first = _kept_in(answer)
             if first is None:  # a stub that `told` left where Redis had lost the answer
                 sound(await self._wire.send((b"SET", b"ans:" + made.transaction_id.encode(), _answer(KEPT, made.message), b"EX", self._ttl)))
             return first or Kept(made.message, told=False)
@@ -215,7 +230,7 @@ class Answers:
     async def keep(self, transaction_id: str, decision_id: str, message: bytes) -> Kept:
         """`keep_all` of one."""
         (kept,) = await self.keep_all((Made(transaction_id, decision_id, message),))
-        if isinstance(kept, MemoryUnavailable):
+        if isinstance(kept, HoldfastError):
             raise kept
         return kept
 
@@ -244,7 +259,22 @@ class Answers:
     async def of_transaction(self, transaction_id: str) -> Kept | None:
         """The answer to a transaction, if there is one."""
         (answer,) = sound(await self._wire.send((b"GET", b"ans:" + transaction_id.encode())))
-        return Kept(message_in(answer), answer[:1] == TOLD) if isinstance(answer, bytes) and len(answer) > 1 else None
+        return _kept_in(answer)
+
+    async def reverse_ahead(self, transaction_id: str) -> bool:
+        """Has a transaction that nobody has answered refused when it comes, or comes to its answer; False if it has one."""
+        txn = transaction_id.encode()
+        key = b"ans:" + txn
+        _, answer = sound(await self._wire.send((b"SET", key, REVERSED, b"NX", b"EX", self._ttl), (b"GET", key)))
+        if answer != REVERSED:
+            return False
+        sound(await self._wire.send((b"SET", b"txn:" + txn, REVERSED, b"EX", self._ttl)))
+        return True
+
+    async def is_reversed_ahead(self, transaction_id: str) -> bool:
+        """Whether that was done to it."""
+        (owner,) = sound(await self._wire.send((b"GET", b"txn:" + transaction_id.encode())))
+        return bool(owner == REVERSED)
 
     async def retried_by(self, transaction_id: str, own: str) -> str:
         """The first transaction that came as the retry of one whose cardholder was to authenticate: `own`, if none was before."""
@@ -300,6 +330,11 @@ class Answers:
         return said.decode().partition(" ")[0] if isinstance(said, bytes) else None
 
 
+def _kept_in(answer: object) -> Kept | None:
+    """What is kept under `ans:`; None for nothing and for what stands there in place of an answer."""
+    return Kept(message_in(answer), answer[:1] == TOLD) if isinstance(answer, bytes) and len(answer) > 1 else None
+
+
 class DictAnswers:
     """The same in this process, for worlds."""
 
@@ -321,6 +356,8 @@ class DictAnswers:
 
     async def first(self, transaction_id: str, digest: bytes, fresh: Any, whole: Any) -> Kept | None:
         """See `Answers.first`."""
+        if self.digests[transaction_id] == REVERSED:
+            raise came_too_late()
         if self.digests[transaction_id] != digest:
             raise Conflict(transaction_id)
         return self.kept.get(transaction_id)
@@ -329,12 +366,14 @@ class DictAnswers:
         """None: nothing here is done in one step with anything else."""
         return None
 
-    async def keep_all(self, made: Sequence[Made]) -> list[Kept | MemoryUnavailable]:
+    async def keep_all(self, made: Sequence[Made]) -> list[Kept | HoldfastError]:
         """See `Answers.keep_all`."""
-        return [await self.keep(*one) for one in made]
+        return [came_too_late() if await self.is_reversed_ahead(one.transaction_id) else await self.keep(*one) for one in made]
 
     async def keep(self, transaction_id: str, decision_id: str, message: bytes) -> Kept:
         """See `Answers.keep`."""
+        if await self.is_reversed_ahead(transaction_id):
+            raise came_too_late()
         self.ids[decision_id] = transaction_id
         return self.kept.setdefault(transaction_id, Kept(message, told=False))
 
@@ -350,6 +389,17 @@ class DictAnswers:
     async def of_transaction(self, transaction_id: str) -> Kept | None:
         """See `Answers.of_transaction`."""
         return self.kept.get(transaction_id)
+
+    async def reverse_ahead(self, transaction_id: str) -> bool:
+        """See `Answers.reverse_ahead`."""
+        if transaction_id in self.kept:
+            return False
+        self.digests[transaction_id] = REVERSED
+        return True
+
+    async def is_reversed_ahead(self, transaction_id: str) -> bool:
+        """See `Answers.is_reversed_ahead`."""
+        return self.digests.get(transaction_id) == REVERSED
 
     async def retried_by(self, transaction_id: str, own: str) -> str:
         """See `Answers.retried_by`."""

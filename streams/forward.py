@@ -10,7 +10,7 @@ from models.clearing import WHOLE, Asked
 from models.stand_in import STAND_IN
 from schemas import avro
 from schemas.decision import Decision
-from schemas.errors import Conflict, HoldfastError, Unavailable
+from schemas.errors import Conflict, HoldfastError, InvalidRecord, Unavailable
 from schemas.hold import ClearingKind
 from schemas.identity import derived_id
 from schemas.topics import DECISIONS
@@ -68,7 +68,11 @@ async def _told(some: Sequence[Given], stand_in: StandIn, world: World) -> None:
 async def _told_whole(given: Given, stand_in: StandIn, world: World) -> None:
     """Tells a decision that has all of its parts, byte for byte: the log may have it already."""
     decision = given.decision
-    first = await world.answers.keep(decision.transaction_id, decision.decision_id, given.message)
+    try:
+        first = await world.answers.keep(decision.transaction_id, decision.decision_id, given.message)
+    except InvalidRecord as error:
+        _differs(decision.transaction_id, stand_in, f"the log cannot have it: {error}")
+        return
     if first.message != given.message:
         await _brought_together(given, first, stand_in, world)
         return

@@ -21,7 +21,7 @@ from schemas.identity import INCREMENT, hold_id, increment_id
 from schemas.record import Word
 from schemas.topics import CLEARINGS
 from schemas.transaction import Attribute, Transaction
-from streams.answers import FORGOT, Kept, sound
+from streams.answers import FORGOT, Kept, came_too_late, sound
 from streams.world import World
 
 INCREMENTS = "increments"
@@ -63,6 +63,8 @@ async def clear(asked: Asked, world: World, now_ms: int) -> tuple[Clearing, ...]
     What was asked before counts, though the `hold` app may not have applied it yet: all that doors ask of a transaction and its increments is
     kept in one list, changed by compare-and-set. A repeat gets the same again. Conflict: the id came before with other contents. InvalidRecord: its
     time is before the authorization. Unavailable: nothing is known; the same call again is safe.
+
+    A reversal of all of an authorization that nobody knows may have overtaken it: it is UNKNOWN_HOLD, and should that come, it is refused.
     """
     first_id = await _first_id(asked, world)
     for _ in range(_TRIES):
@@ -75,6 +77,9 @@ async def clear(asked: Asked, world: World, now_ms: int) -> tuple[Clearing, ...]
             await _told(first_id, content, entries, world)
             return _clearings_of(earlier)
         judged = await _judged(asked, first_id, entries, world, now_ms)
+        overtakes = judged is Refusal.UNKNOWN_HOLD and asked.kind is ClearingKind.REVERSAL and asked.amount_minor == WHOLE
+        if overtakes and not await world.answers.reverse_ahead(asked.transaction_id):
+            raise LogUnavailable("the authorization was decided, and its hold is not followed yet")
         if not isinstance(judged, _Entry):
             return judged
         changed = (*entries, judged)
@@ -89,7 +94,8 @@ async def increment(txn: Transaction, original_id: str, world: World, now_ms: in
     """The transaction as one that raises the hold of another, or why it cannot: decided like every transaction, with a hold of its own.
 
     Its own id, which its sender chose, becomes one that says whose increment it is; the two holds are cleared together. InvalidRecord names the
-    field by which it is none: a card, a merchant or a currency that is not the original's. One that names an increment raises what that raises.
+    field by which it is none: a card, a merchant or a currency that is not the original's; or that it
+    was reversed before it came. One that names an increment raises what that raises.
     """
     if original_id.startswith(INCREMENT):
         original_id = _raised_by(original_id, await world.answers.of_transaction(original_id))
@@ -97,6 +103,8 @@ async def increment(txn: Transaction, original_id: str, world: World, now_ms: in
     raised = msgspec.structs.replace(txn, transaction_id=increment_id(original_id, txn.transaction_id), attributes=attributes)
     if await world.answers.of_transaction(raised.transaction_id) is not None:
         return raised  # it was decided before: whatever became of the original since, the first answer stands
+    if await world.answers.is_reversed_ahead(txn.transaction_id):
+        raise came_too_late()
     content = await world.answers.of_clearings(original_id)
     ended = next((entry for entry in _ENTRIES.decode(content) if entry.ends), None) if content else None
     if ended is not None:

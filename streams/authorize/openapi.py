@@ -42,6 +42,7 @@ DECIDING = (
     "unknown_currency",
     "time_in_future",
     "transaction_conflict",
+    "reversed_before",
     "overloaded",
     "unavailable",
     "deadline",

@@ -53,6 +53,7 @@ ERRORS: dict[str, Row] = {
     "rate_limited": Row(429, ErrorType.RATE_LIMIT, "not_permitted", "more than the key's rate: again after `Retry-After` seconds"),
     # The id came before
     "transaction_conflict": Row(409, _I, "transaction_conflict", "the same id came before with other contents: the first stands"),
+    "reversed_before": Row(409, _R, "reversed_before", "a reversal of this id came first, while nobody knew it: it is not decided any more"),
     # The retry of a payment whose cardholder was to authenticate
     "step_up_unknown": Row(404, _R, "step_up_unknown", "`step_up_of` names no payment that was to be authenticated"),
     "step_up_mismatch": Row(422, _R, "step_up_mismatch", "`param` is not that of the payment that `step_up_of` names"),

@@ -345,6 +345,20 @@ def test_a_reversal_waits_for_the_authorization_that_it_overtook() -> None:
     at_the_gateway(play)
 
 
+def test_an_authorization_that_comes_after_its_reversal_is_refused() -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        assert await host.code("0400", about()) == "25"
+        assert await host.code("0421", about()) == "25"
+        assert await host.code("0100", fields_of()) == "94"
+        assert await host.code("0101", fields_of()) == "94"
+        assert scene.world.decisions == []
+        assert await host.code("0100", fields_of(f11="000002")) == "00"
+        assert await host.code("0400", about("000003", f11="000901")) == "25", "the increment that it overtook"
+        assert await host.code("0100", about("000002", f11="000003")) == "94"
+
+    at_the_gateway(play)
+
+
 def test_an_increment_raises_the_hold_and_is_captured_with_it() -> None:
     async def play(scene: Scene, host: Host) -> None:
         assert await host.code("0100", fields_of()) == "00"

@@ -7,6 +7,7 @@ import json
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 from structlog.testing import capture_logs
 
@@ -711,6 +712,37 @@ def test_what_nobody_knows_holds_nothing_or_has_expired_is_not_captured() -> Non
         assert (await host.step("capture", "t2", **CLEARING))[1]["error"]["code"] == "late_capture"
         assert (await host.step("reversal", "t2", **CLEARING))[1]["error"]["code"] == "already_expired"
         assert (await host.ask("GET", "/v1/authorizations/t2/capture"))[0] == 405
+
+    at_the_door(play)
+
+
+def test_an_authorization_that_its_reversal_overtook_is_refused_when_it_comes() -> None:
+    async def play(host: Host) -> None:
+        for clearing_id in ("c1", "c1", "c2"):
+            assert (await host.step("reversal", clearing_id=clearing_id))[1]["error"]["code"] == "unknown_hold"
+        for changes in ({}, {}, {"amount_minor": 5}):
+            status, problem, _ = await host.authorize(**changes)
+            error = problem["error"]
+            assert (status, error["code"], error["param"], error["response_code"]) == (409, "reversed_before", "transaction_id", "94")
+        assert host.world.decisions == []
+        assert (await host.ask("GET", "/v1/decisions?transaction_id=t1"))[0] == 404
+        assert (await host.step("reversal", "t2", clearing_id="c3", amount_minor=5, currency="EUR"))[0] == 404
+        assert (await host.step("capture", "t2", clearing_id="c4"))[0] == 404
+        assert (await host.authorize(transaction_id="t2"))[0] == 200, "what was to be reversed in part stands for the rest"
+        assert (await host.step("reversal", "i1", clearing_id="c5"))[0] == 404
+        assert (await host.step("increment", "t2", **a_request(transaction_id="i1")))[1]["error"]["code"] == "reversed_before"
+        assert (await host.step("increment", "t2", **a_request(transaction_id="i2")))[0] == 200
+
+    at_the_door(play)
+
+
+def test_a_reversal_of_what_is_held_but_not_followed_yet_is_asked_again() -> None:
+    async def play(host: Host) -> None:
+        await host.authorize()
+        host.world.know(as_of_ms=2)
+        host.world.books.books["a1"] = msgspec.structs.replace(host.world.books.books["a1"], holds=())
+        assert (await host.step("reversal", clearing_id="c1"))[1]["error"]["code"] == "log_unavailable"
+        assert (await host.authorize())[0] == 200, "the first answer stands"
 
     at_the_door(play)
 

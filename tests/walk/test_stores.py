@@ -17,7 +17,7 @@ from features.online import RedisMemory
 from features.wire import Wire
 from models.hold import EMPTY, Book, Refusal, Step, UnknownAccount, place, state_known
 from schemas.account import AccountEvent, AccountEventKind, AccountState
-from schemas.errors import Conflict, MemoryUnavailable
+from schemas.errors import Conflict, InvalidRecord, MemoryUnavailable
 from streams import rebuild as rebuilding
 from streams.answers import WHOLE, Answers, AnswerWords, DictAnswers, Kept, Listed, Made, Page, Restored, on_whole, sound
 from streams.books import Books, Change, DictBooks
@@ -79,6 +79,27 @@ def test_an_id_is_new_once_and_its_first_answer_stands(using: Callable[[Use], No
         assert (await answers.of_transaction("t")).message == (await answers.of_decision("dec_t")).message == b"one"
         assert await answers.of_transaction("u") is None
         assert await answers.of_decision("dec_u") is None
+
+    using(use)
+
+
+def test_what_was_reversed_before_it_came_is_neither_new_nor_kept(using: Callable[[Use], None]) -> None:
+    async def use(stores: Any) -> None:
+        answers = stores[0]
+        assert await answers.reverse_ahead("t1")
+        assert await answers.reverse_ahead("t1"), "a repeat is the same"
+        assert await answers.is_reversed_ahead("t1")
+        assert await answers.of_transaction("t1") is None
+        with pytest.raises(InvalidRecord, match="reversed before"):
+            await first(stores, "t1", b"d")
+        assert await first(stores, "t2", b"d") is None
+        assert await answers.reverse_ahead("t2"), "under way, and nobody has its answer yet"
+        with pytest.raises(InvalidRecord, match="reversed before"):
+            await answers.keep("t2", "dec2", b"m")
+        await answers.keep("t3", "dec3", b"m")
+        assert not await answers.reverse_ahead("t3")
+        assert not await answers.is_reversed_ahead("t3")
+        assert (await answers.of_transaction("t3")).message == b"m"
 
     using(use)
 
