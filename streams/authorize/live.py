@@ -55,7 +55,7 @@ class Live:
         try:
             consumer = reader(self._settings)
             consumer.assign([TopicPartition(DECISIONS.name, partition, offset) for partition, offset in place.items()])
-            yield b"retry: 1000\n\n"
+            yield b"retry: 1000\nid: %b\n\n" % id_of(place)
             said_s = loop.time()
             while await may_go_on():
                 for message in await self._in_thread(consumer.consume, TAKEN_MAX, WAIT_S):

@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import ANY
 
 import jwt
 import pytest
@@ -495,14 +496,15 @@ def test_live_decisions_go_on_after_the_last_that_was_heard(log: Settings) -> No
         await bus.close()
 
     async def heard(door: Served, count: int, headers: bytes = b"") -> tuple[list[str], bytes]:
-        """The transactions of so many events of a stream, and the last one's id."""
+        """The transactions of so many events of a stream, and the id to go on after."""
         reader, writer = await door.opened()
         writer.write(b"GET /v1/decisions/stream HTTP/1.1\r\n" + BEARER + headers + b"\r\n")
         head = await reader.readuntil(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200"), head
         assert b"content-type: text/event-stream" in head
-        assert await reader.readuntil(b"\n\n") == b"retry: 1000\n\n"
-        found, last = [], b""
+        begins = await reader.readuntil(b"\n\n")
+        assert begins.startswith(b"retry: 1000\nid: ")
+        found, last = list[str](), begins[len(b"retry: 1000\nid: ") : -2]
         while len(found) < count:
             event = (await reader.readuntil(b"\n\n")).decode().splitlines()
             fields = dict(line.split(": ", 1) for line in event if line)
@@ -520,9 +522,12 @@ def test_live_decisions_go_on_after_the_last_that_was_heard(log: Settings) -> No
         assert sorted(names) == [f"q{n}" for n in range(10)]
         await told(door, *(f"r{n}" for n in range(10)))
         assert sorted((await heard(door, 10, b"last-event-id: " + last + b"\r\n"))[0]) == sorted(f"r{n}" for n in range(10))
+        _, quiet = await heard(door, 0)
+        await told(door, "s")
+        assert await heard(door, 1, b"last-event-id: " + quiet + b"\r\n") == (["s"], ANY), "one that heard nothing loses nothing either"
         zero = b".".join([b"0"] * last.count(b".") + [b"0"])
         whole = sorted(decision.transaction_id for decision in decided)
-        assert sorted((await heard(door, 25, b"last-event-id: " + zero + b"\r\n"))[0]) == whole
+        assert sorted((await heard(door, 26, b"last-event-id: " + zero + b"\r\n"))[0]) == whole
         beyond = b".".join([b"99", *zero.split(b".")[1:]])
         for bad in (b"1", b"x.y", zero + b".0", b"-1" + zero[1:], beyond):
             status, _, error = await door.ask(b"GET /v1/decisions/stream HTTP/1.1\r\n" + BEARER + b"last-event-id: " + bad + b"\r\n\r\n")
@@ -555,7 +560,7 @@ def test_a_record_that_is_no_decision_ends_no_stream(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(live, "reader", lambda _: Consumer(b"no decision", None, message))
         still = iter((True, False))
         events = await Live(Settings()).begin(None, lambda decision: decision.transaction_id.encode(), lambda: asyncio.sleep(0, next(still)))
-        assert [event async for event in events] == [b"retry: 1000\n\n", b"id: 3\nevent: decision\ndata: p1\n\n"]
+        assert [event async for event in events] == [b"retry: 1000\nid: 0\n\n", b"id: 3\nevent: decision\ndata: p1\n\n"]
 
     asyncio.run(play())
 
