@@ -66,15 +66,22 @@ _PURCHASE = {
     "mcc": "5732",
     "country": "DE",
 }
+_LIMITED = {
+    "limits": [{"period": "day", "amount_minor": 50_000, "count": 10}, {"period": "transaction", "amount_minor": 20_000}],
+    "categories_blocked": ["7800-7802", "7995"],
+    "countries_allowed": ["DE", "FR"],
+    "atm": False,
+}
 REQUESTS: dict[type[Record], Examples] = {
     AuthorizationRequest: {
         "purchase": _PURCHASE,
-        "card_present": _PURCHASE | {"kind": "card_present", "entry_mode": "chip", "terminal_id": "pos-7"},
-        "tokens": {name: value for name, value in _PURCHASE.items() if name != "card_number"} | {"card_token": "crd_k1_0123456789abcdef"},
-        "in_part": _PURCHASE | {"partial_allowed": True},
-        "authenticated": _PURCHASE | {"transaction_id": "t-2", "step_up_of": "t-1", "three_ds_result": "match"},
-        "refund": _PURCHASE | {"kind": "refund"},
-        "account_verification": _PURCHASE | {"amount_minor": 0},
+        "card_present": _PURCHASE | {"transaction_id": "t-2", "kind": "card_present", "entry_mode": "chip", "terminal_id": "pos-7"},
+        "tokens": {name: value for name, value in _PURCHASE.items() if name != "card_number"}
+        | {"transaction_id": "t-3", "card_token": "crd_k1_0123456789abcdef"},
+        "in_part": _PURCHASE | {"transaction_id": "t-4", "partial_allowed": True},
+        "authenticated": _PURCHASE | {"transaction_id": "t-5", "step_up_of": "t-1", "three_ds_result": "match"},
+        "refund": _PURCHASE | {"transaction_id": "t-6", "kind": "refund"},
+        "account_verification": _PURCHASE | {"transaction_id": "t-7", "amount_minor": 0},
     },
     CaptureRequest: {
         "whole": {"clearing_id": "c-1"},
@@ -83,13 +90,9 @@ REQUESTS: dict[type[Record], Examples] = {
     },
     ControlsRequest: {
         "account_frozen": {"status": "frozen"},
-        "card_limited": {
-            "account_id": "a-1",
-            "limits": [{"period": "day", "amount_minor": 50_000, "count": 10}, {"period": "transaction", "amount_minor": 20_000}],
-            "categories_blocked": ["7800-7802", "7995"],
-            "countries_allowed": ["DE", "FR"],
-            "atm": False,
-        },
+        "account_limited": _LIMITED,
+        "card_frozen": {"account_id": "a-1", "status": "frozen"},
+        "card_limited": {"account_id": "a-1", **_LIMITED},
     },
     ReversalRequest: {"whole": {"clearing_id": "c-2"}, "part": {"clearing_id": "c-2", "amount_minor": 500, "currency": "EUR"}},
 }
@@ -149,6 +152,8 @@ class Shape(NamedTuple):
     errors: tuple[str, ...] = ()
     parameters: tuple[dict[str, Any], ...] = ()
     media: str = "application/json"
+    examples: tuple[str, ...] = ()
+    """Those of the request that are its own; none: all."""
 
 
 def _parameter(name: str, place: str, meaning: str, schema: dict[str, Any]) -> dict[str, Any]:
@@ -169,20 +174,23 @@ _LISTED = (
 )
 _LAST = _parameter("Last-Event-ID", "header", "the id of the last event that was heard: those after it", _TEXT)
 _ACCOUNT = _parameter("account_id", "query", "the account that the card belongs to", _TEXT)
+_RAISES = ("purchase", "card_present", "tokens", "in_part")
 _RESTRICTED = ("not_found", "card_not_covered", "missing_field", "invalid_field", "card_number", *ABSENT)
 _FOUND = ("not_found", "card_not_covered", *ABSENT)
 SHAPES: dict[str, Shape] = {
     "POST /v1/authorizations": Shape((Answer,), AuthorizationRequest, DECIDING, _WAITS),
-    "POST /v1/authorizations/{transaction_id}/increment": Shape((Answer,), AuthorizationRequest, (*DECIDING, *RAISING), _WAITS),
+    "POST /v1/authorizations/{transaction_id}/increment": Shape((Answer,), AuthorizationRequest, (*DECIDING, *RAISING), _WAITS, examples=_RAISES),
     "POST /v1/authorizations/{transaction_id}/capture": Shape((ClearingAnswer,), CaptureRequest, (*CLEARING, *CLEARING_MONEY), (_DEADLINE,)),
     "POST /v1/authorizations/{transaction_id}/reversal": Shape((ClearingAnswer,), ReversalRequest, (*CLEARING, *CLEARING_MONEY), (_DEADLINE,)),
     "GET /v1/decisions": Shape((Answer, DecisionPage), None, (*_FOUND, "missing_field", "unknown_field", "invalid_field", "card_number"), _LISTED),
     "GET /v1/decisions/stream": Shape((), None, ("streams_busy", "invalid_field", "log_unavailable"), (_LAST,), "text/event-stream"),
     "GET /v1/decisions/{decision_id}": Shape((Answer,), None, _FOUND),
     "GET /v1/accounts/{account_id}/balance": Shape((Balance,), None, ("not_found", "unknown_account", "card_not_covered", *ABSENT)),
-    "PUT /v1/accounts/{account_id}/controls": Shape((Controls,), ControlsRequest, (*_RESTRICTED, *FIELDS)),
+    "PUT /v1/accounts/{account_id}/controls": Shape(
+        (Controls,), ControlsRequest, (*_RESTRICTED, *FIELDS), examples=("account_frozen", "account_limited")
+    ),
     "GET /v1/accounts/{account_id}/controls": Shape((Controls,), None, _RESTRICTED),
-    "PUT /v1/cards/{token}/controls": Shape((Controls,), ControlsRequest, (*_RESTRICTED, *FIELDS)),
+    "PUT /v1/cards/{token}/controls": Shape((Controls,), ControlsRequest, (*_RESTRICTED, *FIELDS), examples=("card_frozen", "card_limited")),
     "GET /v1/cards/{token}/controls": Shape((Controls,), None, _RESTRICTED, (_ACCOUNT,)),
     "GET /openapi.json": Shape(),
     "GET /docs": Shape(media="text/html"),
@@ -227,7 +235,9 @@ def _operation(route: Route, shape: Shape) -> dict[str, Any]:
     if route.path in OPEN_PATHS:
         made["security"] = [{}, {"key": []}]
     if shape.request is not None:
-        content = {"schema": _ref(shape.request), "examples": _examples(REQUESTS[shape.request])}
+        examples = REQUESTS[shape.request]
+        own = {name: examples[name] for name in shape.examples or examples}
+        content = {"schema": _ref(shape.request), "examples": _examples(own)}
         made["requestBody"] = {"required": True, "content": {"application/json": content}}
     return made
 

@@ -17,15 +17,18 @@ from hypothesis import HealthCheck, Phase, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
+from models.hold import UnknownAccount
 from streams.authorize import openapi
 from streams.authorize.http import HttpDoor
 from streams.authorize.keys import Grant, Keyring, Scope, hash_of
 from streams.authorize.openapi import ANSWERS, READABLE, REQUESTS, SHAPES, document, page
 from streams.authorize.problem import ERRORS, ErrorBody
+from streams.authorize.requests import AuthorizationRequest
 from streams.authorize.routes import ROUTES
 from streams.authorize.serve import http_server
 from streams.cli import main
 from streams.settings import Settings
+from tests.walk.test_http import Host
 from tests.world import a_world
 
 NOT_SAID = {"method_not_allowed"}
@@ -56,6 +59,30 @@ def test_every_example_is_one() -> None:
                 for name, example in answer["content"].get("application/json", {}).get("examples", {}).items():
                     if status != "200":
                         assert msgspec.convert(example["value"], ErrorBody).error.code == name
+
+
+@pytest.mark.parametrize("path", [path for path, route in document()["paths"].items() if route.keys() & {"post", "put"}])
+def test_every_example_of_a_request_is_taken_as_it_stands(path: str) -> None:
+    named = path.format_map({"transaction_id": "t", "account_id": "b-7", "token": "crd_k1_0123456789abcdef"})
+    step = path.rpartition("/")[2]
+
+    async def taken(method: str, sent: dict[str, Any]) -> None:
+        world = a_world(UnknownAccount.HOLD)
+        world.ask_for_authentication()
+        host = Host(world, 10_000)
+        host.carry("all", Scope.ADMIN)
+        original = REQUESTS[AuthorizationRequest]["purchase"] | {"transaction_id": sent.get("step_up_of", "t")}
+        if "step_up_of" in sent:
+            assert (await host.ask("POST", "/v1/authorizations", msgspec.json.encode(original)))[1]["action"] == "step_up"
+        if step in ("increment", "capture", "reversal"):
+            held = (sent if step == "increment" else original) | {"transaction_id": "t", "three_ds_result": "match"}
+            assert (await host.ask("POST", "/v1/authorizations", msgspec.json.encode(held)))[1]["held_minor"] == 1_999
+        status, answer, _ = await host.ask(method, named, msgspec.json.encode(sent))
+        assert status == 200, (path, sent, answer)
+
+    for method, operation in document()["paths"][path].items():
+        for example in operation.get("requestBody", {"content": {}})["content"].get("application/json", {"examples": {}})["examples"].values():
+            asyncio.run(taken(method.upper(), example["value"]))
 
 
 class Links(HTMLParser):
