@@ -297,7 +297,7 @@ def page() -> bytes:
     parts += [f"<h1>Holdfast</h1><p>{_said(whole['info']['description'])} <a href=openapi.json>openapi.json</a>", "<nav>"]
     operations = [(method.upper(), path, made) for path, methods in whole["paths"].items() for method, made in methods.items()]
     parts += [f"<a href=#{made['operationId']}><b>{method}</b> {path}</a>" for method, path, made in operations]
-    parts.append("<a href=#records>records</a></nav>")
+    parts.append("<a href=#errors>errors</a><a href=#records>records</a></nav>")
     for method, path, made in operations:
         parts.append(f"<section id={made['operationId']}><h2><b>{method}</b> {path}</h2><p>{made['summary']}. {_said(made['description'])}")
         parts += [_row_of_parameter(parameter) for parameter in made["parameters"]]
@@ -308,6 +308,12 @@ def page() -> bytes:
             parts.append(f"<details><summary><b class=s{status[0]}>{status}</b> {_said(answer['description'])}</summary>")
             parts.append(f"<p>{_link(content['schema'])}{_shown(content)}</details>")
         parts.append("</section>")
+    parts.append("<h1 id=errors>Errors</h1><table>")
+    parts += [
+        f"<tr id={code}><td><code>{code}</code><td>{row.status}<td>{row.type}<td>{FIELD_39[row.answer].v1987}<td>{_said(row.meaning)}"
+        for code, row in ERRORS.items()
+    ]
+    parts.append("</table>")
     parts.append("<h1 id=records>Records</h1>")
     parts += [_record(name, schema) for name, schema in whole["components"]["schemas"].items()]
     return "".join([*parts, "</main></html>"]).encode()

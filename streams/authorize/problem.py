@@ -94,6 +94,7 @@ class Fault(Record, frozen=True, kw_only=True):
     param: Annotated[str | None, doc("the field or parameter that is to blame, if one is")]
     request_id: Annotated[str, doc("names this request in our log; also the header `request-id`")]
     response_code: Annotated[str, doc("ISO 8583:1987 field 39 of the same refusal")]
+    doc: Annotated[str, doc("where this service's own page says what the code means")] = ""
 
 
 class ErrorBody(Record, frozen=True, kw_only=True):
@@ -122,5 +123,6 @@ class Problem(NamedTuple):
             param=self.param,
             request_id=request_id,
             response_code=FIELD_39[row.answer].v1987,
+            doc=f"/docs#{self.code}",
         )
         return row.status, msgspec.json.encode(ErrorBody(error=fault))

@@ -461,7 +461,7 @@ CLEARING = {"clearing_id": "c1"}
 def test_every_error_has_the_one_body_and_names_the_request() -> None:
     async def play(host: Host) -> None:
         _, error, _ = await host.authorize(amount_minor=-1)
-        assert error["error"].keys() == {"type", "code", "message", "param", "request_id", "response_code"}
+        assert error["error"].keys() == {"type", "code", "message", "param", "request_id", "response_code", "doc"}
         fault = error["error"]
         assert (fault["type"], fault["request_id"], fault["response_code"]) == ("invalid_request", "req_0", "30")
 

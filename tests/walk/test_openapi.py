@@ -22,7 +22,7 @@ from streams.authorize import openapi
 from streams.authorize.http import HttpDoor
 from streams.authorize.keys import Grant, Keyring, Scope, hash_of
 from streams.authorize.openapi import ANSWERS, READABLE, REQUESTS, SHAPES, document, page
-from streams.authorize.problem import ERRORS, ErrorBody
+from streams.authorize.problem import ERRORS, ErrorBody, Problem
 from streams.authorize.requests import AuthorizationRequest
 from streams.authorize.routes import ROUTES
 from streams.authorize.serve import http_server
@@ -106,7 +106,8 @@ def test_the_page_has_all_of_it_and_nothing_from_elsewhere() -> None:
     links.feed(page().decode())
     assert {to.removeprefix("#") for to in links.to} - links.ids == {"openapi.json"}
     assert document()["components"]["schemas"].keys() <= links.ids
-    assert all(code in page().decode() for code in ERRORS if code not in NOT_SAID)
+    docs = [msgspec.json.decode(Problem(code).reply("")[1], type=ErrorBody).error.doc for code in ERRORS]
+    assert {doc.removeprefix("/docs#") for doc in docs} == ERRORS.keys() <= links.ids
 
 
 def test_the_command_prints_both(capsys: pytest.CaptureFixture[str]) -> None:
