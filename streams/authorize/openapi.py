@@ -35,6 +35,7 @@ NOON_MS = 1_767_268_800_000
 READABLE = ("bad_request", "request_timeout", "head_too_large", "unauthenticated", "rate_limited", "internal")
 """What any request can be told."""
 FIELDS = ("unreadable_json", "missing_field", "unknown_field", "invalid_field", "card_number")
+ABSENT = ("memory_unavailable", "log_unavailable", "unavailable", "deadline")
 RETRYING = ("step_up_unknown", "step_up_mismatch", "step_up_used")
 DECIDING = (
     *FIELDS,
@@ -44,13 +45,11 @@ DECIDING = (
     "transaction_conflict",
     "reversed_before",
     "overloaded",
-    "unavailable",
-    "deadline",
+    *ABSENT,
     "card_not_covered",
 )
-ABSENT = ("memory_unavailable", "log_unavailable", "unavailable", "deadline")
 HELD = ("unknown_hold", "wrong_account", "nothing_held", "already_posted", "already_voided", "already_expired", "not_found")
-RAISING = (*HELD, *ABSENT, "increment_mismatch")
+RAISING = (*HELD, "increment_mismatch")
 CLEARING = (*FIELDS, *HELD, *ABSENT, "time_in_future", "transaction_conflict", "clearing_conflict", "too_many_parts", "card_not_covered")
 CLEARING_MONEY = ("hold_currency_mismatch", "exceeds_hold", "late_capture")
 

@@ -18,6 +18,7 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
 from models.hold import UnknownAccount
+from schemas.errors import MemoryUnavailable
 from streams.authorize import openapi
 from streams.authorize.http import HttpDoor
 from streams.authorize.keys import Grant, Keyring, Scope, hash_of
@@ -28,7 +29,7 @@ from streams.authorize.routes import ROUTES
 from streams.authorize.serve import http_server
 from streams.cli import main
 from streams.settings import Settings
-from tests.walk.test_http import Host
+from tests.walk.test_http import Host, at_the_door
 from tests.world import a_world
 
 NOT_SAID = {"method_not_allowed"}
@@ -83,6 +84,24 @@ def test_every_example_of_a_request_is_taken_as_it_stands(path: str) -> None:
     for method, operation in document()["paths"][path].items():
         for example in operation.get("requestBody", {"content": {}})["content"].get("application/json", {"examples": {}})["examples"].values():
             asyncio.run(taken(method.upper(), example["value"]))
+
+
+def test_what_an_authorization_is_told_where_nobody_stands_in_is_described() -> None:
+    async def play(host: Host) -> None:
+        sent = json.dumps(REQUESTS[AuthorizationRequest]["purchase"] | {"account_id": "a1"}).encode()
+        host.world.bus.down = True
+        _, unacknowledged, _ = await host.ask("POST", "/v1/authorizations", sent)
+        host.world.world.memory.recall_all = gone  # type: ignore[method-assign]
+        _, forgotten, _ = await host.ask("POST", "/v1/authorizations", sent)
+        codes = [answer["error"]["code"] for answer in (unacknowledged, forgotten)]
+        assert codes == ["log_unavailable", "memory_unavailable"]
+        for route in ("", "/{transaction_id}/increment"):
+            assert {*codes} <= {*SHAPES[f"POST /v1/authorizations{route}"].errors}
+
+    async def gone(*_: object) -> Any:
+        raise MemoryUnavailable("it is away")
+
+    at_the_door(play)
 
 
 class Links(HTMLParser):
