@@ -93,7 +93,7 @@ class HttpDoor:
         except InvalidRecord as error:
             made = Problem(error.code, error.reason, error.field)
         except Conflict as error:
-            made = Problem(error.code, str(error), "transaction_id" if request.path == AUTHORIZATIONS else None, error.transaction_id)
+            made = Problem(error.code, str(error), "transaction_id", error.transaction_id)
         except Unavailable as error:
             made = Problem(error.code, f"{error}; {INDEFINITE}")
         except TimeoutError:

@@ -647,6 +647,16 @@ def test_what_is_no_increment_is_refused_by_its_field(changes: dict[str, Any], f
     at_the_door(play)
 
 
+def test_an_increment_whose_id_came_with_other_contents_is_a_409_that_names_it() -> None:
+    async def play(host: Host) -> None:
+        await host.authorize()
+        await host.step("increment", **a_request(transaction_id="i1"))
+        status, error, _ = await host.step("increment", **a_request(transaction_id="i1", amount_minor=2))
+        assert (status, error["error"]["code"], error["error"]["param"]) == (409, "transaction_conflict", "transaction_id")
+
+    at_the_door(play)
+
+
 def test_an_increment_that_names_an_increment_raises_what_that_raises() -> None:
     async def play(host: Host) -> None:
         await host.authorize()
