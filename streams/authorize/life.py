@@ -79,7 +79,7 @@ async def clear(asked: Asked, world: World, now_ms: int) -> tuple[Clearing, ...]
         judged = await _judged(asked, first_id, entries, world, now_ms)
         overtakes = judged is Refusal.UNKNOWN_HOLD and asked.kind is ClearingKind.REVERSAL and asked.amount_minor == WHOLE
         if overtakes and not await world.answers.reverse_ahead(asked.transaction_id):
-            raise LogUnavailable("the authorization was decided, and its hold is not followed yet")
+            raise LogUnavailable("the authorization was decided meanwhile")
         if not isinstance(judged, _Entry):
             return judged
         changed = (*entries, judged)
@@ -178,7 +178,10 @@ async def _judged(
 
 
 async def _named_refusal(refusal: Refusal, asked: Asked, entries: tuple[_Entry, ...], world: World) -> Refusal:
-    """The refusal by its best name: a hold that the book has let go ended as the list or Redis says."""
+    """The refusal by its best name: a hold that the book has let go ended as the list or Redis says.
+
+    LogUnavailable where it did not end: its lease did, before the `hold` app had read of it, which will bring it back.
+    """
     if refusal is not Refusal.UNKNOWN_HOLD:
         return refusal
     if entries and entries[-1].ends:
@@ -186,6 +189,8 @@ async def _named_refusal(refusal: Refusal, asked: Asked, entries: tuple[_Entry, 
     ended = await world.answers.ended(hold_id(asked.transaction_id))
     if ended == HoldState.EXPIRED and asked.kind is ClearingKind.CAPTURE:
         return Refusal.LATE_CAPTURE
+    if not ended and await world.answers.of_transaction(asked.transaction_id) is not None:
+        raise LogUnavailable("the log has the hold, and the books do not follow it yet")
     return _ALREADY[HoldState(ended)] if ended else refusal
 
 

@@ -7,12 +7,11 @@ import json
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-import msgspec
 import pytest
 from structlog.testing import capture_logs
 
 from models.answer import FIELD_39
-from models.hold import Refusal
+from models.hold import Refusal, confirm, terms_of
 from models.refusal import DECLINES
 from schemas.account import AccountStatus
 from schemas.errors import MemoryUnavailable
@@ -746,13 +745,18 @@ def test_an_authorization_that_its_reversal_overtook_is_refused_when_it_comes() 
     at_the_door(play)
 
 
-def test_a_reversal_of_what_is_held_but_not_followed_yet_is_asked_again() -> None:
+@pytest.mark.parametrize("sent", [{}, {"amount_minor": 400, "currency": "EUR"}])
+@pytest.mark.parametrize("step", ["capture", "reversal"])
+def test_what_is_asked_of_a_hold_that_lapsed_before_it_was_followed_is_asked_again(step: str, sent: dict[str, Any]) -> None:
     async def play(host: Host) -> None:
         await host.authorize()
-        host.world.know(as_of_ms=2)
-        host.world.books.books["a1"] = msgspec.structs.replace(host.world.books.books["a1"], holds=())
-        assert (await host.step("reversal", clearing_id="c1"))[1]["error"]["code"] == "log_unavailable"
-        assert (await host.authorize())[0] == 200, "the first answer stands"
+        host.world.now_ms += 31_000
+        await host.authorize(transaction_id="t2")  # finds the money of the first free
+        status, error, _ = await host.step(step, **CLEARING, **sent)
+        assert (status, error["error"]["code"]) == (503, "log_unavailable")
+        first = host.world.decisions[0]
+        host.world.books.books["a1"] = confirm(host.world.books.books["a1"], terms_of(first)).book  # as the `hold` app does
+        assert (await host.step(step, **CLEARING, **sent))[0] == 200
 
     at_the_door(play)
 
