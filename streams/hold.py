@@ -263,8 +263,9 @@ def once(handler: Handler) -> Handler:
 
 
 async def applied(world: HoldWorld, done: Mapping[Place, int]) -> Mapping[Place, int]:
-    """Redis notes how far it is in the log, before the group's own offsets do."""
-    fields = [part for (topic, partition), offset in done.items() for part in (f"{topic}:{partition}".encode(), str(offset).encode())]
+    """Redis notes how far it is in the log, before the group's own offsets do; never less than the books know, while that comes again."""
+    far = {place: max(offset, world.known.get(place, 0)) for place, offset in done.items()}
+    fields = [part for (topic, partition), offset in far.items() for part in (f"{topic}:{partition}".encode(), str(offset).encode())]
     await world.ask((b"HSET", APPLIED, *fields))
     return done
 

@@ -26,7 +26,7 @@ from streams.books import Books
 from streams.bus import ListBus
 from streams.follow import Refused, Source
 from streams.hold import APP as HOLD
-from streams.hold import HoldWorld, applied, assigned, due_key, expire_due, on_account, on_clearing, on_decision
+from streams.hold import APPLIED, HoldWorld, applied, assigned, due_key, expire_due, on_account, on_clearing, on_decision
 from streams.pipeline import decide, decide_all
 from streams.rebuild import held
 from streams.world import Together, World
@@ -453,6 +453,9 @@ def test_what_the_books_know_is_not_followed_again_where_the_groups_offsets_were
         assert [await outputs for outputs in again if inspect.isawaitable(outputs)] == [(), ()]
         assert scene.states() == [HoldState.CONFIRMED, HoldState.POSTED]
         assert await scene.available() == 6_000
+        (content,) = await scene.holds.ask((b"HGETALL", APPLIED))
+        assert await applied(scene.holds, {("clearings", 0): 0}) == {("clearings", 0): 0}, "the group's own offset is as far as it read again"
+        assert await scene.holds.ask((b"HGETALL", APPLIED)) == [content], "a crash on the way does not make the books forget the rest"
         scene.bus.told.clear()  # other topics, on which nothing of this was told
         await assigned(scene.holds, places)
         assert set(scene.holds.known.values()) == {0}
