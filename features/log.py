@@ -136,6 +136,7 @@ WARM = Transaction(transaction_id="warm", kind=TransactionKind.ECOMMERCE, at_ms=
 
 def warm(catalogue: Catalogue) -> None:
     """Loads (the first time on a machine: compiles) what serving runs, so that the first payment does not wait for it."""
+    avro.bodies((WARM,))
     txn = avro.decode(Transaction, avro.encode(WARM))
     own = own_bytes(txn)
     rows_of(catalogue, [own])

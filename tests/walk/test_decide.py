@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
+import subprocess
+import sys
 from collections.abc import Awaitable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -253,6 +257,42 @@ def test_on_one_redis_a_hold_and_its_answer_are_one_step_also_where_others_chang
         await wire.close()
 
     asyncio.run(main())
+
+
+WARMED = """
+import asyncio, sys
+from numba.core.dispatcher import Dispatcher
+from features.catalogue import CATALOGUE
+from features.online import RedisMemory, warm
+from features.wire import Wire
+from streams.answers import Answers
+from streams.books import Books
+from tests.world import a_transaction, a_world
+
+def compiled():
+    parts = [part for name, module in sys.modules.items() if name.startswith(("features", "schemas")) for part in vars(module).values()]
+    return {part.py_func.__qualname__: len(part.signatures) for part in parts if isinstance(part, Dispatcher)}
+
+async def main(url):
+    wire = await Wire.connect(url, timeout_s=60)
+    scene = a_world()
+    scene.world.memory, scene.world.books, scene.world.answers = RedisMemory(wire, CATALOGUE), Books(wire), Answers(wire, 3600)
+    warm(CATALOGUE)
+    before = compiled()
+    await asyncio.gather(*(scene.decide(a_transaction(name)) for name in ("one", "other")))
+    assert len(scene.decisions) == 2
+    assert compiled() == before, {name: count for name, count in compiled().items() if before.get(name) != count}
+    await scene.world.memory.close()
+    await wire.close()
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+def test_what_decides_is_compiled_before_the_first_payment(redis_url: str) -> None:
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    alone = subprocess.run([sys.executable, "-c", WARMED, redis_url], env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert alone.returncode == 0, alone.stderr
 
 
 def test_a_payment_is_approved_in_part_where_its_host_can_take_that_and_the_policy_lets_it() -> None:
