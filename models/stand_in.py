@@ -25,7 +25,8 @@ T = TypeVar("T")
 STAND_IN = "stand_in"
 """What the degradations of its decisions start with; what did not answer comes after the colon."""
 CARDS_MAX, MERCHANTS_MAX = 500_000, 100_000
-DAYS_MAX = 2
+DAYS_MAX = 10
+"""More than those whose untold answers hosts may ask for again (`answer_ttl_s`, by default eight)."""
 
 
 class Refusal(Word):
@@ -154,7 +155,7 @@ class Approved:
         return at_ms // DAY_MS in self._days
 
     def _day(self, at_ms: int) -> Day:
-        """That day; of all, the two that were asked for last stay."""
+        """That day; of all, those that were asked for last stay."""
         number = at_ms // DAY_MS
         if number not in self._days or number != next(reversed(self._days)):
             self._days[number] = self._days.pop(number) if number in self._days else Day()
