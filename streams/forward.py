@@ -86,7 +86,7 @@ async def _brought_together(given: Given, first: Kept, stand_in: StandIn, world:
     """The log has, or may have, another decision than the host was told. That one stands; if the host was told no, its hold is reversed."""
     other, decision = avro.decode(Decision, first.message), given.decision
     name, account_id = decision.transaction_id, decision.account_id
-    if not first.told and decision.hold_id is not None and other.hold_id is None:
+    if not first.told and decision.held_minor > other.held_minor:
         await world.answers.forget(name)  # nobody told it: what the host heard takes its place, at the next try
         return
     if not first.told:
@@ -101,8 +101,8 @@ async def _brought_together(given: Given, first: Kept, stand_in: StandIn, world:
         if made == "already_posted":
             _differs(name, stand_in, "declined here; the log approved it, and it was captured meanwhile")
             return
-    elif decision.hold_id is not None and other.hold_id is None:
-        _differs(name, stand_in, "approved here, and the log says otherwise")
+    elif decision.held_minor > other.held_minor:
+        _differs(name, stand_in, "approved here, and the log says otherwise, or approved it in part")
         return
     stand_in.done(name, apart=True)
 

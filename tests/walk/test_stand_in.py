@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from time import sleep
@@ -20,6 +20,7 @@ from schemas.topics import CLEARINGS, Topic
 from streams import forward as forwarding
 from streams import metrics, spool
 from streams import stand_in as standing
+from streams.answers import Kept, Made
 from streams.forward import forward
 from streams.spool import Spool
 from streams.stand_in import StandIn
@@ -308,6 +309,31 @@ def test_what_was_declined_here_and_captured_as_the_log_has_it_is_counted(tmp_pa
         apart = metrics.STAND_INS_APART._value.get()
         await told_all(host)
         assert metrics.STAND_INS_APART._value.get() == apart + 1
+
+    at_the_door(tmp_path, play)
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_more_than_was_approved_in_part_before_the_answer_was_lost_is_what_the_log_gets_or_counted(told: bool, tmp_path: Path) -> None:
+    async def play(host: Host) -> None:
+        answers = host.world.answers
+        keep_all = answers.keep_all
+
+        async def lost(made: Sequence[Made]) -> list[Kept | MemoryUnavailable]:
+            await keep_all(made)
+            if told:
+                answers.told_all([one.transaction_id for one in made])
+            return [MemoryUnavailable("lost")] * len(made)
+
+        host.world.know(balance_minor=1_700, as_of_ms=2)
+        answers.keep_all = lost  # type: ignore[method-assign]
+        heard = (await host.authorize(transaction_id="part", amount_minor=4_000, partial_allowed=True))[1]
+        assert (heard["outcome"], heard["held_minor"], heard["stand_in"]) == ("approve", 4_000, True)
+        answers.keep_all = keep_all  # type: ignore[method-assign]
+        apart = metrics.STAND_INS_APART._value.get()
+        await told_all(host)
+        assert metrics.STAND_INS_APART._value.get() == apart + told
+        assert [(one.transaction_id, one.held_minor) for one in host.world.decisions[1:]] == ([] if told else [("part", 4_000)])
 
     at_the_door(tmp_path, play)
 
