@@ -50,7 +50,7 @@ async def _told(some: Sequence[Given], stand_in: StandIn, world: World) -> None:
             await _told_whole(given, stand_in, world)
             continue
         first = await world.answers.of_transaction(decision.transaction_id)
-        if first is None or host_view(avro.decode(Decision, first.message)) == host_view(decision):
+        if first is None or _is_heard(first.message, decision):
             alone.append(Ask(decision.transaction, decision.decided_at_ms, said=decision))
         else:
             await _brought_together(given, first, stand_in, world)
@@ -61,8 +61,13 @@ async def _told(some: Sequence[Given], stand_in: StandIn, world: World) -> None:
             raise made
         elif isinstance(made, HoldfastError):
             _differs(ask.txn.transaction_id, stand_in, f"the log cannot have it: {made}")
-        else:
+        elif _is_heard(made.message, ask.said):  # else who was late with it kept another meanwhile: the next try brings them together
             stand_in.done(ask.txn.transaction_id)
+
+
+def _is_heard(message: bytes, said: Decision | None) -> bool:
+    """Whether a decision is what the host heard."""
+    return said is not None and host_view(avro.decode(Decision, message)) == host_view(said)
 
 
 async def _told_whole(given: Given, stand_in: StandIn, world: World) -> None:

@@ -293,6 +293,36 @@ def test_an_approval_above_the_limit_that_the_log_may_have_is_declined_and_rever
     at_the_door(tmp_path, play)
 
 
+def test_an_approval_that_is_kept_while_its_decline_is_on_its_way_to_the_log_is_reversed(tmp_path: Path) -> None:
+    async def play(host: Host) -> None:
+        answers, asked, kept = host.world.answers, asyncio.Event(), asyncio.Event()
+        keep_all, of_transaction = answers.keep_all, answers.of_transaction
+
+        async def late(made: Sequence[Made]) -> list[Kept | MemoryUnavailable]:
+            await asked.wait()
+            found = await keep_all(made)
+            kept.set()
+            return found
+
+        async def nothing_yet(transaction_id: str) -> Kept | None:
+            found = await of_transaction(transaction_id)
+            asked.set()
+            await kept.wait()
+            return found
+
+        answers.keep_all = late  # type: ignore[method-assign]
+        _, large, bytes_ = await host.authorize(transaction_id="large", amount_minor=6_000)
+        assert (large["outcome"], large["stand_in"]) == ("decline", True)
+        answers.keep_all, answers.of_transaction = keep_all, nothing_yet  # type: ignore[method-assign]
+        await told_all(host)
+        assert [(one.transaction_id, one.outcome) for one in host.world.decisions[1:]] == [("large", "approve")]
+        (clearing,) = host.world.bus.records(CLEARINGS)
+        assert (clearing.kind, clearing.transaction_id) == (ClearingKind.REVERSAL, "large")  # type: ignore[attr-defined]
+        assert (await host.authorize(transaction_id="large", amount_minor=6_000))[2] == bytes_
+
+    at_the_door(tmp_path, play)
+
+
 def test_what_was_declined_here_and_captured_as_the_log_has_it_is_counted(tmp_path: Path) -> None:
     async def play(host: Host) -> None:
         tell, acknowledged = host.world.bus.tell, asyncio.get_running_loop().create_future()
