@@ -94,11 +94,11 @@ class StandIn:
             self._know(decision)
             self._remember(decision.transaction_id, value)
 
-    def note(self, made: Decided) -> None:
-        """Learns from a decision that was told."""
+    def note(self, transaction_id: str, made: Decided) -> None:
+        """Learns from a decision that was told; of a repeat, what its host heard."""
         if made.decision is not None:
             self._know(made.decision)
-            self._remember(made.decision.transaction_id, made.message)
+        self._remember(transaction_id, made.message)
 
     def _know(self, decision: Decision) -> None:
         """Learns who is known; the stand-in's own limits say nothing of the card."""

@@ -93,7 +93,7 @@ class UnderWay:
                 gone = error.code
             else:
                 if stand_in is not None:
-                    stand_in.note(made)
+                    stand_in.note(txn.transaction_id, made)
                 return made, course
         if stand_in is None:
             raise TimeoutError

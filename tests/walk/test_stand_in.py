@@ -271,6 +271,24 @@ def test_a_memory_that_is_gone_is_made_up_for_afterwards(tmp_path: Path) -> None
     at_the_door(tmp_path, play)
 
 
+def test_what_another_process_decided_and_a_repeat_heard_here_is_what_is_heard_while_the_memory_is_gone(tmp_path: Path) -> None:
+    async def play(host: Host) -> None:
+        world = host.world.world
+        world.stand_in, stand_in = None, world.stand_in
+        _, large, bytes_ = await host.authorize(transaction_id="large", amount_minor=6_000)
+        assert large["outcome"] == "approve"
+        world.stand_in = stand_in
+        assert (await host.authorize(transaction_id="large", amount_minor=6_000))[2] == bytes_
+
+        async def gone(*_: object) -> None:
+            raise MemoryUnavailable("gone")
+
+        world.memory.recall_all = gone  # type: ignore[method-assign,assignment]
+        assert (await host.authorize(transaction_id="large", amount_minor=6_000))[2] == bytes_
+
+    at_the_door(tmp_path, play)
+
+
 def test_an_approval_above_the_limit_that_the_log_may_have_is_declined_and_reversed(tmp_path: Path) -> None:
     async def play(host: Host) -> None:
         world, tell = host.world.world, host.world.bus.tell
