@@ -23,12 +23,14 @@ _SWAP_SHA = hashlib.sha1(_SWAP, usedforsecurity=False).hexdigest().encode()
 _SWAP_AND_KEEP = b"""
 if redis.call('EXISTS', KEYS[2]) == 0 then return redis.error_reply('FORGOT Redis does not know how far it is') end
 if redis.call('GETRANGE', KEYS[1], 0, 7) ~= ARGV[1] then return redis.call('GET', KEYS[1]) end
-if not redis.call('SET', KEYS[3], ARGV[3], 'NX', 'EX', ARGV[5]) then return 0 end
-redis.call('SET', KEYS[4], ARGV[4], 'EX', ARGV[5])
+if redis.call('EXISTS', KEYS[3]) == 1 then return 0 end
 redis.call('SET', KEYS[1], ARGV[2])
+redis.call('SET', KEYS[3], ARGV[3], 'EX', ARGV[5])
+redis.call('SET', KEYS[4], ARGV[4], 'EX', ARGV[5])
 return 1
 """
-"""As `_SWAP`, and the answer that rests on it, if there is none yet: both or neither. For one server that has all keys."""
+"""As `_SWAP`, and the answer that rests on it, if there is none yet: both or neither. For one server that has all keys. The hold comes first:
+should Redis stop between them, one without an answer lapses, and an answer without its hold would stand."""
 _SWAP_AND_KEEP_SHA = hashlib.sha1(_SWAP_AND_KEEP, usedforsecurity=False).hexdigest().encode()
 _NOSCRIPT = "NOSCRIPT"
 _TRIES = 64
