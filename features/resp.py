@@ -15,6 +15,8 @@ from numba.extending import intrinsic
 from features.kernel import KIND_FACT, L_SIZE, LOG_AT, LOG_LINE, LOGS, PROFILES, Array, compiled, inlined, kept_up, load64, row_into, store64
 from features.said import said
 
+BUILT_ON = {"features/kernel.py": "90a598fff4e4", "features/said.py": "5f8e4befc581"}
+"""The files of which compiled code is a part of this one's, as they are: numba keeps that until this very file changes. A test says what to write."""
 raw_memcpy: Callable[..., Any] = cast(Any, cgutils).raw_memcpy
 NOT_ASKED, NOTHING = -2, -1
 """In place of a length: what was not asked, and what Redis does not have."""

@@ -10,6 +10,8 @@ import numpy as np
 from features.kernel import Array, compiled, inlined, load64, store64
 from schemas.transcoder import MAP_16, NIL, TRUE, counted, given, passed_over
 
+BUILT_ON = {"features/kernel.py": "90a598fff4e4", "schemas/transcoder.py": "b2a3df4d308e"}
+"""The files of which compiled code is a part of this one's, as they are: numba keeps that until this very file changes. A test says what to write."""
 NOT_GIVEN = -1
 """In place of where a leaf lies."""
 FACT_LINE = 4  # how, leaf, and what else the rule needs: two numbers

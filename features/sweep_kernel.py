@@ -4,7 +4,7 @@ The rows of a log that a lot can see are laid out once, in event time (a row tha
 before it has been answered by then). A window is then two places in that order, and what an aggregate needs of the rows between them is
 found from running sums, from where a value came last, or by a look at one column of few rows. Whole numbers stay whole, so that the
 result is that of `kernel.fold`, to the bit. A sweep's plan is one int64 array (`features/sweep.py` writes it); its shape is the block of
-constants below. Nothing compiled elsewhere is called from here, because numba's cache notices a change by the file.
+constants below.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ CELL_LINE = 7  # op, two arrays (or a column), two own facts (-1: none), paramet
 
 KINDS, BELOW, GIVEN, JUST_UNDER = range(4)
 VALUE, RUNNING, SQUARES, BEFORE, TIME_OF_DAY, WEEKDAY = range(6)
+BUILT_ON = {"features/kernel.py": "90a598fff4e4"}
+"""The files of which compiled code is a part of this one's, as they are: numba keeps that until this very file changes. A test says what to write."""
 COUNT, SUM, MEAN, SPREAD, EASTWARD, LAST, FIRST, LARGEST, SMALLEST, DISTINCT = range(10)
 SAME, BOTH_SAME, NEAR, BELOW_OWN, ON_WEEKDAY, FIRST_SAME = range(10, 16)
 

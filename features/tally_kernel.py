@@ -16,6 +16,8 @@ from features.kernel import compiled, held, inlined, load64, pointer, released, 
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+BUILT_ON = {"features/kernel.py": "90a598fff4e4"}
+"""The files of which compiled code is a part of this one's, as they are: numba keeps that until this very file changes. A test says what to write."""
 TALLIES, TALLY_AT, CELLS, STATE, LEARNED = range(5)
 HEAD = 5
 T_CONDITIONS, T_CONDITION_AT, T_RINGS, T_RING_AT, T_SKETCHES, T_SKETCH_AT, T_CELLS, T_CELL_AT = range(8)

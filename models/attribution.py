@@ -10,6 +10,8 @@ import numpy.typing as npt
 
 from models.trees import Floats, Forest, Ints, Laid, laid, meaning, native, on_curve, term_of
 
+BUILT_ON = {"models/trees.py": "e079e9553c41"}
+"""The files of which compiled code is a part of this one's, as they are: numba keeps that until this very file changes. A test says what to write."""
 EDGE = np.dtype([("zero", "<f8"), ("column", "<i4"), ("parent", "<i4"), ("above", "<i4"), ("here", "<i4")])
 """What leads to a node: the column that its parent splits on, the nearest node above that is led to by the same column (itself: there is
 none), and the fraction of the training rows that go on at all splits on that column so far. Nodes are counted from the tree's root."""

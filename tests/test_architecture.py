@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,6 +104,38 @@ def test_no_pickle_and_no_swallowed_errors(path: Path) -> None:
             bare = node.type is None or (isinstance(node.type, ast.Name) and node.type.id in ("Exception", "BaseException"))
             silent = all(isinstance(s, ast.Pass) for s in node.body)
             assert not (bare and silent), f"{name_of(path)}:{node.lineno} swallows every error"
+
+
+COMPILERS = {"compiled", "inlined", "released", "native", "njit"}
+"""Decorators by which a function is compiled, and kept on disk."""
+
+
+def is_compiled(tree: ast.Module) -> bool:
+    """Whether a file has compiled functions."""
+    marks = (
+        mark.func if isinstance(mark, ast.Call) else mark for node in tree.body if isinstance(node, ast.FunctionDef) for mark in node.decorator_list
+    )
+    return any((mark.id if isinstance(mark, ast.Name) else mark.attr if isinstance(mark, ast.Attribute) else "") in COMPILERS for mark in marks)
+
+
+def built_on(tree: ast.Module) -> dict[str, str]:
+    """The compiled files of which a file takes functions or constants, and what they are now."""
+    found = {}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] in FLOORS:
+            path = ROOT / f"{node.module.replace('.', '/')}.py"
+            if path.exists() and is_compiled(parsed(path)) and any(alias.name.islower() or alias.name.isupper() for alias in node.names):
+                found[name_of(path)] = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    return found
+
+
+@pytest.mark.parametrize("path", [path for path in sources(*FLOORS) if is_compiled(parsed(path)) and built_on(parsed(path))], ids=name_of)
+def test_what_is_compiled_of_other_files_is_compiled_anew_when_they_change(path: Path) -> None:
+    said = [node.value for node in parsed(path).body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "BUILT_ON"]
+    now = built_on(parsed(path))
+    assert [ast.literal_eval(each) for each in said] == [now], (
+        f"numba keeps compiled code until its own file changes: write into {name_of(path)}\nBUILT_ON = {now}"
+    )
 
 
 ALSO_WORDS = {
