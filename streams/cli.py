@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -68,7 +69,7 @@ def settings_of(command: Command, environ: Mapping[str, str]) -> Settings:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns its exit status. What Holdfast refuses, and a file that cannot be, is one line and status 2, no traceback."""
+    """Runs one command; returns its exit status. What Holdfast refuses, and a file that cannot be, is one line and status 2; no reader is 141."""
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help", "help"):
         print(usage())
@@ -78,17 +79,29 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     try:
         settings = settings_of(COMMANDS[name], os.environ)
-        return int(named(COMMANDS[name].target)(rest, settings))
+        status = int(named(COMMANDS[name].target)(rest, settings))
+        print(end="", flush=True)
+        return status
     except HoldfastError as error:
         print(f"holdfast {name}: {error}", file=sys.stderr)
         return 2
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _unread():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
+            return 141
         if error.filename is None:
             raise
         print(f"holdfast {name}: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _unread() -> bool:
+    """Whether nobody reads any more what this command prints."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return bool(poll.poll(0))
 
 
 if __name__ == "__main__":
