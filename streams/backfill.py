@@ -225,9 +225,12 @@ def _known_in(path: Path) -> pa.Table:
     """What `holdfast cluster --file` wrote. SettingsError if it is nothing of that kind."""
     with readable(path):
         table = pq.read_table(path)
-    missing = [name for name in ("account_id", "known_at_ms") if name not in table.column_names]
-    if missing:
-        raise SettingsError(f"{path}: has no column {missing[0]!r}: it is not what `holdfast cluster --file` wrote")
+    texts = (pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string()))
+    for name, kinds in (("account_id", texts), ("known_at_ms", (pa.int64(),))):
+        if name not in table.column_names:
+            raise SettingsError(f"{path}: has no column {name!r}: it is not what `holdfast cluster --file` wrote")
+        if table[name].type not in kinds:
+            raise SettingsError(f"{path}: column {name!r} is {table[name].type}, not {kinds[0]}: it is not what `holdfast cluster --file` wrote")
     return table
 
 
