@@ -345,7 +345,7 @@ def command(argv: list[str], settings: Settings) -> int:
         raise SettingsError("--map and --out belong to --file")
     if args.every is not None and as_of_ms is not None:
         raise SettingsError("a job that runs again and again runs as of then: --every or --as-of, not both")
-    settings = settings if args.archive is None else settings.changed(archive_dir=args.archive)
+    settings = settings if args.archive is None else settings.changed(archive_dir=args.archive.absolute())
     if args.every is None:
         _tell(run_once(settings, clock_ms() if as_of_ms is None else as_of_ms, window_ms, args.hub, args.seed), args.json)
         return 0

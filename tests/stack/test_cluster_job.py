@@ -237,6 +237,13 @@ def test_a_number_that_means_nothing_is_refused(tmp_path: Path, option: str, val
         cluster.command([option, value], Settings(data_dir=tmp_path))
 
 
+def test_an_archive_is_named_as_every_file_from_where_the_command_is_given(job: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    archived(job, RING, {})
+    monkeypatch.chdir(job.data_dir)
+    elsewhere = job.changed(data_dir=job.data_dir / "elsewhere")
+    assert cluster.command(["--archive", "archive"], elsewhere) == 0
+
+
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     pq.write_table(
         pa.table({"id": ["p0"], "account": ["a"], "device": ["d"], "at": [NOON], "fraud": [0], "learned": [NOON], "amount": [1.0]}),
