@@ -85,15 +85,18 @@ def test_a_model_that_passes_its_gates_is_promoted_by_the_notebook(
     monkeypatch.setenv("HOLDFAST_ARCHIVE_DIR", str(unchanging))
     monkeypatch.setenv("HOLDFAST_DATA_DIR", str(tmp_path / "data"))
     names: dict[str, Any] = {}
-    for cell in cells(next(path for path in NOTEBOOKS if path.stem == "3_promote")):
-        if cell["cell_type"] == "code":
-            exec("".join(cell["source"]), names)
+    steps = ["".join(cell["source"]) for cell in cells(next(path for path in NOTEBOOKS if path.stem == "3_promote")) if cell["cell_type"] == "code"]
+    for step in steps:
+        exec(step, names)
     said = capsys.readouterr().out
+    assert f"{names['model_id']} is in the registry; it decides nothing yet" in said
     assert "Every gate passes." in said
     assert "validate by ana: refused" in said
     assert "promote by cleo: done" in said
     assert f"{names['model_id']} decides now" in said
     assert names["registry"].champion_id() == names["model_id"]
+    exec(steps[0], names)
+    assert capsys.readouterr().out == f"{names['model_id']} is in the registry; it decides\n", "who runs it again is told of the champion that it is"
 
 
 def test_where_another_model_decides_the_notebook_says_that_it_was_not_compared(
