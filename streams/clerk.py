@@ -56,6 +56,7 @@ def _enter(settings: Settings, say: Say, stop: threading.Event) -> None:
     ear, registry = Ear(settings), Registry(settings.registry_dir, keys_of(settings))
     told: Told = {}
     done: Told | None = None
+    said = ""
     while not stop.wait(LOOK_S):
         told = newest(told, ear.heard(LISTEN_S))
         if told == done:
@@ -63,7 +64,9 @@ def _enter(settings: Settings, say: Say, stop: threading.Event) -> None:
         try:
             for move in entered(registry, told.values()):
                 say(f"{move.by} has made {move.item_id} decide or stand by ({move.act}): {move.why}")
-            done = told
+            done, said = told, ""
         except (HoldfastError, OSError) as error:
-            say(f"what the breaker did could not be entered into the history: {error}")
+            if str(error) != said:
+                said = str(error)
+                say(f"what the breaker did could not be entered into the history: {said}")
     ear.close()

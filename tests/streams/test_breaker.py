@@ -20,8 +20,8 @@ from schemas.avro import decode
 from schemas.errors import ArtefactError
 from schemas.governance import Act, Cause, Control, Kind, Move, Tier
 from schemas.topics import CONTROL
-from streams import breaker, metrics
-from streams.clerk import entered
+from streams import breaker, clerk, control, metrics
+from streams.clerk import entered, entering
 from streams.control import Standing, newest, told_once, told_so_far
 from streams.governance import brought_up
 from streams.settings import Settings
@@ -170,6 +170,20 @@ def test_what_a_person_promotes_while_the_breakers_event_is_entered_stands(tmp_p
     champion = registry.inventory().champion(Kind.POLICY)
     assert champion is not None
     assert champion.item_id == newer
+
+
+def test_a_history_signed_with_another_key_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a_registry(tmp_path, ("now",))
+    monkeypatch.setattr(clerk, "LOOK_S", 0.01)
+    monkeypatch.setattr(control, "QUERY_S", 0.01)
+    looks, said = [], list[str]()
+    monkeypatch.setattr(clerk, "entered", lambda *given: looks.append(given) or entered(*given))
+    with entering(Settings(kafka_bootstrap="127.0.0.1:1", registry_dir=tmp_path, model_key="ab" * 32), said.append):
+        until = time.monotonic() + 20
+        while len(looks) < 5 and time.monotonic() < until:
+            time.sleep(0.01)
+    assert len(looks) >= 5
+    assert ["is not signed with the key" in each for each in said] == [True]
 
 
 @pytest.mark.integration
