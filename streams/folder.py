@@ -17,6 +17,7 @@ import msgspec
 
 from models.artefact import Keys, public_of
 from schemas.errors import SettingsError
+from schemas.identity import keyed_token
 from streams.authorize.keys import new_key
 from streams.parts import Seen
 from streams.ready import write_first, write_whole
@@ -38,6 +39,8 @@ class Remembered(msgspec.Struct):
     broker_kind: str
     brokers: int
     ports: dict[str, int] = msgspec.field(default_factory=dict)
+    tokens: dict[str, str] = msgspec.field(default_factory=dict)
+    """By the id of each key, a token that it made: the same id is the same key."""
 
 
 class State(msgspec.Struct, frozen=True):
@@ -117,15 +120,20 @@ def held_in(data_dir: Path) -> Remembered | None:
     return msgspec.json.decode(path.read_bytes(), type=Remembered) if path.exists() else None
 
 
-def remembered(data_dir: Path, broker_kind: str, brokers: int) -> Remembered:
+def remembered(settings: Settings, brokers: int) -> Remembered:
     """What the folder remembers, or a fresh memory. SettingsError when it was started in another way, which its data would not survive."""
-    kept = held_in(data_dir)
-    if kept is None:
-        return Remembered(broker_kind, brokers)
-    if (kept.broker_kind, kept.brokers) != (broker_kind, brokers):
+    kind, key_id = settings.broker_kind, settings.token_key_id
+    kept = held_in(settings.data_dir) or Remembered(kind, brokers)
+    if (kept.broker_kind, kept.brokers) != (kind, brokers):
         raise SettingsError(
-            f"{data_dir}: holds the data of a system with {kept.brokers} {kept.broker_kind} broker(s), not {brokers} {broker_kind}; "
+            f"{settings.data_dir}: holds the data of a system with {kept.brokers} {kept.broker_kind} broker(s), not {brokers} {kind}; "
             "give another folder (--data)"
+        )
+    token = keyed_token(settings.token_key.encode(), key_id, "key", "")
+    if kind == "kafka" and kept.tokens.setdefault(key_id, token) != token:
+        raise SettingsError(
+            f"HOLDFAST_TOKEN_KEY: not the key {key_id!r} that {settings.data_dir} was started with, by which all its cards and devices are "
+            f"known; give that one, put {kept_secret(settings.data_dir, 'token_key')} back, or give the new one another HOLDFAST_TOKEN_KEY_ID"
         )
     return kept
 

@@ -51,7 +51,7 @@ class Stack:
         self.say = say
         self.apps: tuple[str, ...] = ()
         self.brokers: tuple[str, ...] = ()
-        self._memory = folder.remembered(settings.data_dir, settings.broker_kind, brokers)
+        self._memory = folder.remembered(settings, brokers)
         self._started_at_ms = clock_ms()
         self._wanted = tuple(wanted)
         self._keeper = Keeper(say, self._changed)

@@ -13,6 +13,7 @@ from streams import backfill as backfill_job
 from streams import folder as data_folder
 from streams.folder import required_keys, with_kept_secrets
 from streams.settings import Settings, settings_from
+from streams.stack import Stack
 
 MAPPING = """
 [fields]
@@ -46,6 +47,23 @@ def test_a_key_that_is_not_given_is_named(given: dict[str, str], missing: list[s
 
 def test_the_keys_of_a_data_folder_are_keys(tmp_path: Path) -> None:
     required_keys(with_kept_secrets(Settings(data_dir=tmp_path)))
+
+
+def test_a_key_id_stands_for_one_key_as_long_as_the_log_lasts(tmp_path: Path) -> None:
+    def started(**given: str) -> None:
+        stack = Stack(with_kept_secrets(Settings(data_dir=tmp_path, **given)), 1, print, ())
+        stack.remember()
+        stack.close()
+
+    started()
+    started()
+    kept = data_folder.kept_secret(tmp_path, "token_key")
+    first = kept.read_text()
+    kept.unlink()  # the folder was put back without its secrets
+    with pytest.raises(SettingsError, match=f"HOLDFAST_TOKEN_KEY: not the key 'k1' that {tmp_path} was started with"):
+        started()
+    started(token_key_id="k2")
+    started(token_key=first)
 
 
 def test_of_two_commands_that_make_a_folders_keys_at_once_the_first_ones_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
