@@ -167,13 +167,20 @@ def _remember(ids: dict[str, None], names: Sequence[str]) -> None:
 
 
 def _put(path: Path, table: pa.Table) -> None:
-    """Makes the file appear whole and for good; FileExistsError if another process wrote it, which is then this partition's owner."""
+    """Makes the file appear whole and for good; FileExistsError if another process wrote it, which is then this partition's owner.
+
+    What finds no room names its file and leaves nothing.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("wb") as file:
-        pq.write_table(table, file, compression="zstd")
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with draft.open("wb") as file:
+            pq.write_table(table, file, compression="zstd")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     try:
         os.link(draft, path)
     finally:

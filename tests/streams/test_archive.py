@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 from pathlib import Path
 
@@ -199,6 +201,22 @@ def test_who_was_cut_off_cannot_write_beside_its_heir(tmp_path: Path) -> None:
         old.write_all()
     assert read(tmp_path).num_rows == 1
     assert not list(tmp_path.rglob(".part*"))
+
+
+def test_what_finds_no_room_on_the_disk_names_its_file_leaves_nothing_and_is_written_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    made = an_archive(tmp_path)
+    made.add(a_decision("t0"), PLACE, 0)
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left") as error:
+            made.write_all()
+    assert str(error.value.filename).startswith(str(tmp_path / "decisions" / "day="))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    made.write_all()
+    assert read(tmp_path).num_rows == 1
 
 
 def test_labels_are_archived_by_the_day_on_which_they_were_learned(tmp_path: Path) -> None:
