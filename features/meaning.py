@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from features.fact import DECLINED, EVENT_CODES, FRAUD, KIND_CODES, Entity
+from features import said
+from features.fact import DECLINED, EVENT_CODES, FACTS, FRAUD, KIND_CODES, Entity
 from features.row import (
     ANY_PAYMENT,
     CHANGES,
@@ -34,6 +35,8 @@ _KINDS = {
     CHANGES: "changes of credentials, e-mail, phone or address",
 }
 _KIND_NAMES = {code: name for name, code in (KIND_CODES | EVENT_CODES).items()} | {DECLINED: "declines and blocks", FRAUD: "known frauds"}
+_ANSWERS = frozenset(fact.name for fact in FACTS if fact.rule.how == said.ANSWER)
+"""Facts that are 1 for no and 2 for yes."""
 _CALCS = {
     "minus": "{0} - {1}",
     "plus": "{0} + {1}",
@@ -77,6 +80,8 @@ def meaning(expression: Expression) -> str:
         case Fold(op=op, column=column):
             about = ", about (a sketch: standard error below 7 % up to 500)" if op == "distinct" and expression.entity.memory == "tally" else ""
             return f"{_FOLDS[op].format(column=column)} {_rows(expression)}{about}"
+        case Calc("minus", (Own(name), Constant(1.0))) if name in _ANSWERS:
+            return f"1 if the transaction says yes to {name}, 0 if it says no (missing if it says neither)"
         case Calc("over", (part, Constant(value))):
             return f"{_inner(part)} / {value:g}"
         case Calc("kind_in", (part, Constant(value))):

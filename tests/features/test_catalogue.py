@@ -133,4 +133,5 @@ def test_every_row_says_its_exact_meaning_in_words() -> None:
     assert "matured (7d after they happened, or when that was learned if it was later, rounded up to a slice)" in frauds
     assert "matured (7d after they happened) in the 60 slices" in payments
     assert "login, with event time at most T - 24h, with event time in (T - 90d, T]" in of["takeover.account_new_login_devices_24h"]
+    assert of["device.txn_emulator"] == "1 if the transaction says yes to emulator, 0 if it says no (missing if it says neither)"
     assert of["behavioural.txn_not_present"] == "1 if the transaction's own kind is ecommerce or moto or recurring, else 0"
