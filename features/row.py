@@ -321,9 +321,10 @@ def surge(*, of: Entity, window: Window, against: Window) -> Shape:
 
 
 def fraud_share(*, of: Entity, window: Window, delay: Window) -> Shape:
-    """Of the transactions that matured in the window, the share that is known to be fraud; missing if none matured.
+    """Frauds that became known, over the transactions that matured in the window; missing if none matured.
 
-    A transaction matures a fixed delay after it happened; a label that is learned later than that counts from then on.
+    A transaction matures a fixed delay after it happened; a label that is learned later than that counts from then on, so that
+    frauds learned late can be more than what matured: it may be above 1.
     """
     frauds = Fold(of, "count", "at_ms", window, (FRAUDS,), delay)
     return Shape(_name(of, "fraud_share", window), Calc("over", (frauds, Fold(of, "count", "at_ms", window, (SPENT,), delay))))
