@@ -101,6 +101,7 @@ from features.row import (
     zscore,
 )
 from features.tally import TallyLayout, TallyPlan, tally_layouts, tally_plan
+from schemas.decision import Decision
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +124,10 @@ class Catalogue:
     def names(self) -> tuple[str, ...]:
         """The columns of a vector, in order."""
         return tuple(row.name for row in self.rows)
+
+    def has(self, decision: Decision) -> bool:
+        """Whether a decision's vector is one of this catalogue."""
+        return decision.catalogue_id == self.catalogue_id and len(decision.vector) == 8 * len(self.names)
 
     @cached_property
     def index(self) -> dict[str, int]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from features.catalogue import CATALOGUE
+from features.catalogue import CATALOGUE, Catalogue
 from models.artefact import ARRAYS, BYTES_MAX, CARD, SIGNATURE, Keys, opened, packed, unpacked
 from models.ensemble import Artefact, Ensemble
 from models.gates import failed_gates
@@ -30,6 +30,9 @@ DEFAULT_POLICY = Path(__file__).parent / "policies" / "default.toml"
 MOVE_BYTES_MAX = 1 << 20
 MOVES_MAX = 1 << 16
 """A history longer than this is not read: nobody makes so many moves."""
+OTHER_CATALOGUE = "other_catalogue"
+OF_ANOTHER_RELEASE = ("missing", "malformed", OTHER_CATALOGUE)
+"""Codes of an ArtefactError by which a model is one that this release cannot decide with, and no forged or altered one."""
 
 
 class Listed(NamedTuple):
@@ -70,6 +73,15 @@ class Registry:
     def load(self, model_id: str) -> Ensemble:
         """The model of that id. ArtefactError if it is missing, too large, altered, unsigned or unsound."""
         return opened(self._files(model_id), self._keys, model_id)
+
+    def load_for(self, model_id: str, catalogue: Catalogue) -> Ensemble:
+        """The same, if it can decide what has this catalogue; ArtefactError with the code `other_catalogue` if not."""
+        ensemble = self.load(model_id)
+        if (ensemble.catalogue_id, ensemble.names) != (catalogue.catalogue_id, catalogue.names):
+            raise ArtefactError(
+                f"model {model_id} was trained on catalogue {ensemble.catalogue_id}, not on {catalogue.catalogue_id}", OTHER_CATALOGUE
+            )
+        return ensemble
 
     def card(self, model_id: str) -> Mapping[str, Any]:
         """The card of the model of that id, checked as a whole."""
@@ -173,9 +185,10 @@ class Registry:
     def _serves(self, model_id: str) -> bool:
         """Whether this release can decide with the model: not with one of another format or catalogue."""
         try:
-            return self.load(model_id).catalogue_id == CATALOGUE.catalogue_id
+            self.load_for(model_id, CATALOGUE)
         except ArtefactError as error:
-            return error.code not in ("missing", "malformed")
+            return error.code not in OF_ANOTHER_RELEASE
+        return True
 
     def champion_id(self) -> str | None:
         """The id of the model that decides; None if none was promoted."""

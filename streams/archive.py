@@ -240,7 +240,7 @@ def decisions_table(partition: int, rows: list[Row], catalogue: Catalogue = CATA
     """
     decisions: list[Decision] = [record for _, record in rows]
     columns = _at(partition, rows) | _columns(decisions, Decision, without=("vector", "transaction"))
-    known = [d.catalogue_id == catalogue.catalogue_id and len(d.vector) == 8 * len(catalogue.names) for d in decisions]
+    known = [catalogue.has(decision) for decision in decisions]
     columns["vector"] = pa.array([None if k else d.vector for k, d in zip(known, decisions, strict=True)], pa.binary())
     nothing = np.full(len(catalogue.names), np.nan).tobytes()
     values = np.frombuffer(b"".join(d.vector if k else nothing for k, d in zip(known, decisions, strict=True)), "<f8").reshape(len(rows), -1)

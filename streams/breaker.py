@@ -89,12 +89,12 @@ def can_decide(event: Control, registry: Registry, catalogue: Catalogue) -> bool
     try:
         if event.kind is Kind.POLICY:
             registry.load_policy(event.item_id).bound(catalogue.names)
-            return True
-        model = registry.load(event.item_id)
-        return (model.catalogue_id, model.names) == (catalogue.catalogue_id, catalogue.names)
+        else:
+            registry.load_for(event.item_id, catalogue)
     except (HoldfastError, OSError) as error:
         journal.logger().error("the last good one cannot decide here", item_id=event.item_id, reason=str(error))
         return False
+    return True
 
 
 async def acknowledged(event: Control, world: World) -> bool:

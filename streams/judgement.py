@@ -64,10 +64,7 @@ class Bench:
 
     def _model(self, model_id: str) -> Ensemble:
         if model_id not in self._models:
-            ensemble = self.registry.load(model_id)
-            if (ensemble.catalogue_id, ensemble.names) != (self._catalogue.catalogue_id, self._catalogue.names):
-                raise ArtefactError(f"model {model_id} was trained on catalogue {ensemble.catalogue_id}, not on {self._catalogue.catalogue_id}")
-            self._models[model_id] = ensemble
+            self._models[model_id] = self.registry.load_for(model_id, self._catalogue)
         return self._models[model_id]
 
     def _policy(self, policy_id: str | None) -> Policy:

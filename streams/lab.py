@@ -16,7 +16,7 @@ import numpy as np
 from features.catalogue import CATALOGUE
 from models.document import document
 from models.policy import Policy
-from models.registry import Listed, Registry, save
+from models.registry import OF_ANOTHER_RELEASE, Listed, Registry, save
 from schemas.errors import ArtefactError
 from schemas.governance import Act, Kind
 from streams.backfill import Given, backfilled
@@ -194,12 +194,13 @@ def who_decides(registry: Registry, say: Say) -> str | None:
     if champion is None:
         return None
     try:
-        return champion if registry.load(champion).catalogue_id == CATALOGUE.catalogue_id else None
+        registry.load_for(champion, CATALOGUE)
     except ArtefactError as error:
-        if error.code not in ("missing", "malformed"):
+        if error.code not in OF_ANOTHER_RELEASE:
             raise
         say(f"{champion} cannot decide with this release: {error}")
         return None
+    return champion
 
 
 def first_model(place: Path, settings: Settings, policy: Policy, say: Say) -> Trained:

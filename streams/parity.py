@@ -117,7 +117,7 @@ class _History:
             return
         catalogue, n = self.catalogue, len(new)
         width, heads = 8 * len(catalogue.names), HEADER_BYTES * len(catalogue.tallies)
-        foreign = np.array([d.catalogue_id != catalogue.catalogue_id or len(d.vector) != width or len(d.tally_positions) != heads for _, d in new])
+        foreign = np.array([not catalogue.has(d) or len(d.tally_positions) != heads for _, d in new])
         self.why.append(np.where(foreign, Why.CATALOGUE, [Why.UNREAD if d.unread else Why.COMPARABLE for _, d in new]))
         self.ids += [d.transaction_id for _, d in new]
         self.seen += [d.profile_positions for _, d in new]

@@ -112,7 +112,7 @@ class Bench:
     def _judges(self, model_id: str, policy_id: str) -> Judges:
         house = self._registry.policy_of(None)
         policy = house if house.policy_id == policy_id else self._registry.policy_of(policy_id)
-        return Judges(self._registry.load(model_id), policy.bound(CATALOGUE.names))
+        return Judges(self._registry.load_for(model_id, CATALOGUE), policy.bound(CATALOGUE.names))
 
 
 def check_verdicts(settings: Settings) -> Verdicts:
@@ -161,7 +161,7 @@ def _not_comparable(decision: Decision) -> str:
         return STAND_IN
     if SANDBOX in decision.degradations:
         return FORCED
-    if decision.catalogue_id != CATALOGUE.catalogue_id or len(decision.vector) != 8 * len(CATALOGUE.names):
+    if not CATALOGUE.has(decision):
         return FOREIGN
     return UNSCORED if len(_missing(decision)) < len(decision.degradations) else ""
 

@@ -82,7 +82,7 @@ def decision_seen(window: Window, decision: Decision) -> None:
     window.newest_ms = max(window.newest_ms, decision.decided_at_ms)
     window.decided[decision.transaction_id] = Decided(decision.at_ms, decision.score, decision.outcome)
     capped(window.decided)
-    if decision.catalogue_id == CATALOGUE.catalogue_id and len(decision.vector) == 8 * len(CATALOGUE.names):
+    if CATALOGUE.has(decision):
         window.vectors.append(decision.vector)
         window.scores.append((decision.model_id, decision.score))
 
