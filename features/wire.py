@@ -30,6 +30,8 @@ _RELEARN_S = 0.1
 _NOBODY = ("", 0)
 _FULL = 64
 """Buffered commands that are enough for a write of their own."""
+_LATER_S = 0.005
+"""So long what nobody waits for may stay buffered."""
 _AT_ONCE = 2_048
 """Pieces of commands that are sent to a cluster together, at most."""
 _ROOM, _ROOM_MAX = 1 << 18, 1 << 24
@@ -106,6 +108,9 @@ class _Link(asyncio.BufferedProtocol):
         self.transport: asyncio.Transport | None = None
         self.waiting: deque[_Request] = deque()
         self.unsent: list[bytes] = []
+        self.soon: asyncio.Handle | None = None
+        self.later: asyncio.TimerHandle | None = None
+        """The write that is arranged for what is unsent."""
         self.alarm: asyncio.TimerHandle | None = None
         self.reader = hiredis.Reader()
         self._renew(_ROOM)
@@ -125,8 +130,10 @@ class _Link(asyncio.BufferedProtocol):
         self.end_with(f"the connection to Redis was lost: {error or 'closed'}")
         self.wire._lost(self)
 
-    def end_with(self, reason: str) -> None:
-        """Fails all requests and closes."""
+    def end_with(self, reason: str, flushed: bool = False) -> None:
+        """Fails all requests and closes; `flushed`: what is unsent is sent first, where that takes no waiting."""
+        if flushed:
+            self._flush()
         if self.alarm is not None:
             self.alarm.cancel()
             self.alarm = None
@@ -170,19 +177,23 @@ class _Link(asyncio.BufferedProtocol):
         self.begin = self.at = self.end = 0
 
     def send(self, commands: tuple[Command, ...], future: asyncio.Future[list[Any]] | None, timeout_s: float) -> None:
-        """Buffers commands; the first of a tick arranges the write. Many together go at once: Redis works while the next are prepared."""
-        if not self.unsent:
-            self.loop.call_soon(self._flush)
+        """Buffers commands; the first of a tick arranges the write. Many together go at once: Redis works while the next are prepared.
+
+        What nobody waits for goes along with what comes next, or a little later: a write of its own costs more than all else of it.
+        """
+        if future is not None:
+            if self.soon is None:
+                self.soon = self.loop.call_soon(self._flush)
+        elif self.later is None:
+            self.later = self.loop.call_later(_LATER_S, self._flush)
         self.unsent += map(hiredis.pack_command, commands)
         if len(self.unsent) >= _FULL:
             self._flush()
         self._wait(_Request(future, len(commands), self.loop.time() + timeout_s), timeout_s)
 
     def exchange(self, commands: memoryview, replies: int, future: asyncio.Future[Any], read: Read, timeout_s: float) -> None:
-        """Sends commands that are written already, behind what is buffered."""
-        self._flush()
-        if self.transport is not None:
-            self.transport.write(commands)
+        """Sends commands that are written already, behind what is buffered, in one write."""
+        self._flush(commands)
         self._wait(_Request(future, replies, self.loop.time() + timeout_s, read), timeout_s)
 
     def _wait(self, request: _Request, timeout_s: float) -> None:
@@ -190,10 +201,18 @@ class _Link(asyncio.BufferedProtocol):
         if self.alarm is None:
             self.alarm = self.loop.call_later(timeout_s, self._ring)
 
-    def _flush(self) -> None:
+    def _flush(self, more: memoryview | None = None) -> None:
+        for arranged in (self.soon, self.later):
+            if arranged is not None:
+                arranged.cancel()
+        self.soon = self.later = None
         unsent, self.unsent = self.unsent, []
-        if self.transport is not None and unsent:
-            self.transport.write(b"".join(unsent))
+        if self.transport is None:
+            return
+        if unsent:
+            self.transport.write(b"".join(unsent if more is None else (*unsent, more)))
+        elif more is not None:
+            self.transport.write(more)
 
     def _ring(self) -> None:
         """Ends the connection if its oldest request is overdue: replies come in order, so a late one would meet the wrong request."""
@@ -283,7 +302,7 @@ class Wire:
             await asyncio.gather(self._again, return_exceptions=True)
         if self._link is not None:
             link, self._link = self._link, None
-            link.end_with("the wire was closed")
+            link.end_with("the wire was closed", flushed=True)
             await asyncio.sleep(0)
 
     async def _open(self) -> None:

@@ -193,7 +193,8 @@ async def recall(walks: Sequence[Walk], world: World) -> None:
             again.append(meet(walk, fresh, whole, world))
         elif isinstance(walk.book, Exception):
             walk.error = MemoryUnavailable(f"the book of {walk.txn.account_id} could not be read: {walk.book}")
-    await asyncio.gather(*again)
+    if again:
+        await asyncio.gather(*again)
 
 
 async def meet(walk: Walk, fresh: object, whole: object, world: World) -> None:
@@ -329,15 +330,15 @@ async def tell(walks: Sequence[Walk], world: World) -> None:
         await keep_back(kept_back, world.stand_in)
         walks, untold = ([walk for walk in some if walk.ask.said is not None] for some in (walks, untold))
     world.telling += len(untold)
+    under_way = [(walk, told(walk, world)) for walk in untold]
     try:
-        answers = await asyncio.gather(*[told(walk, world) for walk in untold], return_exceptions=True)
+        for walk, acknowledged in under_way:  # all are on their way: to gather them costs more than to wait for one after the other
+            try:
+                await acknowledged
+            except HoldfastError as error:
+                walk.error = error
     finally:
         world.telling -= len(untold)
-    for walk, failed in zip(untold, answers, strict=True):
-        if isinstance(failed, HoldfastError):
-            walk.error = failed
-        elif failed is not None:
-            raise failed
     world.answers.told_all([walk.txn.transaction_id for walk in walks if walk.error is None])
 
 

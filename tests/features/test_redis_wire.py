@@ -65,6 +65,35 @@ def test_what_is_sent_in_one_tick_goes_out_in_one_write() -> None:
     on_a_wire(scenario)
 
 
+def test_what_nobody_waits_for_goes_along_with_what_comes_next_or_a_little_later_and_is_sent_before_the_end() -> None:
+    async def run(url: str) -> None:
+        async with a_wire(url, None, None, 5.0) as other:
+
+            async def reads() -> int:
+                (info,) = await other.send(("INFO", "stats"))
+                return next(int(line.split(b":")[1]) for line in info.splitlines() if line.startswith(b"total_reads_processed"))
+
+            wire = await Wire.connect(url)
+            before = await reads()
+            wire.post(("SET", "k", "1"), ("EXPIRE", "k", 60))
+            written = np.frombuffer(bytearray(hiredis.pack_command(("GET", "k"))), np.uint8)
+            assert bytes(await wire.exchange(written.data, 1, bytes)) == b"$1\r\n1\r\n"
+            wire.post(("SET", "k", "2"))
+            assert await wire.send(("GET", "k")) == [b"2"]
+            assert await reads() - before == 3, "two writes of this wire, and one that asked"
+            wire.post(("SET", "k", "3"))
+            assert await other.send(("GET", "k")) == [b"2"], "not yet"
+            await asyncio.sleep(0.1)
+            assert await other.send(("GET", "k")) == [b"3"]
+            wire.post(("SET", "k", "4"))
+            await wire.close()
+            await asyncio.sleep(0.1)
+            assert await other.send(("GET", "k")) == [b"4"]
+
+    with a_redis() as url:
+        asyncio.run(run(url))
+
+
 def test_many_go_out_as_soon_as_they_are_enough_for_a_write_and_stay_in_order() -> None:
     async def scenario(wire: Wire) -> None:
         said = await asyncio.gather(*[wire.send(("INCR", "many"), ("APPEND", "grows", b"row")) for _ in range(500)])
