@@ -59,12 +59,16 @@ class Pattern(NamedTuple):
 
 
 def movement_of(decision: Decision) -> Movement | None:
-    """The movement that a decision made or prevented; None where it was declined, for then nothing was suspected or moved."""
+    """The movement that a decision made or prevented; None where it was declined, for then nothing was suspected or moved.
+
+    Of what was approved in part only that moved.
+    """
     txn = decision.transaction
     if decision.outcome is Outcome.DECLINE or txn.own_amount_minor == 0:
         return None
     blocked = decision.outcome is Outcome.BLOCK
-    return Movement(txn.transaction_id, txn.kind, txn.own_amount_minor, txn.own_currency, txn.at_ms, blocked, txn.counterparty_account_id)
+    amount_minor = txn.own_amount_minor if decision.approved_minor is None else decision.held_minor
+    return Movement(txn.transaction_id, txn.kind, amount_minor, txn.own_currency, txn.at_ms, blocked, txn.counterparty_account_id)
 
 
 def window_ms(policy: Policy) -> int:

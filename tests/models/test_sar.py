@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -126,6 +127,13 @@ def test_money_that_leaves_as_it_came_is_rapid_movement() -> None:
 )
 def test_what_is_not_straight_in_and_out_is_not_told(rows: list[tuple[Kind, int, int]]) -> None:
     assert not any(told(*moves(*rows)))
+
+
+def test_of_what_was_approved_in_part_only_that_moved() -> None:
+    came, left = moves((Kind.TRANSFER_IN, 7000, 0), (Kind.ATM, 7000, 3))
+    assert typologies(told(came, left)) == [[], [Typology.RAPID_MOVEMENT]]
+    in_part = msgspec.structs.replace(left, held_minor=100_000, approved_minor=100_000)
+    assert typologies(told(came, in_part)) == [[], []]
 
 
 def test_blocked_attempts_that_reach_the_sar_amount_are_told_with_their_reasons() -> None:
