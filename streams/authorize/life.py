@@ -120,7 +120,12 @@ async def increment(txn: Transaction, original_id: str, world: World, now_ms: in
         return NotCleared.NOTHING_HELD
     if (mismatch := not_raised(txn, decision)) is not None:
         raise mismatch
-    return Refusal.ALREADY_EXPIRED if _has_expired(decision, now_ms) else raised
+    if _has_expired(decision, now_ms):
+        return Refusal.ALREADY_EXPIRED
+    by_the_network = await world.answers.ended(decision.hold_id)
+    if by_the_network and not open_holds(await _book(decision.account_id, world), original_id, now_ms):
+        return _ALREADY[HoldState(by_the_network)]
+    return raised
 
 
 async def follow_up(txn: Transaction, original_id: str, world: World, now_ms: int) -> Transaction | Refusal | NotCleared:

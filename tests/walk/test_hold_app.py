@@ -21,7 +21,9 @@ from schemas.decision import Decision
 from schemas.errors import InvalidRecord, Unavailable
 from schemas.hold import Clearing, ClearingKind, HoldEvent, HoldState
 from schemas.topics import CLEARINGS, DECISIONS, HOLDS, Topic
+from schemas.transaction import Transaction
 from streams.answers import WHOLE, Answers, DictAnswers, Kept, resolved_key
+from streams.authorize.life import increment
 from streams.books import Books
 from streams.bus import ListBus
 from streams.follow import Refused, Source
@@ -549,5 +551,20 @@ def test_a_retry_of_nothing_is_refused_by_name_where_nobody_else_is_decided(on_s
             await asyncio.wait_for(decide(a_transaction("t1", step_up_of="t0"), scene.world, scene.now_ms), 1)
         assert refused.value.code == "step_up_unknown"
         assert (await scene.pay("t2", 1_000)).outcome == "approve"
+
+    on_stage(play)
+
+
+def test_what_the_network_captured_or_reversed_is_not_raised(on_stage: Stage) -> None:
+    async def play(scene: Scene) -> None:
+        async def raised(transaction_id: str) -> Any:
+            return await increment(a_transaction(transaction_id, amount_minor=500), "t1", scene.world, scene.now_ms)
+
+        await scene.know(10_000)
+        await scene.pay("t1", 4_000)
+        await scene.clear("t1", 1_000, final=False)
+        assert isinstance(await raised("i1"), Transaction), "some of it is still held"
+        await scene.clear("t1", 3_000, "c2")
+        assert await raised("i2") == "already_posted"
 
     on_stage(play)
