@@ -81,6 +81,8 @@ def forbidden(controls: Sequence[Controls], usage: Sequence[Usage], txn: Transac
 
 def counted(controls: Sequence[Controls], usage: Sequence[Usage], before: Spending | None, after: Spending | None) -> tuple[Usage, ...]:
     """The usage once what a hold adds to it is `after` and no more `before`. What was placed before a limit was set is not counted."""
+    if before and after and before.placed_at_ms != after.placed_at_ms:  # two decided it, and the log has the other one: in another day, maybe
+        return counted(controls, counted(controls, usage, before, None), None, after)
     at = after or before
     if at is None:
         return tuple(usage)

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from models.answer import FIELD_39
-from models.hold import EMPTY, Book, cleared, confirm, controls_known, terms_of
+from models.controls import Window
+from models.hold import EMPTY, Book, Step, Terms, UnknownAccount, cleared, confirm, controls_known, place, terms_of, void
 from models.refusal import DECLINES
 from schemas.avro import decode
-from schemas.controls import Controls
+from schemas.controls import Controls, Limit, Period
 from schemas.hold import Clearing, ClearingKind
 from schemas.identity import keyed_token
 from schemas.topics import ACCOUNT_CONTROLS
@@ -41,6 +42,9 @@ def reason_of(host: Host) -> str | None:
 
 
 ON_LIMIT = {"period": "day", "amount_minor": 1_500}
+CONTROLS = Controls(
+    controls_id="ctl", account_id="a1", limits=(Limit(period=Period.DAY, amount_minor=1_500),), counted_since_ms=NOON - DAY, at_ms=NOON - DAY
+)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +95,16 @@ def test_limits_count_what_is_held_until_the_day_is_over() -> None:
         assert got == [None, "day_limit", None, "day_limit", None, "day_limit", "week_count", None]
 
     at_the_door(play)
+
+
+def test_a_hold_that_the_log_has_with_the_time_of_another_decider_is_counted_in_the_day_of_that() -> None:
+    midnight, book = NOON + DAY // 2, controls_known(EMPTY, CONTROLS)
+    late = place(book, "h1", "t1", 1_000, "EUR", midnight - 1, 30_000, midnight + DAY, UnknownAccount.HOLD)
+    assert isinstance(late, Step)
+    book = confirm(late.book, Terms("h1", "t1", 1_000, "EUR", midnight + DAY, placed_at_ms=midnight + 1)).book
+    assert book.usage[0].windows[0] == Window(midnight, 1_000, 1)
+    book = void(book, "h1", midnight + 2).book  # type: ignore[union-attr]
+    assert book.usage[0].windows[0] == Window(midnight, 0, 0)
 
 
 def test_an_increment_is_one_transaction_with_what_it_raises() -> None:
