@@ -187,6 +187,7 @@ def standing(book: Book, currency: str, unknown: UnknownAccount, txn: Transactio
     refusal = _standing(book, currency, unknown)
     if refusal is not None or not book.controls or txn is None:
         return refusal
+    book = _without_lapsed(book, now_ms)
     return forbidden(book.controls, book.usage, txn, now_ms, _raised_minor(book, txn.transaction_id))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from models.answer import FIELD_39
 from models.controls import Window
-from models.hold import EMPTY, Book, Step, Terms, UnknownAccount, cleared, confirm, controls_known, place, terms_of, void
+from models.hold import EMPTY, Book, Step, Terms, UnknownAccount, cleared, confirm, controls_known, place, standing, terms_of, void
 from models.refusal import DECLINES
 from schemas.avro import decode
 from schemas.controls import Controls, Limit, Period
@@ -22,6 +22,7 @@ from streams.rebuild import held
 from tests.iso8583.host import Host as IsoHost
 from tests.iso8583.host import Scene, at_the_gateway, fields_of
 from tests.walk.test_http import KEY, NOON, Host, a_request, at_the_door
+from tests.world import a_transaction
 
 DAY = 86_400_000
 CARD = keyed_token(KEY, "k1", "crd", "4111111111111111")
@@ -105,6 +106,14 @@ def test_a_hold_that_the_log_has_with_the_time_of_another_decider_is_counted_in_
     assert book.usage[0].windows[0] == Window(midnight, 1_000, 1)
     book = void(book, "h1", midnight + 2).book  # type: ignore[union-attr]
     assert book.usage[0].windows[0] == Window(midnight, 0, 0)
+
+
+def test_a_lapsed_hold_stands_in_the_way_of_nobody_who_is_to_authenticate() -> None:
+    book, txn = controls_known(EMPTY, CONTROLS), a_transaction("t2", amount_minor=1_000)
+    lapsing = place(book, "h1", "t1", 1_000, "EUR", NOON, 30_000, NOON + DAY, UnknownAccount.HOLD)
+    assert isinstance(lapsing, Step)
+    assert standing(lapsing.book, "EUR", UnknownAccount.HOLD, txn, NOON + 29_999) == "day_limit"
+    assert standing(lapsing.book, "EUR", UnknownAccount.HOLD, txn, NOON + 30_000) is None
 
 
 def test_an_increment_is_one_transaction_with_what_it_raises() -> None:
