@@ -24,6 +24,8 @@ REVERSED = b"R"
 LISTED_MAX = 1_000
 """Of one card or account: the newest are found by it."""
 CLEARING_TTL_S = b"3456000"  # 40 days, as `streams/hold.py` remembers a resolved hold
+UNTOLD_MS_MAX = 120_000
+"""A kept decision that the log still does not have after this was given up by its asker: nobody answered for it."""
 FORGOT = "Redis does not know how far it is: it must be rebuilt from the log"
 WHOLE = b"whole"
 """The key whose being there says that Redis has not forgotten: set when it was rebuilt from the log, and never otherwise.

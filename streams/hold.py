@@ -36,7 +36,7 @@ from schemas.identity import hold_id
 from schemas.record import Record
 from schemas.topics import ACCOUNT_CONTROLS, ACCOUNTS, CLEARINGS, DECISIONS, HOLDS, Topic
 from streams import journal
-from streams.answers import WHOLE, Answers, listed_of, resolved_key, sound
+from streams.answers import UNTOLD_MS_MAX, WHOLE, Answers, listed_of, resolved_key, sound
 from streams.asked import Origin
 from streams.books import Books, DictBooks, book_key
 from streams.bus import Bus
@@ -48,8 +48,6 @@ RESOLVED_TTL_S, OVERDUE_S = 3_456_000, 864_000
 DUE_AT_A_TIME = b"500"
 APPLIED = b"applied"
 """By topic and partition, the offset after the last record of which the books know."""
-UNTOLD_MS_MAX = 120_000
-"""A kept decision that the log still does not have after this was given up by its asker: nobody answered for it."""
 CLOCK = Origin(*CLOCK_PLACE)
 
 

@@ -19,9 +19,9 @@ from schemas.errors import Conflict, InvalidRecord, LogUnavailable, MemoryUnavai
 from schemas.hold import Clearing, ClearingKind, HoldState
 from schemas.identity import INCREMENT, hold_id, increment_id
 from schemas.record import Word
-from schemas.topics import CLEARINGS
+from schemas.topics import CLEARINGS, DECISIONS
 from schemas.transaction import Attribute, Transaction
-from streams.answers import FORGOT, Kept, came_too_late, sound
+from streams.answers import FORGOT, UNTOLD_MS_MAX, Kept, came_too_late, sound
 from streams.world import World
 
 INCREMENTS = "increments"
@@ -207,11 +207,11 @@ async def _standing(asked: Asked, world: World, now_ms: int) -> _Standing | Refu
     if kept is None:
         _not_by_the_stand_in(asked.transaction_id, world)
         return await _of_an_old_one(asked, world)
-    if not kept.told:
-        raise LogUnavailable("whether the authorization was decided is not known yet")
     decision = decode(Decision, kept.message)
     if asked.account_id not in ("", decision.account_id):
         return NotCleared.WRONG_ACCOUNT
+    if not kept.told:
+        await _told_late(asked, kept, decision, world, now_ms)
     if decision.hold_id is None:
         return NotCleared.NOTHING_HELD
     _not_before(decision.at_ms, asked, world)
@@ -222,6 +222,16 @@ async def _standing(asked: Asked, world: World, now_ms: int) -> _Standing | Refu
         return Refusal.ALREADY_EXPIRED
     unheld = [name for name in unconfirmed_increments(book, asked.transaction_id) if not await _is_held(name, world)]
     return _Standing(msgspec.structs.replace(asked, account_id=decision.account_id), without(book, unheld))
+
+
+async def _told_late(asked: Asked, kept: Kept, decision: Decision, world: World, now_ms: int) -> None:
+    """Tells the log what a process decided and did not live to tell, so that who never heard of it can reverse it. LogUnavailable otherwise."""
+    given_up = now_ms >= decision.decided_at_ms + UNTOLD_MS_MAX and (asked.kind, asked.amount_minor) == (ClearingKind.REVERSAL, WHOLE)
+    if not given_up:
+        raise LogUnavailable("whether the authorization was decided is not known yet")
+    _not_by_the_stand_in(asked.transaction_id, world)
+    await world.bus.tell(DECISIONS, decision.account_id, kept.message)
+    world.answers.told(asked.transaction_id)
 
 
 def _not_by_the_stand_in(transaction_id: str, world: World) -> None:

@@ -18,7 +18,7 @@ from schemas.errors import MemoryUnavailable
 from schemas.identity import keyed_token
 from schemas.topics import CLEARINGS, DECISIONS
 from schemas.transaction import TransactionKind
-from streams.answers import Kept, Made, listed_of
+from streams.answers import UNTOLD_MS_MAX, Kept, Made, listed_of
 from streams.authorize.http import HttpDoor
 from streams.authorize.keys import Grant, Keyring, Scope, hash_of
 from streams.authorize.life import NotCleared
@@ -770,6 +770,21 @@ def test_a_capture_that_the_log_did_not_acknowledge_is_indefinite_and_its_repeat
         host.world.bus.down = False
         assert (await host.step("capture", **CLEARING))[0] == 200
         assert len(host.world.bus.told[CLEARINGS.name]) == 1
+
+    at_the_door(play)
+
+
+def test_what_was_decided_and_never_told_is_reversed_once_its_asker_has_given_it_up() -> None:
+    async def play(host: Host) -> None:
+        host.world.bus.down = True
+        assert (await host.authorize())[0] == 503
+        host.world.bus.down = False
+        assert (await host.step("reversal", **CLEARING))[1]["error"]["code"] == "log_unavailable", "it may be on its way to the log"
+        host.world.now_ms += UNTOLD_MS_MAX
+        assert (await host.step("capture", clearing_id="c2"))[0] == 503
+        assert (await host.step("reversal", **CLEARING))[0] == 200
+        assert (len(host.world.decisions), len(host.world.bus.told[CLEARINGS.name])) == (1, 1)
+        assert (await host.step("capture", clearing_id="c2"))[1]["error"]["code"] == "already_voided"
 
     at_the_door(play)
 
