@@ -23,7 +23,7 @@ from models.sandbox import SANDBOX
 from models.stand_in import is_stand_in
 from schemas.avro import decode
 from schemas.decision import MEMORY_MISSING, Decision, ReasonSource
-from schemas.errors import ArtefactError, InvalidRecord
+from schemas.errors import ArtefactError, InvalidRecord, SettingsError
 from schemas.topics import DECISIONS
 from streams.bus import read_topic
 from streams.folder import keys_of
@@ -105,7 +105,7 @@ class Bench:
         if pair not in self._opened:
             try:
                 self._opened[pair] = self._judges(*pair)
-            except ArtefactError as error:
+            except (ArtefactError, SettingsError) as error:  # a policy that this release would not take any more among them
                 self._opened[pair] = str(error)
         return self._opened[pair]
 

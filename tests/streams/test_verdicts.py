@@ -11,10 +11,12 @@ import pytest
 from models.opinion import Judges
 from schemas.account import AccountStatus
 from schemas.decision import Decision, Outcome, ReasonSource
-from schemas.errors import ArtefactError
+from schemas.errors import ArtefactError, SettingsError
 from schemas.transaction import TransactionKind
 from streams.verdicts import FORCED, FOREIGN, STAND_IN, UNSCORED, Bench, Verdicts, verdicts_compared
 from tests.world import NOON, TestWorld, a_transaction, a_world, an_ensemble
+
+REFUSED = "pol_of_an_earlier_release"
 
 
 class Known(Bench):
@@ -25,6 +27,8 @@ class Known(Bench):
         self._known = judges
 
     def _judges(self, model_id: str, policy_id: str) -> Judges:
+        if policy_id == REFUSED:
+            raise SettingsError("policy.extra: unknown key")
         if (model_id, policy_id) != (self._known.model.model_id, self._known.policy.policy_id):
             raise ArtefactError(f"model {model_id} is not in the registry")
         return self._known
@@ -104,7 +108,7 @@ def test_what_does_not_follow_is_counted_by_why_and_a_lost_model_is_no_agreement
     }
     found = compared(world, one, *other.values())
     assert (found.agrees, found.compared, dict(found.not_comparable)) == (True, 1, dict.fromkeys(other, 1))
-    lost = compared(world, one, msgspec.structs.replace(one, model_id="mdl_gone"))
+    lost = compared(world, one, msgspec.structs.replace(one, model_id="mdl_gone"), msgspec.structs.replace(one, policy_id=REFUSED))
     assert not lost.agrees
-    assert (lost.compared, lost.equal, sum(lost.lost.values())) == (1, 1, 1)
-    assert any("mdl_gone" in line for line in lost.lines())
+    assert (lost.compared, lost.equal, sum(lost.lost.values())) == (1, 1, 2)
+    assert all(any(why in line for line in lost.lines()) for why in ("mdl_gone", "unknown key"))
