@@ -386,7 +386,7 @@ class _Table:
     def number(self, key: str, low: float = -math.inf, high: float = math.inf) -> Decimal:
         """The key's value as a decimal within bounds."""
         value = Decimal(self.take(key, int | Decimal))
-        if not value.is_finite() or not low <= value <= high:
+        if not value.is_finite() or not Decimal(str(low)) <= value <= Decimal(str(high)):  # the float 0.001 is more than 0.001
             raise SettingsError(f"{self._path}.{key}: {value} is not between {low} and {high}")
         return value
 

@@ -97,6 +97,12 @@ def test_a_mistake_in_the_file_is_named(old: str, new: str, named: str) -> None:
         policy_from_toml(TEXT.replace(old, new, 1))
 
 
+def test_the_bounds_of_a_number_are_within_them() -> None:
+    text = TEXT.replace("default_days = 7", "default_days = 0.001", 1).replace("AOA = 0.0011", "AOA = 0.000000001", 1)
+    policy = policy_from_toml(text)
+    assert (policy.hold_default_ms, policy.sar.usd_per_unit["AOA"]) == (86_400, Decimal("1e-9"))
+
+
 def test_the_longest_reason_of_a_rule_is_one_that_a_decision_can_tell() -> None:
     longest = policy_from_toml(TEXT.replace("many_card_payments_1m", "m" * 64)).rules[0].reason
     assert msgspec.convert({"code": longest, "source": "rule"}, Reason).code == longest
