@@ -99,7 +99,8 @@ FIELD_39: dict[str, Field39] = {
 """ISO 8583 field 39 by outcome, refusal and error: the one table, for every door (source: FACTS of the field; ISO 8583:1993 annex A)."""
 
 
-_REFUSING = (ReasonSource.ACCOUNT, ReasonSource.DEGRADED, ReasonSource.AUTHENTICATION)
+_CATEGORY = {ReasonSource.ACCOUNT: "account", ReasonSource.DEGRADED: "unavailable", ReasonSource.AUTHENTICATION: "authentication"}
+"""What is said of the reason why a payment is declined: the first of these, as of the response code."""
 
 
 class Answer(Record, frozen=True, kw_only=True):
@@ -127,7 +128,7 @@ def answer_name(decision: Decision) -> str:
         by_scheme = f"step_up_{decision.card_scheme}"
         return by_scheme if by_scheme in FIELD_39 else "step_up"
     if outcome is Outcome.DECLINE:
-        return next((r.code for r in decision.reasons if r.source in _REFUSING and r.code in FIELD_39), outcome)
+        return next((r.code for r in decision.reasons if r.source in _CATEGORY and r.code in FIELD_39), outcome)
     return "partial" if outcome is Outcome.APPROVE and decision.approved_minor is not None else outcome
 
 
@@ -140,14 +141,13 @@ def approved_minor(decision: Decision) -> int:
 
 def reason_category(decision: Decision) -> str:
     """`none`, `risk`, `account`, `authentication` or `unavailable`: all that leaves the bank of a reason."""
-    sources = {reason.source for reason in decision.reasons}
     if decision.outcome is Outcome.APPROVE:
         return "none"
-    if decision.action is Action.STEP_UP or (decision.outcome is Outcome.DECLINE and ReasonSource.AUTHENTICATION in sources):
+    if decision.action is Action.STEP_UP:
         return "authentication"
-    if sources <= {ReasonSource.DEGRADED}:
-        return "unavailable"
-    return "account" if decision.outcome is Outcome.DECLINE else "risk"
+    if decision.outcome is Outcome.DECLINE:
+        return _CATEGORY[next((reason.source for reason in decision.reasons if reason.source in _CATEGORY), ReasonSource.ACCOUNT)]
+    return "unavailable" if {reason.source for reason in decision.reasons} <= {ReasonSource.DEGRADED} else "risk"
 
 
 def host_view(decision: Decision) -> bytes:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from features.catalogue import CATALOGUE
+from models.answer import reason_category
 from models.attribution import explained
 from models.decision import REASONS_MAX, Verdict, judge, refused, sentence, top_reason_agrees, unjudged
 from models.ensemble import Ensemble
@@ -25,6 +26,7 @@ from models.trees import calibrated, laid
 from schemas.decision import Outcome, Reason, ReasonSource, Risk
 from schemas.transaction import CheckResult, Transaction, TransactionKind
 from tests.models.conftest import a_history
+from tests.models.decisions import a_decision
 from tests.world import examples_of, quick, trained_quickly
 
 WIDTH = len(CATALOGUE.names)
@@ -300,3 +302,20 @@ def test_a_retry_without_authentication_is_declined_where_nothing_can_be_judged(
     assert unjudged(POLICY, retry, ()).outcome is Outcome.DECLINE
     assert not unjudged(POLICY, retry, ()).holds
     assert unjudged(POLICY, msgspec.structs.replace(retry, three_ds_result=CheckResult.MATCH), ()).outcome is Outcome.REVIEW
+
+
+@pytest.mark.parametrize(
+    ("sources", "category"),
+    [
+        (["rule"], "account"),
+        (["account"], "account"),
+        (["account", "authentication"], "account"),
+        (["authentication", "rule"], "authentication"),
+        (["rule", "degraded"], "unavailable"),
+        (["degraded"], "unavailable"),
+    ],
+)
+def test_the_category_of_a_decline_is_that_of_the_reason_that_declines(sources: list[str], category: str) -> None:
+    reasons = tuple(Reason(code=f"r{number}", source=ReasonSource(source)) for number, source in enumerate(sources))
+    declined = msgspec.structs.replace(a_decision("D", TransactionKind.ECOMMERCE, 100, outcome=Outcome.DECLINE), reasons=reasons)
+    assert reason_category(declined) == category
