@@ -95,6 +95,10 @@ def _row(row: _RowText) -> Row:
     credits = sorted(CREDITS & set(row.kinds))
     if credits:
         raise ValueError(f"{credits[0]} brings money in: the stand-in does not decide it")
+    for name in ("amount_max", "card_day_max", "day_max"):
+        limit: Decimal = getattr(row, name)
+        if not limit.is_finite() or limit < 0:
+            raise ValueError(f"{name}: {limit} is no amount of nothing or more")
     amount, card_day, day = (to_minor(each, row.currency) for each in (row.amount_max, row.card_day_max, row.day_max))
     return Row(row.currency, frozenset(row.kinds), amount, card_day, row.card_day_count_max, day)
 

@@ -100,6 +100,8 @@ def test_what_was_taken_back_counts_no_more() -> None:
     ("before", "after", "named"),
     [
         ('amount_max = "50.00"', 'amount_max = "50.001"', "amount"),
+        ('card_day_max = "150.00"', 'card_day_max = "-150.00"', "card_day_max"),
+        ('day_max = "100000.00"', "day_max = nan", "day_max"),
         ('["card_present"', '["refund"', "refund"),
         ("known_days = 30", "known_days = 0", "known_days"),
         ("known_days = 30", f"known_days = {'[' * 4_000}{']' * 4_000}", "stand-in policy"),
