@@ -16,7 +16,7 @@ _BY_COUNT = frozenset({"EVAL", "EVALSHA"})
 _READS = frozenset({"MGET", "GET", "EXISTS"})
 _NOTHING = (None, 0, [None])
 """What a key that is not there says to EXISTS, GET and MGET (and a script that refused, 0)."""
-MARKS = frozenset({b"whole", b"whole:moves", b"building"})
+MARKS = frozenset({b"whole", b"whole:moves", b"building", b"building:moves"})
 """Keys of which a cluster has one in each slot, where a single server has one: each slot says for itself that it was not forgotten.
 
 They lie among the keys that they speak for, move with them, and are gone when those are: a node that lost what it knew, or another that

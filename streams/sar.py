@@ -11,7 +11,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from features.wire import Wire
+from features.wire import Command, Wire
 from models.policy import Policy
 from models.registry import Registry
 from models.sar import Movement, candidates, movement_of, window_ms
@@ -22,19 +22,31 @@ from schemas.governance import Kind
 from schemas.record import Record
 from schemas.topics import DECISIONS, SAR_CANDIDATES
 from streams import journal, metrics
+from streams.answers import sound
 from streams.bus import Bus, read_topic
 from streams.control import Standing, waited_for
 from streams.folder import keys_of
 from streams.follow import Follower, Source, run_follower
 from streams.settings import Settings
 
-WHOLE = b"whole:moves"
+WHOLE, BUILDING = b"whole:moves", b"building:moves"
 MOVES_MAX = 1_000
 """Movements that are kept of an account: the newest."""
 ACCOUNTS_AT_A_TIME = 200
 POLICY_S = 2.0
 NO_RATE = "no_usd_rate"
 """What is missing where a currency has no rate in the policy: no pattern is looked for in it."""
+
+_PUT = b"""
+if redis.call('EXISTS', KEYS[2]) == 1 then return 1 end
+if redis.call('EXISTS', KEYS[3]) == 0 then return 0 end
+redis.call('DEL', KEYS[1])
+redis.call('RPUSH', KEYS[1], unpack(ARGV, 2))
+redis.call('PEXPIRE', KEYS[1], ARGV[1])
+return 1
+"""
+"""Nothing is put over what another process put back, and follows; and what forgets in the middle of it is not called whole."""
+_DONE = b"if redis.call('EXISTS', KEYS[2]) == 0 then return 0 end redis.call('SET', KEYS[1], '1') return 1"
 
 
 @dataclass(slots=True)
@@ -92,19 +104,26 @@ async def rebuild(world: SarWorld) -> None:
         (whole,) = await world.wire.send((b"EXISTS", WHOLE))
         if whole:
             return
+        sound(await world.wire.send((b"SET", BUILDING, b"1")))
         moves = await asyncio.to_thread(_movements, world.settings)
         for some in _in_parts(list(moves.items())):
-            await world.wire.send(*(command for account_id, kept in some for command in _put_back(world, _key(account_id), kept)))
-        await world.wire.send((b"SET", WHOLE, b"1"))
+            await _built(world, [_put_back(world, _key(account_id), kept) for account_id, kept in some])
+        await _built(world, [(b"EVAL", _DONE, b"2", WHOLE, BUILDING)])
         journal.logger().info("movements put back from the log", accounts=len(moves))
+
+
+async def _built(world: SarWorld, commands: Sequence[Command]) -> None:
+    """Does so much of a rebuilding. MemoryUnavailable if Redis forgot since it began."""
+    if not all(sound(await world.wire.send(*commands))):
+        raise MemoryUnavailable("Redis forgot again while the movements were put back")
 
 
 def _in_parts(accounts: list[tuple[str, deque[Movement]]]) -> Iterable[list[tuple[str, deque[Movement]]]]:
     return (accounts[i : i + ACCOUNTS_AT_A_TIME] for i in range(0, len(accounts), ACCOUNTS_AT_A_TIME))
 
 
-def _put_back(world: SarWorld, key: bytes, kept: Iterable[Movement]) -> tuple[tuple[object, ...], ...]:
-    return (b"DEL", key), (b"RPUSH", key, *(m.to_bytes() for m in kept)), (b"PEXPIRE", key, _kept_ms(world))
+def _put_back(world: SarWorld, key: bytes, kept: Iterable[Movement]) -> Command:
+    return (b"EVAL", _PUT, b"3", key, WHOLE, BUILDING, _kept_ms(world), *(m.to_bytes() for m in kept))
 
 
 def _movements(settings: Settings) -> dict[str, deque[Movement]]:

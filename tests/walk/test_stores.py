@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,13 +16,16 @@ from features.catalogue import CATALOGUE
 from features.online import RedisMemory
 from features.wire import Wire
 from models.hold import EMPTY, Book, Refusal, Step, UnknownAccount, place, state_known
+from models.sar import Movement
 from schemas.account import AccountEvent, AccountEventKind, AccountState
 from schemas.errors import Conflict, InvalidRecord, MemoryUnavailable
+from schemas.transaction import TransactionKind
 from streams import rebuild as rebuilding
+from streams import sar
 from streams.answers import WHOLE, Answers, AnswerWords, DictAnswers, Kept, Listed, Made, Page, Restored, on_whole, sound
 from streams.books import Books, Change, DictBooks
 from streams.settings import Settings
-from tests.world import a_transaction
+from tests.world import NOON, a_policy, a_transaction
 
 Use = Callable[[Any], Awaitable[None]]
 
@@ -419,3 +422,59 @@ def test_a_rebuilding_by_hand_keeps_its_lock_while_it_reads_without_a_pause(redi
     monkeypatch.setattr(rebuilding, "LOCK_S", 1)
     monkeypatch.setattr(rebuilding, "rebuilt", reads)
     assert rebuilding.rebuild([], Settings(redis_url=redis_url)) == 0
+
+
+@pytest.mark.parametrize("kind", ["redis", "cluster"])
+def test_movements_that_are_put_back_late_do_not_replace_what_was_followed_since(
+    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, later = request.getfixturevalue(f"{kind}_url"), []
+
+    def moves(_: Settings) -> dict[str, deque[Movement]]:
+        if later:
+            asyncio.run(later.pop()())  # meanwhile another process has done the same, and follows
+        return {"a1": deque([moved("t1")])}
+
+    def moved(name: str) -> Movement:
+        return Movement(name, TransactionKind.CASH_IN, 1, "USD", NOON, blocked=False)
+
+    async def follows() -> None:
+        wire = await Wire.connect(url)
+        await sar.rebuild(sar.SarWorld(wire, a_policy(), Settings()))
+        await wire.send((b"RPUSH", b"moves:a1", moved("t2").to_bytes()))
+        await wire.close()
+
+    async def main() -> None:
+        wire = await Wire.connect(url)
+        later.append(follows)
+        await sar.rebuild(sar.SarWorld(wire, a_policy(), Settings()))
+        (kept,) = await wire.send((b"LRANGE", b"moves:a1", 0, -1))
+        assert [Movement.from_bytes(each).transaction_id for each in kept] == ["t1", "t2"]
+        await wire.close()
+
+    monkeypatch.setattr(sar, "_movements", moves)
+    asyncio.run(main())
+
+
+def test_movements_that_are_forgotten_while_they_are_put_back_are_not_called_whole(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def forgets() -> None:
+        wire = await Wire.connect(redis_url)
+        await wire.send((b"FLUSHALL",))
+        await wire.close()
+
+    def moves(_: Settings) -> dict[str, deque[Movement]]:
+        asyncio.run(forgets())
+        return {}
+
+    async def main() -> None:
+        wire = await Wire.connect(redis_url)
+        world = sar.SarWorld(wire, a_policy(), Settings())
+        with pytest.raises(MemoryUnavailable, match="again"):
+            await sar.rebuild(world)
+        monkeypatch.setattr(sar, "_movements", lambda _: {})
+        await sar.rebuild(world)
+        assert await wire.send((b"EXISTS", sar.WHOLE)) == [1]
+        await wire.close()
+
+    monkeypatch.setattr(sar, "_movements", moves)
+    asyncio.run(main())
