@@ -6,6 +6,7 @@ too, and what the `hold` app refuses (a hold that expired, or that the network c
 
 from __future__ import annotations
 
+import asyncio
 from typing import NamedTuple
 
 import msgspec
@@ -152,8 +153,7 @@ async def _told(transaction_id: str, content: bytes | None, entries: tuple[_Entr
     """Returns once the log has all that was asked, in order: also what another process asked for and did not live to tell."""
     untold = [entry for entry in entries if not entry.told]
     for entry in untold:
-        for told in [world.bus.tell(CLEARINGS, entry.account_id, message) for message in entry.messages]:
-            await told
+        await asyncio.gather(*[world.bus.tell(CLEARINGS, entry.account_id, message) for message in entry.messages])
     if untold:  # if somebody has added to it meanwhile, he tells it all again, which changes nothing
         done = tuple(msgspec.structs.replace(entry, told=True) for entry in entries)
         await world.answers.swap_clearings(transaction_id, content, msgspec.msgpack.encode(done))

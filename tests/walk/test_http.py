@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -770,6 +771,22 @@ def test_a_capture_that_the_log_did_not_acknowledge_is_indefinite_and_its_repeat
         host.world.bus.down = False
         assert (await host.step("capture", **CLEARING))[0] == 200
         assert len(host.world.bus.told[CLEARINGS.name]) == 1
+
+    at_the_door(play)
+
+
+def test_a_log_that_does_not_take_a_capture_of_several_holds_fails_once() -> None:
+    async def play(host: Host) -> None:
+        await host.authorize()
+        await host.step("increment", **a_request(transaction_id="i1", amount_minor=500))
+        unheard: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
+        host.world.bus.down = True
+        assert (await host.step("capture", **CLEARING))[0] == 503
+        gc.collect()
+        assert not unheard
+        host.world.bus.down = False
+        assert (await host.step("capture", **CLEARING))[1]["amount_minor"] == 1_500
 
     at_the_door(play)
 
