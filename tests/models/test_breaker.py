@@ -39,8 +39,12 @@ def test_a_band_is_left_when_chance_cannot_explain_it(bands: tuple[Band, ...], c
 @given(st.integers(1, 10_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_an_interval_holds_what_was_seen(seen: tuple[int, int]) -> None:
     low, high = interval(*seen)
-    assert -1e-9 <= low <= seen[0] / seen[1] + 1e-9
-    assert seen[0] / seen[1] - 1e-9 <= high <= 1 + 1e-9
+    assert -1e-9 <= low <= seen[0] / seen[1] <= high <= 1 + 1e-9
+
+
+@pytest.mark.parametrize("count", range(LEAST, 200))
+def test_none_of_an_outcome_and_all_of_one_are_within_bands_that_end_there(count: int) -> None:
+    assert breach((Band("block", 0.0, 0.0), Band("approve", 1.0, 1.0)), {"approve": count}) is None
 
 
 def test_noise_at_the_edge_of_a_band_hardly_ever_trips_it() -> None:
