@@ -247,7 +247,7 @@ def item_lines(inventory: Inventory, item: Item, at_ms: int) -> list[str]:
     """One item for people, with everything that was done with it."""
     ends = f", valid until {_day(item.expires_at_ms)}" if item.expires_at_ms else ""
     said = f"{item.item_id}  {standing(item, at_ms)}, author {item.author}{f', tier {item.tier}' if item.tier else ''}{ends}"
-    lines = [said, *(f"  band: {band.outcome} {band.low:.0%} to {band.high:.0%}" for band in item.bands)]
+    lines = [said, *(f"  band: {band.outcome} {100 * band.low:g}% to {100 * band.high:g}%" for band in item.bands)]
     lines += [f"  {name}: {value:.4g}{f' (beside {item.beside})' if name.startswith(COMPARED) else ''}" for name, value in item.figures.items()]
     return lines + [f"  {_moment(move.at_ms)}  {move.act} by {move.by}: {move.why}" for move in inventory.moves_of(item.item_id)]
 

@@ -12,18 +12,18 @@ import pytest
 from structlog.testing import capture_logs
 
 from models.artefact import Keys, public_of
-from models.governance import BREAKER, Inventory, breaker_event, control_of, deciding
+from models.governance import BREAKER, Inventory, Item, breaker_event, control_of, deciding
 from models.opinion import Judges, Panel
 from models.policy import Policy
 from models.registry import Registry, default_policy_text
 from schemas.avro import decode
 from schemas.errors import ArtefactError
-from schemas.governance import Act, Cause, Control, Kind, Move, Tier
+from schemas.governance import Act, Band, Cause, Control, Kind, Move, State, Tier
 from schemas.topics import CONTROL
 from streams import breaker, clerk, control, metrics
 from streams.clerk import entered, entering
 from streams.control import Standing, newest, told_once, told_so_far
-from streams.governance import brought_up
+from streams.governance import brought_up, item_lines
 from streams.settings import Settings
 from tests.world import TestWorld, a_world
 
@@ -203,3 +203,9 @@ def test_who_asks_who_decides_hears_the_breaker_before_it_is_entered_and_the_ent
     assert entered(registry, told_so_far(real).values()) == []
     assert standing.item_id(Kind.POLICY) == before
     standing.close()
+
+
+@pytest.mark.parametrize(("high", "said"), [(0.005, "0.5%"), (0.07, "7%"), (0.5, "50%"), (1.0, "100%")])
+def test_a_band_is_shown_as_it_was_approved(high: float, said: str) -> None:
+    item = Item("m1", Kind.MODEL, State.APPROVED, "ana", bands=(Band("block", 0.0, high),))
+    assert f"  band: block 0% to {said}" in item_lines(Inventory({"m1": item}), item, 0)
