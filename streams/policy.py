@@ -32,8 +32,9 @@ def lines(policy: Policy) -> list[str]:
         f"  risk: medium above {policy.medium_above}, high above {policy.high_above}",
     ]
     for rule in policy.rules:
-        conditions = " and ".join(f"{c.feature} {c.comparison} {c.value:g}" for c in rule.conditions)
-        said.append(f"  {rule.outcome}: {conditions} -> {rule.reason}")
+        conditions = " and ".join(f"{c.feature} {c.comparison} {c.value:.15g}" for c in rule.conditions)
+        asked = f", or {rule.action} where a cardholder can be asked" if rule.action else ""
+        said.append(f"  {rule.outcome}{asked}: {conditions} -> {rule.reason}")
     if policy.sar.without_rate:
         said.append(f"  no SAR pattern is looked for in currencies without usd_per_unit: {' '.join(policy.sar.without_rate)}")
     return said

@@ -18,6 +18,7 @@ from schemas.decision import Outcome, Reason
 from schemas.errors import SettingsError
 from schemas.money import EXPONENTS
 from schemas.transaction import Transaction, TransactionKind
+from streams.policy import lines
 
 DAY_MS = 86_400_000
 TEXT = default_policy_text()
@@ -101,6 +102,12 @@ def test_the_bounds_of_a_number_are_within_them() -> None:
     text = TEXT.replace("default_days = 7", "default_days = 0.001", 1).replace("AOA = 0.0011", "AOA = 0.000000001", 1)
     policy = policy_from_toml(text)
     assert (policy.hold_default_ms, policy.sar.usd_per_unit["AOA"]) == (86_400, Decimal("1e-9"))
+
+
+def test_a_rule_is_shown_with_its_whole_value_and_what_it_asks_for() -> None:
+    *_, plain, asking, _ = lines(policy_from_toml(with_rules(row("a", value=1_234_567), row("b", value=0.1, more=', action = "step_up"'))))
+    assert plain == "  review: a at_least 1234567 -> r_a"
+    assert asking == "  review, or step_up where a cardholder can be asked: b at_least 0.1 -> r_b"
 
 
 def test_the_longest_reason_of_a_rule_is_one_that_a_decision_can_tell() -> None:
