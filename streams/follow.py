@@ -143,15 +143,16 @@ class Harness:
         self._tasks: set[asyncio.Task[None]] = set()
         self._preparing = asyncio.Lock()
         self._stopping = False
+        self.failed = False
+        """Whether something failed that nobody foresaw, be it while the process ends: nothing more is acknowledged."""
 
     def fail(self, error: BaseException) -> None:
         """Ends the process: nothing of the batch under way is acknowledged."""
+        self.failed = True
         if not self.fault.done():
             self.fault.set_exception(error)
-
-    @property
-    def _failed(self) -> bool:
-        return self.fault.done() and self.fault.exception() is not None
+        else:
+            self._log.critical("failed", error=type(error).__name__, reason=str(error), exc_info=error)
 
     def stop(self) -> None:
         """Ends the process in good order."""
@@ -188,7 +189,7 @@ class Harness:
             await turn.prepared.wait()
             batch = asyncio.create_task(self._work_off(lane, handler, messages, turn, chains, before))
             await (batch if before is None or not overlaps else before)
-            if self._failed:
+            if self.failed:
                 return
             before = batch if overlaps else None
 
@@ -211,7 +212,7 @@ class Harness:
         outputs = await self._apply(lane, handler, messages, turn, chains)
         if before is not None:
             await before
-        if self._failed or turn is not self.reading.turn:
+        if self.failed or turn is not self.reading.turn:
             return  # the one before failed, and nothing after it may be acknowledged; or the next owner does it all again
         await self._tell([record for records in outputs for record in records], lane)
         if turn is self.reading.turn:
@@ -416,7 +417,7 @@ class Harness:
         self._stopping = True
         for task in self._tasks:
             task.cancel()
-        if not self._failed:
+        if not self.failed:
             await self._rest(FINISH_S)
 
 
@@ -496,7 +497,7 @@ async def _run(follower: Follower, make_world: Callable[[Settings, Bus], Awaitab
     if close := getattr(world, "close", None):
         await close()
     forget_ready(settings, follower.name)
-    return status
+    return FAILED if harness.failed else status
 
 
 async def _until_crashed(app: Any) -> None:

@@ -88,3 +88,35 @@ def test_what_waits_in_vain_is_left_to_the_next_owner_and_nothing_after_it_is_do
         await harness.finish()
 
     asyncio.run(story())
+
+
+def test_what_fails_while_the_process_ends_is_not_acknowledged_with_what_came_after_it(tmp_path: Path) -> None:
+    async def story() -> None:
+        under_way: set[str] = set()
+        ending = asyncio.Event()
+
+        async def fails_late(_: None, clearing: Clearing, __: Source) -> Sequence[Record]:
+            under_way.add(clearing.clearing_id)
+            if clearing.clearing_id != "c0":
+                await ending.wait()
+            if clearing.clearing_id == "c1":
+                raise RuntimeError("nobody foresaw it")
+            return ()
+
+        harness = Harness(Follower("hold", {CLEARINGS: fails_late}), None, ListBus(), Settings(data_dir=tmp_path))
+        lane = harness.lanes[CLEARINGS.name]
+        following = asyncio.create_task(harness.follow(lane))
+        harness.on_assigned(places(0))
+        for offset, name in enumerate(("c0", "c1", "c2")):
+            lane.put([Message(CLEARINGS.name, 0, offset, 0, name.encode(), encode(a_clearing(name, name)))])
+            await until(lambda name=name: name in under_way)  # type: ignore[misc]
+        harness.stop()
+        finishing = asyncio.create_task(harness.finish())
+        await asyncio.sleep(0)
+        ending.set()
+        await finishing
+        following.cancel()
+        assert harness.reading.turn.next == {(CLEARINGS.name, 0): 1}
+        assert harness.failed
+
+    asyncio.run(story())
