@@ -270,6 +270,8 @@ class Line(asyncio.Protocol):
         """Since when a frame is incomplete."""
         self._unread_s: float | None = None
         """Since when the host does not read."""
+        self.ends = False
+        """Whether this process does: nothing is begun any more that nobody would answer."""
         self.tasks: set[asyncio.Task[None]] = set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -383,6 +385,8 @@ class Line(asyncio.Protocol):
             self._send(desk.reply(message, desk.refused("unknown_message", "unknown_message")))
         elif work != "response" and self._signed_off:
             self._send(desk.reply(message, desk.refused("signed_off", "signed_off")))
+        elif work != "response" and self.ends:
+            self._send(desk.reply(message, desk.refused("overloaded", "draining")))
         elif work != "response":
             task = self._loop.create_task(self._answered(work, message))
             self.tasks.add(task)
@@ -448,11 +452,13 @@ class Gateway:
         return int(self._server.sockets[0].getsockname()[1])
 
     async def close(self) -> None:
-        """Stops listening, answers what was asked (as long as `DRAIN_S`), and ends the connections."""
+        """Stops listening, answers what was asked (as long as `DRAIN_S`), refuses what comes meanwhile, and ends the connections."""
         if self._server is None or self._looking is None:
             return
         self._server.close()
         self._looking.cancel()
+        for line in self._lines:
+            line.ends = True
         under_way = [task for line in self._lines for task in line.tasks]
         if under_way:
             await asyncio.wait(under_way, timeout=DRAIN_S)

@@ -480,6 +480,30 @@ def test_what_was_asked_before_the_gateway_closes_is_answered() -> None:
     at_the_gateway(play)
 
 
+def test_what_comes_while_the_gateway_closes_is_refused_and_not_begun() -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        begun, acknowledged = asyncio.Event(), asyncio.Event()
+        told = scene.world.bus.tell
+
+        async def late(*args: Any, **more: Any) -> None:
+            begun.set()
+            await acknowledged.wait()
+            await told(*args, **more)
+
+        scene.world.world.bus.tell = lambda *args, **more: asyncio.ensure_future(late(*args, **more))  # type: ignore[method-assign]
+        host.send("0100", fields_of(f11="000001", f4="000000000001"))
+        await begun.wait()
+        closing = asyncio.create_task(scene.gateway.close())
+        await asyncio.sleep(0)
+        assert await host.code("0100", fields_of(f11="000002", f4="000000000001")) == "91"
+        acknowledged.set()
+        assert (await asyncio.wait_for(host.read(), 600)).fields[11] == "000001"
+        await closing
+        assert [decision.transaction_id for decision in scene.world.decisions] == [transaction_id("000001")]
+
+    at_the_gateway(play)
+
+
 @pytest.mark.parametrize("header", ["binary2", "binary4", "text4"])
 @pytest.mark.parametrize("dialect", ["1987-ascii", "1987-binary", "1987-ebcdic"])
 def test_every_dialect_and_header_of_1987_decides_the_same(dialect: str, header: Any) -> None:
