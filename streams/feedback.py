@@ -30,7 +30,7 @@ WHOLE = -1
 class Known:
     """The newest of one partition. Every payment that was decided after `since_ms` is in it."""
 
-    happened: dict[str, int] = field(default_factory=dict)  # by transaction: its time
+    happened: dict[str, tuple[int, int]] = field(default_factory=dict)  # by transaction: its time, and when it was decided
     labels: dict[str, list[Label]] = field(default_factory=dict)  # by transaction
     since_ms: int = WHOLE
     next: int = 0  # offset after the last record of decisions that was followed, whether it could be read or not
@@ -48,15 +48,17 @@ class FeedbackWorld:
 def decision_seen(known: Known, decision: Decision, offset: int) -> None:
     """Takes a decision in. A window that is full forgets its oldest, and says from when on it knows all."""
     known.next = offset + 1
-    known.happened.setdefault(decision.transaction_id, decision.at_ms)
+    known.happened.setdefault(decision.transaction_id, (decision.at_ms, decision.decided_at_ms))
+    _, oldest_ms = next(iter(known.happened.values()))
     if capped(known.happened):
-        known.since_ms = max(known.since_ms, decision.decided_at_ms)
+        known.since_ms = max(known.since_ms, oldest_ms)
 
 
 def label_seen(known: Known, label: Label) -> Doubted | None:
     """Why a label on a payment that is known is laid aside; else it is kept, for those that come after it."""
     earlier = known.labels.setdefault(label.transaction_id, [])
-    doubt = doubted(label, known.happened[label.transaction_id], earlier)
+    happened_at_ms, _ = known.happened[label.transaction_id]
+    doubt = doubted(label, happened_at_ms, earlier)
     if doubt is None and label not in earlier:
         earlier.append(label)
     capped(known.labels)

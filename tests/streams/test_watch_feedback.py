@@ -20,7 +20,7 @@ from schemas.decision import Outcome
 from schemas.errors import LogUnavailable, SettingsError
 from schemas.label import Label, LabelSource
 from schemas.topics import DECISIONS, LABELS
-from streams import feedback, label, metrics, watch
+from streams import feedback, label, metrics, recent, watch
 from streams.bus import KafkaBus, end_offsets
 from streams.clock import clock_ms
 from streams.feedback import FeedbackWorld, Known
@@ -138,6 +138,16 @@ def test_a_label_learned_in_the_future_makes_no_payment_old_enough_to_be_judged(
         watch.on_label(world, a_label(name, learned_at_ms=learned_at_ms), at(0, LABELS.name))
     looked(world)
     assert metrics.PRECISION.labels("block")._value.get() == 1.0
+
+
+def test_a_window_that_is_full_knows_which_payments_never_were_since_the_oldest_that_it_forgot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recent, "KEPT_MAX", 2)
+    world = FeedbackWorld(Settings(), lambda _: 3)
+    for number in range(3):
+        at_ms = NOON + number * HOUR_MS
+        feedback.on_decision(world, a_decision(f"t{number}", at_ms=at_ms, decided_at_ms=at_ms), at(number))
+    assert followed(world, a_label("t9", transacted_at_ms=NOON + HOUR_MS)) == "unknown_transaction"
+    assert followed(world, a_label("t0", transacted_at_ms=NOON)) is None, "it may have been"
 
 
 def test_a_label_that_cannot_be_right_becomes_a_dead_letter() -> None:
