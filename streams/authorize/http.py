@@ -189,7 +189,7 @@ class HttpDoor:
         if path == DECISIONS:
             return await self._decisions(request, key)
         if path.startswith(DECISIONS + "/"):
-            return self._shown(await self._world.answers.of_decision(path[len(DECISIONS) + 1 :]), key)
+            return await self._shown(await self._world.answers.of_decision(path[len(DECISIONS) + 1 :]), key)
         account_id, _, asked = path.removeprefix(ACCOUNTS + "/").rpartition("/")
         if path.startswith(ACCOUNTS + "/") and account_id and asked == BALANCE:
             return await self._balance(account_id) if key.covers(None) else Problem("card_not_covered", "a key of some cards asks for no account")
@@ -220,6 +220,8 @@ class HttpDoor:
     async def _covers(self, key: Key, transaction_id: str) -> bool:
         """Whether the card of an authorization is one of the key's: asked for keys of some cards alone, which it costs a round trip."""
         kept = await self._world.answers.of_transaction(transaction_id)
+        if kept is None:
+            await self._whole()
         return kept is not None and key.covers(avro.decode(Decision, kept.message).transaction.card_bin)
 
     async def _clear(self, request: Request, kind: ClearingKind, transaction_id: str, now_ms: int) -> Reply | Problem:
@@ -248,15 +250,16 @@ class HttpDoor:
         """One decision by its transaction, or a page of those of a card or an account."""
         asked = decisions_in(request.query)
         if asked.name == "transaction_id":
-            return self._shown(await self._world.answers.of_transaction(asked.of), key)
+            return await self._shown(await self._world.answers.of_transaction(asked.of), key)
         await self._whole()
         found = await self._world.answers.page(asked.name, asked.of, asked.limit, asked.cursor)
         decisions = [avro.decode(Decision, message) for message in found.messages]
         shown = [self._view(decision, key) for decision in decisions if key.covers(decision.transaction.card_bin)]
         return 200, b'{"decisions":[%b],"cursor":%b}' % (b",".join(shown), msgspec.json.encode(found.cursor))
 
-    def _shown(self, kept: answers.Kept | None, key: Key) -> Reply | Problem:
+    async def _shown(self, kept: answers.Kept | None, key: Key) -> Reply | Problem:
         if kept is None or not kept.told:
+            await self._whole()
             return Problem("not_found", "no such decision, or it is older than answers are kept; ask for an increment by its answer's transaction_id")
         decision = avro.decode(Decision, kept.message)
         if not key.covers(decision.transaction.card_bin):

@@ -112,6 +112,8 @@ async def increment(txn: Transaction, original_id: str, world: World, now_ms: in
         return _already(ended.asked)
     kept = await world.answers.of_transaction(original_id)
     if kept is None:
+        if not await world.answers.whole():
+            raise MemoryUnavailable(FORGOT)
         _not_by_the_stand_in(original_id, world)
         return Refusal.UNKNOWN_HOLD
     decision = decode(Decision, kept.message)

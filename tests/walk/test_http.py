@@ -440,6 +440,29 @@ def test_a_key_of_some_cards_sees_and_moves_no_other_card() -> None:
     at_the_door(play)
 
 
+@pytest.mark.parametrize("limits", [{}, {"bins": ("4111",)}])
+def test_nothing_is_concluded_from_what_redis_forgot(limits: dict[str, Any]) -> None:
+    async def play(host: Host) -> None:
+        decision_id = (await host.authorize())[1]["decision_id"]
+
+        async def is_not_whole() -> bool:
+            return False
+
+        host.world.answers.kept.clear()
+        host.world.answers.whole = is_not_whole  # type: ignore[method-assign]
+        host.carry("its", Scope.AUTHORIZE, Scope.CAPTURE, Scope.READ, **limits)
+        asked = [
+            await host.ask("GET", f"/v1/decisions/{decision_id}"),
+            await host.ask("GET", "/v1/decisions?transaction_id=t1"),
+            await host.step("increment", **a_request(transaction_id="i1")),
+            await host.step("capture", **CLEARING),
+            await host.step("reversal", **CLEARING),
+        ]
+        assert [(status, error["error"]["code"]) for status, error, _ in asked] == [(503, "memory_unavailable")] * len(asked)
+
+    at_the_door(play)
+
+
 def test_past_its_rate_a_key_is_told_when_to_ask_again_and_others_go_on() -> None:
     async def play(host: Host) -> None:
         host.carry("slow", Scope.READ, per_s=0.1, burst=2)
