@@ -168,11 +168,12 @@ class KeyFile:
             return None
         if seen == self._seen:
             return None
-        self._seen = seen
         try:
-            return self.grants()
+            found = self.grants()
         except SettingsError:
             return None
+        self._seen = seen
+        return found
 
     def add(self, grant: Grant) -> None:
         """One more key is valid."""

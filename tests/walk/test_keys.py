@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 from contextlib import suppress
 from pathlib import Path
@@ -91,6 +92,23 @@ def test_a_broken_file_takes_no_key_away_and_is_never_one_without_keys(tmp_path:
     assert ring.of(carrying(key), NOW_MS) is not None
     with pytest.raises(SettingsError):
         file.grants()
+
+
+def test_a_file_that_could_not_be_read_once_is_read_the_next_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = KeyFile(tmp_path)
+    ring = Keyring(again=file.changed)
+    key = made(file)
+    assert ring.of(carrying(key), NOW_MS) is not None
+    file.remove("host")
+
+    def too_many(_: Path) -> bytes:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", too_many)
+        ring.refresh()
+    ring.refresh()
+    assert ring.of(carrying(key), NOW_MS) is None
 
 
 def test_a_bucket_gives_its_burst_and_then_its_rate(tmp_path: Path) -> None:
