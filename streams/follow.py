@@ -415,6 +415,7 @@ class Harness:
     async def finish(self) -> None:
         """Begins no batch any more, and lets those under way finish."""
         self._stopping = True
+        self.reading.turn.end()
         for task in self._tasks:
             task.cancel()
         if not self.failed:

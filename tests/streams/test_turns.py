@@ -12,7 +12,7 @@ from schemas.hold import Clearing
 from schemas.record import Record
 from schemas.topics import CLEARINGS
 from streams.bus import ListBus, Message
-from streams.follow import Follower, Harness, Source
+from streams.follow import FINISH_S, Follower, Harness, Source
 from streams.lane import Lane, Place
 from streams.settings import Settings
 from tests.streams.conftest import a_clearing
@@ -118,5 +118,29 @@ def test_what_fails_while_the_process_ends_is_not_acknowledged_with_what_came_af
         following.cancel()
         assert harness.reading.turn.next == {(CLEARINGS.name, 0): 1}
         assert harness.failed
+
+    asyncio.run(story())
+
+
+def test_who_is_to_end_while_it_prepares_ends_at_once(tmp_path: Path) -> None:
+    async def story() -> None:
+        preparing = asyncio.Event()
+
+        async def assigned(_: None, __: frozenset[Place]) -> None:
+            preparing.set()
+            await asyncio.Event().wait()
+
+        harness = Harness(Follower("hold", {CLEARINGS: nothing}, assigned=assigned), None, ListBus(), Settings(data_dir=tmp_path))
+        lane = harness.lanes[CLEARINGS.name]
+        following = asyncio.create_task(harness.follow(lane))
+        harness.on_assigned(places(0))
+        put(lane, 0, "c1")
+        await preparing.wait()
+        await until(lane.idle.is_set, False)
+        harness.stop()
+        async with asyncio.timeout(FINISH_S / 2):
+            await harness.finish()
+        following.cancel()
+        assert not harness.reading.turn.next
 
     asyncio.run(story())
