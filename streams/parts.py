@@ -162,12 +162,13 @@ class Running:
         part.log.parent.mkdir(parents=True, exist_ok=True)
         if part.log.exists() and part.log.stat().st_size > LOG_BYTES_MAX:
             part.log.replace(part.log.with_name(part.log.name + ".1"))
-        self._ready, self._started_at, self._started_at_ms = False, now, clock_ms()
+        self._ready = False
         with part.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(TETHER), str(os.getpid()), *part.command],
                 env=dict(part.environ), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
+        self._started_at, self._started_at_ms = now, clock_ms()
 
     def _ended(self, now: float) -> None:
         """Takes note of an end, once: expected, fatal, or to be followed by another start."""
