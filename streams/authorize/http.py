@@ -220,9 +220,10 @@ class HttpDoor:
     async def _covers(self, key: Key, transaction_id: str) -> bool:
         """Whether the card of an authorization is one of the key's: asked for keys of some cards alone, which it costs a round trip."""
         kept = await self._world.answers.of_transaction(transaction_id)
-        if kept is None:
+        txn = self._under_way.asked(transaction_id) if kept is None else avro.decode(Decision, kept.message).transaction
+        if txn is None:
             await self._whole()
-        return kept is not None and key.covers(avro.decode(Decision, kept.message).transaction.card_bin)
+        return txn is not None and key.covers(txn.card_bin)
 
     async def _clear(self, request: Request, kind: ClearingKind, transaction_id: str, now_ms: int) -> Reply | Problem:
         asked = clearing_in(request, kind, transaction_id, now_ms)

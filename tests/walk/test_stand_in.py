@@ -21,6 +21,7 @@ from streams import forward as forwarding
 from streams import metrics, spool
 from streams import stand_in as standing
 from streams.answers import Kept, Made
+from streams.authorize.keys import Scope
 from streams.forward import forward
 from streams.spool import Spool
 from streams.stand_in import StandIn
@@ -99,7 +100,8 @@ def test_a_log_that_is_down_leaves_small_payments_of_those_that_are_known(tmp_pa
     at_the_door(tmp_path, play)
 
 
-def test_what_follows_an_answer_of_the_stand_in_is_to_come_again_until_the_log_has_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("limits", [{}, {"bins": ("4111",)}])
+def test_what_follows_an_answer_of_the_stand_in_is_to_come_again_until_the_log_has_it(limits: dict[str, Any], tmp_path: Path) -> None:
     async def play(host: Host) -> None:
         following: dict[str, dict[str, Any]] = {
             "increment": a_request(transaction_id="more", amount_minor=500),
@@ -115,6 +117,7 @@ def test_what_follows_an_answer_of_the_stand_in_is_to_come_again_until_the_log_h
         world.memory.recall_all = gone  # type: ignore[method-assign,assignment]
         assert (await host.authorize(transaction_id="small", amount_minor=4_000))[1]["stand_in"] is True
         world.memory.recall_all = recall_all  # type: ignore[method-assign]
+        host.carry("its", Scope.AUTHORIZE, Scope.CAPTURE, **limits)
         for what, sent in following.items():
             status, answer, _ = await host.step(what, "small", **sent)
             assert (status, answer["error"]["code"]) == (503, "log_unavailable"), what
