@@ -162,8 +162,10 @@ def spoken(
     appends: Array,
     tokens: Array,
 ) -> None:
-    """As `said.said`, of rows that are derived from transactions (0: of these themselves): the kind of such a row, which concerns only the logs
-    that a transaction leaves rows in."""  # fmt: skip
+    """As `said.said`, of rows of the kind `derived`, which say something of transactions (0: of these themselves).
+
+    Only the logs in which a transaction leaves rows have those.
+    """
     said(fields, rules, measures, words, texts, source, leaves, owns, stride, tokens)
     if derived == 0:
         return
@@ -177,7 +179,8 @@ def spoken(
 
 
 def room_for(rows: int, row_bytes: int, prefix_bytes: int, memories: int, reads: int, said: int, aside: int) -> int:
-    """Bytes that the commands of so many recalls take at most: `row_bytes` and `prefix_bytes` of all memories, `said` and `aside` of all recalls."""
+    """Bytes that the commands of so many recalls take at most: `row_bytes` and `prefix_bytes` are of all memories, `aside` of all recalls, and so is
+    `said`, once for each memory that takes its token from one field."""
     each = row_bytes + 2 * prefix_bytes + memories * (_APPEND.size + 8 * _ROOM) + _MGET.size + (2 + 2 * reads) * _ROOM
     return rows * each + 2 * said + aside + 8
 
@@ -188,7 +191,7 @@ def asked(
     fields: Array,
     rules: Array,
     measures: Array,
-    texts_of: Array,
+    kinds: Array,
     texts: Array,
     source: Array,
     leaves: Array,
@@ -211,7 +214,7 @@ def asked(
     written already, and the keys that are read aside; NOT_ASKED where there is none. `prefixes` are what keys begin with, one kind of memory ending
     at each of `ends`. `appends` says of each log whether it gets a row.
     """
-    spoken(fields, rules, measures, texts_of, texts, source, leaves, owns, stride, derived, appends, tokens)
+    spoken(fields, rules, measures, kinds, texts, source, leaves, owns, stride, derived, appends, tokens)
     at, word, replies = 0, 0, 0
     for one in range(lengths.shape[0]):
         copy(out, at, words, word, lengths[one, 1])
@@ -342,7 +345,7 @@ def found(
     """Writes the kernels' buffer of what was `asked`; its length, 0 if replies are not as they are when all goes well: see `laid_out`, `answered`.
 
     `marks` (uint8[n, logs]) is what appends leave to do (`kernel.kept_up`); and whether there is any.
-    """  # fmt: skip
+    """
     if not answered(replies, lengths, tokens, appends, absent, spans, ends):
         return 0, False
     size = laid_out(replies, owns, stride, lengths.shape[1] - 2, spans, whole, begins)
