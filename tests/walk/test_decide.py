@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from features.catalogue import CATALOGUE
-from features.online import RedisMemory
+from features.online import RedisMemory, warm
 from features.wire import Wire
 from models.hold import EMPTY, Book, HoldState, UnknownAccount, state_known
 from models.opinion import Judges, Panel
@@ -227,6 +227,7 @@ def test_a_model_promoted_while_a_payment_waits_for_its_account_is_not_the_one_t
 
 def test_on_one_redis_a_hold_and_its_answer_are_one_step_also_where_others_change_the_account(redis_url: str) -> None:
     async def main() -> None:
+        warm(CATALOGUE)
         wire = await Wire.connect(redis_url)
         scene, books = a_world(), Books(wire)
         scene.world.memory, scene.world.books, scene.world.answers = RedisMemory(wire, CATALOGUE), books, Answers(wire, 3600)

@@ -13,7 +13,7 @@ import hiredis
 import pytest
 
 from features.catalogue import CATALOGUE
-from features.online import RedisMemory
+from features.online import RedisMemory, warm
 from features.wire import Wire
 from models.hold import EMPTY, Book, Refusal, Step, UnknownAccount, place, state_known
 from models.sar import Movement
@@ -381,6 +381,7 @@ def test_a_row_that_is_appended_to_a_redis_that_forgot_is_not_taken_for_remember
 
     async def main() -> None:
         wire = await Wire.connect(redis_url)
+        warm(CATALOGUE)
         memory = RedisMemory(wire, CATALOGUE)
         event = AccountEvent(event_id="1", account_id="forgot", kind=AccountEventKind.LOGIN, at_ms=1)
         await wire.send((b"DEL", WHOLE))
