@@ -289,7 +289,7 @@ def _read(path: Path, bytes_max: int) -> bytes:
 def _write(path: Path, content: bytes) -> None:
     """Writes the file whole or not at all: beside it first, on disk, then renamed over it."""
     _beside(path, content).replace(path)
-    _names_kept(path.parent)
+    on_disk(path.parent)
 
 
 def _written_first(path: Path, content: bytes) -> bool:
@@ -301,13 +301,13 @@ def _written_first(path: Path, content: bytes) -> bool:
         return False
     finally:
         beside.unlink()
-    _names_kept(path.parent)
+    on_disk(path.parent)
     return True
 
 
-def _names_kept(folder: Path) -> None:
-    """Returns when the folder's names are on disk: a file that a power failure leaves without its name was taken out of the history."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def on_disk(path: Path) -> None:
+    """Returns when a file's contents, or a folder's names, outlive a power failure: nothing may speak of what does not."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

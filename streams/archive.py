@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.catalogue import CATALOGUE, Catalogue
+from models.registry import on_disk
 from schemas.decision import Decision
 from schemas.label import Label
 from schemas.opinion import SecondOpinions
@@ -186,9 +187,7 @@ def _put(path: Path, table: pa.Table) -> None:
     finally:
         draft.unlink()
     for folder in (path.parent, path.parent.parent):
-        descriptor = os.open(folder, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        on_disk(folder)
 
 
 def _day(at_ms: int) -> str:

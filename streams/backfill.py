@@ -38,6 +38,7 @@ from features.catalogue import CATALOGUE, Catalogue
 from features.columns import TransactionColumns, columns_from_arrow, joined, merged
 from features.fact import PROFILES
 from features.profile import account_knowledge
+from models.registry import on_disk
 from schemas.account import AccountState
 from schemas.errors import InvalidRecord, SettingsError
 from streams.clock import clock_ms
@@ -342,13 +343,13 @@ class _Place:
             file.write(body.getbuffer())
             file.flush()
             os.fsync(file.fileno())
-        _on_disk(self.folder)
+        on_disk(self.folder)
         (self.folder / f".{STATE}").replace(self.folder / STATE)
 
     def finish(self) -> None:
         """All parts are there: the folder takes its name, and what had it before goes away."""
         (self.folder / STATE).unlink(missing_ok=True)
-        _on_disk(self.folder)
+        on_disk(self.folder)
         _removed(self._before)
         if self.whole.is_symlink() or self.whole.exists():
             self.whole.rename(self._before)
@@ -361,15 +362,6 @@ def _removed(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     path.unlink(missing_ok=True)
-
-
-def _on_disk(path: Path) -> None:
-    """Returns when a file's contents, or a folder's names, outlive a power failure: a state or a name must not speak of parts that do not."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def backfilled(
@@ -466,7 +458,7 @@ class _Writer:
         unfinished = path.with_name(f".{path.name}")
         whole = pa.Table.from_arrays([*_beside(table), *features, *attributes], schema=self._schema)
         pq.write_table(whole, unfinished, compression="zstd")
-        _on_disk(unfinished)
+        on_disk(unfinished)
         unfinished.replace(path)
 
 

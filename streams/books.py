@@ -32,6 +32,7 @@ return 1
 """As `_SWAP`, and the answer that rests on it, if there is none yet: both or neither. For one server that has all keys. The hold comes first:
 should Redis stop between them, one without an answer lapses, and an answer without its hold would stand."""
 _SWAP_AND_KEEP_SHA = hashlib.sha1(_SWAP_AND_KEEP, usedforsecurity=False).hexdigest().encode()
+_SCRIPTS = {_SWAP_SHA: _SWAP, _SWAP_AND_KEEP_SHA: _SWAP_AND_KEEP}
 _NOSCRIPT = "NOSCRIPT"
 _TRIES = 64
 UNREAD = object()
@@ -152,7 +153,7 @@ class Books:
         tries: dict[int, _Tried[M]] = {}
         try:
             commands = [self._try(number, change, results, alone, tries) for number, change in enumerate(changes)]
-            replies = await self._tried([command for command in commands if command is not None])
+            replies = await self._evaluated([command for command in commands if command is not None])
             for (number, tried), reply in zip(tries.items(), replies, strict=True):
                 if reply == 1:
                     tried.turn.newest, results[number] = tried.content, tried.result
@@ -199,12 +200,11 @@ class Books:
             return b"EVALSHA", _SWAP_SHA, b"2", book_key(account_id), WHOLE, version, content
         return b"EVALSHA", _SWAP_AND_KEEP_SHA, b"4", book_key(account_id), WHOLE, *words.keys, version, content, *words.contents
 
-    async def _tried(self, commands: Sequence[Command]) -> list[Any]:
-        """The replies to first tries. A script that Redis does not know yet is sent in full; `change` does that itself."""
+    async def _evaluated(self, commands: Sequence[Command]) -> list[Any]:
+        """The replies to these scripts. One that Redis does not know yet is sent in full."""
         replies = await self._wire.ask(*commands)
         unknown = [n for n, reply in enumerate(replies) if isinstance(reply, Exception) and _NOSCRIPT in str(reply)]
-        unknown = [n for n in unknown if commands[n][1] == _SWAP_AND_KEEP_SHA]
-        again = await self._wire.ask(*[(b"EVAL", _SWAP_AND_KEEP, *commands[n][2:]) for n in unknown])
+        again = await self._wire.ask(*[(b"EVAL", _SCRIPTS[commands[n][1]], *commands[n][2:]) for n in unknown])
         for n, reply in zip(unknown, again, strict=True):
             replies[n] = reply
         return replies
@@ -225,10 +225,7 @@ class Books:
         raise MemoryUnavailable(f"the book of {account_id} changed under {_TRIES} tries")
 
     async def _swap(self, account_id: str, version: bytes, content: bytes) -> object:
-        words = (b"2", book_key(account_id), WHOLE, version, content)
-        (reply,) = await self._wire.send((b"EVALSHA", _SWAP_SHA, *words))
-        if isinstance(reply, Exception) and _NOSCRIPT in str(reply):
-            (reply,) = await self._wire.send((b"EVAL", _SWAP, *words))
+        (reply,) = await self._evaluated([(b"EVALSHA", _SWAP_SHA, b"2", book_key(account_id), WHOLE, version, content)])
         if isinstance(reply, Exception):
             raise MemoryUnavailable(f"the book of {account_id} could not be written: {reply}")
         return reply

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from models.registry import on_disk
 from streams import journal
 
 KEPT, DONE = b"K", b"D"
@@ -157,16 +158,8 @@ def _rewritten(path: Path, kept: list[Entry]) -> int:
     try:
         _synced(descriptor, b"".join([entry.framed() for entry in kept]), True)
         draft.replace(path)
-        _keep_name(path.parent)
+        on_disk(path.parent)
     except OSError:
         os.close(descriptor)
         raise
     return descriptor
-
-
-def _keep_name(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

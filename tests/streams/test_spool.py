@@ -67,7 +67,7 @@ def test_the_disk_gets_back_what_is_needed_no_more_and_loses_nothing_that_comes_
     asyncio.run(play())
 
 
-@pytest.mark.parametrize(("fails", "kept"), [("_synced", [b"old", b"new"]), ("_keep_name", [b"needed", b"new"])])
+@pytest.mark.parametrize(("fails", "kept"), [("_synced", [b"old", b"new"]), ("on_disk", [b"needed", b"new"])])
 def test_where_the_disk_does_not_take_it_anew_the_file_that_has_its_name_goes_on(
     fails: str, kept: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
