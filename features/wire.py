@@ -185,7 +185,7 @@ class _Link(asyncio.BufferedProtocol):
             if self.soon is None:
                 self.soon = self.loop.call_soon(self._flush)
         elif self.later is None:
-            self.later = self.loop.call_later(_LATER_S, self._flush)
+            self.later = self.loop.call_later(_LATER_S, self._flush_late)
         self.unsent += map(hiredis.pack_command, commands)
         if len(self.unsent) >= _FULL:
             self._flush()
@@ -201,11 +201,15 @@ class _Link(asyncio.BufferedProtocol):
         if self.alarm is None:
             self.alarm = self.loop.call_later(timeout_s, self._ring)
 
+    def _flush_late(self) -> None:
+        self.later = None
+        self._flush()
+
     def _flush(self, more: memoryview | None = None) -> None:
-        for arranged in (self.soon, self.later):
-            if arranged is not None:
-                arranged.cancel()
-        self.soon = self.later = None
+        """What is unsent goes. The later write, if one is arranged, stays: to end and begin a timer for each costs more than one that finds nothing."""
+        if self.soon is not None:
+            self.soon.cancel()
+            self.soon = None
         unsent, self.unsent = self.unsent, []
         if self.transport is None:
             return
