@@ -7,7 +7,7 @@ import statistics
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import psutil
@@ -16,7 +16,7 @@ from schemas.transaction import Transaction
 from streams.clock import clock_ms
 from streams.settings import Settings
 from streams.stack import Stack
-from tests.bench.walk import load, pinned, transactions
+from tests.bench.walk import Payments, load, pinned
 from tests.collector import Collector
 
 SHARE = 0.01
@@ -24,6 +24,8 @@ SCRAPED_EVERY_S = 1.0
 BLOCKED_EVERY = 20
 """One payment in so many is by a card that is much too busy: it is blocked, and a line of the log."""
 CONNECTIONS = 64
+PER_S_MAX = 8_000
+"""No faster is either asked."""
 
 
 def traced(settings: Settings, collector: Collector) -> Settings:
@@ -31,10 +33,10 @@ def traced(settings: Settings, collector: Collector) -> Settings:
     return settings.changed(trace_endpoint=collector.url, trace_share=SHARE, log_level="info")
 
 
-def payments(count: int, prefix: str) -> list[bytes]:
-    """Plain payments by cards that no other lot has, of which one in `BLOCKED_EVERY` is blocked."""
+def payments(plain: Sequence[Transaction], prefix: str) -> list[bytes]:
+    """These by cards that no other lot has, of which one in `BLOCKED_EVERY` is blocked."""
     now_ms = clock_ms()
-    made = [_of_its_own(txn, prefix) for txn in transactions(count, prefix, now_ms)]
+    made = [_of_its_own(txn, prefix) for txn in plain]
     made[::BLOCKED_EVERY] = [_busy(txn, prefix, now_ms) for txn in made[::BLOCKED_EVERY]]
     return [msgspec.json.encode(txn) for txn in made]
 
@@ -66,8 +68,8 @@ def scraped(url: str) -> Iterator[None]:
     thread.join()
 
 
-def observed(stack: Stack, collector: Collector, turns: int, seconds: float) -> dict[str, float]:
-    """The cost in processor time of a request and in capacity, as the median over pairs of turns; what was told meanwhile.
+def observed(stack: Stack, collector: Collector, history: Payments, turns: int, seconds: float) -> dict[str, float]:
+    """The cost in processor time of a request and in capacity, as the median over pairs of turns; what was told meanwhile. `history`: what is paid.
 
     Both services are started for it, one after the other, and have served as much: an older one has more to forget.
     """
@@ -87,7 +89,7 @@ def observed(stack: Stack, collector: Collector, turns: int, seconds: float) -> 
     def turn(process: psutil.Process, long_s: float) -> tuple[float, float]:
         nonlocal lot
         lot += 1
-        bodies = payments(int(12_000 * long_s), f"o{lot}-")
+        bodies = payments(history.more(int(PER_S_MAX * long_s)), f"o{lot}-")
         before = sum(process.cpu_times()[:2])
         said = load(ports[process.pid], bodies, "--connections", str(CONNECTIONS), "--seconds", str(long_s), api_key=whole.api_key)
         return said["per_s"], (sum(process.cpu_times()[:2]) - before) / said["count"] * 1e6

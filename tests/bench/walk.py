@@ -35,9 +35,30 @@ P99_MS_MAX = 15
 SCORE_PER_S_MIN = 4_000
 CARDS = 5_000
 SPAN_MS = 20 * 86_400_000
+HISTORY_MS, STEP_MS = 30 * 86_400_000, 800
+"""A history that is sent in lots begins so long ago, and has a payment every so often: 3.2 million reach to now."""
 
 
-def transactions(count: int, prefix: str, now_ms: int) -> list[Transaction]:
+class Payments:
+    """One history that is sent in lots: each payment happens after all that were made before it.
+
+    Lots that each spanned the same days would be late by weeks, one after the other, and what upkeep of that costs is not what a host sees.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix, self._lots, self._now_ms = prefix, 0, clock_ms()
+        self._until_ms = self._now_ms - HISTORY_MS
+
+    def more(self, count: int) -> list[Transaction]:
+        """The next so many. ValueError if they would happen in the future."""
+        self._lots += 1
+        self._until_ms += count * STEP_MS
+        if self._until_ms > self._now_ms:
+            raise ValueError(f"a history of {HISTORY_MS // STEP_MS:,} payments ends here: measure for less time")
+        return transactions(count, f"{self._prefix}{self._lots}-", self._until_ms, count * STEP_MS)
+
+
+def transactions(count: int, prefix: str, now_ms: int, span_ms: int = SPAN_MS) -> list[Transaction]:
     """Twenty days of plain payments: `count` of them by 5,000 cards in turn, a third from a device, a third with coordinates."""
     from schemas.transaction import EntryMode, TransactionKind
 
@@ -46,7 +67,7 @@ def transactions(count: int, prefix: str, now_ms: int) -> list[Transaction]:
         Transaction(
             transaction_id=f"{prefix}{i:08d}",
             kind=kinds[i % 3],
-            at_ms=now_ms - (count - i) * SPAN_MS // count,
+            at_ms=now_ms - (count - i) * span_ms // count,
             amount_minor=500 + (i * 7919) % 9_000,
             currency="EUR",
             account_id=f"acc{i % CARDS}",

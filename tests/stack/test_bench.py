@@ -14,11 +14,13 @@ import pytest
 from streams.authorize.codec import Codec
 from streams.authorize.dialect import dialect_of
 from streams.authorize.iso8583 import HEADERS
+from streams.clock import clock_ms
 from tests.bench import load_iso, shadow
 from tests.bench.authorize import goals, iso_frames
 from tests.bench.features import holds
 from tests.bench.load import closed_loop
 from tests.bench.swap import checks
+from tests.bench.walk import transactions
 
 
 def test_payments_that_are_not_answered_beside_a_shadow_are_told_from_opinions_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +69,7 @@ def test_messages_that_are_answered_by_no_decision_are_no_capacity_of_iso_8583()
 
     async def play() -> None:
         server = await asyncio.start_server(answer, "127.0.0.1", 0)
-        frames = [iso_frames(1)] * 100
+        frames = [iso_frames(transactions(1, "i", clock_ms()))] * 100
         async with server:
             with pytest.raises(AssertionError, match="91"):
                 await load_iso.closed_loop(server.sockets[0].getsockname()[1], frames, connections=1, seconds=5)
