@@ -206,7 +206,7 @@ class _Link(asyncio.BufferedProtocol):
         self._flush()
 
     def _flush(self, more: memoryview | None = None) -> None:
-        """What is unsent goes. The later write, if one is arranged, stays: to end and begin a timer for each costs more than one that finds nothing."""
+        """What is unsent goes. The later write stays, if one is arranged: to end and begin a timer each time costs more than it saves."""
         if self.soon is not None:
             self.soon.cancel()
             self.soon = None
