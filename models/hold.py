@@ -23,6 +23,8 @@ FINAL = frozenset({HoldState.POSTED, HoldState.VOIDED, HoldState.EXPIRED})
 """States that end a hold."""
 CLOCK_PLACE = ("clock", -1, -1)
 """What stands for the place of the record that caused an expiry: there is none."""
+POSTINGS_MAX = 32
+"""Postings that a book remembers one by one until its account's owner says a newer balance; older ones then count as one."""
 PARTS_MAX = 99
 """Captures and reversals of one hold that leave something of it (source: two digits of Visa's multiple clearing sequence count)."""
 
@@ -99,6 +101,14 @@ class OpenHold(msgspec.Struct, frozen=True, array_like=True):
         return self.state is HoldState.PROVISIONAL and now_ms < self.lease_until_ms
 
 
+class Posting(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Money that captures took. A balance as of an earlier moment does not contain it, whenever that balance arrives."""
+
+    at_ms: int
+    minor: int
+    currency: str
+
+
 class Book(msgspec.Struct, frozen=True, array_like=True):
     """One account: what its owner's books said of it last, less what was posted since, and its holds.
 
@@ -115,6 +125,8 @@ class Book(msgspec.Struct, frozen=True, array_like=True):
     holds: tuple[OpenHold, ...] = ()
     controls: tuple[Controls, ...] = ()
     usage: tuple[Usage, ...] = ()
+    postings: tuple[Posting, ...] = ()
+    """Those after `as_of_ms`."""
 
     def available_minor(self, now_ms: int) -> int:
         """Balance and limit less live holds in the account's currency, minor units. Negative after a reinstated hold."""
@@ -318,11 +330,26 @@ def post(book: Book, hold_id: str, amount_minor: int, currency: str, at_ms: int,
     if amount_minor > hold.left_minor + hold.tolerance_minor:
         return Refusal.EXCEEDS_HOLD
     assert amount_minor >= 0
+    since = _with_posting(book.postings, Posting(at_ms, amount_minor, currency)) if amount_minor and at_ms > book.as_of_ms else book.postings
     taken = amount_minor if book.known and hold.currency == book.currency and at_ms > book.as_of_ms else 0
     ends = final or amount_minor >= hold.left_minor
     after = msgspec.structs.replace(hold, posted_minor=hold.posted_minor + amount_minor)
     step = _cleared(book, after, Part(cause.clearing_id, cause.digest, ClearingKind.CAPTURE, amount_minor, at_ms, *cause[2:]), ends)
-    return step if isinstance(step, Refusal) else Step(msgspec.structs.replace(step.book, balance_minor=book.balance_minor - taken), step.hold)
+    if isinstance(step, Refusal):
+        return step
+    return Step(msgspec.structs.replace(step.book, balance_minor=book.balance_minor - taken, postings=since), step.hold)
+
+
+def _with_posting(postings: tuple[Posting, ...], posting: Posting) -> tuple[Posting, ...]:
+    """These and one more. Of too many the first two of one currency become one, at the later's moment: what was taken stays taken."""
+    after = sorted((*postings, posting), key=lambda one: (one.currency, one.at_ms))
+    if len(after) > POSTINGS_MAX:
+        pairs = [place for place in range(len(after) - 1) if after[place].currency == after[place + 1].currency]
+        first = min(pairs, key=lambda place: after[place + 1].at_ms, default=None)
+        if first is not None:
+            one, other = after[first], after[first + 1]
+            after[first : first + 2] = [Posting(other.at_ms, one.minor + other.minor, one.currency)]
+    return tuple(after)
 
 
 def void(book: Book, hold_id: str, at_ms: int, cause: Cause = UNNAMED, amount_minor: int = 0, currency: str = "") -> Step | Refusal:
@@ -375,12 +402,14 @@ def release(book: Book, hold_id: str) -> Book | Refusal:
 def state_known(book: Book, state: AccountState) -> Book:
     """The book with balance, limit and status as the account's owner says them; what is not newer is ignored.
 
-    The balance said is taken whole: it contains every posting up to its `as_of_ms`, and the owner sends another after the next.
+    The balance said contains every posting up to its `as_of_ms`, and no later one, however late it arrives.
     """
     if book.known and state.as_of_ms <= book.as_of_ms:
         return book
-    said = (True, state.currency, state.balance_minor, state.credit_limit_minor, state.status, state.as_of_ms)
-    return Book(book.version + 1, *said, book.holds, book.controls, book.usage)
+    since = tuple([posting for posting in book.postings if posting.at_ms > state.as_of_ms])
+    balance_minor = state.balance_minor - sum([posting.minor for posting in since if posting.currency == state.currency])
+    said = (True, state.currency, balance_minor, state.credit_limit_minor, state.status, state.as_of_ms)
+    return Book(book.version + 1, *said, book.holds, book.controls, book.usage, since)
 
 
 def controls_known(book: Book, controls: Controls) -> Book:
@@ -546,4 +575,4 @@ def _with(book: Book, hold: OpenHold) -> Book:
 def _changed(book: Book, holds: tuple[OpenHold, ...], usage: tuple[Usage, ...] | None = None) -> Book:
     """The next version of the book, with these holds."""
     said = (book.known, book.currency, book.balance_minor, book.credit_limit_minor, book.status, book.as_of_ms)
-    return Book(book.version + 1, *said, holds, book.controls, book.usage if usage is None else usage)
+    return Book(book.version + 1, *said, holds, book.controls, book.usage if usage is None else usage, book.postings)

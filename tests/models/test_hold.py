@@ -11,6 +11,7 @@ from models.hold import (
     EMPTY,
     FINAL,
     PARTS_MAX,
+    POSTINGS_MAX,
     Book,
     Cause,
     OpenHold,
@@ -24,6 +25,7 @@ from models.hold import (
     post,
     release,
     state_known,
+    told,
     untold,
     void,
 )
@@ -376,6 +378,32 @@ SCENARIOS = {
         post H1 600             -> posted
         available               -> 400
     """,
+    "a balance as of before a capture that comes after it does not contain it": """
+        account 1000
+        hold H1 600
+        confirm H1 600
+        tick 10s
+        post H1 600             -> posted
+        available               -> 400
+        account 1000 as_of=9999
+        available               -> 400
+        account 1000 as_of=9999
+        account 400 as_of=10000
+        available               -> 400
+    """,
+    "what was captured of an account before anybody described it is not in a balance as of before": """
+        tick 10s
+        hold H1 600 EUR hold
+        hold H2 100 USD hold
+        confirm H1 600
+        confirm H2 100 USD
+        post H1 600             -> posted
+        post H2 100 USD         -> posted
+        account 1000 as_of=9999
+        available               -> 400
+        account 1000 as_of=10000
+        available               -> 1000
+    """,
     "a resolved hold is released once it was told and an open one never": """
         account 1000
         hold H1 600
@@ -508,6 +536,21 @@ def test_a_hold_has_only_so_many_parts_and_then_it_must_end() -> None:
         book = step.book
     assert post(book, "H1", 1, "EUR", 1, Cause("more"), final=False) is Refusal.TOO_MANY_PARTS
     assert isinstance(post(book, "H1", 1, "EUR", 1, Cause("last")), Step)
+
+
+def test_of_many_captures_since_the_last_balance_none_is_given_back_by_one_that_was_said_before_it() -> None:
+    book = state_known(EMPTY, AccountState(account_id="A", currency="EUR", balance_minor=1_000, as_of_ms=0))
+    for number in range(1, 3 * POSTINGS_MAX):
+        step = post(confirm(book, Terms(f"H{number}", f"TH{number}", 1, "EUR", LIFE_MS)).book, f"H{number}", 1, "EUR", number)
+        assert isinstance(step, Step)
+        book = told(step.book, step.hold)
+    assert len(book.postings) <= POSTINGS_MAX
+    last = 3 * POSTINGS_MAX - 1
+    for as_of_ms in (1, last - POSTINGS_MAX // 2, last - 1, last):
+        book = state_known(book, AccountState(account_id="A", currency="EUR", balance_minor=1_000 - as_of_ms, as_of_ms=as_of_ms))
+        assert book.balance_minor <= 1_000 - last
+    assert book.balance_minor == 1_000 - last
+    assert book.postings == ()
 
 
 def test_no_bytes_are_the_empty_book() -> None:
