@@ -85,6 +85,8 @@ class UnderWay:
         deciding, course = self.once(txn, now_ms, traced)
         gone = LATE
         if await self._ends_within(deciding, wait_s if stand_in is None else wait_s * SHARE):
+            if stand_in is not None and (given := stand_in.first(txn)) is not None:  # who waited for less time has heard it
+                return await stand_in.repeated(given), course
             try:
                 made = deciding.result()
             except Unavailable as error:

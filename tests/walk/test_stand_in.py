@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -310,6 +311,25 @@ def test_an_approval_above_the_limit_that_the_log_may_have_is_declined_and_rever
         (clearing,) = host.world.bus.records(CLEARINGS)
         assert (clearing.kind, clearing.transaction_id) == (ClearingKind.REVERSAL, "large")  # type: ignore[attr-defined]
         assert (await host.authorize(transaction_id="large", amount_minor=6_000))[2] == bytes_
+
+    at_the_door(tmp_path, play)
+
+
+def test_a_repeat_that_waits_while_the_stand_in_declines_hears_no_approval_that_is_reversed(tmp_path: Path) -> None:
+    async def play(host: Host) -> None:
+        tell, acknowledged = host.world.bus.tell, asyncio.get_running_loop().create_future()
+
+        def late(topic: Topic, key: str, value: bytes) -> asyncio.Future[None]:
+            tell(topic, key, value)
+            return acknowledged
+
+        host.world.world.bus.tell = late  # type: ignore[method-assign]
+        body = json.dumps(a_request(transaction_id="large", amount_minor=6_000)).encode()
+        patient = asyncio.create_task(host.ask("POST", "/v1/authorizations", body, {"Holdfast-Deadline-Ms": "10000"}))
+        _, heard, bytes_ = await host.ask("POST", "/v1/authorizations", body, {"Holdfast-Deadline-Ms": "100"})
+        assert (heard["outcome"], heard["stand_in"]) == ("decline", True)
+        acknowledged.set_result(None)
+        assert (await patient)[2] == bytes_
 
     at_the_door(tmp_path, play)
 
