@@ -78,15 +78,16 @@ class UnderWay:
         return made, course
 
     async def _answered(self, txn: Transaction, now_ms: int, wait_s: float, traced: Traced | None) -> tuple[Decided, Course]:
-        stand_in = self._world.stand_in
+        stand_in, ends_s = self._world.stand_in, asyncio.get_running_loop().time() + wait_s
         if stand_in is not None and (given := stand_in.first(txn)) is not None:
-            return await stand_in.repeated(given), Course()
-        ends_s = asyncio.get_running_loop().time() + wait_s
+            async with asyncio.timeout_at(ends_s):
+                return await stand_in.repeated(given), Course()
         deciding, course = self.once(txn, now_ms, traced)
         gone = LATE
         if await self._ends_within(deciding, wait_s if stand_in is None else wait_s * SHARE):
             if stand_in is not None and (given := stand_in.first(txn)) is not None:  # who waited for less time has heard it
-                return await stand_in.repeated(given), course
+                async with asyncio.timeout_at(ends_s):
+                    return await stand_in.repeated(given), course
             try:
                 made = deciding.result()
             except Unavailable as error:

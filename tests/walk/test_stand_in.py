@@ -250,6 +250,26 @@ def test_a_disk_that_is_slow_has_what_a_memory_that_failed_early_left_of_the_hos
     at_the_door(tmp_path, play)
 
 
+def test_a_repeat_waits_for_a_disk_that_hangs_no_longer_than_its_host_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = spool._synced
+
+    def hangs(*each: Any) -> None:
+        sleep(1.5)
+        synced(*each)
+
+    async def play(host: Host) -> None:
+        host.world.bus.down = True
+        monkeypatch.setattr(spool, "_synced", hangs)
+        body = json.dumps(a_request(transaction_id="small", amount_minor=4_000)).encode()
+        began = asyncio.get_running_loop().time()
+        for _ in range(3):
+            status, answer, _ = await host.ask("POST", "/v1/authorizations", body, {"Holdfast-Deadline-Ms": "200"})
+            assert (status, answer["error"]["code"]) == (503, "deadline")
+        assert asyncio.get_running_loop().time() - began < 1.2
+
+    at_the_door(tmp_path, play)
+
+
 def test_a_memory_that_is_gone_is_made_up_for_afterwards(tmp_path: Path) -> None:
     async def play(host: Host) -> None:
         world = host.world.world
@@ -326,7 +346,7 @@ def test_a_repeat_that_waits_while_the_stand_in_declines_hears_no_approval_that_
         host.world.world.bus.tell = late  # type: ignore[method-assign]
         body = json.dumps(a_request(transaction_id="large", amount_minor=6_000)).encode()
         patient = asyncio.create_task(host.ask("POST", "/v1/authorizations", body, {"Holdfast-Deadline-Ms": "10000"}))
-        _, heard, bytes_ = await host.ask("POST", "/v1/authorizations", body, {"Holdfast-Deadline-Ms": "100"})
+        _, heard, bytes_ = await host.ask("POST", "/v1/authorizations", body, {"Holdfast-Deadline-Ms": "1500"})
         assert (heard["outcome"], heard["stand_in"]) == ("decline", True)
         acknowledged.set_result(None)
         assert (await patient)[2] == bytes_
