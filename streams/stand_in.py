@@ -119,6 +119,14 @@ class StandIn:
             raise Conflict(txn.transaction_id)
         return given
 
+    def asked(self, transaction_id: str) -> Transaction | None:
+        """The transaction of that id as it came first, if it was answered here, or lies among the newest of the log."""
+        given = self.pending.get(transaction_id) or self._apart.get(transaction_id)
+        if given is not None:
+            return given.decision.transaction
+        before = self._recent.get(transaction_id)
+        return None if before is None else avro.decode(Decision, before).transaction
+
     async def repeated(self, given: Given) -> Decided:
         """The answer again, when it is on the disk. LogUnavailable if that does not take it."""
         if given.durable is not None:

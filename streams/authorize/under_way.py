@@ -119,12 +119,11 @@ class UnderWay:
         return deciding, course
 
     def asked(self, transaction_id: str) -> Transaction | None:
-        """The transaction of that id as it came first, if it is under way here, or the stand-in's answer to it is not told yet."""
+        """The transaction of that id as it came first, if it is under way here, or the stand-in knows what was answered to it."""
         running = self._deciding.get(transaction_id)
         if running is not None:
             return running[0]
-        given = None if self._world.stand_in is None else self._world.stand_in.pending.get(transaction_id)
-        return None if given is None else given.decision.transaction
+        return None if self._world.stand_in is None else self._world.stand_in.asked(transaction_id)
 
     def of(self, transaction_id: str) -> asyncio.Future[Decided] | None:
         """The decision of that transaction, if it is under way here."""

@@ -11,6 +11,9 @@ import pytest
 
 from models.answer import FIELD_39
 from models.hold import Refusal
+from models.registry import default_stand_in_text
+from models.stand_in import stand_in_from_toml
+from schemas.errors import MemoryUnavailable
 from schemas.identity import keyed_token
 from schemas.topics import CLEARINGS, DECISIONS
 from schemas.transaction import TransactionKind
@@ -18,6 +21,8 @@ from streams import metrics
 from streams.authorize import iso8583
 from streams.authorize.codec import Message
 from streams.authorize.life import NotCleared
+from streams.spool import Spool
+from streams.stand_in import StandIn
 from tests.iso8583.host import KEY, NOON, PAN, Host, Scene, about, at_the_gateway, fields_of, transaction_id
 
 NETWORK = {7: "0101120000", 11: "000077"}
@@ -110,6 +115,24 @@ def test_a_repeat_may_carry_the_time_of_its_own_sending_and_nothing_else_of_its_
         assert await host.code("0100", about(f11="000010", f4="000000000500")) == "00"
         assert await host.code("0101", about(f11="000010", f4="000000000500", f7="0101120100")) == "00", "an increment's too"
         assert len(scene.world.decisions) == 3
+
+    at_the_gateway(play)
+
+
+def test_a_repeat_with_its_own_time_gets_the_first_answer_though_the_memory_is_gone(tmp_path: Path) -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        async def gone(*_: object) -> Any:
+            raise MemoryUnavailable("gone")
+
+        scene.world.world.stand_in = StandIn(stand_in_from_toml(default_stand_in_text()), *Spool.opened(tmp_path, list))
+        _, first = await host.ask("0100", fields_of())
+        assert first[39] == "00"
+        scene.world.world.memory.recall_all = scene.world.answers.of_transaction = gone  # type: ignore[method-assign,assignment]
+        scene.world.now_ms += 60_000
+        _, again = await host.ask("0101", fields_of(f7="0101120100"))
+        assert (again[39], again[38]) == ("00", first[38])
+        assert await host.code("0101", fields_of(f7="0101120100", f4="000000002000")) == "94"
+        await scene.world.world.stand_in.close()
 
     at_the_gateway(play)
 
