@@ -27,7 +27,7 @@ from streams.authorize.dialect import Dialect
 from streams.authorize.elements import Elements, Secrets
 from streams.authorize.iso_codes import CURRENCY_NUMBERS
 from streams.authorize.life import clear, follow_up
-from streams.authorize.under_way import UnderWay
+from streams.authorize.under_way import SHARE, UnderWay
 from streams.world import World
 
 ISO8583 = Origin("iso8583", -1, -1)
@@ -185,7 +185,8 @@ class Desk:
             if decision.approved_minor is not None:
                 added |= self._in_part(decision, decision.approved_minor)
             if elements.asks_balance(fields) and self._dialect.map.balance is not None:
-                for number, amounts in (await self._available(self._dialect.map.balance.number, decision, now_ms)).items():
+                left_s = self._deadline_s * SHARE - (time.perf_counter() - started)
+                for number, amounts in (await self._available(self._dialect.map.balance.number, decision, now_ms, left_s)).items():
                     added[number] = added.get(number, "") + amounts
         return Answer(answer_name(decision), added)
 
@@ -212,9 +213,16 @@ class Desk:
             made[row.original_amount.number] = said
         return made
 
-    async def _available(self, number: int, decision: Decision, now_ms: int) -> Fields:
-        """Additional amounts: account type unspecified, amount type `available`, currency, sign, twelve digits. None if nobody knows them."""
-        (content,) = answers.sound([*await self._world.books.read(decision.account_id)])
+    async def _available(self, number: int, decision: Decision, now_ms: int, wait_s: float) -> Fields:
+        """Additional amounts: account type unspecified, amount type `available`, currency, sign, twelve digits.
+
+        None if nobody knows them, or says them in time: the decision stands, and is what the host is to hear.
+        """
+        try:
+            async with asyncio.timeout(wait_s):
+                (content,) = answers.sound([*await self._world.books.read(decision.account_id)])
+        except (Unavailable, TimeoutError):
+            return {}
         book = Book.from_bytes(content)
         available = book.available_minor(now_ms)
         if not book.known or abs(available) >= BALANCE_END:

@@ -457,6 +457,26 @@ def test_a_balance_inquiry_says_what_is_available() -> None:
     at_the_gateway(play)
 
 
+def test_a_balance_that_cannot_be_read_is_left_out_and_the_answer_stands() -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        def gone(_: str) -> asyncio.Future[list[Any]]:
+            future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+            future.set_exception(MemoryUnavailable("gone"))
+            return future
+
+        read = scene.world.books.read
+        asked = fields_of(f3="310000", f4=None)
+        for late in (gone, lambda _: asyncio.get_running_loop().create_future()):
+            scene.world.world.books.read = late  # type: ignore[method-assign,assignment]
+            _, got = await host.ask("0100", asked)
+            assert (got[39], got.get(54)) == ("00", None)
+        scene.world.world.books.read = read  # type: ignore[method-assign]
+        _, again = await host.ask("0101", asked)
+        assert (again[39], again[38], again[54]) == ("00", got[38], "0002978C000000010000")
+
+    at_the_gateway(play, deadline_ms=1_000)
+
+
 def test_a_frame_that_does_not_end_in_time_cuts_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(iso8583, "FRAME_S_MAX", 0.2)
     monkeypatch.setattr(iso8583, "LOOK_S", 0.05)
