@@ -200,10 +200,10 @@ class HttpDoor:
         if request.method != "POST":
             return Problem("method_not_allowed", "use POST")
         avro.checked(lambda: msgspec.convert({"transaction_id": transaction_id}, _Named))
-        running, began_s = self._under_way.of(transaction_id), time.perf_counter()
+        began_s = time.perf_counter()
         async with asyncio.timeout(_wishes(request, self._deadline_s)[0]):
-            if running is not None:
-                await asyncio.wait([running])
+            if running := self._under_way.all_of(transaction_id) if step in STEPS else self._under_way.of(transaction_id):
+                await asyncio.wait(running)
             now_ms = self._world.clock_ms()
             if not key.covers(None) and not await self._covers(key, transaction_id):
                 return Problem("card_not_covered", about=transaction_id)

@@ -21,7 +21,7 @@ from schemas.errors import Conflict, InvalidRecord, SettingsError, Unavailable
 from schemas.hold import ClearingKind
 from schemas.transaction import Transaction, sound
 from streams import answers, journal, metrics
-from streams.asked import Decided, Origin
+from streams.asked import Origin
 from streams.authorize.codec import BadMessage, Codec, Fields, Message, Unreadable
 from streams.authorize.dialect import Dialect
 from streams.authorize.elements import Elements, Secrets
@@ -239,10 +239,9 @@ class Desk:
         asked = self._elements.asked(kind, fields, now_ms)
         if asked.at_ms > now_ms + self._world.future_ms_max:
             raise InvalidRecord("at_ms", "is in the future", code="time_in_future")
-        running: asyncio.Future[Decided] | None = self._under_way.of(asked.transaction_id)
         async with asyncio.timeout(self._deadline_s):
-            if running is not None:
-                await asyncio.wait([running])
+            if running := self._under_way.all_of(asked.transaction_id):
+                await asyncio.wait(running)
             made = await clear(await self._of_its_account(asked, fields), self._world, now_ms)
         if isinstance(made, tuple):
             return Answer("captured" if kind is ClearingKind.CAPTURE else "reversed", {})

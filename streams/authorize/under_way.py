@@ -8,6 +8,7 @@ from functools import partial
 from time import perf_counter
 
 from schemas.errors import Conflict, HoldfastError, Unavailable
+from schemas.identity import INCREMENT, increment_end, increments_of
 from schemas.transaction import Transaction
 from streams.asked import HTTP, Ask, Course, Decided, Origin
 from streams.tracing import Passed, Traced, Tracer
@@ -125,10 +126,19 @@ class UnderWay:
             return running[0]
         return None if self._world.stand_in is None else self._world.stand_in.asked(transaction_id)
 
-    def of(self, transaction_id: str) -> asyncio.Future[Decided] | None:
+    def of(self, transaction_id: str) -> list[asyncio.Future[Decided]]:
         """The decision of that transaction, if it is under way here."""
         running = self._deciding.get(transaction_id)
-        return running[1] if running else None
+        return [running[1]] if running else []
+
+    def all_of(self, transaction_id: str) -> list[asyncio.Future[Decided]]:
+        """The decisions under way here of what a capture or reversal names: that transaction, by either of an increment's ids, and its increments."""
+        begin, end = increments_of(transaction_id), increment_end(transaction_id)
+        return [
+            running[1]
+            for name, running in self._deciding.items()
+            if name == transaction_id or (name.startswith(INCREMENT) and (name.startswith(begin) or name.endswith(end)))
+        ]
 
     async def _ends_within(self, deciding: asyncio.Future[Decided], wait_s: float) -> bool:
         """Whether it ends in time; it goes on if not. (`asyncio.wait` with one, at half its price.)"""

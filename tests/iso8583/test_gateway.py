@@ -368,6 +368,23 @@ def test_a_reversal_waits_for_the_authorization_that_it_overtook() -> None:
     at_the_gateway(play)
 
 
+@pytest.mark.parametrize("named", ["000001", "000010"])
+def test_a_reversal_waits_for_the_increment_that_it_overtook(named: str) -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        tell = scene.world.bus.tell
+        assert await host.code("0100", fields_of()) == "00"
+        scene.world.world.bus.tell = lambda *told: asyncio.ensure_future(asyncio.sleep(0.1)) if tell(*told) else None  # type: ignore[method-assign, assignment]
+        host.send("0100", about(f11="000010", f4="000000000500"))
+        await asyncio.sleep(0.05)
+        host.send("0420", about(named, f11="000011"))
+        got = {message.mti: message.fields[39] for message in (await host.read(), await host.read())}
+        assert got == {"0110": "00", "0430": "00"}
+        given_back = [clearing.transaction_id for clearing in scene.world.bus.records(CLEARINGS)]  # type: ignore[attr-defined]
+        assert scene.world.decisions[1].transaction_id in given_back
+
+    at_the_gateway(play)
+
+
 def test_an_authorization_that_comes_after_its_reversal_is_refused() -> None:
     async def play(scene: Scene, host: Host) -> None:
         assert await host.code("0400", about()) == "25"

@@ -594,6 +594,22 @@ def test_a_reversal_gives_all_of_it_back_once_also_where_it_overtook_the_decisio
     at_the_door(play)
 
 
+@pytest.mark.parametrize(("named", "sent"), [("t1", {}), ("i1", {"account_id": "a1"})])
+def test_a_reversal_waits_for_the_increment_that_it_overtook(named: str, sent: dict[str, Any]) -> None:
+    async def play(host: Host) -> None:
+        await host.authorize()
+        tell = host.world.bus.tell
+        host.world.world.bus.tell = lambda *told: asyncio.ensure_future(asyncio.sleep(0.1)) if tell(*told) else None  # type: ignore[method-assign, assignment]
+        raising = asyncio.create_task(host.step("increment", **a_request(transaction_id="i1", amount_minor=500)))
+        await asyncio.sleep(0.05)
+        status, _, _ = await host.step("reversal", named, **CLEARING, **sent)
+        assert ((await raising)[1]["outcome"], status) == ("approve", 200)
+        given_back = [clearing.transaction_id for clearing in host.world.bus.records(CLEARINGS)]  # type: ignore[attr-defined]
+        assert host.world.decisions[1].transaction_id in given_back
+
+    at_the_door(play, deadline_ms=5_000)
+
+
 def test_an_increment_raises_the_hold_and_is_captured_with_it() -> None:
     async def play(host: Host) -> None:
         await host.authorize()
