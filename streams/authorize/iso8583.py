@@ -166,6 +166,8 @@ class Desk:
         txn = elements.transaction(fields, elements.key(fields), now_ms)
         if original is not None:
             async with asyncio.timeout(self._deadline_s):
+                if running := self._under_way.of(original.transaction_id):
+                    await asyncio.wait(running)
                 raised = await follow_up(txn, original.transaction_id, self._world, now_ms)
             if not isinstance(raised, Transaction):
                 return self.refused(raised, raised)

@@ -414,6 +414,16 @@ def test_an_increment_raises_the_hold_and_is_captured_with_it() -> None:
     at_the_gateway(play)
 
 
+def test_an_increment_waits_for_the_authorization_that_it_overtook() -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        host.send("0100", fields_of())
+        host.send("0100", about(f11="000010", f4="000000000500"))
+        assert [(await host.read()).fields[39] for _ in range(2)] == ["00", "00"]
+        assert [decision.held_minor for decision in scene.world.decisions] == [1_000, 500]
+
+    at_the_gateway(play)
+
+
 def test_an_increment_of_what_is_not_held_is_refused_and_one_alone_can_be_reversed() -> None:
     async def play(scene: Scene, host: Host) -> None:
         assert await host.code("0100", about(f11="000010")) == "25", "nobody knows the original"
