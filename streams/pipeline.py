@@ -343,10 +343,14 @@ async def tell(walks: Sequence[Walk], world: World) -> None:
 
 
 def note(walks: Sequence[Walk], world: World) -> None:
-    """Counts what was decided here and now, and leaves what the log has to those who did not decide it."""
+    """Counts what was decided here and now, and leaves what the log has to those who did not decide it.
+
+    Where the stand-in had a part, the outcome says nothing of the model and the policy: an outage would have them leave their bands.
+    """
     for walk in walks:
-        world.given[walk.judges.model.model_id, walk.verdict.outcome] += 1
-        world.given[walk.judges.policy.policy_id, walk.verdict.outcome] += 1
+        if not is_stand_in(walk.verdict.degradations):
+            world.given[walk.judges.model.model_id, walk.verdict.outcome] += 1
+            world.given[walk.judges.policy.policy_id, walk.verdict.outcome] += 1
         if (walk.panel.models or walk.panel.policies) and walk.error is None and world.opinions.has_room():
             world.opinions.offer(walk.panel, judged(walk))
 

@@ -295,6 +295,29 @@ def test_a_memory_that_is_gone_is_made_up_for_afterwards(tmp_path: Path) -> None
     at_the_door(tmp_path, play)
 
 
+def test_what_the_stand_in_said_is_counted_as_nobodys_whose_rates_the_breaker_watches(tmp_path: Path) -> None:
+    async def play(host: Host) -> None:
+        memory, before = host.world.world.memory, host.world.world.given.copy()
+        recall_all = memory.recall_all
+
+        async def gone(*_: object) -> None:
+            raise MemoryUnavailable("gone")
+
+        memory.recall_all = gone  # type: ignore[method-assign,assignment]
+        for number in range(3):
+            _, large, _ = await host.authorize(transaction_id=f"gone{number}", amount_minor=6_000)
+            assert (large["outcome"], large["stand_in"]) == ("decline", True)
+        memory.recall_all = recall_all  # type: ignore[method-assign]
+        host.world.bus.down = True
+        assert (await host.authorize(transaction_id="away", amount_minor=7_000))[1]["outcome"] == "decline"
+        host.world.bus.down = False
+        await told_all(host)
+        assert len(host.world.decisions) == 5
+        assert host.world.world.given == before
+
+    at_the_door(tmp_path, play)
+
+
 def test_what_another_process_decided_and_a_repeat_heard_here_is_what_is_heard_while_the_memory_is_gone(tmp_path: Path) -> None:
     async def play(host: Host) -> None:
         world = host.world.world
