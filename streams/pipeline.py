@@ -192,7 +192,7 @@ async def recall(walks: Sequence[Walk], world: World) -> None:
         if fresh is None or whole is None or isinstance(fresh, Exception):
             again.append(meet(walk, fresh, whole, world))
         elif isinstance(walk.book, Exception):
-            walk.error = MemoryUnavailable(f"the book of {walk.txn.account_id} could not be read: {walk.book}")
+            walk.error = unread(walk)
     if again:
         await asyncio.gather(*again)
 
@@ -203,6 +203,13 @@ async def meet(walk: Walk, fresh: object, whole: object, world: World) -> None:
         walk.first = await world.answers.first(walk.txn.transaction_id, walk.digest, fresh, whole)
     except HoldfastError as error:
         walk.error = error
+    if walk.is_new and isinstance(walk.book, Exception):
+        walk.error = unread(walk)
+
+
+def unread(walk: Walk) -> MemoryUnavailable:
+    """Why one whose account's book Redis did not give is not decided."""
+    return MemoryUnavailable(f"the book of {walk.txn.account_id} could not be read: {walk.book}")
 
 
 def look(walks: Sequence[Walk], world: World) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.decision import Outcome
-from schemas.errors import Conflict, LogUnavailable
+from schemas.errors import Conflict, LogUnavailable, MemoryUnavailable
 from schemas.topics import Topic
 from schemas.transaction import Transaction
 from streams import pipeline
@@ -50,6 +50,19 @@ def test_who_conflicts_or_cannot_be_told_touches_no_other() -> None:
     assert isinstance(repeat, Decided)
     assert repeat.decision is None, "the answer from before"
     assert [decision.transaction_id for decision in world.decisions] == ["t1", "t3"]
+
+
+def test_a_repeat_whose_account_cannot_be_read_touches_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = a_world()
+    world.know("a2")
+    asked = world.books.asked
+    verification = a_transaction("t1", amount_minor=0)
+    world.bus.down = True
+    monkeypatch.setattr(world.books, "asked", lambda account: MemoryUnavailable("gone") if account == "a1" else asked(account))
+    for _ in range(2):  # the second time its id is known
+        lost, other = together(world, [verification, a_transaction("t2", account_id="a2")])
+        assert isinstance(lost, MemoryUnavailable)
+        assert isinstance(other, LogUnavailable)
 
 
 def test_many_of_one_account_spend_its_money_once() -> None:
