@@ -284,7 +284,7 @@ class _Making:
         if mapping.billing is not None:
             given = _each(self._column(mapping.billing.column), as_text).given
             billed = self._amount(mapping.billing, "billing_amount_minor", "billing_currency", given)
-            self.doubtful |= given & (billed != 0) & (amounts == 0)
+            self.doubtful |= given & ((billed == 0) != (amounts == 0))
         self._place()
         self._beside()
 

@@ -259,14 +259,14 @@ def test_a_number_or_a_time_beyond_all_is_a_bad_row(column: str, number: int, ki
     assert_same(by_row(mapping, list(arrays), list(arrays.values()), [1, 2]), found)
 
 
-def test_a_payment_of_nothing_that_bills_more_is_a_bad_row() -> None:
+def test_a_payment_of_nothing_that_bills_more_is_a_bad_row_and_so_is_one_of_more_that_bills_nothing() -> None:
     mapping = mapping_from(AMOUNTS[5] + TIMES[1] + TABLES)
-    arrays = {name: pa.array([_SOUND.get(name)] * 4, pa.string()) for name in mapping.columns}
-    arrays |= {"when": pa.array([NOW_MS * 1000] * 4, pa.timestamp("us", "UTC")), "ccy": pa.array(["USD"] * 4)}
-    arrays |= {"sum": pa.array([0, 0, 0, 7]), "billed": pa.array([5, 0, None, 5])}
-    found = ColumnReader(mapping, list(arrays), KEY, NOW_MS).rows(Cells(1, 4, np.arange(1, 5), list(arrays.values()), []))
-    assert [(row, fault.field) for row, fault in found.bad] == [(1, "billing_amount_minor")]
-    assert_same(by_row(mapping, list(arrays), list(arrays.values()), [1, 2, 3, 4]), found)
+    arrays = {name: pa.array([_SOUND.get(name)] * 5, pa.string()) for name in mapping.columns}
+    arrays |= {"when": pa.array([NOW_MS * 1000] * 5, pa.timestamp("us", "UTC")), "ccy": pa.array(["USD"] * 5)}
+    arrays |= {"sum": pa.array([0, 0, 0, 7, 7]), "billed": pa.array([5, 0, None, 5, 0])}
+    found = ColumnReader(mapping, list(arrays), KEY, NOW_MS).rows(Cells(1, 5, np.arange(1, 6), list(arrays.values()), []))
+    assert_same(by_row(mapping, list(arrays), list(arrays.values()), [1, 2, 3, 4, 5]), found)
+    assert [(row, fault.field) for row, fault in found.bad] == [(1, "billing_amount_minor"), (5, "billing_amount_minor")]
 
 
 @given(st.lists(st.integers(0, 10**14), min_size=1), st.sampled_from(["EUR", "JPY", "KWD", "CLF"]))
