@@ -746,15 +746,12 @@ def account_of(record: dict[str, Any], mapping: Mapping, key: TokenKey, as_of_ms
         account = keyed_token(key.key, key.key_id, TOKEN_KINDS["account_id"], account)
     currency = rule.currency or as_text(record[rule.currency_column or ""]) or ""
     money = AmountRule(column="", currency=currency)
-    balance = as_text(record[rule.balance]) or ""
-    owed = balance.startswith("-")
-    minor = amount_minor(balance.removeprefix("-"), currency, money, "balance_minor")
     limit = record[rule.credit_limit] if rule.credit_limit else None
     opened = record[rule.opened_at] if rule.opened_at else None
     values = {
         "account_id": account,
         "currency": currency,
-        "balance_minor": -minor if owed else minor,
+        "balance_minor": amount_minor(record[rule.balance], currency, money, "balance_minor"),
         "credit_limit_minor": 0 if as_text(limit) is None else amount_minor(limit, currency, money, "credit_limit_minor"),
         "as_of_ms": as_of_ms,
         "opened_at_ms": None if as_text(opened) is None else moment_ms(opened, mapping.time, "opened_at_ms"),

@@ -590,7 +590,23 @@ def test_a_bad_account_event_is_named_with_its_row_and_field(tmp_path: Path, cel
     assert fault.reason.endswith(f"(column {cell!r})")
 
 
-@pytest.mark.parametrize(("cell", "value", "field"), [("saldo", "much", "balance_minor"), ("waehrung", "EURO", "currency"), ("nr", "", "account_id")])
+@pytest.mark.parametrize(("balance", "minor"), [("-5.10", -510), ("-0.00", 0), ("+5.10", 510), ("10", 1000)])
+def test_a_balance_may_be_less_than_nothing(tmp_path: Path, balance: str, minor: int) -> None:
+    mapping = mapping_from(f'{MINIMAL}[accounts]\naccount_id = "nr"\nbalance = "saldo"\ncurrency = "EUR"\n')
+    (account,) = accounts_in(a_csv(tmp_path / "a.csv", ["a1", balance], header=["nr", "saldo"]), mapping, KEY, NOW_MS)
+    assert account.balance_minor == minor
+
+
+@pytest.mark.parametrize(
+    ("cell", "value", "field"),
+    [
+        ("saldo", "much", "balance_minor"),
+        ("saldo", "--5.10", "balance_minor"),
+        ("saldo", "-+5.10", "balance_minor"),
+        ("waehrung", "EURO", "currency"),
+        ("nr", "", "account_id"),
+    ],
+)
 def test_a_bad_account_is_named_with_its_row_field_and_column(tmp_path: Path, cell: str, value: str, field: str) -> None:
     mapping = mapping_from(f'{MINIMAL}[accounts]\naccount_id = "nr"\nbalance = "saldo"\ncurrency_column = "waehrung"\n')
     header, good = ["nr", "saldo", "waehrung"], ["a1", "10.00", "EUR"]
