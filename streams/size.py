@@ -40,6 +40,8 @@ CARD_EVENTS, CARD_BYTES_MAX = 100, 3_072
 """What a card's log takes at most, at so many events."""
 ENTITIES_MAX, EVENTS_MAX = 10_000_000, 10_000
 """A Redis of its own is filled with no more than this: it would take days, and all memory."""
+MEMORIES = ("log", "profile", "tally")
+"""How the keys of entities begin, and go on with layout, kind and token; others with an id, which may have colons."""
 SCANNED = 500
 """Keys of one SCAN, and of one pipeline of questions about them."""
 HISTORIES = 64
@@ -153,7 +155,7 @@ def _scanned(redis: Any) -> Iterator[tuple[list[bytes], bool]]:
 def kind_of(key: bytes, current: frozenset[str]) -> str:
     """What a key is of: `log:card`, `profile:account`; `ans`, `txn`, `book` and so on. Layouts of another catalogue are marked as old."""
     first, *rest = key.decode(errors="replace").split(":", 3)
-    if len(rest) == 3:
+    if first in MEMORIES and len(rest) == 3:
         return f"{first}:{rest[1]}" + ("" if f"{first}:{rest[0]}:{rest[1]}" in current else " (old layout)")
     return first if rest else "other"
 

@@ -77,6 +77,11 @@ def test_each_kind_is_counted_and_bytes_are_what_redis_says(redis: Redis, redis_
     assert found.keys == sum(each.keys for each in found.kinds) == redis.dbsize()
 
 
+@pytest.mark.parametrize("key", ["ans:t1", "ans:2026-01-31T23:59:58", "txn:urn:uuid:1", "book:a:b:c", "of:account:a:b"])
+def test_an_id_with_colons_makes_no_kind_of_its_own(key: str) -> None:
+    assert size.kind_of(key.encode(), frozenset()) == key.partition(":")[0]
+
+
 def test_trimming_is_seen_and_whether_it_cut_what_a_window_would_have_seen(redis: Redis, redis_url: str) -> None:
     short = Catalogue(CATALOGUE.rows, Cap(rows=8, chunk=4))
     served(redis_url, short, 30)
