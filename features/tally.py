@@ -250,8 +250,8 @@ def payment_rows(txn: Transaction, declined: bool) -> list[Row]:
 
 
 def is_declined(decision: Decision) -> bool:
-    """Whether a decision counts as a decline."""
-    return decision.outcome in (Outcome.DECLINE, Outcome.BLOCK)
+    """Whether a decision counts as a decline, in tallies as in logs: who is to authenticate was not declined yet."""
+    return decision.outcome in (Outcome.DECLINE, Outcome.BLOCK) and decision.action is None
 
 
 def label_row(label: Label) -> Row | None:

@@ -11,7 +11,7 @@ import pytest
 from features.catalogue import CATALOGUE
 from features.memory import DictMemory, Updates
 from features.tally import offsets_in
-from schemas.decision import Decision, Outcome
+from schemas.decision import Action, Decision, Outcome
 from schemas.errors import MemoryUnavailable
 from schemas.label import Label, LabelSource
 from schemas.topics import DECISIONS
@@ -65,6 +65,12 @@ def test_a_decision_reaches_the_tally_of_each_entity_that_its_transaction_names(
     assert named == {"merchant": 3, "terminal": 3, "country": 3}, "a block gives two rows: the attempt and the decline"
     assert asyncio.run(tally.settle(world, DONE)) == DONE
     assert offsets_in(of_merchant(world)[:40])[1] == 9
+
+
+def test_who_is_to_authenticate_was_not_declined() -> None:
+    world = a_tally_world()
+    tally.on_decision(world, msgspec.structs.replace(decided("t1", Outcome.DECLINE), action=Action.STEP_UP), at(7))
+    assert {CATALOGUE.tallies[number]: len(rows) for (number, _), rows in world.rows.items()} == {"merchant": 1, "terminal": 1, "country": 1}
 
 
 def test_a_decision_that_lies_in_the_log_twice_counts_once() -> None:
