@@ -30,7 +30,7 @@ from features.row import Condition, Fold, sum_over_count
 from schemas.decision import Decision, Outcome
 from schemas.label import Label
 from schemas.topics import DECISIONS, LABELS
-from schemas.transaction import Transaction
+from schemas.transaction import CREDITS, Transaction
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SLICES = kernel.SPAN
@@ -250,8 +250,9 @@ def payment_rows(txn: Transaction, declined: bool) -> list[Row]:
 
 
 def is_declined(decision: Decision) -> bool:
-    """Whether a decision counts as a decline, in tallies as in logs: who is to authenticate was not declined yet."""
-    return decision.outcome in (Outcome.DECLINE, Outcome.BLOCK) and decision.action is None
+    """Whether a decision counts as a decline, in tallies as in logs: of an attempt to move money out, and not of who is to authenticate first."""
+    refused = decision.outcome in (Outcome.DECLINE, Outcome.BLOCK) and decision.action is None
+    return refused and decision.transaction.kind not in CREDITS
 
 
 def label_row(label: Label) -> Row | None:

@@ -36,11 +36,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from features.backfill import STATE_FORM, Backfill
 from features.catalogue import CATALOGUE, Catalogue
 from features.columns import TransactionColumns, columns_from_arrow, joined, merged
-from features.fact import PROFILES
+from features.fact import KIND_CODES, PROFILES
 from features.profile import account_knowledge
 from models.registry import on_disk
 from schemas.account import AccountState
 from schemas.errors import InvalidRecord, SettingsError
+from schemas.transaction import CREDITS
 from streams.clock import clock_ms
 from streams.columnar import ATTRIBUTE, CLOCK, Cells, ColumnReader, Rows, cells_in, events_by_column, parted
 from streams.folder import held, with_kept_secrets
@@ -73,6 +74,8 @@ _BESIDE = [
     ("learned_at_ms", pa.int64()),
 ]
 """What stands beside the features. `fraud` is null where the file says nothing; `learned_at_ms` is when the label became known."""
+_CREDIT_CODES = [KIND_CODES[kind] for kind in CREDITS]
+"""Kinds of which none is remembered as a decline: `features.tally.is_declined`."""
 
 
 class Backfilled(NamedTuple):
@@ -196,7 +199,8 @@ class _Reader:
 
     def _lot(self, pieces: list[tuple[Path, Rows]]) -> _Lot:
         table = pa.concat_tables([rows.table for _, rows in pieces]).unify_dictionaries().combine_chunks()
-        columns, declined = columns_from_arrow(table), table["declined"].to_numpy()
+        columns = columns_from_arrow(table)
+        declined = table["declined"].to_numpy() & ~np.isin(columns.facts["kind"], _CREDIT_CODES)
         columns = replace(columns, known=self._knowledge.columns(table), learned=_learned(table))
         if table.num_rows and (before := self._events.before(table["at_ms"].to_numpy())) is not None:
             events, at = before

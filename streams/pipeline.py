@@ -244,7 +244,8 @@ async def settle(walks: Sequence[Walk], world: World) -> None:
 
     Where one Redis has all keys, that step keeps the answer too: a round trip less.
 
-    Who is to authenticate was not declined yet: four honest payments would be four declines of the card."""
+    Who is to authenticate was not declined yet: four honest payments would be four declines of the card. What would have brought money in is no
+    attempt of which a share could be declined."""
     holding = [walk for walk in walks if walk.verdict.holds]
     asking = [walk for walk in walks if walk.verdict.debits and not walk.verdict.holds]
     changes = [Change(walk.txn.account_id, placing(walk, world), walk.book, Keeping(walk, world)) for walk in holding]
@@ -259,8 +260,13 @@ async def settle(walks: Sequence[Walk], world: World) -> None:
     for walk in asking:
         refusal = standing(Book.from_bytes(walk.book), walk.txn.own_currency, world.unknown_account, walk.txn, walk.ask.now_ms)
         walk.verdict = refused(walk.verdict, refusal) if refusal else walk.verdict
-    unkind = [walk for walk in walks if walk.error is None and walk.verdict.outcome in (Outcome.DECLINE, Outcome.BLOCK) and not walk.verdict.action]
+    unkind = [walk for walk in walks if walk.error is None and is_unkind(walk.verdict)]
     await remember_declines(unkind, world)
+
+
+def is_unkind(verdict: Verdict) -> bool:
+    """Whether it is remembered as a decline: `features.tally.is_declined` of what is decided by it."""
+    return verdict.debits and verdict.outcome in (Outcome.DECLINE, Outcome.BLOCK) and verdict.action is None
 
 
 class Keeping:

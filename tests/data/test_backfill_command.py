@@ -236,6 +236,21 @@ def test_rows_without_ids_are_counted_on_from_file_to_file(tmp_path: Path) -> No
     assert past.learned["transaction_id"].to_pylist() == list(counts["1"]), "or a label of the second file would take back one of the first"
 
 
+def test_a_refund_that_was_declined_is_no_declined_attempt(tmp_path: Path) -> None:
+    (tmp_path / "m.toml").write_text(
+        'row_id_prefix = "p-"\n[fields]\naccount_id = "account"\nkind = "kind"\n[declined]\ncolumn = "said"\nvalues = ["51"]\n'
+        '[time]\ncolumn = "minute"\nformat = "offset_m"\norigin = "2026-01-01"\n[amount]\ncolumn = "sum"\ncurrency = "EUR"\n'
+    )
+    (tmp_path / "f.csv").write_text(
+        "account,kind,minute,sum,said\na,refund,0,1.00,51\na,ecommerce,1,1.00,51\na,transfer_in,2,1.00,51\na,ecommerce,3,1.00,00\n"
+    )
+    asks = [str(tmp_path / "f.csv"), "--map", str(tmp_path / "m.toml"), "--out", str(tmp_path), "--features", "velocity.account_declines_24h"]
+    assert backfill(asks, SETTINGS) == 0
+    table = pq.read_table(tmp_path / FEATURES_FILE)
+    assert table["velocity.account_declines_24h"].to_pylist() == [0.0, 0.0, 1.0, 1.0]
+    assert table["declined"].to_pylist() == [True, True, True, False]
+
+
 def test_one_new_feature_alone_is_its_column_of_all(history: Path, whole: Path, tmp_path: Path) -> None:
     name = "network.account_cycles_of_3_7d"
     assert backfill(asked(history, tmp_path, "--only", name), SETTINGS) == 0

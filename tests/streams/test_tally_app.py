@@ -15,6 +15,7 @@ from schemas.decision import Action, Decision, Outcome
 from schemas.errors import MemoryUnavailable
 from schemas.label import Label, LabelSource
 from schemas.topics import DECISIONS
+from schemas.transaction import TransactionKind
 from streams import tally
 from streams.follow import Source
 from streams.settings import Settings
@@ -40,8 +41,8 @@ def a_tally_world() -> TallyWorld:
     return TallyWorld(CATALOGUE, Flaky(CATALOGUE), Settings())
 
 
-def decided(name: str, outcome: Outcome = Outcome.APPROVE) -> Decision:
-    txn = a_transaction(name, merchant_id="m1", terminal_id="w1", ip=None, country="DE", card_bin=None)
+def decided(name: str, outcome: Outcome = Outcome.APPROVE, **changes: object) -> Decision:
+    txn = a_transaction(name, merchant_id="m1", terminal_id="w1", ip=None, country="DE", card_bin=None, **changes)
     return msgspec.structs.replace(a_decision(name), outcome=outcome, transaction=txn)
 
 
@@ -71,6 +72,12 @@ def test_who_is_to_authenticate_was_not_declined() -> None:
     world = a_tally_world()
     tally.on_decision(world, msgspec.structs.replace(decided("t1", Outcome.DECLINE), action=Action.STEP_UP), at(7))
     assert {CATALOGUE.tallies[number]: len(rows) for (number, _), rows in world.rows.items()} == {"merchant": 1, "terminal": 1, "country": 1}
+
+
+def test_what_would_have_brought_money_in_is_no_declined_attempt() -> None:
+    world = a_tally_world()
+    tally.on_decision(world, decided("t1", Outcome.BLOCK, kind=TransactionKind.REFUND), at(7))
+    assert {len(rows) for rows in world.rows.values()} == {1}
 
 
 def test_a_decision_that_lies_in_the_log_twice_counts_once() -> None:

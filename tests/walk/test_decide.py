@@ -200,6 +200,20 @@ def test_a_pure_velocity_attack_is_stopped_with_specific_reasons() -> None:
     assert last.hold_id is None
 
 
+def test_a_refund_that_is_blocked_is_no_declined_attempt_of_the_card() -> None:
+    world = a_world()
+    world.know(balance_minor=10_000_000)
+    for i in range(41):
+        kind = TransactionKind.CARD_PRESENT if i < 39 else TransactionKind.REFUND
+        run(world.decide(a_transaction(f"t{i}", at_ms=NOON + i * 1_000, merchant_id=f"m{i}", kind=kind)))
+    paid, refunded, last = world.decisions[-3:]
+    assert (paid.outcome, refunded.outcome) == (Outcome.BLOCK, Outcome.BLOCK)
+    assert paid.declined_positions
+    assert not refunded.declined_positions
+    before, after = (np.frombuffer(each.vector, "<f8")[CATALOGUE.index["velocity.card_declines_24h"]] for each in (refunded, last))
+    assert before == after > 0
+
+
 def test_every_outcome_but_approval_has_one_to_four_reasons() -> None:
     world = a_world()
     world.know(balance_minor=5_000)
