@@ -48,6 +48,7 @@ from streams.answers import WHOLE, Answers, Restored, listed_of, resolved_key, s
 from streams.books import book_key
 from streams.bus import committed_offsets, end_offsets, read_topic
 from streams.clock import clock_ms
+from streams.hold import APP as HOLD
 from streams.hold import APPLIED, due_entry, due_key, remembered_s
 from streams.loaded import keep
 from streams.settings import Settings
@@ -126,17 +127,27 @@ async def renewed(wire: Wire, lock: bytes, token: bytes) -> None:
 async def forget_if_behind(settings: Settings, wire: Wire) -> None:
     """Takes the mark away from a Redis that came back older than it was (a power failure, a replica that took over).
 
-    Then the `hold` app has committed more of the log than Redis says was applied. In health it is never so, as Redis is told first: so it is
-    asked last, or a system that goes on meanwhile would seem to have gone back. LogUnavailable if the brokers do not answer.
+    Then the `hold` app has committed more of a topic than Redis says was applied: of decisions, or of clearings where there were no decisions
+    meanwhile. In health it is never so, as Redis is told first: so it is asked last, or a system that goes on meanwhile would seem to have gone
+    back. LogUnavailable if the brokers do not answer.
 
     On a cluster this is seen of the one node that has `applied`. After another was replaced by its replica (which may lack the last
     writes: Redis copies them without waiting) only `holdfast rebuild` makes sure.
     """
-    committed = await asyncio.to_thread(committed_offsets, settings, "hold", DECISIONS)
+    committed = await asyncio.to_thread(_committed, settings)
     whole, fields = sound(await wire.send((b"EXISTS", WHOLE), (b"HGETALL", APPLIED)))
     known = dict(zip(fields[::2], fields[1::2], strict=True))
-    if whole and any(offset > int(known.get(f"{DECISIONS.name}:{partition}".encode(), 0)) for partition, offset in committed.items()):
+    if whole and any(offset > int(known.get(place, 0)) for place, offset in committed.items()):
         await wire.send((b"DEL", WHOLE))
+
+
+def _committed(settings: Settings) -> dict[bytes, int]:
+    """By the field of `applied`, what the `hold` app has committed of each topic that it reads."""
+    return {
+        f"{topic.name}:{partition}".encode(): offset
+        for topic in HOLD.reads
+        for partition, offset in committed_offsets(settings, HOLD.name, topic).items()
+    }
 
 
 class Tallied:
@@ -211,8 +222,7 @@ class Rebuild:
 
     async def _applied(self) -> None:
         """How far the `hold` app is, as far as anybody knows: it says the rest itself. What it has yet to read is not applied."""
-        committed = committed_offsets(self._settings, "hold", DECISIONS)
-        fields = [part for p, offset in committed.items() for part in (f"{DECISIONS.name}:{p}".encode(), str(offset).encode())]
+        fields = [part for place, offset in _committed(self._settings).items() for part in (place, str(offset).encode())]
         if fields:
             await self._send((b"HSET", APPLIED, *fields))
 
