@@ -233,6 +233,8 @@ class Harness:
         async def chain(indexes: list[int], earlier: asyncio.Task[None] | None) -> None:
             if earlier is not None:
                 await asyncio.wait((earlier,))
+                if earlier.cancelled() or earlier.exception():
+                    return  # its batch fails and is done again, in order
             for i in indexes:
                 outputs[i] = await self._one(lane, handler, messages[i], turn)
 

@@ -122,6 +122,38 @@ def test_what_fails_while_the_process_ends_is_not_acknowledged_with_what_came_af
     asyncio.run(story())
 
 
+def test_what_comes_after_a_record_that_failed_is_not_done_for_its_key_in_the_next_batch_either(tmp_path: Path) -> None:
+    async def story() -> None:
+        tried: list[str] = []
+        began = asyncio.Event()
+
+        async def fails(_: None, clearing: Clearing, __: Source) -> Sequence[Record]:
+            tried.append(clearing.clearing_id)
+            if clearing.clearing_id == "c2":
+                began.set()
+            if clearing.clearing_id == "c1":
+                await began.wait()
+                raise RuntimeError("nobody foresaw it")
+            return ()
+
+        harness = Harness(Follower("hold", {CLEARINGS: fails}), None, ListBus(), Settings(data_dir=tmp_path))
+        lane = harness.lanes[CLEARINGS.name]
+        following = asyncio.create_task(harness.follow(lane))
+        harness.on_assigned(places(0))
+        for first, some in enumerate((["c0"], ["c1"], ["c2", "c3"])):  # the next batch begins once there was one before it
+            accounts = {"c1": "a1", "c3": "a1"}
+            records = [(account := accounts.get(name, name), encode(a_clearing(name, account))) for name in some]
+            lane.put([Message(CLEARINGS.name, 0, first + n, 0, key.encode(), value) for n, (key, value) in enumerate(records)])
+            await until(lambda some=some: some[0] in tried)  # type: ignore[misc]
+        await until(lambda: harness.failed)
+        await asyncio.sleep(0.05)
+        assert tried == ["c0", "c1", "c2"]
+        following.cancel()
+        await harness.finish()
+
+    asyncio.run(story())
+
+
 def test_who_is_to_end_while_it_prepares_ends_at_once(tmp_path: Path) -> None:
     async def story() -> None:
         preparing = asyncio.Event()
