@@ -49,6 +49,8 @@ DUE_AT_A_TIME = b"500"
 APPLIED = b"applied"
 """By topic and partition, the offset after the last record of which the books know."""
 CLOCK = Origin(*CLOCK_PLACE)
+STUCK_MS = 30_000
+"""An expiry waits for clearings that are followed, but no longer than this for the next of them."""
 
 
 @dataclass(slots=True)
@@ -65,6 +67,8 @@ class HoldWorld:
     close: Callable[[], Awaitable[None]]
     known: Mapping[Place, int] = field(default_factory=dict)
     """By place, the offset below which the books know all: what comes again from there (the group's offsets were lost) changes nothing."""
+    behind: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """By partition in which clearings wait: how far they are followed, and since when."""
 
     async def ask(self, *commands: Command) -> list[Any]:
         """The replies of a Redis that is whole; MemoryUnavailable from one that forgot: nothing may be concluded from what it lacks."""
@@ -142,7 +146,7 @@ async def _unfollowed(world: HoldWorld, clearing: Clearing, source: Source, refu
     if not answer.told and world.clock_ms() < decision.decided_at_ms + UNTOLD_MS_MAX:
         raise waiting
     end = (await world.log_ends(DECISIONS, (source.partition,))).get(source.partition, 0)
-    if not await soon(lambda: _is_followed(world, source.partition, end)):
+    if not await soon(lambda: _is_followed(world, DECISIONS, source.partition, end)):
         raise waiting
     (content,) = await world.ask((b"GET", book_key(clearing.account_id)))
     now = Book.from_bytes(content).hold(decision.hold_id)
@@ -151,10 +155,15 @@ async def _unfollowed(world: HoldWorld, clearing: Clearing, source: Source, refu
     return refusal
 
 
-async def _is_followed(world: HoldWorld, partition: int, end: int) -> bool:
-    """Whether the books know what is decided up to there."""
-    (applied,) = await world.ask((b"HGET", APPLIED, f"{DECISIONS.name}:{partition}".encode()))
-    return int(applied or 0) >= end
+async def _is_followed(world: HoldWorld, topic: Topic, partition: int, end: int) -> bool:
+    """Whether the books know what the topic says up to there."""
+    return await _followed(world, topic, partition) >= end
+
+
+async def _followed(world: HoldWorld, topic: Topic, partition: int) -> int:
+    """The offset up to which the books know what the topic says."""
+    (applied,) = await world.ask((b"HGET", APPLIED, f"{topic.name}:{partition}".encode()))
+    return int(applied or 0)
 
 
 async def on_account(world: HoldWorld, state: AccountState, source: Source) -> Sequence[Record]:
@@ -173,15 +182,32 @@ async def on_controls(world: HoldWorld, controls: Controls, source: Source) -> S
 
 
 async def expire_due(world: HoldWorld, partitions: frozenset[int]) -> Sequence[Record]:
-    """Ends the holds of these partitions that nobody resolved in time, and notes that they need no more watching."""
+    """Ends the holds of these partitions that nobody resolved in time, and notes that they need no more watching.
+
+    A clearing that the log has by then goes first: it was in time by its own time, however long nobody read it.
+    """
     now_ms = world.clock_ms()
     for partition in sorted(partitions):
         (due,) = await world.ask((b"ZRANGEBYSCORE", due_key(partition), b"-inf", str(now_ms).encode(), b"LIMIT", b"0", DUE_AT_A_TIME))
+        if due and not await _all_is_cleared(world, partition, now_ms):
+            continue
         for entry in due:
             account_id, hold = entry.decode().rsplit("\x1f", 1)
             if await _ended(world, account_id, hold, now_ms):
                 await world.ask((b"ZREM", due_key(partition), entry))
     return ()
+
+
+async def _all_is_cleared(world: HoldWorld, partition: int, now_ms: int) -> bool:
+    """Whether the books know the clearings that the log has, or get no further: not every offset is a record's (a transaction's marker is none)."""
+    end = (await world.log_ends(CLEARINGS, (partition,))).get(partition, 0)
+    if await soon(lambda: _is_followed(world, CLEARINGS, partition, end)):
+        world.behind.pop(partition, None)
+        return True
+    far = await _followed(world, CLEARINGS, partition)
+    before, since_ms = world.behind.get(partition, (-1, now_ms))
+    world.behind[partition] = far, since_ms if far == before else now_ms
+    return far == before and now_ms - since_ms >= STUCK_MS
 
 
 async def _ended(world: HoldWorld, account_id: str, hold: str, now_ms: int) -> bool:

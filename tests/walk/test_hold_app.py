@@ -284,6 +284,8 @@ class DictWire:
             self.ends_ms[bytes(key)] = self.clock() + int(words[2]) * 1000
         elif name == b"EXISTS":
             return int(key == WHOLE or self.ends_ms.get(bytes(key), 0) > self.clock())
+        elif name == b"HGET":
+            return b"1"  # all is followed
         return None
 
 
@@ -442,16 +444,13 @@ def test_what_the_books_know_is_not_followed_again_where_the_groups_offsets_were
         await scene.know(10_000)
         decision = await scene.pay("t1", 4_000)
         await scene.clear("t1", 4_000)
-        clearing = Clearing(
-            clearing_id="c1", transaction_id="t1", account_id="a1", kind=ClearingKind.CAPTURE, amount_minor=4_000, currency="EUR", at_ms=NOON
-        )
-        scene.bus.tell(CLEARINGS, "a1", encode(clearing))
+        scene.bus.tell(CLEARINGS, "a1", encode(A_CAPTURE))
         await applied(scene.holds, {("clearings", 0): 1})
         await scene.holds.ask((b"DEL", resolved_key(str(decision.hold_id))))  # as after 40 days
         places = frozenset({("decisions", 0), ("clearings", 0), ("clearings", 1)})
         await assigned(scene.holds, places)
         follow, clear = HOLD.reads[DECISIONS], HOLD.reads[CLEARINGS]
-        again = follow(scene.holds, decision, a_source("decisions", 0)), clear(scene.holds, clearing, a_source("clearings", 0))
+        again = follow(scene.holds, decision, a_source("decisions", 0)), clear(scene.holds, A_CAPTURE, a_source("clearings", 0))
         assert [await outputs for outputs in again if inspect.isawaitable(outputs)] == [(), ()]
         assert scene.states() == [HoldState.CONFIRMED, HoldState.POSTED]
         assert await scene.available() == 6_000
@@ -461,6 +460,45 @@ def test_what_the_books_know_is_not_followed_again_where_the_groups_offsets_were
         scene.bus.told.clear()  # other topics, on which nothing of this was told
         await assigned(scene.holds, places)
         assert set(scene.holds.known.values()) == {0}
+
+    on_stage(play)
+
+
+A_CAPTURE = Clearing(
+    clearing_id="c1", transaction_id="t1", account_id="a1", kind=ClearingKind.CAPTURE, amount_minor=4_000, currency="EUR", at_ms=NOON
+)
+
+
+def test_a_capture_that_the_log_has_goes_before_the_expiry_however_long_nobody_read_it(on_stage: Stage) -> None:
+    async def play(scene: Scene) -> None:
+        await scene.know(10_000)
+        await scene.pay("t1", 4_000)
+        scene.bus.tell(CLEARINGS, "a1", encode(A_CAPTURE))
+        scene.now_ms += 8 * DAY  # so long the app was down
+        await expire_due(scene.holds, frozenset({0}))
+        assert scene.states() == [HoldState.CONFIRMED]
+        assert await on_clearing(scene.holds, A_CAPTURE, a_source("clearings", 0)) == ()
+        await applied(scene.holds, {("clearings", 0): 1})
+        await expire_due(scene.holds, frozenset({0}))
+        assert scene.states() == [HoldState.CONFIRMED, HoldState.POSTED]
+        assert await scene.available() == 6_000
+
+    on_stage(play)
+
+
+def test_an_expiry_does_not_wait_for_an_offset_that_is_no_records(on_stage: Stage) -> None:
+    async def play(scene: Scene) -> None:
+        await scene.know(10_000)
+        await scene.pay("t1", 4_000)
+        for _ in range(3):
+            scene.bus.tell(CLEARINGS, "a1", b"")
+        scene.now_ms += 8 * DAY
+        for far, wait_ms, states in ((1, 0, 1), (1, 29_999, 1), (2, 1, 1), (2, 29_999, 1), (2, 1, 2)):
+            await applied(scene.holds, {("clearings", 0): far})
+            scene.now_ms += wait_ms
+            await expire_due(scene.holds, frozenset({0}))
+            assert len(scene.states()) == states
+        assert scene.states() == [HoldState.CONFIRMED, HoldState.EXPIRED]
 
     on_stage(play)
 
