@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from schemas.transaction import CREDITS, CheckResult, Transaction, TransactionKi
 DAY_MS = 86_400_000
 UNREAD = frozenset({"members"})
 """Tables that earlier releases asked for and nobody read (weights are the recipe's): a policy that was signed with one stays what it is."""
+FLOAT_MAX = float(np.finfo(np.float64).max)
 CODE_MAX = 64
 """A reason's code in a decision has one character to so many (`schemas.decision.Reason`): a decision with another one cannot be read."""
 SEVERITY = {outcome: place for place, outcome in enumerate(Outcome)}
@@ -383,8 +383,8 @@ class _Table:
             raise SettingsError(f"{self._path}.{key}: {value!r} is of the wrong type")
         return value
 
-    def number(self, key: str, low: float = -math.inf, high: float = math.inf) -> Decimal:
-        """The key's value as a decimal within bounds."""
+    def number(self, key: str, low: float = -FLOAT_MAX, high: float = FLOAT_MAX) -> Decimal:
+        """The key's value as a decimal within bounds: at most what a float holds, so that no sum of money and no comparison is beyond all numbers."""
         value = Decimal(self.take(key, int | Decimal))
         if not value.is_finite() or not Decimal(str(low)) <= value <= Decimal(str(high)):  # the float 0.001 is more than 0.001
             raise SettingsError(f"{self._path}.{key}: {value} is not between {low} and {high}")

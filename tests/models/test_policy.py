@@ -82,6 +82,8 @@ def test_other_numbers_are_another_policy() -> None:
         ("2026-01-01T00:00:00Z", "0001-01-01T00:00:00+14:00", "policy.effective_from"),
         ("2026-01-01T00:00:00Z", "9999-12-31T23:59:59-12:00", "policy.effective_from"),
         ("value = 5,", "value = 1e9999999999999999999,", r"policy.rules\[1\].value"),
+        ("value = 5,", "value = 1e400,", r"policy.rules\[1\].value"),
+        ("sar_usd = 5000", "sar_usd = 1e999999", "policy.sar.sar_usd"),
         ("value = 5,", f"value = {'9' * 5000},", "policy:"),
         ("value = 5,", f"value = {'[' * 5000}{']' * 5000},", "policy:"),
         ('name = "default"', 'name = "default', "policy:"),
