@@ -138,9 +138,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         """Makes the folders absolute, so that child processes and other working directories mean the same ones."""
         for name in ("data_dir", "kafka_cache_dir"):
-            msgspec.structs.force_setattr(self, name, getattr(self, name).expanduser().absolute())
+            msgspec.structs.force_setattr(self, name, _found(name, getattr(self, name)).absolute())
         for name in BENEATH_DATA:
-            msgspec.structs.force_setattr(self, name, self.data_dir / getattr(self, name).expanduser())
+            msgspec.structs.force_setattr(self, name, self.data_dir / _found(name, getattr(self, name)))
 
     def __repr__(self) -> str:
         """Names what differs from the default; never a secret's value."""
@@ -165,6 +165,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def as_environ(self) -> dict[str, str]:
         """The variables from which `settings_from` makes these settings again: to hand to a child process, never to print."""
         return {row.variable: str(getattr(self, row.name)) for row in ROWS if getattr(self, row.name) != row.default}
+
+
+def _found(name: str, folder: Path) -> Path:
+    """The folder, `~` being somebody's home. SettingsError where nobody knows that: no such user, or one without a home."""
+    try:
+        return folder.expanduser()
+    except RuntimeError:
+        raise SettingsError(f"{PREFIX}{name.upper()}: {folder}: this home folder is not known; name another") from None
 
 
 class Row(NamedTuple):

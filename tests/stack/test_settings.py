@@ -44,6 +44,8 @@ def test_each_setting_has_a_meaning_and_a_line_in_the_table() -> None:
         ("HOLDFAST_REDIS_URL", "redis://localhost:65536"),
         ("HOLDFAST_REDIS_URL", "redis://user:secret@host:1"),
         ("HOLDFAST_DATA_DIR", ""),
+        ("HOLDFAST_DATA_DIR", "~nobody-of-this-name/holdfast"),
+        ("HOLDFAST_ARCHIVE_DIR", "~nobody-of-this-name/holdfast"),
         ("HOLDFAST_PRODUCE_TIMEOUT_MS", "0"),
         ("HOLDFAST_HTPP_PORT", "80"),
         ("HOLDFAST_HTTP_PORT_FILE", "/etc/hostname"),
