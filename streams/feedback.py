@@ -28,7 +28,7 @@ WHOLE = -1
 
 @dataclass(slots=True)
 class Known:
-    """The newest of one partition. Every payment that was decided after `since_ms` is in it."""
+    """The newest of one partition. Every payment that was decided, and says that it was, after `since_ms` is in it."""
 
     happened: dict[str, tuple[int, int]] = field(default_factory=dict)  # by transaction: its time, and when it was decided
     labels: dict[str, list[Label]] = field(default_factory=dict)  # by transaction
@@ -49,7 +49,7 @@ def decision_seen(known: Known, decision: Decision, offset: int) -> None:
     """Takes a decision in. A window that is full forgets its oldest, and says from when on it knows all."""
     known.next = offset + 1
     known.happened.setdefault(decision.transaction_id, (decision.at_ms, decision.decided_at_ms))
-    _, oldest_ms = next(iter(known.happened.values()))
+    oldest_ms = max(next(iter(known.happened.values())))  # a payment may be dated ahead of its decision, and labels know its own time alone
     if capped(known.happened):
         known.since_ms = max(known.since_ms, oldest_ms)
 

@@ -150,6 +150,16 @@ def test_a_window_that_is_full_knows_which_payments_never_were_since_the_oldest_
     assert followed(world, a_label("t0", transacted_at_ms=NOON)) is None, "it may have been"
 
 
+def test_a_payment_that_was_dated_ahead_and_is_forgotten_is_believed_to_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recent, "KEPT_MAX", 1)
+    world = FeedbackWorld(Settings(), lambda _: 2)
+    for number, ahead_ms in enumerate((240_000, 0)):  # clocks may differ by so much
+        decided_at_ms = NOON + number
+        feedback.on_decision(world, a_decision(f"t{number}", at_ms=decided_at_ms + ahead_ms, decided_at_ms=decided_at_ms), at(number))
+    assert followed(world, a_label("t0", transacted_at_ms=NOON + 240_000)) is None
+    assert followed(world, a_label("t9", transacted_at_ms=NOON + 240_001)) == "unknown_transaction"
+
+
 def test_a_label_that_cannot_be_right_becomes_a_dead_letter() -> None:
     world = FeedbackWorld(Settings(), lambda _: 8)
     feedback.on_decision(world, a_decision("t1"), at(7))
