@@ -30,7 +30,7 @@ from features.row import Condition, Fold, sum_over_count
 from schemas.decision import Decision, Outcome
 from schemas.label import Label
 from schemas.topics import DECISIONS, LABELS
-from schemas.transaction import CREDITS, Transaction
+from schemas.transaction import CREDITS, Transaction, TransactionKind
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SLICES = kernel.SPAN
@@ -249,10 +249,14 @@ def payment_rows(txn: Transaction, declined: bool) -> list[Row]:
     return [(*facts, 0), (*declined_facts(facts), 0)] if declined else [(*facts, 0)]
 
 
+def counts_as_declined(outcome: Outcome, action: str | None, kind: TransactionKind) -> bool:
+    """Whether what is decided so is remembered as a decline: of an attempt to move money out, and not of who is to authenticate first."""
+    return outcome in (Outcome.DECLINE, Outcome.BLOCK) and action is None and kind not in CREDITS
+
+
 def is_declined(decision: Decision) -> bool:
-    """Whether a decision counts as a decline, in tallies as in logs: of an attempt to move money out, and not of who is to authenticate first."""
-    refused = decision.outcome in (Outcome.DECLINE, Outcome.BLOCK) and decision.action is None
-    return refused and decision.transaction.kind not in CREDITS
+    """Whether a decision counts as a decline, in tallies as in logs."""
+    return counts_as_declined(decision.outcome, decision.action, decision.transaction.kind)
 
 
 def label_row(label: Label) -> Row | None:

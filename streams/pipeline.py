@@ -11,6 +11,7 @@ import numpy as np
 
 from features.engine import Look, Past, look_all
 from features.memory import Aside
+from features.tally import counts_as_declined
 from models.decision import Verdict, judge_all, not_retried, refused, unjudged
 from models.hold import Book, OpenHold, Refusal, Step, place, standing
 from models.opinion import Judged, Judges, Panel
@@ -260,13 +261,8 @@ async def settle(walks: Sequence[Walk], world: World) -> None:
     for walk in asking:
         refusal = standing(Book.from_bytes(walk.book), walk.txn.own_currency, world.unknown_account, walk.txn, walk.ask.now_ms)
         walk.verdict = refused(walk.verdict, refusal) if refusal else walk.verdict
-    unkind = [walk for walk in walks if walk.error is None and is_unkind(walk.verdict)]
+    unkind = [walk for walk in walks if walk.error is None and counts_as_declined(walk.verdict.outcome, walk.verdict.action, walk.txn.kind)]
     await remember_declines(unkind, world)
-
-
-def is_unkind(verdict: Verdict) -> bool:
-    """Whether it is remembered as a decline: `features.tally.is_declined` of what is decided by it."""
-    return verdict.debits and verdict.outcome in (Outcome.DECLINE, Outcome.BLOCK) and verdict.action is None
 
 
 class Keeping:
