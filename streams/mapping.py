@@ -222,10 +222,10 @@ class AccountEventsRule(_Table, frozen=True, kw_only=True):
         return tuple(dict.fromkeys((self.kind, self.time, *self.fields.values())))
 
     def time_rule(self, payments: TimeRule) -> TimeRule:
-        """How its time is written: as that of the payments is, but for what it says itself."""
-        return TimeRule(
-            column=self.time, format=self.format or payments.format, zone=self.zone or payments.zone, origin=self.origin or payments.origin
-        )
+        """How its time is written: as that of the payments is, but for what it says itself. What is to count since 1970 takes no origin over."""
+        since_1970 = self.format in ("epoch_s", "epoch_ms")
+        origin = self.origin or (None if since_1970 else payments.origin)
+        return TimeRule(column=self.time, format=self.format or payments.format, zone=self.zone or payments.zone, origin=origin)
 
 
 _EVENT_TOKENS = ("device_token", "email_token", "phone_token", "address_token")

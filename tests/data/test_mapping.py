@@ -567,6 +567,15 @@ def test_events_without_ids_are_numbered_and_may_have_a_time_of_their_own(tmp_pa
     assert (first.content.at_ms, second.content.kind) == (1_772_366_400_000, "login_failed")
 
 
+@pytest.mark.parametrize(("own", "at_ms"), [('format = "epoch_s"', 3_600_000), ('format = "offset_h"', 86_400_000 + 3_600 * 3_600_000)])
+def test_account_events_that_count_since_1970_do_so_whatever_origin_the_payments_have(tmp_path: Path, own: str, at_ms: int) -> None:
+    text = with_events(f"{RULE}{own}\n").replace("[time]\n", '[time]\nformat = "offset_s"\norigin = "1970-01-02T00:00:00Z"\n', 1)
+    record = [*A_LOGIN[:2], "3600", *A_LOGIN[3:]]
+    ((_, event),) = events_in(a_csv(tmp_path / "e.csv", record, header=EVENT_HEADER), mapping_from(text), KEY, now_ms=NOW_MS)
+    assert isinstance(event, AccountEvent)
+    assert event.at_ms == at_ms
+
+
 @pytest.mark.parametrize(
     ("cell", "value", "field", "code"),
     [
