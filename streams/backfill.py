@@ -231,7 +231,9 @@ def _known_in(path: Path) -> pa.Table:
     with readable(path):
         table = pq.read_table(path)
     texts = (pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string()))
-    for name, kinds in (("account_id", texts), ("known_at_ms", (pa.int64(),))):
+    numbers = (pa.float64(), pa.float32(), pa.int64(), pa.int32())
+    values = [(name, numbers) for name in PROFILES["account"] if name in table.column_names]
+    for name, kinds in (("account_id", texts), ("known_at_ms", (pa.int64(),)), *values):
         if name not in table.column_names:
             raise SettingsError(f"{path}: has no column {name!r}: it is not what `holdfast cluster --file` wrote")
         if table[name].type not in kinds:

@@ -160,16 +160,18 @@ def test_a_folder_that_cannot_be_written_is_named(history: Path, tmp_path: Path)
         (["{good}", "--known", "{cut}"], "cut.parquet: "),
         (["{good}", "--known", "{good}"], "has no column 'account_id'"),
         (["{good}", "--known", "{dated}"], r"dated.parquet: column 'known_at_ms' is timestamp\[ms\], not int64"),
+        (["{good}", "--known", "{told}"], "told.parquet: column 'cluster_size' is string, not double"),
     ],
 )
 def test_a_file_that_is_broken_or_of_another_kind_is_named(history: Path, tmp_path: Path, asks: list[str], says: str) -> None:
     good, table = history / "transactions.parquet", pq.read_table(history / "transactions.parquet")
-    cut, holed, other, dated = (tmp_path / f"{name}.parquet" for name in ("cut", "holed", "other", "dated"))
+    cut, holed, other, dated, told = (tmp_path / f"{name}.parquet" for name in ("cut", "holed", "other", "dated", "told"))
     pq.write_table(table.drop_columns(["amount"]), other)
     pq.write_table(pa.table({"account_id": ["a"], "known_at_ms": pa.array([5], pa.timestamp("ms"))}), dated)
+    pq.write_table(pa.table({"account_id": ["a"], "known_at_ms": [5], "cluster_size": ["many"]}), told)
     cut.write_bytes(good.read_bytes()[:5_000])
     holed.write_bytes(good.read_bytes()[:1_000] + bytes(10_000) + good.read_bytes()[11_000:])
-    argv = [each.format(good=good, cut=cut, holed=holed, other=other, dated=dated) for each in asks]
+    argv = [each.format(good=good, cut=cut, holed=holed, other=other, dated=dated, told=told) for each in asks]
     with pytest.raises(SettingsError, match=says):
         backfill([*argv, "--map", str(history / "mapping.toml"), "--out", str(tmp_path / "out"), "--features", COUNT], SETTINGS)
     assert not list((tmp_path / "out").rglob("part-*")), "nothing is begun with a file that does not fit"
