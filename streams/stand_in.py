@@ -257,16 +257,16 @@ def _text(name: str) -> str:
 
 
 def _needed(found: list[Entry], day: int) -> list[Entry]:
-    """What is still to be told, and of the rest what counts today."""
-    done = {content.decode() for kind, content in found if kind == DONE}
-    needed = []
+    """What is still to be told, and of the rest what counts today. In order: what was told once may have been answered again."""
+    counted, kept = list[Entry](), dict[str, tuple[Decision, Entry]]()
     for entry in found:
         if entry.kind == COUNTED and msgspec.msgpack.decode(entry.content, type=Approval).at_ms // DAY_MS == day:
-            needed.append(entry)
+            counted.append(entry)
         elif entry.kind == KEPT:
             decision = avro.decode(Decision, entry.content)
-            if decision.transaction_id not in done:
-                needed.append(entry)
-            elif _counts(decision) and decision.decided_at_ms // DAY_MS == day:
-                needed.append(_as_counted(approval_of(decision.transaction, decision.decided_at_ms)))
-    return needed
+            kept[decision.transaction_id] = decision, entry
+        elif entry.kind == DONE and entry.content.decode() in kept:
+            decision, _ = kept.pop(entry.content.decode())
+            if _counts(decision) and decision.decided_at_ms // DAY_MS == day:
+                counted.append(_as_counted(approval_of(decision.transaction, decision.decided_at_ms)))
+    return [*counted, *[entry for _, entry in kept.values()]]

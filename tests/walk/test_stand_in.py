@@ -180,6 +180,24 @@ def test_after_a_crash_the_log_gets_what_hosts_heard_and_the_day_is_not_forgotte
     at_the_door(tmp_path, after)
 
 
+def test_what_is_answered_again_after_the_log_had_it_outlives_a_crash_too(tmp_path: Path) -> None:
+    async def play(host: Host) -> None:
+        host.world.bus.down = True
+        stand_in = host.world.world.stand_in
+        assert stand_in is not None
+        for _ in range(2):  # the second time it is forgotten in memory and in Redis
+            _, heard, _ = await host.authorize(transaction_id="small", amount_minor=4_000)
+            assert (heard["outcome"], heard["stand_in"]) == ("approve", True)
+            if not stand_in._counted:
+                stand_in.done("small")
+                stand_in._recent.clear()
+        await stand_in.close()
+        restarted = host.world.world.stand_in = opened(tmp_path)
+        assert list(restarted.pending) == ["small"]
+
+    at_the_door(tmp_path, play)
+
+
 def test_the_disk_is_given_back_once_the_log_has_all_and_the_day_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(standing, "DISK", 2_000)
 
