@@ -115,6 +115,8 @@ class Spool:
                 await asyncio.to_thread(_synced, self._descriptor, b"".join([content for content, _ in waiting]), bool(futures))
             except OSError as error:
                 failed = error
+            except RuntimeError as error:  # no thread can be started: who waits must not wait for ever
+                failed = OSError(str(error))
             for future in futures:
                 if future.done():
                     continue

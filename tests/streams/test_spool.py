@@ -90,6 +90,23 @@ def test_where_the_disk_does_not_take_it_anew_the_file_that_has_its_name_goes_on
     asyncio.run(play())
 
 
+def test_where_no_thread_can_be_started_what_waits_is_told_so_and_what_comes_later_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def none_left(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def play() -> None:
+        spool, _ = Spool.opened(tmp_path, list)
+        with monkeypatch.context() as busy:
+            busy.setattr(asyncio, "to_thread", none_left)
+            with pytest.raises(OSError, match="can't start new thread"):
+                await asyncio.wait_for(spool.append(KEPT, b"lost"), 1)
+        await spool.append(KEPT, b"later")
+        await spool.close()
+        assert [content for _, content in entries_in(spool.path.read_bytes())] == [b"later"]
+
+    asyncio.run(play())
+
+
 def full(*_: object) -> None:
     """A disk that takes nothing."""
     raise OSError(errno.ENOSPC, "No space left on device")
