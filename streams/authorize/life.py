@@ -223,6 +223,8 @@ async def _standing(asked: Asked, world: World, now_ms: int) -> _Standing | Refu
     if _has_expired(decision, now_ms) and not open_holds(book, asked.transaction_id, now_ms):  # increments may outlive it
         return Refusal.ALREADY_EXPIRED
     unheld = [name for name in unconfirmed_increments(book, asked.transaction_id) if not await _is_held(name, world)]
+    for name in unheld:
+        _not_by_the_stand_in(name, world)
     return _Standing(msgspec.structs.replace(asked, account_id=decision.account_id), without(book, unheld))
 
 

@@ -128,6 +128,21 @@ def test_what_follows_an_answer_of_the_stand_in_is_to_come_again_until_the_log_h
     at_the_door(tmp_path, play)
 
 
+def test_a_reversal_waits_for_the_log_to_have_the_increment_that_the_stand_in_approved(tmp_path: Path) -> None:
+    async def play(host: Host) -> None:
+        host.world.bus.down = True
+        raised = (await host.step("increment", "known", **a_request(transaction_id="more", amount_minor=500)))[1]
+        assert (raised["outcome"], raised["stand_in"]) == ("approve", True)
+        assert (await host.step("reversal", "known", clearing_id="r1"))[0] == 503
+        host.world.bus.down = False
+        assert (await host.step("reversal", "known", clearing_id="r1"))[0] == 503
+        await told_all(host)
+        assert (await host.step("reversal", "known", clearing_id="r1"))[0] == 200
+        assert {clearing.transaction_id for clearing in host.world.bus.records(CLEARINGS)} == {"known", raised["transaction_id"]}  # type: ignore[attr-defined]
+
+    at_the_door(tmp_path, play)
+
+
 def test_a_retry_of_nothing_that_the_stand_in_declined_keeps_nobody_after_it_from_the_log(tmp_path: Path) -> None:
     async def play(host: Host) -> None:
         async def gone(*_: object) -> None:
