@@ -78,7 +78,7 @@ async def clear(asked: Asked, world: World, now_ms: int) -> tuple[Clearing, ...]
             await _told(first_id, content, entries, world)
             return _clearings_of(earlier)
         judged = await _judged(asked, first_id, entries, world, now_ms)
-        overtakes = judged is Refusal.UNKNOWN_HOLD and asked.kind is ClearingKind.REVERSAL and asked.amount_minor == WHOLE
+        overtakes = judged is Refusal.UNKNOWN_HOLD and _gives_all_back(asked)
         if overtakes and not await world.answers.reverse_ahead(asked.transaction_id):
             raise LogUnavailable("the authorization was decided meanwhile")
         if not isinstance(judged, _Entry):
@@ -222,16 +222,13 @@ async def _standing(asked: Asked, world: World, now_ms: int) -> _Standing | Refu
     book = await _book(decision.account_id, world)
     if _has_expired(decision, now_ms) and not open_holds(book, asked.transaction_id, now_ms):  # increments may outlive it
         return Refusal.ALREADY_EXPIRED
-    unheld = [name for name in unconfirmed_increments(book, asked.transaction_id) if not await _is_held(name, world)]
-    for name in unheld:
-        _not_by_the_stand_in(name, world)
+    unheld = [name for name in unconfirmed_increments(book, asked.transaction_id) if not await _is_held(name, asked, world, now_ms)]
     return _Standing(msgspec.structs.replace(asked, account_id=decision.account_id), without(book, unheld))
 
 
 async def _told_late(asked: Asked, kept: Kept, decision: Decision, world: World, now_ms: int) -> None:
     """Tells the log what a process decided and did not live to tell, so that who never heard of it can reverse it. LogUnavailable otherwise."""
-    given_up = now_ms >= decision.decided_at_ms + UNTOLD_MS_MAX and (asked.kind, asked.amount_minor) == (ClearingKind.REVERSAL, WHOLE)
-    if not given_up:
+    if now_ms < decision.decided_at_ms + UNTOLD_MS_MAX or not _gives_all_back(asked):
         raise LogUnavailable("whether the authorization was decided is not known yet")
     _not_by_the_stand_in(asked.transaction_id, world)
     await world.bus.tell(DECISIONS, decision.account_id, kept.message)
@@ -240,8 +237,12 @@ async def _told_late(asked: Asked, kept: Kept, decision: Decision, world: World,
 
 def _not_by_the_stand_in(transaction_id: str, world: World) -> None:
     """LogUnavailable where the stand-in answered, and the log does not have it yet: it is no unknown one."""
-    if world.stand_in is not None and transaction_id in world.stand_in.pending:
+    if _is_with_the_stand_in(transaction_id, world):
         raise LogUnavailable("the stand-in answered, and the log does not have that yet")
+
+
+def _is_with_the_stand_in(transaction_id: str, world: World) -> bool:
+    return world.stand_in is not None and transaction_id in world.stand_in.pending
 
 
 async def _found(asked: Asked, world: World) -> tuple[Asked, Kept | None]:
@@ -267,10 +268,25 @@ def _raised_by(transaction_id: str, kept: Kept | None) -> str:
     return next((each.value for each in reversed(attributes) if each.name == INCREMENTS), transaction_id)
 
 
-async def _is_held(transaction_id: str, world: World) -> bool:
-    """Whether the log has a decision that holds this money: one that was late may have placed a hold, and was declined or never answered."""
+async def _is_held(transaction_id: str, asked: Asked, world: World, now_ms: int) -> bool:
+    """Whether the log has a decision that holds this money: one that was late may have placed a hold, and was declined or never answered.
+
+    LogUnavailable while whoever decided it may tell the log yet, and it would outlive what gives back all. What the stand-in gives back of its own
+    waits for none: it would wait for itself.
+    """
     kept = await world.answers.of_transaction(transaction_id)
-    return kept is not None and kept.told and decode(Decision, kept.message).hold_id is not None
+    decision = None if kept is None else decode(Decision, kept.message)
+    if kept is not None and decision is not None and (kept.told or decision.hold_id is None):
+        return decision.hold_id is not None
+    if not _is_with_the_stand_in(asked.transaction_id, world):
+        _not_by_the_stand_in(transaction_id, world)
+        if decision is not None and _gives_all_back(asked) and now_ms < decision.decided_at_ms + UNTOLD_MS_MAX:
+            raise LogUnavailable("whether an increment was decided is not known yet")
+    return False
+
+
+def _gives_all_back(asked: Asked) -> bool:
+    return (asked.kind, asked.amount_minor) == (ClearingKind.REVERSAL, WHOLE)
 
 
 async def _of_an_old_one(asked: Asked, world: World) -> _Standing | Refusal:

@@ -552,6 +552,20 @@ def test_an_increment_that_the_log_does_not_have_takes_no_part_in_a_capture() ->
     at_the_door(play)
 
 
+def test_a_reversal_of_all_is_to_come_again_while_another_process_may_tell_the_log_of_an_increment() -> None:
+    async def play(host: Host) -> None:
+        await host.authorize()
+        host.world.bus.down = True
+        assert (await host.step("increment", **a_request(transaction_id="i1", amount_minor=500)))[0] == 503
+        host.world.bus.down = False
+        assert (await host.step("reversal", clearing_id="r1"))[1]["error"]["code"] == "log_unavailable"
+        assert (await host.step("reversal", clearing_id="r2", amount_minor=300, currency="EUR"))[0] == 200
+        host.world.now_ms += UNTOLD_MS_MAX
+        assert (await host.step("reversal", clearing_id="r1"))[0] == 200, "nobody answered for it"
+
+    at_the_door(play)
+
+
 @pytest.mark.parametrize("asked_again", [False, True])
 def test_an_increment_that_placed_its_hold_and_was_not_approved_takes_no_part_in_a_capture_or_reversal(asked_again: bool) -> None:
     async def play(host: Host) -> None:

@@ -143,6 +143,27 @@ def test_a_reversal_waits_for_the_log_to_have_the_increment_that_the_stand_in_ap
     at_the_door(tmp_path, play)
 
 
+def test_what_the_stand_in_gives_back_of_its_own_waits_for_none_that_it_still_has(tmp_path: Path) -> None:
+    async def play(host: Host) -> None:
+        tell, acknowledged = host.world.bus.tell, asyncio.get_running_loop().create_future()
+
+        def late(topic: Topic, key: str, value: bytes) -> asyncio.Future[None]:
+            tell(topic, key, value)
+            return acknowledged
+
+        host.world.world.bus.tell = late  # type: ignore[method-assign]
+        assert (await host.authorize(transaction_id="large", amount_minor=6_000))[1]["outcome"] == "decline"
+        acknowledged.set_result(None)
+        host.world.world.bus.tell = tell  # type: ignore[method-assign]
+        host.world.bus.down = True
+        assert (await host.step("increment", "large", **a_request(transaction_id="more", amount_minor=500)))[1]["outcome"] == "approve"
+        host.world.bus.down = False
+        await told_all(host)
+        assert [clearing.transaction_id for clearing in host.world.bus.records(CLEARINGS)] == ["large"]  # type: ignore[attr-defined]
+
+    at_the_door(tmp_path, play)
+
+
 def test_a_retry_of_nothing_that_the_stand_in_declined_keeps_nobody_after_it_from_the_log(tmp_path: Path) -> None:
     async def play(host: Host) -> None:
         async def gone(*_: object) -> None:
