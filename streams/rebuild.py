@@ -207,8 +207,8 @@ class Rebuild:
         for *_, event in self._records(HOLDS, HoldEvent):
             if event.state is HoldState.CONFIRMED:
                 confirmed.add(event.hold_id)
-            else:  # a repeat has the id of the first
-                steps.setdefault(event.hold_id, {})[event.event_id] = event
+            else:  # a repeat has the id of the first, which stands: so has another end of the same hold, as the ledger sees it
+                steps.setdefault(event.hold_id, {}).setdefault(event.event_id, event)
         moved = {hold_id: tuple(events.values()) for hold_id, events in steps.items()}
         await self._ours()
         await self._resolved(moved)

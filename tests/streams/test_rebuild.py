@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
 from features.wire import Wire
+from models.hold import OpenHold, resolved_event
 from schemas.avro import decode, encode
 from schemas.decision import Decision
-from schemas.topics import CLEARINGS, DECISIONS, Topic
-from streams.answers import WHOLE
+from schemas.hold import HoldState
+from schemas.topics import CLEARINGS, DECISIONS, HOLDS, Topic
+from streams.answers import WHOLE, resolved_key
 from streams.bus import KafkaBus, end_offsets
 from streams.clock import clock_ms
 from streams.hold import APPLIED
@@ -77,3 +80,23 @@ def test_a_redis_behind_what_the_hold_app_has_committed_is_forgotten_and_rebuilt
 
 def test_a_redis_that_has_applied_all_that_was_committed_is_taken_as_it_is(real: Settings) -> None:
     assert started_on(real, a_decision("older.2", clock_ms())) == (MINE, None)
+
+
+def test_of_two_ends_of_a_hold_the_first_stands_in_what_is_rebuilt_as_it_does_in_the_ledger(real: Settings) -> None:
+    now_ms = clock_ms()
+    hold = OpenHold("hld_twice", "twice", 1_000, "EUR", HoldState.POSTED, 0, now_ms + 1, posted_minor=1_000, resolved_at_ms=now_ms)
+    ends = [hold, msgspec.structs.replace(hold, state=HoldState.EXPIRED)]
+
+    async def story() -> bytes | None:
+        bus = KafkaBus(real.changed(produce_timeout_ms=20_000))
+        for end in ends:
+            await bus.tell(HOLDS, "a1", encode(resolved_event("a1", end, CLEARINGS.name, 0, 0)))
+        await bus.close()
+        wire = await Wire.connect(real.redis_url)
+        await wire.send((b"FLUSHALL",))
+        await (await connected(real)).close()
+        (said,) = await wire.send((b"GET", resolved_key(hold.hold_id)))
+        await wire.close()
+        return said and said.split()[0]  # type: ignore[no-any-return]
+
+    assert asyncio.run(story()) == b"posted"
