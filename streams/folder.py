@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from models.artefact import Keys, public_of
+from models.registry import on_disk
 from schemas.errors import SettingsError
 from schemas.identity import keyed_token
 from streams.authorize.keys import new_key
@@ -192,7 +193,8 @@ def kept_secret(data_dir: Path, name: str) -> Path:
 
 
 def with_kept_secrets(settings: Settings) -> Settings:
-    """The settings with the secrets that nobody gave: those of the data folder, made at random the first time, readable by this user only.
+    """The settings with the secrets that nobody gave: those of the data folder, made at random the first time, readable by this user only, and on
+    the disk before anybody is known by them.
 
     Where a public key was given and no private one, nothing is signed here: no private key is made.
     """
@@ -205,6 +207,8 @@ def with_kept_secrets(settings: Settings) -> Settings:
                 if name == "model_key" and settings.model_public_key:
                     continue
                 write_first(path, (new_key() if name == "api_key" else secrets.token_hex(32)).encode(), 0o600)
+                on_disk(path)
+                on_disk(path.parent)
             settings = settings.changed(**{name: path.read_text(encoding="utf-8")})
     return settings
 

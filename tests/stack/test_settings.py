@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 
@@ -83,6 +84,20 @@ def test_an_app_that_cannot_listen_or_has_no_folder_names_the_setting(tmp_path: 
         with pytest.raises(SettingsError, match="HOLDFAST_DATA_DIR"):
             command()
     assert state_of(settings.data_dir) is None
+
+
+def test_a_secret_outlives_a_power_failure_before_anybody_is_known_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, synced = os.fsync, set[int]()
+
+    def seen(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", seen)
+    with_kept_secrets(Settings(data_dir=tmp_path))
+    secrets = [*(tmp_path / "secrets").iterdir()]
+    assert len(secrets) == 3
+    assert {path.stat().st_ino for path in (*secrets, tmp_path / "secrets")} <= synced
 
 
 def test_a_mistyped_name_is_told_the_right_one() -> None:
