@@ -149,11 +149,12 @@ def limit(walks: Sequence[Walk], world: World) -> None:
 
 
 def leave(walks: Sequence[Walk], world: World) -> None:
-    """Ends those that somebody else answers meanwhile, and takes back what was counted of those that were not approved after all."""
+    """Ends those that somebody else answers meanwhile, and takes back what was counted of those that were not approved here after all."""
     for walk in walks:
         if walk.error is None and walk.is_over:
             walk.error = Unavailable("somebody else answers it: it was late")
-        if walk.counted and (walk.error is not None or walk.verdict.outcome is not Outcome.APPROVE):
+        of_another = walk.first is not None and walk.decision is None
+        if walk.counted and (walk.error is not None or of_another or walk.verdict.outcome is not Outcome.APPROVE):
             assert world.stand_in is not None
             world.stand_in.uncount(walk.txn, walk.ask.now_ms)
             walk.counted = False

@@ -12,10 +12,13 @@ from time import sleep
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from models.registry import default_stand_in_text
 from models.stand_in import stand_in_from_toml
-from schemas.errors import MemoryUnavailable
+from schemas import avro
+from schemas.decision import Decision, Outcome, Reason, ReasonSource
+from schemas.errors import HoldfastError, MemoryUnavailable
 from schemas.hold import ClearingKind
 from schemas.topics import CLEARINGS, Topic
 from streams import forward as forwarding
@@ -189,6 +192,26 @@ def test_a_card_stays_known_though_one_of_its_payments_was_too_large_for_the_sta
         host.world.bus.down = True
         codes = [(await host.authorize(transaction_id=f"t{amount}", amount_minor=amount))[1]["response_code"] for amount in (6_000, 4_000)]
         assert codes == ["61", "00"]
+
+    at_the_door(tmp_path, play)
+
+
+def test_what_another_process_declined_meanwhile_takes_nothing_of_the_days_limits(tmp_path: Path) -> None:
+    async def play(host: Host) -> None:
+        answers, keep_all = host.world.answers, host.world.answers.keep_all
+
+        async def second(made: Sequence[Made]) -> list[Kept | HoldfastError]:
+            why = (Reason(code="stand_in_amount", source=ReasonSource.DEGRADED),)
+            said: dict[str, Any] = {"outcome": Outcome.DECLINE, "reasons": why, "hold_id": None}
+            firsts = [avro.encode(structs.replace(avro.decode(Decision, one.message), **said)) for one in made]
+            return await keep_all([one._replace(message=first) for one, first in zip(made, firsts, strict=True)])
+
+        host.world.bus.down = True
+        answers.keep_all = second  # type: ignore[method-assign]
+        for number in range(6):
+            assert (await host.authorize(transaction_id=f"t{number}", amount_minor=2_900, at_ms=minutes_apart(number)))[1]["outcome"] == "decline"
+        answers.keep_all = keep_all  # type: ignore[method-assign]
+        assert (await host.authorize(transaction_id="own", amount_minor=100))[1]["outcome"] == "approve", "five a day"
 
     at_the_door(tmp_path, play)
 
