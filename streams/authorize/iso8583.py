@@ -279,6 +279,8 @@ class Line(asyncio.Protocol):
         """Since when a frame is incomplete."""
         self._unread_s: float | None = None
         """Since when the host does not read."""
+        self._paused = False
+        """Whether nothing is read from it: what it sends meanwhile is not late."""
         self.ends = False
         """Whether this process does: nothing is begun any more that nobody would answer."""
         self.tasks: set[asyncio.Task[None]] = set()
@@ -354,7 +356,7 @@ class Line(asyncio.Protocol):
 
     def look(self, now_s: float) -> None:
         """Cuts the connection of a host that is too slow, or that has gone."""
-        if self._begun_s is not None and now_s - self._begun_s > FRAME_S_MAX:
+        if self._begun_s is not None and not self._paused and now_s - self._begun_s > FRAME_S_MAX:
             self.cut("slow")
         elif self._unread_s is not None and now_s - self._unread_s > UNREAD_S_MAX:
             self.cut("unread")
@@ -431,10 +433,13 @@ class Line(asyncio.Protocol):
         """Reads from the host only while it reads from us and does not have too much in flight."""
         if self._transport is None or self._transport.is_closing():
             return
-        if self._unread_s is None and len(self.tasks) < IN_FLIGHT_MAX:
-            self._transport.resume_reading()
-        else:
+        paused, self._paused = self._paused, self._unread_s is not None or len(self.tasks) >= IN_FLIGHT_MAX
+        if self._paused:
             self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+            if paused and self._begun_s is not None:
+                self._begun_s = self._loop.time()
 
 
 class Gateway:

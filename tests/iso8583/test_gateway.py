@@ -519,6 +519,23 @@ def test_a_frame_that_does_not_end_in_time_cuts_the_connection(monkeypatch: pyte
     at_the_gateway(play)
 
 
+def test_a_frame_whose_rest_is_not_read_yet_is_not_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(iso8583, "FRAME_S_MAX", 0.2)
+    monkeypatch.setattr(iso8583, "LOOK_S", 0.05)
+    monkeypatch.setattr(iso8583, "IN_FLIGHT_MAX", 2)
+
+    async def play(scene: Scene, host: Host) -> None:
+        tell = scene.world.bus.tell
+        scene.world.world.bus.tell = lambda *told: asyncio.ensure_future(asyncio.sleep(0.6)) if tell(*told) else None  # type: ignore[method-assign, assignment]
+        frames = [host.header.framed(host.codec.encode(Message(b"", "0100", fields_of(f11=f"00000{n}")))) for n in range(1, 4)]
+        host.writer.write(frames[0] + frames[1] + frames[2][:20])
+        await asyncio.sleep(0.05)
+        host.writer.write(frames[2][20:])
+        assert [(await host.read()).fields[39] for _ in frames] == ["00"] * 3
+
+    at_the_gateway(play)
+
+
 def test_a_host_that_does_not_read_is_not_read_from_and_then_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(iso8583, "UNREAD_S_MAX", 0.2)
     monkeypatch.setattr(iso8583, "UNREAD_BYTES_MAX", 1_024)
