@@ -27,7 +27,7 @@ from features import tally_kernel as kernel
 from features.fact import FACT_NUMBER, FACTS, FRAUD, KIND, Entity, declined_facts, derived_identity, facts_of, row_identity, short_hash
 from features.layout import content_hash
 from features.row import Condition, Fold, sum_over_count
-from schemas.decision import Decision, Outcome
+from schemas.decision import Decision, Outcome, Reason, ReasonSource
 from schemas.label import Label
 from schemas.topics import DECISIONS, LABELS
 from schemas.transaction import CREDITS, Transaction, TransactionKind
@@ -249,14 +249,18 @@ def payment_rows(txn: Transaction, declined: bool) -> list[Row]:
     return [(*facts, 0), (*declined_facts(facts), 0)] if declined else [(*facts, 0)]
 
 
-def counts_as_declined(outcome: Outcome, action: str | None, kind: TransactionKind) -> bool:
-    """Whether what is decided so is remembered as a decline: of an attempt to move money out, and not of who is to authenticate first."""
-    return outcome in (Outcome.DECLINE, Outcome.BLOCK) and action is None and kind not in CREDITS
+def counts_as_declined(outcome: Outcome, action: str | None, kind: TransactionKind, reasons: Sequence[Reason]) -> bool:
+    """Whether what is decided so is remembered as a decline: of an attempt to move money out, for a reason that lies with the payment.
+
+    None are who is to authenticate first, and what was declined because a part of the system was away: who tries again then is not suspicious.
+    """
+    refused = outcome in (Outcome.DECLINE, Outcome.BLOCK) and action is None and kind not in CREDITS
+    return refused and not (reasons and all(reason.source is ReasonSource.DEGRADED for reason in reasons))
 
 
 def is_declined(decision: Decision) -> bool:
     """Whether a decision counts as a decline, in tallies as in logs."""
-    return counts_as_declined(decision.outcome, decision.action, decision.transaction.kind)
+    return counts_as_declined(decision.outcome, decision.action, decision.transaction.kind, decision.reasons)
 
 
 def label_row(label: Label) -> Row | None:

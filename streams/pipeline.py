@@ -70,6 +70,11 @@ class Walk:
         return self.first is None and self.error is None
 
     @property
+    def is_unkind(self) -> bool:
+        """Whether it is remembered as a decline."""
+        return counts_as_declined(self.verdict.outcome, self.verdict.action, self.txn.kind, self.verdict.reasons)
+
+    @property
     def degradations(self) -> tuple[str, ...]:
         """What of its past could not be read."""
         return tuple([f"{MEMORY_MISSING}{kind}" for kind in self.past.missing])
@@ -262,8 +267,7 @@ async def settle(walks: Sequence[Walk], world: World) -> None:
     for walk in asking:
         refusal = standing(Book.from_bytes(walk.book), walk.txn.own_currency, world.unknown_account, walk.txn, walk.ask.now_ms)
         walk.verdict = refused(walk.verdict, refusal) if refusal else walk.verdict
-    unkind = [walk for walk in walks if walk.error is None and counts_as_declined(walk.verdict.outcome, walk.verdict.action, walk.txn.kind)]
-    await remember_declines(unkind, world)
+    await remember_declines([walk for walk in walks if walk.error is None and walk.is_unkind], world)
 
 
 class Keeping:

@@ -21,12 +21,29 @@ from features.columns import columns_of
 from features.fact import AT_MS, FACT_NUMBER, MERCHANT
 from features.memory import DictMemory, Memory
 from features.row import Feature, Fold, days, distinct, fraud_share, hours, maximum, novel
-from features.tally import LATE, NOTHING, SLICES, SOURCES, Given, Reads, Row, Update, label_row, offsets_in, payment_rows, told, told_all, updated
+from features.tally import (
+    LATE,
+    NOTHING,
+    SLICES,
+    SOURCES,
+    Given,
+    Reads,
+    Row,
+    Update,
+    counts_as_declined,
+    label_row,
+    offsets_in,
+    payment_rows,
+    told,
+    told_all,
+    updated,
+)
 from features.tally_kernel import BUCKETS
+from schemas.decision import Action, Outcome, Reason, ReasonSource
 from schemas.identity import hash64
 from schemas.label import Label, LabelSource
 from schemas.topics import DECISIONS
-from schemas.transaction import Transaction
+from schemas.transaction import Transaction, TransactionKind
 
 PLAN, LAYOUTS = CATALOGUE.tally_plan, CATALOGUE.tally_layouts
 AT_MERCHANT = CATALOGUE.tallies.index("merchant")
@@ -379,3 +396,21 @@ class TestInRedis:
 
         with a_redis() as url:
             assert asyncio.run(run(url)) == asyncio.run(lived_through(CATALOGUE, history, DictMemory(CATALOGUE))).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "action", "kind", "sources", "counts"),
+    [
+        (Outcome.DECLINE, None, TransactionKind.ECOMMERCE, (ReasonSource.ACCOUNT,), True),
+        (Outcome.BLOCK, None, TransactionKind.ECOMMERCE, (), True),
+        (Outcome.REVIEW, None, TransactionKind.ECOMMERCE, (ReasonSource.RULE,), False),
+        (Outcome.DECLINE, Action.STEP_UP, TransactionKind.ECOMMERCE, (ReasonSource.RULE,), False),
+        (Outcome.BLOCK, None, TransactionKind.REFUND, (ReasonSource.RULE,), False),
+        (Outcome.DECLINE, None, TransactionKind.ECOMMERCE, (ReasonSource.DEGRADED,), False),
+        (Outcome.DECLINE, None, TransactionKind.ECOMMERCE, (ReasonSource.DEGRADED, ReasonSource.RULE), True),
+    ],
+)
+def test_a_decline_is_of_an_attempt_to_move_money_out_for_what_lies_with_the_payment(
+    outcome: Outcome, action: Action | None, kind: TransactionKind, sources: tuple[ReasonSource, ...], counts: bool
+) -> None:
+    assert counts_as_declined(outcome, action, kind, [Reason(code="why", source=source) for source in sources]) is counts

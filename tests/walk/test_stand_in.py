@@ -366,7 +366,8 @@ def test_a_memory_that_is_gone_is_made_up_for_afterwards(tmp_path: Path) -> None
         assert small_one.score is not None
         assert small_one.vector
         assert small_one.held_minor == 4_000
-        assert new_one.declined_positions
+        assert new_one.outcome is Outcome.DECLINE
+        assert not new_one.declined_positions, "it was declined because the memory was gone: no feature counts that"
         assert (await host.authorize(transaction_id="small", amount_minor=4_000))[2] == bytes_
 
     at_the_door(tmp_path, play)
