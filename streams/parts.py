@@ -130,6 +130,7 @@ class Running:
         except subprocess.TimeoutExpired:
             self._say(f"{self.part.name} did not end within {self.part.stop_s:.0f} s of being asked; killed")
             self.kill9()
+        self._started_at = 0.0  # its end is noted: who starts it now, before the keeper looks, starts nothing that ended by itself
 
     def start(self) -> None:
         """Wants it running (again); the keeper starts it within LOOK_S."""

@@ -31,3 +31,17 @@ def test_a_part_for_which_there_is_no_process_has_not_ended_once_more(tmp_path: 
     running.stop()
     assert running.restarts == 1
     assert len(said) == 1
+
+
+def test_a_part_that_is_started_at_once_after_it_was_stopped_has_not_ended_by_itself(tmp_path: Path) -> None:
+    said: list[str] = []
+    running = Running(Part("sleeper", ("sleep", "100"), dict(os.environ), tmp_path / "log", lambda _: False, vital=True), said.append)
+    running.look(100.0)
+    first = running.pid
+    running.restart()
+    running.look(101.0)
+    assert running.state == "starting"
+    assert running.pid != first
+    running.stop()
+    assert running.restarts == 0
+    assert said == []
