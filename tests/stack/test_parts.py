@@ -74,7 +74,7 @@ def test_the_loss_of_a_vital_part_is_final(tmp_path: Path) -> None:
 def test_a_part_does_not_outlive_a_keeper_that_is_killed(tmp_path: Path) -> None:
     script = (
         "import pathlib, time; from streams.parts import Keeper, Part\n"
-        "keeper = Keeper(print, lambda seen: None)\n"
+        "keeper = Keeper(lambda text: None, lambda seen: None)\n"
         "part = keeper.add(Part('sleeper', ('sleep', '100'), {'PATH': '/usr/bin:/bin'}, pathlib.Path('log').absolute(), lambda pid: True))\n"
         "part.wait_ready(5); print(part.pid, flush=True); time.sleep(100)"
     )
