@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import sleep
 from typing import Any
@@ -67,6 +67,22 @@ def at_the_door(folder: Path, play: Callable[[Host], Awaitable[None]]) -> None:
 def minutes_apart(number: int) -> int:
     """Times that are no attack."""
     return NOON - (10 - number) * 1_200_000
+
+
+@contextmanager
+def acknowledged_late(host: Host) -> Iterator[None]:
+    """The log has what it is told meanwhile, and says so at the end."""
+    bus, acknowledged = host.world.world.bus, asyncio.get_running_loop().create_future()
+    tell = bus.tell
+
+    def told(topic: Topic, key: str, value: bytes) -> asyncio.Future[None]:
+        tell(topic, key, value)
+        return acknowledged
+
+    bus.tell = told  # type: ignore[method-assign]
+    yield
+    acknowledged.set_result(None)
+    bus.tell = tell  # type: ignore[method-assign]
 
 
 async def told_all(host: Host) -> None:
@@ -148,16 +164,8 @@ def test_a_reversal_waits_for_the_log_to_have_the_increment_that_the_stand_in_ap
 
 def test_what_the_stand_in_gives_back_of_its_own_waits_for_none_that_it_still_has(tmp_path: Path) -> None:
     async def play(host: Host) -> None:
-        tell, acknowledged = host.world.bus.tell, asyncio.get_running_loop().create_future()
-
-        def late(topic: Topic, key: str, value: bytes) -> asyncio.Future[None]:
-            tell(topic, key, value)
-            return acknowledged
-
-        host.world.world.bus.tell = late  # type: ignore[method-assign]
-        assert (await host.authorize(transaction_id="large", amount_minor=6_000))[1]["outcome"] == "decline"
-        acknowledged.set_result(None)
-        host.world.world.bus.tell = tell  # type: ignore[method-assign]
+        with acknowledged_late(host):
+            assert (await host.authorize(transaction_id="large", amount_minor=6_000))[1]["outcome"] == "decline"
         host.world.bus.down = True
         assert (await host.step("increment", "large", **a_request(transaction_id="more", amount_minor=500)))[1]["outcome"] == "approve"
         host.world.bus.down = False
@@ -438,18 +446,11 @@ def test_an_approval_above_the_limit_that_the_log_may_have_is_declined_and_rever
 
 def test_a_repeat_that_waits_while_the_stand_in_declines_hears_no_approval_that_is_reversed(tmp_path: Path) -> None:
     async def play(host: Host) -> None:
-        tell, acknowledged = host.world.bus.tell, asyncio.get_running_loop().create_future()
-
-        def late(topic: Topic, key: str, value: bytes) -> asyncio.Future[None]:
-            tell(topic, key, value)
-            return acknowledged
-
-        host.world.world.bus.tell = late  # type: ignore[method-assign]
-        body = json.dumps(a_request(transaction_id="large", amount_minor=6_000)).encode()
-        patient = asyncio.create_task(host.ask("POST", "/v1/authorizations", body, {"Holdfast-Deadline-Ms": "10000"}))
-        _, heard, bytes_ = await host.ask("POST", "/v1/authorizations", body, {"Holdfast-Deadline-Ms": "1500"})
-        assert (heard["outcome"], heard["stand_in"]) == ("decline", True)
-        acknowledged.set_result(None)
+        with acknowledged_late(host):
+            body = json.dumps(a_request(transaction_id="large", amount_minor=6_000)).encode()
+            patient = asyncio.create_task(host.ask("POST", "/v1/authorizations", body, {"Holdfast-Deadline-Ms": "10000"}))
+            _, heard, bytes_ = await host.ask("POST", "/v1/authorizations", body, {"Holdfast-Deadline-Ms": "1500"})
+            assert (heard["outcome"], heard["stand_in"]) == ("decline", True)
         assert (await patient)[2] == bytes_
 
     at_the_door(tmp_path, play)
@@ -487,16 +488,8 @@ def test_an_approval_that_is_kept_while_its_decline_is_on_its_way_to_the_log_is_
 
 def test_what_was_declined_here_and_captured_as_the_log_has_it_is_counted(tmp_path: Path) -> None:
     async def play(host: Host) -> None:
-        tell, acknowledged = host.world.bus.tell, asyncio.get_running_loop().create_future()
-
-        def late(topic: Topic, key: str, value: bytes) -> asyncio.Future[None]:
-            tell(topic, key, value)
-            return acknowledged
-
-        host.world.world.bus.tell = late  # type: ignore[method-assign]
-        assert (await host.authorize(transaction_id="large", amount_minor=6_000))[1]["outcome"] == "decline"
-        acknowledged.set_result(None)
-        host.world.world.bus.tell = tell  # type: ignore[method-assign]
+        with acknowledged_late(host):
+            assert (await host.authorize(transaction_id="large", amount_minor=6_000))[1]["outcome"] == "decline"
         assert (await host.step("capture", "large", clearing_id="c1"))[1]["amount_minor"] == 6_000
         apart = metrics.STAND_INS_APART._value.get()
         await told_all(host)
