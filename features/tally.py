@@ -27,7 +27,7 @@ from features import tally_kernel as kernel
 from features.fact import FACT_NUMBER, FACTS, FRAUD, KIND, Entity, declined_facts, derived_identity, facts_of, row_identity, short_hash
 from features.layout import content_hash
 from features.row import Condition, Fold, sum_over_count
-from schemas.decision import Decision, Outcome, Reason, ReasonSource
+from schemas.decision import Action, Decision, Outcome, Reason, ReasonSource
 from schemas.label import Label
 from schemas.topics import DECISIONS, LABELS
 from schemas.transaction import CREDITS, Transaction, TransactionKind
@@ -249,7 +249,7 @@ def payment_rows(txn: Transaction, declined: bool) -> list[Row]:
     return [(*facts, 0), (*declined_facts(facts), 0)] if declined else [(*facts, 0)]
 
 
-def counts_as_declined(outcome: Outcome, action: str | None, kind: TransactionKind, reasons: Sequence[Reason]) -> bool:
+def counts_as_declined(outcome: Outcome, action: Action | None, kind: TransactionKind, reasons: Sequence[Reason]) -> bool:
     """Whether what is decided so is remembered as a decline: of an attempt to move money out, for a reason that lies with the payment.
 
     None are who is to authenticate first, and what was declined because a part of the system was away: who tries again then is not suspicious.

@@ -330,14 +330,15 @@ def post(book: Book, hold_id: str, amount_minor: int, currency: str, at_ms: int,
     if amount_minor > hold.left_minor + hold.tolerance_minor:
         return Refusal.EXCEEDS_HOLD
     assert amount_minor >= 0
-    since = _with_posting(book.postings, Posting(at_ms, amount_minor, currency)) if amount_minor and at_ms > book.as_of_ms else book.postings
-    taken = amount_minor if book.known and hold.currency == book.currency and at_ms > book.as_of_ms else 0
+    moved = amount_minor if at_ms > book.as_of_ms else 0
+    postings = _with_posting(book.postings, Posting(at_ms, moved, currency)) if moved else book.postings
+    taken = moved if book.known and currency == book.currency else 0
     ends = final or amount_minor >= hold.left_minor
     after = msgspec.structs.replace(hold, posted_minor=hold.posted_minor + amount_minor)
     step = _cleared(book, after, Part(cause.clearing_id, cause.digest, ClearingKind.CAPTURE, amount_minor, at_ms, *cause[2:]), ends)
     if isinstance(step, Refusal):
         return step
-    return Step(msgspec.structs.replace(step.book, balance_minor=book.balance_minor - taken, postings=since), step.hold)
+    return Step(msgspec.structs.replace(step.book, balance_minor=book.balance_minor - taken, postings=postings), step.hold)
 
 
 def _with_posting(postings: tuple[Posting, ...], posting: Posting) -> tuple[Posting, ...]:

@@ -114,18 +114,21 @@ class StandIn:
 
     def first(self, txn: Transaction) -> Given | None:
         """What was answered to it here, if that is not told yet. Conflict if it came with other contents."""
-        given = self.pending.get(txn.transaction_id) or self._apart.get(txn.transaction_id)
+        given = self._answered(txn.transaction_id)
         if given is not None and given.decision.transaction != txn:
             raise Conflict(txn.transaction_id)
         return given
 
     def asked(self, transaction_id: str) -> Transaction | None:
         """The transaction of that id as it came first, if it was answered here, or lies among the newest of the log."""
-        given = self.pending.get(transaction_id) or self._apart.get(transaction_id)
+        given = self._answered(transaction_id)
         if given is not None:
             return given.decision.transaction
         before = self._recent.get(transaction_id)
         return None if before is None else avro.decode(Decision, before).transaction
+
+    def _answered(self, transaction_id: str) -> Given | None:
+        return self.pending.get(transaction_id) or self._apart.get(transaction_id)
 
     async def repeated(self, given: Given) -> Decided:
         """The answer again, when it is on the disk. LogUnavailable if that does not take it."""

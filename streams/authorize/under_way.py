@@ -11,6 +11,7 @@ from schemas.errors import Conflict, HoldfastError, Unavailable
 from schemas.identity import INCREMENT, increment_end, increments_of
 from schemas.transaction import Transaction
 from streams.asked import HTTP, Ask, Course, Decided, Origin
+from streams.stand_in import Given, StandIn
 from streams.tracing import Passed, Traced, Tracer
 from streams.world import World
 
@@ -81,14 +82,12 @@ class UnderWay:
     async def _answered(self, txn: Transaction, now_ms: int, wait_s: float, traced: Traced | None) -> tuple[Decided, Course]:
         stand_in, ends_s = self._world.stand_in, asyncio.get_running_loop().time() + wait_s
         if stand_in is not None and (given := stand_in.first(txn)) is not None:
-            async with asyncio.timeout_at(ends_s):
-                return await stand_in.repeated(given), Course()
+            return await self._repeated(stand_in, given, ends_s), Course()
         deciding, course = self.once(txn, now_ms, traced)
         gone = LATE
         if await self._ends_within(deciding, wait_s if stand_in is None else wait_s * SHARE):
             if stand_in is not None and (given := stand_in.first(txn)) is not None:  # who waited for less time has heard it
-                async with asyncio.timeout_at(ends_s):
-                    return await stand_in.repeated(given), course
+                return await self._repeated(stand_in, given, ends_s), course
             try:
                 made = deciding.result()
             except Unavailable as error:
@@ -104,6 +103,12 @@ class UnderWay:
         async with asyncio.timeout_at(ends_s):
             policy = self._world.panel.judges_of(txn).policy
             return await stand_in.answer(txn, now_ms, course, gone, policy), course
+
+    @staticmethod
+    async def _repeated(stand_in: StandIn, given: Given, ends_s: float) -> Decided:
+        """What the stand-in answered, once more, when it is on the disk. TimeoutError where that takes longer than the host waits."""
+        async with asyncio.timeout_at(ends_s):
+            return await stand_in.repeated(given)
 
     def once(self, txn: Transaction, now_ms: int, traced: Traced | None = None) -> tuple[asyncio.Future[Decided], Course]:
         """One decision under way for each transaction in this process: a repeat during the first waits for the first."""
