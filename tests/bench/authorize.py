@@ -51,8 +51,9 @@ Figures = dict[str, float]
 CONNECTIONS = 64
 PER_S_MAX = 12_000
 """No door is asked faster than this in a closed loop: it is what issue 6 aims at."""
-WARM_S, WARM_STEP_S = 30.0, 3.0
-"""So long all is asked before it is measured: the broker's compilers take half of a core for about so long; and before each step of the curve."""
+WARM_S = 30.0
+"""So long a stack is asked before it is measured, for the curve as for the capacity that it is held against: the broker's compilers take half of
+a core for about so long."""
 LEASE_MS = 5_000
 """No `hold` app confirms and clears here, so this ends holds: an account has a few at a time, as accounts have, and not one of each payment."""
 WARM = 500
@@ -132,10 +133,10 @@ def offered(door: Settings, bodies: list[bytes], *options: str) -> Figures:
     return load(door.http_port, bodies, *options, api_key=door.api_key)
 
 
-def warmed(stack: Stack, bodies: Bodies, seconds: float, per_s: float) -> None:
-    """Keeps its service on one core, and asks it so many a second: then what it runs is loaded, and the broker's machine code is made."""
+def warmed(stack: Stack, bodies: Bodies, seconds: float) -> None:
+    """Keeps its service on one core, and asks it all that it can answer: then what it runs is loaded, and the broker's machine code is made."""
     pinned(stack.part("authorize").pid)
-    offered(stack.settings, bodies.more(int(per_s * seconds)), "--connections", str(CONNECTIONS), "--seconds", str(seconds))
+    offered(stack.settings, bodies.more(int(PER_S_MAX * seconds)), "--connections", str(CONNECTIONS), "--seconds", str(seconds))
 
 
 def overloaded(door: Settings, bodies: Bodies, rate: float, seconds: float) -> Figures:
@@ -194,7 +195,7 @@ def doors(stack: Stack, args: argparse.Namespace, collector: Collector) -> dict[
     """All that is asked for of one service on one core."""
     door, pid = stack.settings, stack.part("authorize").pid
     bodies, seconds = Bodies("b"), args.seconds
-    warmed(stack, bodies, args.warm_seconds, PER_S_MAX)
+    warmed(stack, bodies, args.warm_seconds)
     found: dict[str, Any] = {"rate_per_s": args.rate, "stops_ms": stops(door, bodies.more(50))}
     if "open" in args.only:
         found["null"] = opened(door, [], args.rate, seconds, "--path", "/health")
@@ -213,14 +214,14 @@ def doors(stack: Stack, args: argparse.Namespace, collector: Collector) -> dict[
     return found
 
 
-def curve(door: Settings, capacity: float, seconds: float) -> list[Figures]:
+def curve(door: Settings, capacity: float, seconds: float, warm_s: float) -> list[Figures]:
     """Past capacity, each step on a stack of its own: what one leaves in Redis, and in the file that Redis rewrites then, is not the next one's."""
     steps = []
     for step in STEPS:
         own = door.changed(data_dir=door.data_dir / f"at_{step}", iso8583_port=_free_port())
         with running(own, broker_name="real", apps=("authorize",)) as stack:
             bodies = Bodies("o")
-            warmed(stack, bodies, min(WARM_STEP_S, seconds), 2 * capacity)
+            warmed(stack, bodies, warm_s)
             steps.append({"times": step} | overloaded(stack.settings, bodies, capacity * step, seconds))
     return steps
 
@@ -326,14 +327,15 @@ def authorize(argv: list[str], settings: Settings) -> int:
 
     with scratch() as folder, collecting() as collector:
         registry = args.registry or folder / "registry"
-        own = settings.changed(model_key=settings.model_key or "be" * 32, data_dir=folder, registry_dir=registry, http_port=0, unknown_account="hold")
-        own = own.changed(hold_lease_ms=LEASE_MS)
+        secret = settings.model_key or "be" * 32
+        own = settings.changed(model_key=secret, data_dir=folder, registry_dir=registry, http_port=0, unknown_account="hold", hold_lease_ms=LEASE_MS)
         ensure_champion(own, lambda text: print(text, file=sys.stderr))
         iso = own.changed(data_dir=folder / "doors", registry_dir=registry, request_deadline_ms=DEADLINE_MS, iso8583_port=_free_port())
         with running(traced(iso, collector), broker_name="real", apps=("authorize",)) as stack:
             found = doors(stack, args, collector)
         if "overload" in args.only:
-            found["overload"] = curve(iso.changed(data_dir=folder / "past"), found["closed"]["per_s"], min(args.seconds, args.step_seconds))
+            step_s = min(args.seconds, args.step_seconds)
+            found["overload"] = curve(iso.changed(data_dir=folder / "past"), found["closed"]["per_s"], step_s, args.warm_seconds)
         if args.score and "score" in args.only:
             found["score"] = score(own.changed(data_dir=folder / "score", registry_dir=registry), args.score)
     if "overload" in found:

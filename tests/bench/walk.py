@@ -59,7 +59,7 @@ class Payments:
 
 
 def transactions(count: int, prefix: str, now_ms: int, span_ms: int = SPAN_MS) -> list[Transaction]:
-    """Twenty days of plain payments: `count` of them by 5,000 cards in turn, a third from a device, a third with coordinates."""
+    """Plain payments over so long up to now: `count` of them by 5,000 cards in turn, a third from a device, a third with coordinates."""
     from schemas.transaction import EntryMode, TransactionKind
 
     kinds = (TransactionKind.CARD_PRESENT, TransactionKind.CONTACTLESS, TransactionKind.ECOMMERCE)
