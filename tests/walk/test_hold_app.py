@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from features.catalogue import CATALOGUE
-from features.online import RedisMemory
+from features.online import RedisMemory, warm
 from features.wire import Command, Wire
 from models.hold import EMPTY, Book, UnknownAccount, state_known
 from models.opinion import Judges, Panel
@@ -111,6 +111,8 @@ def a_source(topic: str, offset: int) -> Source:
 @pytest.fixture
 def on_stage(redis_url: str) -> Callable[[Callable[[Scene], Awaitable[None]]], None]:
     """Runs a scene to its end."""
+
+    warm(CATALOGUE)  # compiled while Redis is asked, the first time on a machine, it would make Redis seem late
 
     def run(play: Callable[[Scene], Awaitable[None]]) -> None:
         async def main() -> None:
