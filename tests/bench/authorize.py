@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import json
 import os
-import random
 import socket
 import subprocess
 import sys
@@ -38,6 +37,7 @@ from streams.settings import Settings
 from streams.stack import ROOT, Stack, running
 from tests.bench.load import CONNECTIONS_MAX, asking, quantiles_ms
 from tests.bench.observed import observed, traced
+from tests.bench.pace import arrivals, paced
 from tests.bench.walk import Payments, load, pinned, score, scratch, transactions
 from tests.collector import Collector, collecting
 from tests.iso8583.host import fields_of
@@ -99,23 +99,19 @@ def produced(settings: Settings, rate: float, seconds: float) -> dict[str, float
     """A bare produce-and-wait of records as large as a decision, open loop: what durability alone costs."""
 
     async def main() -> dict[str, float]:
-        bus, chance, took = KafkaBus(patient(settings)), random.Random(5), list[float]()
+        bus, took = KafkaBus(patient(settings)), list[float]()
         value = encode(transactions(1, "p", clock_ms())[0]) * 8
         for number in range(WARM):
             await bus.tell(TRANSACTIONS, f"acc{number}", value)
 
-        async def one(scheduled: float, number: int) -> None:
+        async def one(number: int, moment: float) -> None:
             await bus.tell(TRANSACTIONS, f"acc{number}", value)
-            took.append(time.perf_counter() - scheduled)
+            took.append(time.perf_counter() - moment)
 
-        under_way = set[asyncio.Task[None]]()
-        end = (scheduled := time.perf_counter()) + seconds
-        number = 0
-        while (scheduled := scheduled + chance.expovariate(rate)) < end:
-            await asyncio.sleep(max(0.0, scheduled - time.perf_counter()))
-            task = asyncio.create_task(one(scheduled, number := number + 1))
-            under_way.add(task)
-            task.add_done_callback(under_way.discard)
+        now, under_way = time.perf_counter(), set[asyncio.Task[None]]()
+        await paced(
+            [now + moment for moment in arrivals(rate, seconds, 5)], lambda number, moment: under_way.add(asyncio.create_task(one(number, moment)))
+        )
         await asyncio.gather(*under_way)
         await bus.close()
         return quantiles_ms(took)

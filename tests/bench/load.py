@@ -9,14 +9,16 @@ import argparse
 import asyncio
 import json
 import os
-import random
 import resource
 import sys
 import time
 from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import uvloop
+
+from tests.bench.pace import arrivals, paced
 
 ANSWERED_OK = b"HTTP/1.1 200"
 CONNECTIONS_MAX = 1_800
@@ -31,85 +33,141 @@ def asking(key: str) -> dict[str, str]:
 
 
 class Connection(asyncio.Protocol):
-    """One keep-alive connection with one request at a time; answers are told from each other by content-length."""
+    """One keep-alive connection with one request at a time; answers are told from each other by content-length.
 
-    def __init__(self) -> None:
+    `answered` is called with it and whether the answer is 200; False too where the connection falls with a request on it.
+    """
+
+    def __init__(self, answered: Callable[[Connection, bool], None]) -> None:
+        self.answered = answered
         self.buffer = b""
-        self.waiting: asyncio.Future[bool] | None = None
+        self.asked_at = 0.0
+        """The moment of the request that is on it."""
+        self.is_asking = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport: Any = transport  # uvloop's is no asyncio.Transport
 
     def data_received(self, data: bytes) -> None:
-        self.buffer += data
-        head = self.buffer.find(b"\r\n\r\n")
+        self.buffer = data = self.buffer + data if self.buffer else data
+        head = data.find(b"\r\n\r\n")
         if head < 0:
             return
-        at = self.buffer.lower().find(b"content-length:", 0, head)
-        length = int(self.buffer[at + 15 : self.buffer.find(b"\r\n", at)])
-        if len(self.buffer) < head + 4 + length:
+        at = data.lower().find(b"content-length:", 0, head)
+        if len(data) < head + 4 + int(data[at + 15 : data.find(b"\r\n", at)]):
             return
-        ok, self.buffer = self.buffer.startswith(ANSWERED_OK), self.buffer[head + 4 + length :]
-        waiting, self.waiting = self.waiting, None
-        if waiting is not None and not waiting.done():
-            waiting.set_result(ok)
+        self.buffer = b""
+        self._ended(data.startswith(ANSWERED_OK))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self.waiting is not None and not self.waiting.done():
-            self.waiting.set_result(False)
+        self._ended(False)
+
+    def _ended(self, ok: bool) -> None:
+        if self.is_asking:
+            self.is_asking = False
+            self.answered(self, ok)
 
     @property
     def is_cut(self) -> bool:
         """Whether the service ended it: it is idle too long, or there are more than it takes."""
         return bool(self.transport.is_closing())
 
-    async def ask(self, request: bytes) -> bool:
-        """Whether the request was answered with 200."""
+    def ask(self, request: bytes, moment: float) -> None:
+        """Sends a request, which counts from that moment on."""
+        self.is_asking, self.asked_at = True, moment
         if self.is_cut:
-            return False
-        self.waiting = asyncio.get_running_loop().create_future()
-        self.transport.write(request)
-        return await self.waiting
+            asyncio.get_running_loop().call_soon(self._ended, False)
+        else:
+            self.transport.write(request)
 
 
-class Pool:
-    """The connections of an open loop: so many as were needed at once, and never more than CONNECTIONS_MAX."""
+async def connected(port: int, answered: Callable[[Connection, bool], None]) -> Connection:
+    """A new connection."""
+    return (await asyncio.get_running_loop().create_connection(lambda: Connection(answered), "127.0.0.1", port))[1]
 
-    def __init__(self, port: int) -> None:
-        self.idle: list[Connection] = []
-        self._port, self._count = port, 0
-        self._waiting: deque[asyncio.Future[Connection | None]] = deque()
 
-    async def opened(self) -> Connection:
-        """One more."""
+class Offered:
+    """An open loop: so many connections as are needed at once, and never more than CONNECTIONS_MAX. No task and no future for a payment: what
+    the generator takes is not left for what it measures."""
+
+    def __init__(self, port: int, requests: Sequence[bytes]) -> None:
+        self.took, self.good = list[float](), list[float]()
+        self._port, self._requests = port, requests
+        self._idle: list[Connection] = []
+        self._waiting: deque[tuple[bytes, float]] = deque()
+        self._count = self._left = 0
+        self._opening: set[asyncio.Task[None]] = set()
+        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def run(self, connections: int, moments: Iterable[float]) -> tuple[float, list[float]]:
+        """Asks at these moments from when all is ready on; when that was, and how late each was."""
+        for _ in range(connections):
+            await self._opened()
+        now = time.perf_counter()
+        when = [now + moment for moment, _ in zip(moments, self._requests, strict=False)]
+        self._left = len(when)
+        late = await paced(when, self._begin)
+        if self._left:
+            await self._over
+        for connection in self._idle:
+            connection.transport.close()
+        return now, late
+
+    async def _opened(self) -> None:
         self._count += 1
-        return (await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", self._port))[1]
+        self._free(await connected(self._port, self._answered))
 
-    async def taken(self) -> Connection | None:
-        """One that is idle, or a new one, or the next that becomes idle; None where none can be opened."""
-        while self.idle:
-            if not (connection := self.idle.pop()).is_cut:
-                return connection
-            self._count -= 1
-        if self._count >= CONNECTIONS_MAX:
-            turn: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()
-            self._waiting.append(turn)
-            if (free := await turn) is not None:
-                return free
+    async def _opened_or_not(self) -> None:
         try:
-            return await self.opened()
+            await self._opened()
         except OSError:
-            return None
-
-    def give_back(self, connection: Connection | None) -> None:
-        """It is idle again, or was cut: whoever has waited longest takes it, or opens one in its place."""
-        usable = None if connection is None or connection.is_cut else connection
-        if usable is None:
             self._count -= 1
+            if self._waiting:
+                self._ended(False, self._waiting.popleft()[1])
+
+    def _begin(self, number: int, moment: float) -> None:
+        self._waiting.append((self._requests[number], moment))
+        while self._idle:
+            if not (connection := self._idle.pop()).is_cut:
+                self._free(connection)
+                return
+            self._count -= 1
+        if self._count < CONNECTIONS_MAX:
+            self._open()
+
+    def _answered(self, connection: Connection, ok: bool) -> None:
+        self._ended(ok, connection.asked_at)
+        if not connection.is_cut:
+            self._free(connection)
+            return
+        self._count -= 1
         if self._waiting:
-            self._waiting.popleft().set_result(usable)
-        elif usable is not None:
-            self.idle.append(usable)
+            self._open()
+
+    def _open(self) -> None:
+        opening = asyncio.get_running_loop().create_task(self._opened_or_not())
+        self._opening.add(opening)
+        opening.add_done_callback(self._opening.discard)
+
+    def _free(self, connection: Connection) -> None:
+        """Whoever has waited longest takes it; who has waited for too long has failed without being asked."""
+        now = time.perf_counter()
+        while self._waiting:
+            request, moment = self._waiting.popleft()
+            if now - moment < PATIENCE_S:
+                connection.ask(request, moment)
+                return
+            self._ended(False, moment)
+        self._idle.append(connection)
+
+    def _ended(self, ok: bool, moment: float) -> None:
+        seconds = time.perf_counter() - moment
+        self.took.append(seconds)
+        if ok:
+            self.good.append(seconds)
+        self._left -= 1
+        if not self._left and not self._over.done():
+            self._over.set_result(None)
 
 
 def requests_of(bodies: list[bytes], path: str, key: str) -> list[bytes]:
@@ -122,25 +180,33 @@ def requests_of(bodies: list[bytes], path: str, key: str) -> list[bytes]:
 
 async def closed_loop(port: int, requests: list[bytes], connections: int, seconds: float) -> dict[str, float]:
     """As fast as answers come: how many a second were answered 200, and the latency of each, milliseconds; `count` is of all."""
-    loop = asyncio.get_running_loop()
-    opened = [(await loop.create_connection(Connection, "127.0.0.1", port))[1] for _ in range(connections)]
     took: list[float] = []
-    failed = 0
+    failed, asking_still, over = 0, connections, asyncio.get_running_loop().create_future()
     pending = iter(requests)
-    end = time.perf_counter() + seconds
 
-    async def ask_on(connection: Connection) -> None:
+    def ask(connection: Connection) -> None:
+        nonlocal asking_still
+        now = time.perf_counter()
+        request = next(pending, None) if now < end else None
+        if request is not None:
+            connection.ask(request, now)
+            return
+        asking_still -= 1
+        if not asking_still:
+            over.set_result(None)
+
+    def answered(connection: Connection, ok: bool) -> None:
         nonlocal failed
-        for request in pending:
-            started = time.perf_counter()
-            if started >= end:
-                return
-            ok = await connection.ask(request)
-            failed += not ok  # read after the answer: others count meanwhile
-            took.append(time.perf_counter() - started)
+        failed += not ok
+        took.append(time.perf_counter() - connection.asked_at)
+        ask(connection)
 
+    opened = [await connected(port, answered) for _ in range(connections)]
     started = time.perf_counter()
-    await asyncio.gather(*(ask_on(connection) for connection in opened))
+    end = started + seconds
+    for connection in opened:
+        ask(connection)
+    await over
     elapsed = time.perf_counter() - started
     for connection in opened:
         connection.transport.close()
@@ -153,45 +219,13 @@ async def open_loop(port: int, requests: list[bytes], connections: int, rate: fl
     Where all its connections wait for answers more are opened, up to CONNECTIONS_MAX; then a payment waits for one, and has failed without being
     asked when none comes within PATIENCE_S.
     """
-    pool = Pool(port)
-    pool.idle += [await pool.opened() for _ in range(connections)]
-    took: list[float] = []
-    late: list[float] = []
-    good: list[float] = []
-    failed = 0
-    chance = random.Random(7)
-    under_way: set[asyncio.Task[None]] = set()
-
-    async def ask(request: bytes, scheduled: float) -> None:
-        nonlocal failed
-        connection = await pool.taken()
-        in_time = time.perf_counter() - scheduled < PATIENCE_S
-        ok = in_time and connection is not None and await connection.ask(request)
-        pool.give_back(connection)
-        seconds = time.perf_counter() - scheduled
-        failed += not ok
-        took.append(seconds)
-        if ok:
-            good.append(seconds)
-
-    began = scheduled = time.perf_counter()
-    end = scheduled + seconds
-    for request in requests:
-        scheduled += chance.expovariate(rate)
-        if scheduled >= end:
-            break
-        wait = scheduled - time.perf_counter()
-        if wait > 0:
-            await asyncio.sleep(wait)
-        late.append(time.perf_counter() - scheduled)
-        task = asyncio.ensure_future(ask(request, scheduled))
-        under_way.add(task)
-        task.add_done_callback(under_way.discard)
-    await asyncio.gather(*under_way)
+    offered = Offered(port, requests)
+    began, late = await offered.run(connections, arrivals(rate, seconds, 7))
+    took, good = offered.took, offered.good
     lasted = max(seconds, time.perf_counter() - began)
     answered = {"good_per_s": len(good) / lasted, "good_p99_ms": quantiles_ms(good)["p99_ms"]}
     stalls = {"stall_ms": quantiles_ms(late)["p99_ms"], "stall_max_ms": max(late, default=0.0) * 1e3}
-    asked = {"per_s": len(took) / lasted, "count": len(took), "asked_per_s": len(late) / lasted, "failed": failed}
+    asked = {"per_s": len(took) / lasted, "count": len(took), "asked_per_s": len(late) / lasted, "failed": len(took) - len(good)}
     return {**asked, **quantiles_ms(took), **answered, **stalls}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +19,8 @@ from streams.clock import clock_ms
 from tests.bench import load_iso, shadow
 from tests.bench.authorize import goals, iso_frames
 from tests.bench.features import holds
-from tests.bench.load import closed_loop
+from tests.bench.load import closed_loop, open_loop
+from tests.bench.pace import arrivals, paced
 from tests.bench.swap import checks
 from tests.bench.walk import transactions
 
@@ -84,3 +86,49 @@ def test_a_swap_by_which_a_payment_is_lost_does_not_hold() -> None:
     found: dict[str, Any] = {**dict.fromkeys(none, 0), "requests": 10, "decisions": 10, "converged_ms": {"promoted": {"a": 1}}}
     assert all(map(holds, checks(found)))
     assert not all(map(holds, checks(found | {"decisions": 9})))
+
+
+def test_each_arrival_is_begun_once_in_order_at_its_moment_and_never_before() -> None:
+    async def main() -> None:
+        for rate in (500, 20_000):
+            began, seen = time.perf_counter(), list[tuple[int, float, float]]()
+            moments = [began + moment for moment in arrivals(rate, 0.2, 3)]
+            late = await paced(moments, lambda number, moment, seen=seen: seen.append((number, moment, time.perf_counter())))  # type: ignore[misc]
+            assert [each[:2] for each in seen] == list(enumerate(moments))
+            assert all(now >= moment for _, moment, now in seen)
+            assert len(late) == len(moments) == pytest.approx(rate * 0.2, rel=0.4)
+        assert await paced([], lambda number, moment: None) == []
+
+    asyncio.run(main())
+
+
+def test_an_open_loop_counts_each_payment_once_though_the_service_cuts_its_connections() -> None:
+    """Answers 200 twice on a connection, then 503, then nothing: it ends."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        begun.append(True)
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            for status in (b"200 OK", b"200 OK", b"503 Service Unavailable"):
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(b"HTTP/1.1 %b\r\ncontent-length: 2\r\n\r\n{" % status)
+                await asyncio.sleep(0.001)
+                writer.write(b"}")
+                heard.append(status)
+            await reader.readuntil(b"\r\n\r\n")
+            heard.append(b"cut")
+        writer.close()
+        served.append(writer)
+
+    async def main() -> dict[str, float]:
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            found = await open_loop(server.sockets[0].getsockname()[1], [b"GET / HTTP/1.1\r\n\r\n"] * 1_000, connections=4, rate=500, seconds=1)
+            while len(served) < len(begun):
+                await asyncio.sleep(0.01)
+            await asyncio.gather(*(writer.wait_closed() for writer in served))
+        return found
+
+    heard, begun, served = list[bytes](), list[bool](), list[asyncio.StreamWriter]()
+    found = asyncio.run(main())
+    assert found["count"] == len(heard) > 300
+    assert found["failed"] == len(heard) - heard.count(b"200 OK") > 50
+    assert found["good_per_s"] == pytest.approx(heard.count(b"200 OK"), rel=0.1)
