@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Container, Sequence
 from time import perf_counter
 from typing import Any
@@ -343,7 +344,8 @@ async def tell(walks: Sequence[Walk], world: World) -> None:
         kept_back = [walk for walk in untold if walk.ask.said is None]
         await keep_back(kept_back, world.stand_in)
         walks, untold = ([walk for walk in some if walk.ask.said is not None] for some in (walks, untold))
-    world.telling += len(untold)
+    asked = Counter([walk.ask.origin.topic for walk in untold if walk.ask.said is None])
+    world.telling.update(asked)
     under_way = [(walk, told(walk, world)) for walk in untold]
     try:
         for walk, acknowledged in under_way:  # all are on their way: to gather them costs more than to wait for one after the other
@@ -352,7 +354,7 @@ async def tell(walks: Sequence[Walk], world: World) -> None:
             except HoldfastError as error:
                 walk.error = error
     finally:
-        world.telling -= len(untold)
+        world.telling.subtract(asked)
     world.answers.told_all([walk.txn.transaction_id for walk in walks if walk.error is None])
 
 

@@ -51,8 +51,8 @@ class World:
     told: Told = field(default_factory=dict)
     """What the control topic says."""
     stand_in: StandIn | None = None
-    telling: int = 0
-    """How many wait for the log alone."""
+    telling: Counter[str] = field(default_factory=Counter)
+    """How many of those that came from where (`Origin.topic`) wait for the log alone."""
     tracer: Tracer | None = None
     """Who tells traces of authorizations."""
     cards: Cards | None = None

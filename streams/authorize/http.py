@@ -69,7 +69,7 @@ class HttpDoor:
 
     def shed(self, url: bytes) -> bytes | None:
         """See `protocol.Door.shed`: only new authorizations are refused."""
-        if url != SHEDDABLE or not self._under_way.is_full():
+        if url != SHEDDABLE or self._under_way.admits():
             return None
         metrics.SHED.inc()
         return OVERLOADED

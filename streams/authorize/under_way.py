@@ -20,9 +20,11 @@ SHARE = 0.9
 LATE = "deadline"
 SHED_SHARE = 0.3
 """Of the time that a host gives: who would wait longer for those before it is refused at once."""
-WINDOW_S = 0.1
+WINDOW_S = 0.25
 FEW = 32
 """So many under way are never too many, and how fast a service is cannot be seen from fewer."""
+PER_S_FIRST = 5_000.0
+"""So fast a service is taken to be until it was seen."""
 
 
 class UnderWay:
@@ -33,27 +35,46 @@ class UnderWay:
         self._origin = origin
         self.deadline_s = deadline_ms / 1000
         self._deciding: dict[str, tuple[Transaction, asyncio.Future[Decided], Course]] = {}
-        self._ended_count = self._ended_before = 0
+        self._admitted = self._ended_count = self._ended_before = 0
         self._window_at_s = self._per_s = 0.0
+
+    def admits(self) -> bool:
+        """Whether there is room for one more, who counts from now on as under way. All that comes in one tick of the loop meets those before it."""
+        if self.is_full():
+            return False
+        if not self._admitted:
+            asyncio.get_running_loop().call_soon(self._begun)
+        self._admitted += 1
+        return True
+
+    def _begun(self) -> None:
+        self._admitted = 0  # each is among those that are decided now, or was refused for what it is
 
     def is_full(self) -> bool:
         """Whether one more would wait too long behind those under way, by how fast they ended lately (Little's law).
 
         What only waits for the log is not counted: it takes nobody's time, and where the log is late the stand-in answers.
         """
-        ahead = len(self._deciding) - self._world.telling
+        ahead = self._admitted + len(self._deciding) - self._world.telling[self._origin.topic]
         if ahead <= FEW:
             self._window_at_s = 0.0
             return False
-        now_s = asyncio.get_running_loop().time()
+        self._look(asyncio.get_running_loop().time())
+        return ahead > max(FEW, (self._per_s or PER_S_FIRST) * self.deadline_s * SHED_SHARE)
+
+    def _look(self, now_s: float) -> None:
+        """How fast decisions end, by spans of WINDOW_S with always more than FEW under way: they end in groups, and a short span sees one or none.
+
+        Faster is believed at once, slower by half. Where none ends, what they wait for stands still, which says nothing of how fast they are
+        without it. What is known is kept while there are few: else all that comes next would be let in.
+        """
         if not self._window_at_s:
-            self._window_at_s, self._ended_before, self._per_s = now_s, self._ended_count, 0.0
-        elapsed_s = now_s - self._window_at_s
-        if elapsed_s >= WINDOW_S:
-            per_s = (self._ended_count - self._ended_before) / elapsed_s
-            self._per_s = (self._per_s + per_s) / 2 if self._per_s else per_s
             self._window_at_s, self._ended_before = now_s, self._ended_count
-        return 0 < self._per_s * self.deadline_s * SHED_SHARE < ahead
+        elapsed_s, ended = now_s - self._window_at_s, self._ended_count - self._ended_before
+        if elapsed_s >= WINDOW_S and ended:
+            per_s = ended / elapsed_s
+            self._per_s = max(per_s, (self._per_s + per_s) / 2) if self._per_s else per_s
+            self._window_at_s, self._ended_before = now_s, self._ended_count
 
     def answered(self, txn: Transaction, now_ms: int, wait_s: float, traceparent: bytes | None = None) -> Awaitable[tuple[Decided, Course]]:
         """The decision, within `wait_s`: that of every door, or the stand-in's where that is late or cannot be had.
