@@ -306,7 +306,7 @@ class HttpDoor:
 
 
 def _wishes(request: Request, wait_s: float) -> tuple[float, bool, bytes | None]:
-    """How long the host waits, whether it wants to know where the time goes, and what trace this is a part of."""
+    """How long the host waits from now on, whether it wants to know where the time goes, and what trace this is a part of. TimeoutError if it has gone."""
     timed, traceparent = False, None
     for name, value in request.headers:
         if name == b"holdfast-deadline-ms":
@@ -317,7 +317,10 @@ def _wishes(request: Request, wait_s: float) -> tuple[float, bool, bytes | None]
             timed = value == b"1"
         elif name == b"traceparent":
             traceparent = value
-    return wait_s, timed, traceparent
+    left_s = wait_s - (time.perf_counter() - request.heard_s if request.heard_s else 0.0)
+    if left_s <= 0:
+        raise TimeoutError  # it waited behind others for so long: to begin it now would help nobody
+    return left_s, timed, traceparent
 
 
 def _timing(course: Course, total_s: float) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable
 from http import HTTPStatus
@@ -78,6 +79,8 @@ class Request(NamedTuple):
     headers: tuple[tuple[bytes, bytes], ...]
     body: bytes
     request_id: str = "req_0"
+    heard_s: float = 0.0
+    """When it was whole (`perf_counter`): from then on its host waits, behind others too. 0: now."""
 
 
 class Door(Protocol):
@@ -239,7 +242,7 @@ class HttpProtocol(asyncio.Protocol):
         method = self._parser.get_method().decode("latin-1")
         text = unquote(text) if "%" in text else text
         body = b"".join(self._parts)
-        self._waiting.append(Request(method, text, query.decode("latin-1"), tuple(self._headers), body, request_id()))
+        self._waiting.append(Request(method, text, query.decode("latin-1"), tuple(self._headers), body, request_id(), time.perf_counter()))
         self._last = not keep_alive
         if self._answering is None:
             self._answering = self._loop.create_task(self._answer_all())

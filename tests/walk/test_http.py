@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -207,6 +208,19 @@ def test_what_takes_too_long_is_a_503_and_goes_on() -> None:
         assert len(host.world.decisions) == 1
 
     at_the_door(play, deadline_ms=20)
+
+
+def test_what_waited_behind_others_for_as_long_as_its_host_does_is_refused_and_not_begun() -> None:
+    async def play(host: Host) -> None:
+        head = ((b"authorization", b"Bearer host"), (b"holdfast-deadline-ms", b"500"))
+        request = Request("POST", "/v1/authorizations", "", head, json.dumps(a_request()).encode(), heard_s=time.perf_counter() - 0.6)
+        for path in (request.path, "/v1/authorizations/t0/increment"):
+            status, content, *_ = await host.door.reply(request._replace(path=path))
+            assert (status, json.loads(content)["error"]["code"]) == (503, "deadline")
+        assert not host.world.decisions
+        assert (await host.door.reply(request._replace(heard_s=time.perf_counter() - 0.1)))[0] == 200
+
+    at_the_door(play)
 
 
 @pytest.mark.parametrize("step", ["capture", "reversal", "increment"])

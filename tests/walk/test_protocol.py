@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 
@@ -127,6 +128,9 @@ def test_requests_sent_ahead_are_answered_in_order() -> None:
         host.writer.write(b"".join(b"GET %s HTTP/1.1\r\n\r\n" % path.encode() for path in paths))
         assert [json.loads((await host.answer())[2])[1] for _ in paths] == paths
         assert host.state.total_requests == len(paths)
+        behind = host.echo.asked[1]
+        assert 0.04 < time.perf_counter() - behind.heard_s < 5, "it waits from then on, and not from its turn"
+        assert behind.heard_s - host.echo.asked[0].heard_s < 0.04
 
     on_a_connection(play)
 
