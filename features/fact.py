@@ -48,6 +48,9 @@ DECLINED = 32
 FRAUD = 33
 """The kind of the row that says: this transaction is now known to have been fraud."""
 
+WITHDRAWN = 34
+"""The kind of the row that takes a row of known fraud back, in tallies alone: it has that row's other facts, and counts once less what it counts."""
+
 EVENT_CODES: dict[str, int] = {
     AccountEventKind.LOGIN: 40,
     AccountEventKind.LOGIN_FAILED: 41,

@@ -16,9 +16,9 @@ from features import kernel
 from features.backfill import declined_identities, known_columns
 from features.catalogue import Catalogue
 from features.columns import TransactionColumns
-from features.fact import AT_MS, DECLINED, ENTITIES, FACTS, HASH, KIND
+from features.fact import AT_MS, DECLINED, FACTS, HASH, KIND
 from features.layout import LogLayout
-from features.tally import LABELLED, OFFSET_BYTES, SOURCES, Given, Reads, label_row, rows_matrix, told_all
+from features.tally import LABELLED, OFFSET_BYTES, SOURCES, Given, Reads, Verdicts, learned_in_turn, rows_matrix, told_all
 from schemas.identity import hash64
 from schemas.label import Label
 from schemas.topics import DECISIONS
@@ -126,7 +126,7 @@ def _because(why: Array, numbers: Array, reason: Why) -> None:
 
 
 class Taught(NamedTuple):
-    """Labels' rows: int64[m, facts + 1], the source and offset of each, and by entity kind the hash64s of whom it teaches (0: nobody)."""
+    """Labels' rows: int64[m, facts + 1], the source and offset of each, and by entity kind the hash64s of whom it teaches (0: nobody of it)."""
 
     rows: Array
     sources: Array
@@ -135,17 +135,15 @@ class Taught(NamedTuple):
 
 
 def taught(labels: Sequence[tuple[int, int, Label]]) -> Taught:
-    """The rows of labels, given with partition and offset; a label that says no fraud, or not of when, has none."""
-    told = [(partition, offset, label, row) for partition, offset, label in labels if (row := label_row(label)) is not None]
-    names = {entity.name: entity.field for entity in ENTITIES if entity.name in LABELLED}
+    """The rows that labels give, given with partition and offset: none, if one says nothing new of a transaction."""
+    verdicts: Verdicts = {}
+    in_turn = sorted(labels, key=lambda each: each[:2])
+    given = [(p, offset, lesson) for p, offset, label in in_turn for lesson in learned_in_turn(verdicts, label, p, offset)]
     return Taught(
-        rows_matrix([row for *_, row in told]),
-        np.array([DECISIONS.partitions + partition for partition, *_ in told], np.int64),
-        np.array([offset for _, offset, *_ in told], np.int64),
-        {
-            kind: np.array([0 if (token := getattr(label, name)) is None else hash64(token) for _, _, label, _ in told], np.uint64)
-            for kind, name in names.items()
-        },
+        rows_matrix([lesson.row for *_, lesson in given]),
+        np.array([DECISIONS.partitions + partition for partition, *_ in given], np.int64),
+        np.array([offset for _, offset, _ in given], np.int64),
+        {kind: np.array([hash64(lesson.token) if lesson.kind == kind else 0 for *_, lesson in given], np.uint64) for kind in LABELLED},
     )
 
 

@@ -10,6 +10,9 @@ A tally is fed by the `tally` app from the log alone: a decision counts once it 
 bytes are a function of the *set* of rows it took. Its head says which: for each partition of `decisions` and then of `labels` the
 offset after the last row taken. That is a read's position; the decision carries the heads of all tallies it was made on
 (`Decision.tally_positions`), so that any read can be repeated.
+
+A fraud counts once, however many labels tell of it, and no more once what was learned last says that it was none: `learned` says which rows a
+label gives, from what the labels before it said.
 """
 
 from __future__ import annotations
@@ -24,7 +27,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from features import tally_kernel as kernel
-from features.fact import FACT_NUMBER, FACTS, FRAUD, KIND, Entity, declined_facts, derived_identity, facts_of, row_identity, short_hash
+from features.fact import (
+    AT_MS,
+    ENTITIES,
+    FACT_NUMBER,
+    FACTS,
+    FRAUD,
+    KIND,
+    WITHDRAWN,
+    Entity,
+    declined_facts,
+    derived_identity,
+    facts_of,
+    row_identity,
+    short_hash,
+)
 from features.layout import content_hash
 from features.row import Condition, Fold, sum_over_count
 from schemas.decision import Action, Decision, Outcome, Reason, ReasonSource
@@ -93,7 +110,12 @@ def tellable(fold: Fold) -> Fold:
     for condition in fold.where:
         assert condition.op in _OPS, f"{fold.entity.name} has a tally: it cannot compare rows by {condition.op}"
     assert fold.op != "distinct" or fold.delay is None, f"{fold.entity.name} has a tally: its sketches know no delay"
+    assert fold.op != "distinct" or not _counts_frauds(fold), f"{fold.entity.name} has a tally: its sketches cannot take a fraud back"
     return fold
+
+
+def _counts_frauds(fold: Fold) -> bool:
+    return all(condition.op != "kinds" or condition.value >> FRAUD & 1 for condition in fold.where)
 
 
 @dataclass(frozen=True)
@@ -278,6 +300,71 @@ def label_row(label: Label) -> Row | None:
     return (*(given.get(fact.name, 0) for fact in FACTS), label.learned_at_ms)
 
 
+class Lesson(NamedTuple):
+    """A row that a label gives to the tally of one entity: the entity's kind (one of LABELLED), its token, and the row."""
+
+    kind: str
+    token: str
+    row: Row
+
+
+class Verdict(NamedTuple):
+    """What was learned last of a transaction: when, and what tallies have of it. `offset`: that of the last label on it."""
+
+    learned_at_ms: int
+    lessons: tuple[Lesson, ...]
+    offset: int = 0
+
+
+Verdicts = dict[int, dict[str, Verdict]]
+"""By partition of `labels` and transaction, the one with the oldest last label first. A transaction's labels are its account's: in one partition."""
+VERDICTS_KEPT = 1 << 18
+"""A label is held against the last one on its transaction if that lies no more than so many before it in its partition."""
+_NAMED = {entity.name: entity.field for entity in ENTITIES if entity.name in LABELLED}
+
+
+def learned(before: Verdict | None, label: Label) -> tuple[Verdict, tuple[Lesson, ...]]:
+    """What is known of a transaction after a label on it, and the rows that the label gives. Pure: the same labels in the same order, the same rows.
+
+    What was learned last stands, as it does for training; of what was learned at one moment, what comes later in the log. So a label that is
+    delivered again after it was replaced changes nothing, nor does one that says again whom and when: they have it from when it was learned first.
+    If it names another merchant, that one is given it from now on, and the one before gives it back; whom it does not name keeps it. To take
+    back what was given it need say neither of when nor of whom.
+    """
+    if before is not None and label.learned_at_ms < before.learned_at_ms:
+        return before, ()
+    stands = before.lessons if before is not None else ()
+    said = _lessons(label)
+    kept = tuple(each for each in stands if label.fraud and all(_again(each, other) for other in said if other.kind == each.kind))
+    new = tuple(each for each in said if each.kind not in [other.kind for other in kept])
+    return Verdict(label.learned_at_ms, kept + new), (*(_withdrawn(each) for each in stands if each not in kept), *new)
+
+
+def learned_in_turn(verdicts: Verdicts, label: Label, partition: int, offset: int) -> tuple[Lesson, ...]:
+    """The rows that the next label of a partition gives. Notes what is known then, and forgets what the labels to come are not held against."""
+    own = verdicts.setdefault(partition, {})
+    while own and own[oldest := next(iter(own))].offset < offset - VERDICTS_KEPT:
+        del own[oldest]
+    verdict, lessons = learned(own.pop(label.transaction_id, None), label)
+    own[label.transaction_id] = verdict._replace(offset=offset)
+    return lessons
+
+
+def _lessons(label: Label) -> tuple[Lesson, ...]:
+    row = label_row(label)
+    tokens = ((kind, getattr(label, name)) for kind, name in _NAMED.items())
+    return tuple(Lesson(kind, token, row) for kind, token in tokens if token is not None) if row is not None else ()
+
+
+def _again(one: Lesson, other: Lesson) -> bool:
+    """Whether a label says of an entity of this kind what another said before: the same one, the same transaction's time."""
+    return one.token == other.token and one.row[AT_MS] == other.row[AT_MS]
+
+
+def _withdrawn(lesson: Lesson) -> Lesson:
+    return lesson._replace(row=(*lesson.row[:KIND], WITHDRAWN, *lesson.row[KIND + 1 :]))
+
+
 def rows_matrix(rows: Sequence[Row]) -> Array:
     """int64[n, facts + 1] of rows; a hash above 2^63 becomes negative, as in a log."""
     return np.array([(row[0] - (row[0] >> 63 << 64), *row[1:]) for row in rows], np.int64).reshape(len(rows), len(FACTS) + 1)
@@ -386,3 +473,4 @@ def told_all(plan: TallyPlan, number: int, given: Given, reads: Reads, out: Arra
 
 
 assert FACT_NUMBER["kind"] == KIND
+assert (kernel._FRAUD, kernel._WITHDRAWN) == (FRAUD, WITHDRAWN), "the kernel has its own copy: numba's cache looks at one file"

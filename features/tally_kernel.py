@@ -37,6 +37,8 @@ WIDE = 64
 BUCKETS = 256
 """Buckets of a sketch (linear counting: Whang, Vander-Zanden and Taylor 1990)."""
 _AT, _KIND, _WORD = 1, 2, (1 << 32) - 1
+_FRAUD, _WITHDRAWN = 33, 34
+_COUNT_SIGN, _COUNT_MAX = 1 << 31, (1 << 31) - 1
 _SLICE = (1 << 24) - 1
 
 
@@ -55,6 +57,12 @@ def _bits(plan: Array, line: int, facts: Array, row: int, kind: int) -> int:
             met = 1 if fact != 0 else 0
         bits |= met << number
     return bits
+
+
+@inlined
+def _count(word: int) -> int:
+    """The count in the low four bytes of a word. A slice may have less than none: what was taken back there was counted before its tally began."""
+    return ((word & _WORD) ^ _COUNT_SIGN) - _COUNT_SIGN
 
 
 @inlined
@@ -80,9 +88,13 @@ def _bucket(value: int) -> int:
 
 @compiled
 def give(plan: Array, tally: int, state: Array, facts: Array) -> None:
-    """Puts one row into a tally's state. A label's row counts from the moment at which it was known (rounded up to a slice)."""
-    line = plan[TALLY_AT] + tally * TALLY_LINE
-    bits, at_ms, learned_ms = _bits(plan, line, facts, 0, facts[_KIND]), facts[_AT], facts[plan[LEARNED]]
+    """Puts one row into a tally's state. A label's row counts from the moment at which it was known (rounded up to a slice).
+
+    A row of a withdrawal takes back, where it was put, what the row with the same facts had put there.
+    """
+    line, at_ms, learned_ms = plan[TALLY_AT] + tally * TALLY_LINE, facts[_AT], facts[plan[LEARNED]]
+    kind, times = (_FRAUD, -1) if facts[_KIND] == _WITHDRAWN else (facts[_KIND], 1)
+    bits = _bits(plan, line, facts, 0, kind)
     for number in range(plan[line + T_RINGS]):
         ring = plan[line + T_RING_AT] + number * RING_LINE
         slice_ms, columns, column_at, at = plan[ring], plan[ring + 3], plan[ring + 4], plan[ring + 5]
@@ -95,7 +107,7 @@ def give(plan: Array, tally: int, state: Array, facts: Array) -> None:
                 slot = _slot(state, at, plan[ring + 2], columns, slice_)
                 if slot >= 0:
                     fact = plan[column_at + column * COLUMN_LINE]
-                    state[at + 1 + (1 + column) * plan[ring + 2] + slot] += facts[fact] if fact >= 0 else 1
+                    state[at + 1 + (1 + column) * plan[ring + 2] + slot] += times * (facts[fact] if fact >= 0 else 1)
     for number in range(plan[line + T_SKETCHES]):
         sketch = plan[line + T_SKETCH_AT] + number * SKETCH_LINE
         value, need, at = facts[plan[sketch + 2]], plan[sketch + 3], plan[sketch + 4]
@@ -148,7 +160,7 @@ def _estimated(empty: int) -> float:
 
 @compiled
 def tell(plan: Array, tally: int, state: Array, now: int, out: Array) -> None:
-    """What a tally says at a moment, each cell into its place of `out`."""
+    """What a tally says at a moment, each cell into its place of `out`; never less than nothing."""
     line = plan[TALLY_AT] + tally * TALLY_LINE
     for number in range(plan[line + T_CELLS]):
         cell = plan[line + T_CELL_AT] + number * CELL_LINE
@@ -156,7 +168,7 @@ def tell(plan: Array, tally: int, state: Array, now: int, out: Array) -> None:
         if plan[cell] == OF_RING:
             ring = plan[line + T_RING_AT] + plan[cell + 1] * RING_LINE
             slice_ = (now - plan[ring + 1]) // plan[ring]
-            out[plan[cell + 4]] = float(_summed(state, plan[ring + 5], plan[ring + 2], plan[cell + 2], slice_, slices))
+            out[plan[cell + 4]] = float(max(_summed(state, plan[ring + 5], plan[ring + 2], plan[cell + 2], slice_, slices), 0))
         else:
             sketch = plan[line + T_SKETCH_AT] + plan[cell + 1] * SKETCH_LINE
             out[plan[cell + 4]] = _counted(state, plan[sketch + 4], plan[sketch + 1], now // plan[sketch], slices)
@@ -183,7 +195,7 @@ def unpack(plan: Array, tally: int, buffer: Array, at: int, end: int, state: Arr
             for column in range(columns):
                 width = plan[column_at + column * COLUMN_LINE + 2]
                 value = load64(buffer, at)
-                state[base + 1 + (1 + column) * slots + slot] = value if width == 8 else value & _WORD
+                state[base + 1 + (1 + column) * slots + slot] = value if width == 8 else _count(value)
                 at += width
     for number in range(plan[line + T_SKETCHES]):
         base = plan[plan[line + T_SKETCH_AT] + number * SKETCH_LINE + 4]
@@ -221,7 +233,7 @@ def pack(plan: Array, tally: int, state: Array, out: Array) -> int:
                 for column in range(columns):
                     width = plan[column_at + column * COLUMN_LINE + 2]
                     value = state[base + 1 + (1 + column) * slots + slot]
-                    at = _put(out, at, value if width == 8 else min(value, _WORD), width)
+                    at = _put(out, at, value if width == 8 else min(value, _COUNT_MAX), width)
         _put(out, count_at, entries, 2)
     for number in range(plan[line + T_SKETCHES]):
         sketch = plan[line + T_SKETCH_AT] + number * SKETCH_LINE
@@ -266,7 +278,7 @@ def _ring_sums(plan: Array, ring: int, buffer: Array, at: int, now: int, sums: A
             for column in range(columns):
                 width = plan[column_at + column * COLUMN_LINE + 2]
                 value = load64(buffer, place)
-                sums[first + column] += value if width == 8 else value & _WORD
+                sums[first + column] += value if width == 8 else _count(value)
                 place += width
         at -= size
     return int(end)
@@ -309,7 +321,7 @@ def tell_at_once(plan: Array, tally: int, buffer: Array, at: int, end: int, now:
         first = plan[cell + 2]
         for before in range(plan[cell + 1]):
             first += plan[plan[line + T_RING_AT] + before * RING_LINE + 3]
-        out[plan[cell + 4]] = float(sums[first])
+        out[plan[cell + 4]] = float(max(sums[first], 0))
 
 
 @compiled
@@ -446,7 +458,7 @@ def _opened(plan: Array, ring: int, number: int, state: Array, at_ms: int, learn
 
 @inlined
 def _give_on(plan: Array, line: int, state: Array, facts: Array, row: int, kind: int, learned_ms: int, going: Array) -> None:
-    """As `give`, of the row of this kind at `facts[row]`; adds it to the sums of the windows that were told last."""
+    """As `give`, of the row of this kind at `facts[row]`; adds it to the sums of the windows that were told last. A history has no withdrawal."""
     bits, at_ms = _bits(plan, line, facts, row, kind), facts[row + _AT]
     cell, rings, ring, sketch = 0, plan[line + T_RINGS], plan[line + T_RING_AT], plan[line + T_SKETCH_AT]
     for number in range(rings):

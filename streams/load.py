@@ -23,6 +23,7 @@ from features.catalogue import Catalogue
 from features.log import Told, grown, in_turn, log_rows, rebuilt_log, row_count
 from features.memory import event_rows
 from features.online import RedisMemory
+from features.tally import Lesson, Verdicts, learned_in_turn
 from features.wire import Wire
 from schemas.account import AccountState, ProfileValue, RememberedEvent
 from schemas.avro import decode
@@ -39,7 +40,7 @@ from streams.lane import Place
 from streams.loaded import LOADER, beginnings, fill, filled, is_kept, keep, not_kept
 from streams.rebuild import LOCK_S, LOST, POLL_S, Tallied, renewed, unlock
 from streams.settings import Settings, librdkafka
-from streams.tally import Rows, gather_decision, gather_label, remembered
+from streams.tally import Rows, gather_decision, gather_lessons, remembered, verdicts_before
 
 TOPICS: tuple[Topic, ...] = (DECISIONS, LABELS, REMEMBERED_EVENTS, ACCOUNTS, PROFILES)
 """What is followed. What an older record of one rests on is in those before it or comes later: rows that are out of turn wait."""
@@ -108,13 +109,13 @@ class Side:
                 told = Told(position, row, remembered.remembered_at_ms)
                 self.rows[number, remembered.account_id].append(_Row(told, place, message.offset))
 
-    def counted(self, message: Message, record: Decision | Label) -> None:
-        """Gathers what tallies get of it."""
+    def counted(self, message: Message, given: Decision | Sequence[Lesson]) -> None:
+        """Gathers what tallies get of a decision, or of what a label gives."""
         if not self.tallies:
             return
         rows: Rows = defaultdict(list)
-        gather = gather_decision if isinstance(record, Decision) else gather_label
-        gather(self.catalogue, record, message.partition, message.offset, rows)  # type: ignore[arg-type]  # each its own record
+        gather = gather_decision if isinstance(given, Decision) else gather_lessons
+        gather(self.catalogue, given, message.partition, message.offset, rows)  # type: ignore[arg-type]  # each its own record
         for place, updates in rows.items():
             if place[0] in self.tallies:
                 self.updates[place] += updates
@@ -175,6 +176,7 @@ class Load:
         self.counts: Counter[str] = Counter()
         self._next: dict[Place, int] = {}
         self._seen: dict[str, None] = {}
+        self._verdicts: Verdicts = {}
         self._decided_ms: Counter[str] = Counter()
         """By catalogue, when it last decided."""
         self._again: dict[Place, int] = {}
@@ -203,6 +205,8 @@ class Load:
             gone = frozenset(beginnings(before)) - frozenset(beginnings(catalogue))
             sides.append(Side.of(before, self._wire, gone))
             self._back_to(back)
+        labels = {partition: offset for (topic, partition), offset in self._next.items() if topic == LABELS.name}
+        self._verdicts = await asyncio.to_thread(verdicts_before, self._settings, labels)
         if until is None:
             ends = await asyncio.to_thread(ends_now, self._settings)
             until = lambda: all(self._next.get(place, 0) >= end for place, end in ends.items())  # noqa: E731 - a name for it says no more
@@ -256,7 +260,7 @@ class Load:
                 if record.decided_at_ms > oldest_ms:
                     side.decision(message, record)
             elif isinstance(record, Label):
-                side.counted(message, record)
+                side.counted(message, self._learned(message, record))
             elif isinstance(record, RememberedEvent):
                 if record.remembered_at_ms > oldest_ms:
                     side.event(message, record)
@@ -286,6 +290,9 @@ class Load:
         except InvalidRecord:
             self.counts[f"unreadable {topic.name}"] += 1
             return None
+
+    def _learned(self, message: Message, label: Label) -> tuple[Lesson, ...]:
+        return learned_in_turn(self._verdicts, label, message.partition, message.offset)
 
     def _notice(self, decision: Decision) -> None:
         self._decided_ms[decision.catalogue_id] = max(self._decided_ms[decision.catalogue_id], decision.decided_at_ms)
@@ -332,8 +339,9 @@ class Load:
                     if record.catalogue_id != side.catalogue.catalogue_id:
                         side.decision(message, record)
         elif isinstance(record, Label):
+            lessons = self._learned(message, record)
             for side in sides:
-                side.counted(message, record)
+                side.counted(message, lessons)
         elif isinstance(record, RememberedEvent):
             for side in sides:
                 if record.catalogue_id != side.catalogue.catalogue_id:

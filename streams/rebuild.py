@@ -16,7 +16,7 @@ import msgspec
 
 from features.catalogue import CATALOGUE, Catalogue
 from features.online import RedisMemory
-from features.tally import updated
+from features.tally import Verdicts, learned_in_turn, updated
 from features.wire import Wire
 from models.hold import (
     EMPTY,
@@ -52,7 +52,7 @@ from streams.hold import APP as HOLD
 from streams.hold import APPLIED, due_entry, due_key, remembered_s
 from streams.loaded import keep
 from streams.settings import Settings
-from streams.tally import Rows, gather_decision, gather_label
+from streams.tally import Rows, gather_decision, gather_lessons
 
 R = TypeVar("R", bound=Record)
 LOCK = b"rebuilding"
@@ -274,8 +274,9 @@ class Rebuild:
         await self._answers.restore(kept)
         self.counts["decisions"] = len(seen)
         self.counts["logs"] = await self._memory.restore(rows, self._happened(oldest_row_ms))
+        verdicts: Verdicts = {}
         for partition, offset, _, label in self._records(LABELS, Label):
-            gather_label(CATALOGUE, label, partition, offset, tallies.rows)
+            gather_lessons(CATALOGUE, learned_in_turn(verdicts, label, partition, offset), partition, offset, tallies.rows)
         await self._ours()
         self.counts["tallies"] = len(tallies.contents())
         await self._memory.put_tallies(tallies.contents())

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from features.catalogue import Catalogue
 from features.memory import Memory
-from features.tally import LABELLED, SOURCES, Update, is_declined, label_row, payment_rows
+from features.tally import SOURCES, VERDICTS_KEPT, Lesson, Update, Verdicts, is_declined, learned_in_turn, payment_rows
 from schemas.avro import decode
 from schemas.decision import Decision
 from schemas.errors import InvalidRecord, SettingsError, Unavailable
@@ -30,7 +31,8 @@ Rows = dict[tuple[int, str], list[Update]]
 
 @dataclass(slots=True)
 class TallyWorld:
-    """What is gathered since Redis was last told. `seen` are the newest decisions' ids: one that lies in the log twice counts once."""
+    """What is gathered since Redis was last told. `seen` are the newest decisions' ids: one that lies in the log twice counts once. `verdicts`:
+    what the newest labels say, for the same reason."""
 
     catalogue: Catalogue
     memory: Memory
@@ -40,6 +42,7 @@ class TallyWorld:
     """Returns when its tallies have all that another release followed for them."""
     rows: Rows = field(default_factory=lambda: defaultdict(list))
     seen: dict[str, None] = field(default_factory=dict)
+    verdicts: Verdicts = field(default_factory=dict)
     telling: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -53,15 +56,11 @@ def gather_decision(catalogue: Catalogue, decision: Decision, partition: int, of
             rows[number, token] += [Update(partition, offset, row) for row in made]
 
 
-def gather_label(catalogue: Catalogue, label: Label, partition: int, offset: int, rows: Rows) -> None:
-    """Adds the row that a label gives to the tallies of the entities that it names."""
-    row = label_row(label)
-    if row is None:
-        return
-    for number, (kind, name) in enumerate(zip(catalogue.tallies, catalogue.tally_fields, strict=True)):
-        token = getattr(label, name) if kind in LABELLED else None
-        if token is not None:
-            rows[number, token].append(Update(DECISIONS.partitions + partition, offset, row))
+def gather_lessons(catalogue: Catalogue, lessons: Sequence[Lesson], partition: int, offset: int, rows: Rows) -> None:
+    """Adds the rows that a label gives to the tallies of the entities that they are of."""
+    for kind, token, row in lessons:
+        if kind in catalogue.tallies:
+            rows[catalogue.tallies.index(kind), token].append(Update(DECISIONS.partitions + partition, offset, row))
 
 
 def remembered(seen: dict[str, None], decision_id: str) -> bool:
@@ -82,8 +81,9 @@ def on_decision(world: TallyWorld, decision: Decision, source: Source) -> Sequen
 
 
 def on_label(world: TallyWorld, label: Label, source: Source) -> Sequence[Record]:
-    """Gathers its row."""
-    gather_label(world.catalogue, label, source.partition, source.offset, world.rows)
+    """Gathers its rows."""
+    lessons = learned_in_turn(world.verdicts, label, source.partition, source.offset)
+    gather_lessons(world.catalogue, lessons, source.partition, source.offset, world.rows)
     return ()
 
 
@@ -102,7 +102,8 @@ async def settle(world: TallyWorld, done: Mapping[Place, int]) -> Mapping[Place,
 
 
 async def assigned(world: TallyWorld, places: frozenset[Place]) -> None:
-    """Reads the ids of the last decisions before those that are to be followed. SettingsError if the log has more partitions than tallies."""
+    """Reads the ids of the last decisions before those that are to be followed, and what labels said until then. SettingsError if the log has
+    more partitions than tallies."""
     partitions = {partition for topic, partition in places if topic == DECISIONS.name}
     if max((partition for _, partition in places), default=0) >= SOURCES // 2:
         raise SettingsError(f"{DECISIONS.name} and {LABELS.name} have more partitions than schemas/topics.py says: tallies count on it")
@@ -122,6 +123,29 @@ async def assigned(world: TallyWorld, places: frozenset[Place]) -> None:
 
     for decision_id in await asyncio.to_thread(read):
         remembered(world.seen, decision_id)
+    taught = {partition for topic, partition in places if topic == LABELS.name}
+    world.verdicts = await asyncio.to_thread(_followed_verdicts, world.settings, taught)
+
+
+def _followed_verdicts(settings: Settings, partitions: set[int]) -> Verdicts:
+    ends = committed_offsets(settings, APP.name, LABELS)
+    return verdicts_before(settings, {p: end for p, end in ends.items() if p in partitions})
+
+
+def verdicts_before(settings: Settings, ends: Mapping[int, int]) -> Verdicts:
+    """What is known of transactions by the labels before these offsets, by partition, as who read all from the first on would know it.
+
+    Read from twice as far back as labels are held against each other, so that what the last label before an end was held against is known too.
+    """
+    verdicts: Verdicts = {}
+    there = {p: end for p, end in ends.items() if end > 0}
+    start = {p: max(0, end - 2 * VERDICTS_KEPT) for p, end in there.items()}
+    for batch in read_topic(settings, LABELS, start, list(there)) if there else ():
+        for message in batch:
+            if message.offset < there[message.partition]:
+                with suppress(InvalidRecord):
+                    learned_in_turn(verdicts, decode(Label, message.value), message.partition, message.offset)
+    return verdicts
 
 
 def _decision_id(value: bytes | None) -> str:

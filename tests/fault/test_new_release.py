@@ -27,6 +27,7 @@ from confluent_kafka import Producer
 from features.backfill import backfill
 from features.columns import columns_of
 from features.memory import DictMemory
+from features.tally import Verdicts, learned_in_turn
 from models.policy import policy_from_toml
 from models.registry import Registry, default_policy_text
 from models.train import train
@@ -47,7 +48,7 @@ from streams.parity import Topics, features_compared
 from streams.rebuild import Tallied
 from streams.settings import Settings
 from streams.stack import Stack
-from streams.tally import gather_decision, gather_label
+from streams.tally import gather_decision, gather_lessons
 from tests.bench.load import asking
 from tests.fault.next_release import BESIDE, NEW, NEXT
 from tests.fault.test_kill import at_rest, events_remembered, remembered, settled
@@ -207,9 +208,11 @@ def from_the_topics(stack: Stack) -> dict[bytes, bytes]:
                 seen.add(decision.transaction_id)
                 gather_decision(NEXT, decision, m.partition, m.offset, tallied.rows)
                 decided.append((decision.transaction, decision.positions, decision.declined_positions))
+    verdicts: Verdicts = {}
     for batch in read_topic(stack.settings, LABELS):
         for m in batch:
-            gather_label(NEXT, decode(Label, m.value), m.partition, m.offset, tallied.rows)
+            lessons = learned_in_turn(verdicts, decode(Label, m.value), m.partition, m.offset)
+            gather_lessons(NEXT, lessons, m.partition, m.offset, tallied.rows)
     events = [decode(RememberedEvent, m.value) for batch in read_topic(stack.settings, REMEMBERED_EVENTS) for m in batch]
     asyncio.run(_done(memory.restore(decided, ((e.event, e.positions) for e in events))))
     asyncio.run(_done(memory.put_tallies(tallied.contents())))

@@ -18,9 +18,9 @@ from stores import a_memory, a_redis
 from features.backfill import backfill
 from features.catalogue import CATALOGUE, Catalogue
 from features.columns import columns_of
-from features.fact import AT_MS, FACT_NUMBER, MERCHANT
+from features.fact import AT_MS, FACT_NUMBER, FRAUD, KIND, MERCHANT, WITHDRAWN
 from features.memory import DictMemory, Memory
-from features.row import Feature, Fold, days, distinct, fraud_share, hours, maximum, novel
+from features.row import FRAUDS, Feature, Fold, days, distinct, fraud_share, hours, maximum, novel
 from features.tally import (
     LATE,
     NOTHING,
@@ -57,7 +57,7 @@ def meets(row: Row, fold: Fold) -> bool:
     """Whether a row meets a fold's conditions."""
     for condition in fold.where:
         value = row[FACT_NUMBER[condition.column]]
-        if condition.op == "kinds" and not condition.value >> value & 1:
+        if condition.op == "kinds" and not condition.value >> (FRAUD if value == WITHDRAWN else value) & 1:
             return False
         if condition.op == "below" and not value < condition.value:
             return False
@@ -101,7 +101,7 @@ def by_brute_force(rows: Sequence[Row], fold: Fold, folds: Sequence[Fold], now: 
         hit = sum(end - SLICES < last <= end for last in latest.values())
         return BUCKETS * math.log(BUCKETS / max(BUCKETS - hit, 1))
     inside = [row for row in mine if end - SLICES < slice_of(row, fold) <= end]
-    return float(len(inside) if fold.op == "count" else sum(row[FACT_NUMBER[fold.column]] for row in inside))
+    return float(sum((-1 if row[KIND] == WITHDRAWN else 1) * (1 if fold.op == "count" else row[FACT_NUMBER[fold.column]]) for row in inside))
 
 
 @st.composite
@@ -120,6 +120,10 @@ def updates(draw: st.DrawFn) -> list[Update]:
         if what == "fraud":
             learned = at + draw(st.sampled_from([0, 1, DAY, 7 * DAY, 9 * DAY]))
             rows = [label_of(txn, learned)]
+            if draw(st.booleans()):
+                made.append(Update(source, ends[source], rows[0]))
+                ends[source] += draw(st.integers(1, 3))
+                rows = [(*rows[0][:KIND], WITHDRAWN, *rows[0][KIND + 1 :])]
         else:
             rows = payment_rows(txn, what == "declined")
         made += [Update(source, ends[source], row) for row in rows]
@@ -262,8 +266,13 @@ def test_the_standard_error_of_a_sketch_is_below_seven_percent_up_to_500_values(
 
 
 def test_a_tally_refuses_rows_that_it_cannot_say_by_name() -> None:
-    for shape, what in ((maximum("amount_minor", of=MERCHANT, window=hours(1)), "max"), (novel("card", of=MERCHANT), "same")):
-        with pytest.raises(AssertionError, match=f"merchant has a tally: it cannot .*{what}"):
+    frauds = distinct("card", of=MERCHANT, window=hours(1), where=(FRAUDS,))
+    for shape, what in (
+        (maximum("amount_minor", of=MERCHANT, window=hours(1)), "max"),
+        (novel("card", of=MERCHANT), "same"),
+        (frauds, "take a fraud back"),
+    ):
+        with pytest.raises(AssertionError, match=f"merchant has a tally: it.* cannot .*{what}"):
             Catalogue((Feature("merchant", shape, "reason", "velocity", "What a tally cannot tell"),)).tally_layouts  # noqa: B018 - asked for its error
 
 

@@ -14,6 +14,7 @@ import pytest
 from features.catalogue import CATALOGUE
 from features.fact import AT_MS, AT_MS_MAX
 from features.recorded import WHY, Why, _columns
+from features.tally import learned_in_turn
 from schemas.account import AccountEvent, AccountEventKind, AccountState, ProfileValue
 from schemas.avro import decode, encode
 from schemas.decision import Decision
@@ -68,8 +69,10 @@ class Bank:
         await self.at.bus.tell(LABELS, label.account_id, encode(label))
 
     async def followed(self) -> None:
-        """The `tally` app reads all that is new in the topics."""
+        """The `tally` app starts again and reads all that is new in the topics."""
         follower = TallyWorld(self.at.world.catalogue, self.at.world.memory, Settings())
+        for message in self.at.bus.told[LABELS.name][: self.read[LABELS.name]]:
+            learned_in_turn(follower.verdicts, decode(Label, message.value), message.partition, message.offset)
         for topic, kind, handler in ((DECISIONS, Decision, on_decision), (LABELS, Label, on_label)):
             for message in self.at.bus.told[topic.name][self.read[topic.name] :]:
                 handler(follower, decode(kind, message.value), Source(*message, frozenset()))  # type: ignore[operator]
