@@ -16,7 +16,7 @@ from features.swept import Own, Swept
 Array = np.ndarray[Any, np.dtype[Any]]
 EPOCH = 65_536
 """Arrivals after which what nobody can see any more is forgotten, and up to which a repeat is told what the first one was."""
-STATE_FORM = 3
+STATE_FORM = 4
 """Grows when what `Backfill.state` gives takes another shape: who keeps states does not restore one of another form."""
 LATEST_PART = 100
 """An epoch's moment is that of which one arrival in so many is older: neither one wrong clock nor what comes late decides it."""
@@ -49,7 +49,7 @@ class Backfill:
 
     def __init__(self, catalogue: Catalogue, epoch: int = EPOCH, threads: int = 1) -> None:
         self.catalogue, self._epoch, self._swept = catalogue, epoch, Swept(catalogue, threads)
-        self._logs, self._tallies, self._labels = Logs(catalogue), Tallies(catalogue), Labels(catalogue)
+        self._logs, self._tallies, self._labels = Logs(catalogue), Tallies(catalogue, epoch), Labels(catalogue)
         self._repeats = Repeats(len(catalogue.tally_plan.folds), epoch)
         self._number, self._forget_ms = 0, -1
         self._times = np.zeros(0, np.int64)

@@ -363,10 +363,12 @@ class Tallies:
     """The tallies of all entities, and the labels that are not learned yet.
 
     A row counts once it was told, directly after its transaction; a label from the first arrival on at which it has been learned, and
-    never before its transaction came.
+    never before its transaction came with it. One that comes again within `reach` arrivals is the same: its first label counts, and no other.
     """
 
-    def __init__(self, catalogue: Catalogue) -> None:
+    def __init__(self, catalogue: Catalogue, reach: int) -> None:
+        self._reach = reach
+        self._labelled = np.zeros(0, np.int64)
         self._words = catalogue.tally_plan.words
         self._folds = len(catalogue.tally_plan.folds)
         self._tallies = [_Tally(layout) for layout in catalogue.tally_layouts]
@@ -382,16 +384,23 @@ class Tallies:
             return out
         clock = np.maximum(np.maximum.accumulate(lot.facts[:, AT_MS]), self._clock)
         first = firsts == np.arange(number, number + n)
-        labels = self._learned(lot, np.flatnonzero(first), clock)
+        labels = self._learned(lot, self._teaching(lot, firsts, number), clock)
         for place, tally in enumerate(self._tallies):
             tally.tell(self._words, place, lot, first, labels, out)
         self._clock = int(clock[-1])
         return out
 
-    def _learned(self, lot: Lot, first: Array, clock: Array) -> _Taught:
-        """The labels that are learned while the lot arrives, in that order; the others wait."""
+    def _teaching(self, lot: Lot, firsts: Array, number: int) -> Array:
+        """Which of a lot come with a label, of each transaction the first that does."""
+        labelled = np.zeros(0, np.int64) if lot.columns.learned is None else np.flatnonzero(lot.columns.learned)
+        of, at = np.unique(firsts[labelled], return_index=True)
+        new = ~np.isin(of, self._labelled)
+        self._labelled = np.concatenate((self._labelled[self._labelled >= number - self._reach], of[new]))
+        return np.sort(labelled[at[new]])
+
+    def _learned(self, lot: Lot, new: Array, clock: Array) -> _Taught:
+        """The labels that are learned while the lot arrives, in that order, `new` ones among them; the others wait."""
         learned = np.zeros(len(lot.facts), np.int64) if lot.columns.learned is None else lot.columns.learned
-        new = first[learned[first] > 0]
         rows = np.zeros((len(new), len(FACTS) + 1), np.int64)
         for fact in LABEL_FACTS:
             rows[:, fact] = lot.facts[new, fact]
@@ -413,12 +422,18 @@ class Tallies:
 
     def state(self) -> State:
         """All that another needs to go on."""
-        own = {"clock": np.array([self._clock]), "pending": self._pending, "pending_tokens": self._pending_tokens}
+        own = {
+            "clock": np.array([self._clock]),
+            "pending": self._pending,
+            "pending_tokens": self._pending_tokens,
+            "labelled": self._labelled,
+        }
         return own | {f"{number}.{name}": part for number, tally in enumerate(self._tallies) for name, part in tally.state().items()}
 
     def restore(self, state: Mapping[str, Array]) -> None:
         """Goes on where another was."""
         self._clock, self._pending, self._pending_tokens = int(state["clock"][0]), state["pending"], state["pending_tokens"]
+        self._labelled = state["labelled"]
         for number, tally in enumerate(self._tallies):
             tally.restore({name.partition(".")[2]: part for name, part in state.items() if name.startswith(f"{number}.")})
 

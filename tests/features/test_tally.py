@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from payments import DAY, HOUR, MINUTE, T0, a_payment, number, seen
 from stores import a_memory, a_redis
 
-from features.backfill import backfill
+from features.backfill import Backfill, backfill
 from features.catalogue import CATALOGUE, Catalogue
 from features.columns import columns_of
 from features.fact import AT_MS, FACT_NUMBER, FRAUD, KIND, MERCHANT, WITHDRAWN
@@ -280,7 +280,8 @@ def test_a_tally_refuses_rows_that_it_cannot_say_by_name() -> None:
 
 
 def a_history(count: int, seed: int) -> list[tuple[Transaction, bool, int]]:
-    """Payments with whether they were declined and when they were learned to be fraud (0: never), some late, some twice."""
+    """Payments with whether they were declined and when they were learned to be fraud (0: never), some late, some twice, of these some with the
+    label on the second row alone."""
     rng = random.Random(seed)
     made: list[tuple[Transaction, bool, int]] = []
     at = T0
@@ -299,7 +300,8 @@ def a_history(count: int, seed: int) -> list[tuple[Transaction, bool, int]]:
         )
         made.append((txn, rng.random() < 0.2, at - late + rng.choice([1, 8, 20]) * DAY if rng.random() < 0.2 else 0))
         if rng.random() < 0.1:
-            made.append(rng.choice(made))
+            txn, declined, learned = rng.choice(made)
+            made.append((txn, declined, learned or rng.choice([0, txn.at_ms + 8 * DAY])))
     return made
 
 
@@ -310,11 +312,11 @@ async def lived_through(catalogue: Catalogue, history: Sequence[tuple[Transactio
     taught: set[str] = set()
     for i, (txn, declined, _) in enumerate(history):
         newest = max(newest, txn.at_ms)
-        for rank, (learned, of) in enumerate(labels):
+        for learned, of in labels:
             label = history[of][0]
-            if learned <= newest and label.transaction_id not in taught:
+            if of < i and learned <= newest and label.transaction_id not in taught:
                 taught.add(label.transaction_id)
-                await give(catalogue, memory, label, [Update(DECISIONS.partitions, rank, label_of(label, learned))])
+                await give(catalogue, memory, label, [Update(DECISIONS.partitions, len(taught), label_of(label, learned))])
         looked = await seen(catalogue, memory, txn)
         vectors.append(first.setdefault(txn.transaction_id, looked.values))
         if txn.transaction_id not in given_:
@@ -336,7 +338,14 @@ def test_a_backfill_gives_the_bits_that_serving_gave(seed: int) -> None:
     history = a_history(120, seed)
     live = asyncio.run(lived_through(CATALOGUE, history, DictMemory(CATALOGUE)))
     columns = replace(columns_of([txn for txn, _, _ in history]), learned=np.array([learned for _, _, learned in history]))
-    assert backfill(CATALOGUE, columns, np.array([declined for _, declined, _ in history])).tobytes() == live.tobytes()
+    declined = np.array([declined for _, declined, _ in history])
+    assert backfill(CATALOGUE, columns, declined).tobytes() == live.tobytes()
+    lots, under_way = [], Backfill(CATALOGUE)
+    for at in range(0, columns.n, 25):
+        lots.append(under_way.vectors(columns.part(at, min(at + 25, columns.n)), declined[at : at + 25]))
+        state, under_way = under_way.state(), Backfill(CATALOGUE)
+        under_way.restore(state)
+    assert np.concatenate(lots).tobytes() == live.tobytes()
 
 
 @pytest.mark.parametrize("seed", range(4))
