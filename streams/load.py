@@ -40,7 +40,7 @@ from streams.lane import Place
 from streams.loaded import LOADER, beginnings, fill, filled, is_kept, keep, not_kept
 from streams.rebuild import LOCK_S, LOST, POLL_S, Tallied, renewed, unlock
 from streams.settings import Settings, librdkafka
-from streams.tally import Rows, gather_decision, gather_lessons, remembered, verdicts_before
+from streams.tally import Rows, decisions_before, gather_decision, gather_lessons, remembered, verdicts_before
 
 TOPICS: tuple[Topic, ...] = (DECISIONS, LABELS, REMEMBERED_EVENTS, ACCOUNTS, PROFILES)
 """What is followed. What an older record of one rests on is in those before it or comes later: rows that are out of turn wait."""
@@ -182,6 +182,7 @@ class Load:
         self._again: dict[Place, int] = {}
         """Up to where what is followed was gathered before: it is read once more for the release before."""
         self._reread: dict[str, None] = {}
+        """The ids of the decisions that count in that, and of the last before."""
 
     async def fill(self, catalogue: Catalogue, before: Catalogue | None, until: Callable[[], bool] | None) -> None:
         """Fills what this catalogue reads and nobody keeps, and goes on until told; without `until`, to the ends that the topics have now.
@@ -205,6 +206,7 @@ class Load:
             gone = frozenset(beginnings(before)) - frozenset(beginnings(catalogue))
             sides.append(Side.of(before, self._wire, gone))
             self._back_to(back)
+            self._reread = await asyncio.to_thread(self._decided_before)
         labels = {partition: offset for (topic, partition), offset in self._next.items() if topic == LABELS.name}
         self._verdicts = await asyncio.to_thread(verdicts_before, self._settings, labels)
         if until is None:
@@ -298,14 +300,18 @@ class Load:
         self._decided_ms[decision.catalogue_id] = max(self._decided_ms[decision.catalogue_id], decision.decided_at_ms)
 
     def _resume(self) -> None:
-        """Notices the decisions before those that are to be read now: one that lies in the log twice counts once."""
+        """Notices who decided last, and the decisions before those that are to be read now: one that lies in the log twice counts once."""
+        self._seen = self._decided_before()
         for batch in read_tail(self._settings, DECISIONS, range(DECISIONS.partitions), TAIL // DECISIONS.partitions):
             for message in batch:
                 decision = self._decoded(DECISIONS, message)
                 if isinstance(decision, Decision):
                     self._notice(decision)
-                    if message.offset < self._next.get((message.topic, message.partition), 0):
-                        self._seen[decision.transaction_id] = None
+
+    def _decided_before(self) -> dict[str, None]:
+        """The transactions of the last decisions before what is to be read next."""
+        ends = {partition: offset for (topic, partition), offset in self._next.items() if topic == DECISIONS.name}
+        return {decision.transaction_id: None for decision in decisions_before(self._settings, ends)}
 
     # What comes.
 

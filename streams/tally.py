@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from features.catalogue import Catalogue
 from features.memory import Memory
@@ -20,12 +21,13 @@ from schemas.decision import Decision
 from schemas.errors import InvalidRecord, SettingsError, Unavailable
 from schemas.label import Label
 from schemas.record import Record
-from schemas.topics import DECISIONS, LABELS
+from schemas.topics import DECISIONS, LABELS, Topic
 from streams.bus import committed_offsets, read_topic
 from streams.follow import IDS_MAX, TAIL, Follower, Source
 from streams.lane import Place
 from streams.settings import Settings
 
+R = TypeVar("R", bound=Record)
 Rows = dict[tuple[int, str], list[Update]]
 
 
@@ -104,32 +106,28 @@ async def settle(world: TallyWorld, done: Mapping[Place, int]) -> Mapping[Place,
 async def assigned(world: TallyWorld, places: frozenset[Place]) -> None:
     """Reads the ids of the last decisions before those that are to be followed, and what labels said until then. SettingsError if the log has
     more partitions than tallies."""
-    partitions = {partition for topic, partition in places if topic == DECISIONS.name}
     if max((partition for _, partition in places), default=0) >= SOURCES // 2:
         raise SettingsError(f"{DECISIONS.name} and {LABELS.name} have more partitions than schemas/topics.py says: tallies count on it")
 
     if world.loaded is not None:
         await world.loaded()
 
-    def read() -> list[str]:
-        ends = {p: end for p, end in committed_offsets(world.settings, APP.name, DECISIONS).items() if p in partitions and end > 0}
-        ids = []
-        start = {p: max(0, end - TAIL) for p, end in ends.items()}
-        for batch in read_topic(world.settings, DECISIONS, start, list(ends)):
-            for message in batch:
-                if message.offset < ends[message.partition]:
-                    ids.append(_decision_id(message.value))
-        return ids
+    def read() -> tuple[list[str], Verdicts]:
+        decided, learned = (
+            {p: end for p, end in committed_offsets(world.settings, APP.name, topic).items() if (topic.name, p) in places}
+            for topic in (DECISIONS, LABELS)
+        )
+        return [decision.decision_id for decision in decisions_before(world.settings, decided)], verdicts_before(world.settings, learned)
 
-    for decision_id in await asyncio.to_thread(read):
+    ids, world.verdicts = await asyncio.to_thread(read)
+    for decision_id in ids:
         remembered(world.seen, decision_id)
-    taught = {partition for topic, partition in places if topic == LABELS.name}
-    world.verdicts = await asyncio.to_thread(_followed_verdicts, world.settings, taught)
 
 
-def _followed_verdicts(settings: Settings, partitions: set[int]) -> Verdicts:
-    ends = committed_offsets(settings, APP.name, LABELS)
-    return verdicts_before(settings, {p: end for p, end in ends.items() if p in partitions})
+def decisions_before(settings: Settings, ends: Mapping[int, int]) -> Iterator[Decision]:
+    """The last decisions before these offsets, by partition."""
+    for _, _, decision in _before(settings, DECISIONS, Decision, ends, TAIL):
+        yield decision
 
 
 def verdicts_before(settings: Settings, ends: Mapping[int, int]) -> Verdicts:
@@ -138,21 +136,20 @@ def verdicts_before(settings: Settings, ends: Mapping[int, int]) -> Verdicts:
     Read from twice as far back as labels are held against each other, so that what the last label before an end was held against is known too.
     """
     verdicts: Verdicts = {}
-    there = {p: end for p, end in ends.items() if end > 0}
-    start = {p: max(0, end - 2 * VERDICTS_KEPT) for p, end in there.items()}
-    for batch in read_topic(settings, LABELS, start, list(there)) if there else ():
-        for message in batch:
-            if message.offset < there[message.partition]:
-                with suppress(InvalidRecord):
-                    learned_in_turn(verdicts, decode(Label, message.value), message.partition, message.offset)
+    for partition, offset, label in _before(settings, LABELS, Label, ends, 2 * VERDICTS_KEPT):
+        learned_in_turn(verdicts, label, partition, offset)
     return verdicts
 
 
-def _decision_id(value: bytes | None) -> str:
-    try:
-        return decode(Decision, value).decision_id
-    except InvalidRecord:
-        return ""
+def _before(settings: Settings, topic: Topic, kind: type[R], ends: Mapping[int, int], count: int) -> Iterator[tuple[int, int, R]]:
+    """Partition, offset and record of those of the `count` before these offsets that can be read."""
+    there = {p: end for p, end in ends.items() if end > 0}
+    start = {p: max(0, end - count) for p, end in there.items()}
+    for batch in read_topic(settings, topic, start, list(there)) if there else ():
+        for message in batch:
+            if message.offset < there[message.partition]:
+                with suppress(InvalidRecord):
+                    yield message.partition, message.offset, decode(kind, message.value)
 
 
 APP = Follower(name="tally", reads={DECISIONS: on_decision, LABELS: on_label}, assigned=assigned, settle=settle)
