@@ -41,7 +41,7 @@ from streams.asked import Origin
 from streams.books import Books, DictBooks, book_key
 from streams.bus import Bus
 from streams.follow import Follower, Handler, Outputs, Refused, Source, soon
-from streams.lane import Place
+from streams.lane import Place, as_fields, places_in
 
 RESOLVED_TTL_S, OVERDUE_S = 3_456_000, 864_000
 """A resolved hold is remembered for 40 days, and for ten more than it would have lived: until it is seen that it is due no more."""
@@ -265,12 +265,12 @@ def remembered_s(expires_at_ms: int, now_ms: int) -> int:
 async def assigned(world: HoldWorld, places: frozenset[Place]) -> None:
     """Asks what the books know of these places. Of more than a topic has they know nothing: it is another one."""
     (fields,) = await world.ask((b"HGETALL", APPLIED))
-    said = {name.decode(): int(offset) for name, offset in zip(fields[::2], fields[1::2], strict=True)}
+    said = places_in(fields)
     known: dict[Place, int] = {}
     for topic in APP.reads:
         partitions = [partition for name, partition in places if name == topic.name]
         for partition, end in (await world.log_ends(topic, partitions)).items() if partitions else ():
-            offset = said.get(f"{topic.name}:{partition}", 0)
+            offset = said.get((topic.name, partition), 0)
             known[topic.name, partition] = offset if offset <= end else 0
     world.known = known
 
@@ -289,8 +289,7 @@ def once(handler: Handler) -> Handler:
 async def applied(world: HoldWorld, done: Mapping[Place, int]) -> Mapping[Place, int]:
     """Redis notes how far it is in the log, before the group's own offsets do; never less than the books know, while that comes again."""
     far = {place: max(offset, world.known.get(place, 0)) for place, offset in done.items()}
-    fields = [part for (topic, partition), offset in far.items() for part in (f"{topic}:{partition}".encode(), str(offset).encode())]
-    await world.ask((b"HSET", APPLIED, *fields))
+    await world.ask((b"HSET", APPLIED, *as_fields(far)))
     return done
 
 

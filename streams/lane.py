@@ -15,6 +15,17 @@ SESSION_S = 6.0
 """A member of a group that is not heard of for so long has lost its partitions."""
 
 
+def as_fields(offsets: Mapping[Place, int]) -> list[bytes]:
+    """Offsets as the fields and values of a hash in Redis."""
+    return [part for (topic, partition), offset in offsets.items() for part in (f"{topic}:{partition}".encode(), str(offset).encode())]
+
+
+def places_in(fields: Sequence[bytes]) -> dict[Place, int]:
+    """The offsets in these fields and values."""
+    names = (name.decode().rpartition(":") for name in fields[::2])
+    return {(topic, int(partition)): int(offset) for (topic, _, partition), offset in zip(names, fields[1::2], strict=True)}
+
+
 class Turn:
     """One assignment of partitions. Work that outlives it reports to it in vain: the next owner repeats that work."""
 

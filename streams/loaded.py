@@ -13,7 +13,7 @@ from features.layout import LogLayout, ProfileLayout
 from features.tally import TallyLayout
 from features.wire import Wire
 from streams.answers import sound
-from streams.lane import Place
+from streams.lane import Place, as_fields, places_in
 
 LOADED, LOADING, LOADER = b"loaded", b"loading", b"loader"
 """The hash of beginnings, the hash of offsets, and the lock of who fills."""
@@ -60,14 +60,12 @@ async def keep(wire: Wire, catalogue: Catalogue) -> None:
 async def filled(wire: Wire) -> dict[Place, int]:
     """By topic and partition, up to where what is not kept was filled; empty if it never was."""
     (fields,) = sound(await wire.send((b"HGETALL", LOADING)))
-    places = (name.decode().rpartition(":") for name in fields[::2])
-    return {(topic, int(partition)): int(offset) for (topic, _, partition), offset in zip(places, fields[1::2], strict=True)}
+    return places_in(fields)
 
 
 async def fill(wire: Wire, names: frozenset[bytes], offsets: Mapping[Place, int]) -> None:
     """Notes that these beginnings are filled up to there."""
-    fields = [part for (topic, partition), offset in offsets.items() for part in (f"{topic}:{partition}".encode(), str(offset).encode())]
-    if fields:
-        sound(await wire.send((b"HSET", LOADING, *fields)))
+    if offsets:
+        sound(await wire.send((b"HSET", LOADING, *as_fields(offsets))))
     if names:
         sound(await wire.send((b"HSET", LOADED, *[part for name in names for part in (name, FILLED)])))

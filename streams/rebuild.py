@@ -48,11 +48,14 @@ from streams.answers import WHOLE, Answers, Restored, listed_of, resolved_key, s
 from streams.books import book_key
 from streams.bus import committed_offsets, end_offsets, read_topic
 from streams.clock import clock_ms
+from streams.follow import Follower
 from streams.hold import APP as HOLD
 from streams.hold import APPLIED, due_entry, due_key, remembered_s
+from streams.lane import Place, as_fields, places_in
 from streams.loaded import keep
 from streams.settings import Settings
-from streams.tally import Rows, gather_decision, gather_lessons
+from streams.tally import APP as TALLY
+from streams.tally import TALLIED, Rows, gather_decision, gather_lessons
 
 R = TypeVar("R", bound=Record)
 LOCK = b"rebuilding"
@@ -128,26 +131,24 @@ async def forget_if_behind(settings: Settings, wire: Wire) -> None:
     """Takes the mark away from a Redis that came back older than it was (a power failure, a replica that took over).
 
     Then the `hold` app has committed more of a topic than Redis says was applied: of decisions, or of clearings where there were no decisions
-    meanwhile. In health it is never so, as Redis is told first: so it is asked last, or a system that goes on meanwhile would seem to have gone
-    back. LogUnavailable if the brokers do not answer.
+    meanwhile. Or the `tally` app has committed more than Redis says that tallies have: of labels, or of decisions that it followed after `hold`
+    (nothing, where no release has noted it yet). In health it is never so, as Redis is told first: so it is asked last, or a system that goes on
+    meanwhile would seem to have gone back. LogUnavailable if the brokers do not answer.
 
-    On a cluster this is seen of the one node that has `applied`. After another was replaced by its replica (which may lack the last
+    On a cluster this is seen of the nodes that have `applied` and `tallied`. After another was replaced by its replica (which may lack the last
     writes: Redis copies them without waiting) only `holdfast rebuild` makes sure.
     """
-    committed = await asyncio.to_thread(_committed, settings)
-    whole, fields = sound(await wire.send((b"EXISTS", WHOLE), (b"HGETALL", APPLIED)))
-    known = dict(zip(fields[::2], fields[1::2], strict=True))
-    if whole and any(offset > int(known.get(place, 0)) for place, offset in committed.items()):
+    held, given = await asyncio.to_thread(lambda: (_committed(settings, HOLD), _committed(settings, TALLY)))
+    whole, applied, tallied = sound(await wire.send((b"EXISTS", WHOLE), (b"HGETALL", APPLIED), (b"HGETALL", TALLIED)))
+    books, tallies = (places_in(fields) for fields in (applied, tallied))
+    behind = any(end > books.get(place, 0) for place, end in held.items()) or any(end > tallies.get(place, end) for place, end in given.items())
+    if whole and behind:
         await wire.send((b"DEL", WHOLE))
 
 
-def _committed(settings: Settings) -> dict[bytes, int]:
-    """By the field of `applied`, what the `hold` app has committed of each topic that it reads."""
-    return {
-        f"{topic.name}:{partition}".encode(): offset
-        for topic in HOLD.reads
-        for partition, offset in committed_offsets(settings, HOLD.name, topic).items()
-    }
+def _committed(settings: Settings, app: Follower) -> dict[Place, int]:
+    """What an app has committed of each place that it reads."""
+    return {(t.name, partition): end for t in app.reads for partition, end in committed_offsets(settings, app.name, t).items()}
 
 
 class Tallied:
@@ -221,10 +222,11 @@ class Rebuild:
         return self.counts
 
     async def _applied(self) -> None:
-        """How far the `hold` app is, as far as anybody knows: it says the rest itself. What it has yet to read is not applied."""
-        fields = [part for place, offset in _committed(self._settings).items() for part in (place, str(offset).encode())]
-        if fields:
-            await self._send((b"HSET", APPLIED, *fields))
+        """How far the `hold` and the `tally` app are, as far as anybody knows: they say the rest themselves. What they have yet to read is not
+        applied."""
+        for key, app in ((APPLIED, HOLD), (TALLIED, TALLY)):
+            if ends := _committed(self._settings, app):
+                await self._send((b"HSET", key, *as_fields(ends)))
 
     async def _books(self, books: dict[str, Book]) -> None:
         """The books, in versions that no book before the loss had: a change that began then cannot match by accident."""

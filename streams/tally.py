@@ -27,6 +27,8 @@ from streams.follow import IDS_MAX, TAIL, Follower, Source
 from streams.lane import Place
 from streams.settings import Settings
 
+TALLIED = b"tallied"
+"""The hash in Redis of how far tallies are: topic and partition, the offset before which they have all rows."""
 R = TypeVar("R", bound=Record)
 Rows = dict[tuple[int, str], list[Update]]
 
@@ -42,6 +44,8 @@ class TallyWorld:
     close: Callable[[], Awaitable[None]] | None = None
     loaded: Callable[[], Awaitable[None]] | None = None
     """Returns when its tallies have all that another release followed for them."""
+    note: Callable[[Mapping[Place, int]], Awaitable[None]] | None = None
+    """Lets Redis note how far its tallies are."""
     rows: Rows = field(default_factory=lambda: defaultdict(list))
     seen: dict[str, None] = field(default_factory=dict)
     verdicts: Verdicts = field(default_factory=dict)
@@ -90,7 +94,10 @@ def on_label(world: TallyWorld, label: Label, source: Source) -> Sequence[Record
 
 
 async def settle(world: TallyWorld, done: Mapping[Place, int]) -> Mapping[Place, int]:
-    """Gives the tallies what was gathered; then all of it may be acknowledged. One at a time: nobody acknowledges what another still tells."""
+    """Gives the tallies what was gathered; then all of it may be acknowledged. One at a time: nobody acknowledges what another still tells.
+
+    Redis notes how far it is behind the rows and before the group does: one that has lost rows has lost the note of them, and is known by it.
+    """
     async with world.telling:
         rows, world.rows = world.rows, defaultdict(list)
         try:
@@ -100,6 +107,8 @@ async def settle(world: TallyWorld, done: Mapping[Place, int]) -> Mapping[Place,
                 rows[place] += later
             world.rows = rows
             raise
+        if world.note is not None:
+            await world.note(done)
     return done
 
 

@@ -7,7 +7,7 @@ import gc
 import os
 import signal
 import threading
-from collections.abc import Awaitable, Callable, Collection, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,13 +32,14 @@ from streams.forced import cards_of, force, stand_in_of
 from streams.forward import forward
 from streams.hold import HoldWorld
 from streams.judgement import Bench, first_panel, stay_current
+from streams.lane import Place, as_fields
 from streams.load import ensure_loaded, load
 from streams.loaded import is_kept, is_left
 from streams.opinion import give
 from streams.pipeline import decide_all
 from streams.rebuild import ensure_whole, forget_if_behind, rebuilt
 from streams.settings import Settings
-from streams.tally import TallyWorld
+from streams.tally import TALLIED, TallyWorld
 from streams.tracing import Tracer
 from streams.world import Together, World
 
@@ -255,7 +256,11 @@ async def tally_world(settings: Settings, bus: Bus) -> TallyWorld:
     parts = await connected(settings)
     beside(parts, stay_whole(parts))
     beside(parts, stay_level(parts))
-    return TallyWorld(parts.catalogue, parts.memory, settings, parts.close, lambda: stay_loaded(parts))
+
+    async def note(done: Mapping[Place, int]) -> None:
+        sound(await parts.wire.send((b"HSET", TALLIED, *as_fields(done))))
+
+    return TallyWorld(parts.catalogue, parts.memory, settings, parts.close, lambda: stay_loaded(parts), note)
 
 
 def run_tally(settings: Settings) -> int:

@@ -13,14 +13,19 @@ from models.hold import OpenHold, resolved_event
 from schemas.avro import decode, encode
 from schemas.decision import Decision
 from schemas.hold import HoldState
-from schemas.topics import CLEARINGS, DECISIONS, HOLDS, Topic
+from schemas.label import Label, LabelSource
+from schemas.topics import CLEARINGS, DECISIONS, HOLDS, LABELS, Topic
 from streams.answers import WHOLE, resolved_key
 from streams.bus import KafkaBus, end_offsets
 from streams.clock import clock_ms
+from streams.follow import Follower
+from streams.hold import APP as HOLD
 from streams.hold import APPLIED
 from streams.lane import Place
 from streams.settings import Settings, librdkafka
-from streams.wired import connected
+from streams.tally import APP as TALLY
+from streams.tally import TALLIED, settle
+from streams.wired import connected, tally_world
 from tests.streams.conftest import a_clearing
 from tests.streams.test_archive import a_decision
 
@@ -28,10 +33,10 @@ MINE = b"as it was"
 """A mark that tells whether it is still the one that was there."""
 
 
-def hold_has_read_all(settings: Settings) -> dict[Place, int]:
-    """Commits the end of each partition of decisions and clearings in the name of the `hold` app; these ends."""
-    ends = {(topic.name, p): end for topic in (DECISIONS, CLEARINGS) for p, (_, end) in end_offsets(settings, topic).items()}
-    consumer = Consumer(librdkafka(settings) | {"group.id": "hold"})
+def has_read_all(settings: Settings, app: Follower) -> dict[Place, int]:
+    """Commits the end of each partition that an app reads in its name; these ends."""
+    ends = {(topic.name, p): end for topic in app.reads for p, (_, end) in end_offsets(settings, topic).items()}
+    consumer = Consumer(librdkafka(settings) | {"group.id": app.name})
     consumer.commit(offsets=[TopicPartition(*place, end) for place, end in ends.items()], asynchronous=False)
     consumer.close()
     return ends
@@ -54,7 +59,7 @@ def started_on(real: Settings, decision: Decision, behind: Topic | None = None) 
         await bus.tell(DECISIONS, decision.account_id, encode(decision))
         await bus.tell(CLEARINGS, decision.account_id, encode(a_clearing(f"{decision.transaction_id}.c", decision.account_id)))
         await bus.close()
-        ends = await asyncio.to_thread(hold_has_read_all, real)
+        ends = await asyncio.to_thread(has_read_all, real, HOLD)
         wire = await Wire.connect(real.redis_url)
         older = {place: max(0, end - (behind is not None and place[0] == behind.name)) for place, end in ends.items()}
         await wire.send((b"FLUSHALL",), (b"SET", WHOLE, MINE), (b"HSET", APPLIED, *applied(older)))
@@ -80,6 +85,36 @@ def test_a_redis_behind_what_the_hold_app_has_committed_is_forgotten_and_rebuilt
 
 def test_a_redis_that_has_applied_all_that_was_committed_is_taken_as_it_is(real: Settings) -> None:
     assert started_on(real, a_decision("older.2", clock_ms())) == (MINE, None)
+
+
+@pytest.mark.parametrize(("lacks", "is_rebuilt"), [(1, True), (0, False), (None, False)])
+def test_a_redis_behind_what_the_tally_app_has_committed_is_rebuilt_though_the_books_lack_nothing(
+    real: Settings, lacks: int | None, is_rebuilt: bool
+) -> None:
+    label = Label(label_id="older", transaction_id="older", account_id="a1", fraud=True, learned_at_ms=clock_ms(), source=LabelSource.ANALYST)
+
+    async def story() -> bytes:
+        bus = KafkaBus(real.changed(produce_timeout_ms=20_000))
+        await bus.tell(LABELS, label.account_id, encode(label))
+        books, tallies = await asyncio.to_thread(has_read_all, real, HOLD), await asyncio.to_thread(has_read_all, real, TALLY)
+        wire = await Wire.connect(real.redis_url)
+        await wire.send((b"FLUSHALL",), (b"SET", WHOLE, MINE), (b"HSET", APPLIED, *applied(books)))
+        if lacks is not None:  # else it was noted by no release yet
+            await wire.send((b"HSET", TALLIED, *applied({place: max(0, end - lacks) for place, end in tallies.items()})))
+        world = await tally_world(real, bus)
+        (mark,) = await wire.send((b"GET", WHOLE))
+        if lacks is not None:
+            assert (await wire.send((b"HMGET", TALLIED, *applied(tallies)[::2]))) == [applied(tallies)[1::2]]
+        await settle(world, {(LABELS.name, 1): 777})
+        (noted,) = await wire.send((b"HGET", TALLIED, b"labels:1"))
+        assert noted == b"777"
+        assert world.close is not None
+        await world.close()
+        await bus.close()
+        await wire.close()
+        return bytes(mark)
+
+    assert asyncio.run(story()) == (b"1" if is_rebuilt else MINE)
 
 
 def test_of_two_ends_of_a_hold_the_first_stands_in_what_is_rebuilt_as_it_does_in_the_ledger(real: Settings) -> None:
