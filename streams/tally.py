@@ -29,6 +29,13 @@ from streams.settings import Settings
 
 TALLIED = b"tallied"
 """The hash in Redis of how far tallies are: topic and partition, the offset before which they have all rows."""
+NOTE = b"""
+for i = 1, #ARGV, 2 do
+    if tonumber(ARGV[i + 1]) > tonumber(redis.call('HGET', KEYS[1], ARGV[i]) or -1) then redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+end
+return 1
+"""
+"""Notes in that hash, and never less than is there: who tells late, of a partition that another follows by now, takes nothing of it back."""
 R = TypeVar("R", bound=Record)
 Rows = dict[tuple[int, str], list[Update]]
 

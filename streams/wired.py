@@ -39,7 +39,7 @@ from streams.opinion import give
 from streams.pipeline import decide_all
 from streams.rebuild import ensure_whole, forget_if_behind, rebuilt
 from streams.settings import Settings
-from streams.tally import TALLIED, TallyWorld
+from streams.tally import NOTE, TALLIED, TallyWorld
 from streams.tracing import Tracer
 from streams.world import Together, World
 
@@ -258,7 +258,7 @@ async def tally_world(settings: Settings, bus: Bus) -> TallyWorld:
     beside(parts, stay_level(parts))
 
     async def note(done: Mapping[Place, int]) -> None:
-        sound(await parts.wire.send((b"HSET", TALLIED, *as_fields(done))))
+        sound(await parts.wire.send((b"EVAL", NOTE, b"1", TALLIED, *as_fields(done))))
 
     return TallyWorld(parts.catalogue, parts.memory, settings, parts.close, lambda: stay_loaded(parts), note)
 
