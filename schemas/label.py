@@ -1,4 +1,7 @@
-"""Label: what turned out to be true of a transaction, and when that was learned."""
+"""Label: what turned out to be true of a transaction, and when that was learned.
+
+Of several on one transaction, what was learned last stands; of what was learned at one moment, what comes later in the log.
+"""
 
 from __future__ import annotations
 
