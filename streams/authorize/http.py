@@ -306,7 +306,10 @@ class HttpDoor:
 
 
 def _wishes(request: Request, wait_s: float) -> tuple[float, bool, bytes | None]:
-    """How long the host waits from now on, whether it wants to know where the time goes, and what trace this is a part of. TimeoutError if it has gone."""
+    """How long the host waits from now on, whether it wants to know where the time goes, and what trace this is a part of.
+
+    TimeoutError if it waits no more.
+    """
     timed, traceparent = False, None
     for name, value in request.headers:
         if name == b"holdfast-deadline-ms":
