@@ -37,6 +37,7 @@ _KINDS = {
 _KIND_NAMES = {code: name for name, code in (KIND_CODES | EVENT_CODES).items()} | {DECLINED: "declines and blocks", FRAUD: "known frauds"}
 _ANSWERS = frozenset(fact.name for fact in FACTS if fact.rule.how == said.ANSWER)
 """Facts that are 1 for no and 2 for yes."""
+_MISSING_AT_0 = frozenset(fact.name for fact in FACTS if fact.zero_is_missing)
 _CALCS = {
     "minus": "{0} - {1}",
     "plus": "{0} + {1}",
@@ -124,7 +125,7 @@ def _condition(condition: Condition) -> str:
         "below": f"with {column} below {value:,}",
         "same": f"with the transaction's own {column} (missing without one)",
         "near": f"at most {value // HOUR_MS} hours from the transaction's own time of day",
-        "given": f"with {column} given",
+        "given": f"with {column} {'given' if column in _MISSING_AT_0 else 'above 0'}",
         "below_own": f"with {column} below the transaction's own",
         "just_under": f"with {column} at most a tenth below {value:,} or ten, a hundred ... times that",
         "weekday": "of the transaction's own day of the week, UTC",

@@ -43,9 +43,9 @@ EVER = days(90)
 @dataclass(frozen=True)
 class Condition:
     """What a row must be, to count. `kinds`: its kind is in the mask `value`; `below`: column < value; `same`: column as the
-    transaction's own; `near`: at most `value` ms from the transaction's own time of day, cyclic; `given`: column is given;
-    `below_own`: column < the transaction's own; `just_under`: at most a tenth below a power of ten that is at least `value`;
-    `weekday`: a time of the transaction's own day of the week, UTC; `older`: a time `value` ms before the transaction's or earlier.
+    transaction's own; `near`: at most `value` ms from the transaction's own time of day, cyclic; `given`: column is given (an
+    amount: is more than nothing); `below_own`: column < the transaction's own; `just_under`: at most a tenth below a power of ten that is at
+    least `value`; `weekday`: a time of the transaction's own day of the week, UTC; `older`: a time `value` ms before the transaction's or earlier.
     """
 
     op: Literal["kinds", "below", "same", "near", "given", "below_own", "just_under", "weekday", "older"]
@@ -96,6 +96,10 @@ def below_own(column: str) -> Condition:
 def given(column: str) -> Condition:
     """Rows that have the column."""
     return Condition("given", column)
+
+
+AMOUNTS = (SPENT, given("amount_minor"))
+"""What usual amounts are made of: attempts to move money out. A card that is stored or verified asks for nothing, and lowers no mean."""
 
 
 def just_under(least_minor: int) -> Condition:
@@ -257,12 +261,12 @@ def total(column: str, *, of: Entity, window: Window, where: tuple[Condition, ..
     return Shape(_name(of, called or _noun(column), window), Fold(of, "sum", column, window, where))
 
 
-def mean(column: str, *, of: Entity, window: Window, where: tuple[Condition, ...] = (SPENT,)) -> Shape:
+def mean(column: str, *, of: Entity, window: Window, where: tuple[Condition, ...] = AMOUNTS) -> Shape:
     """The mean of a column."""
     return Shape(_name(of, f"{_noun(column)}_mean", window), Fold(of, "mean", column, window, where))
 
 
-def spread(column: str, *, of: Entity, window: Window, where: tuple[Condition, ...] = (SPENT,)) -> Shape:
+def spread(column: str, *, of: Entity, window: Window, where: tuple[Condition, ...] = AMOUNTS) -> Shape:
     """The population standard deviation of a column; values above 2^40 count as 2^40."""
     return Shape(_name(of, f"{_noun(column)}_spread", window), Fold(of, "spread", column, window, where))
 
@@ -422,13 +426,13 @@ def moved(column: str, *, of: Entity, window: Window = EVER) -> Shape:
     return Shape(f"{of.name}_{_noun(column)}_moved", Calc("differs", (Own(column), latest)))
 
 
-def ratio_to_mean(column: str, *, of: Entity, window: Window, where: tuple[Condition, ...] = (SPENT,)) -> Shape:
+def ratio_to_mean(column: str, *, of: Entity, window: Window, where: tuple[Condition, ...] = AMOUNTS) -> Shape:
     """The transaction's own value over the entity's mean."""
     usual = mean(column, of=of, window=window, where=where).expression
     return Shape(_name(of, f"{_noun(column)}_over_mean", window), Calc("over", (Own(column), usual)))
 
 
-def zscore(column: str, *, of: Entity, window: Window, where: tuple[Condition, ...] = (SPENT,)) -> Shape:
+def zscore(column: str, *, of: Entity, window: Window, where: tuple[Condition, ...] = AMOUNTS) -> Shape:
     """How many spreads the own value lies above the entity's mean; a spread below a tenth of the mean counts as that tenth."""
     usual = mean(column, of=of, window=window, where=where).expression
     wide = spread(column, of=of, window=window, where=where).expression

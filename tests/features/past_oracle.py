@@ -178,7 +178,7 @@ class Truth:
                 apart = abs(value - self.txn.at_ms) % 86_400_000
                 return min(apart, 86_400_000 - apart) <= condition.value
             case "given":
-                return value is not None
+                return value is not None and (condition.column != "amount_minor" or value > 0)
             case "below_own":
                 return bool(value < self.own.value(condition.column))
             case "just_under":

@@ -127,6 +127,7 @@ def test_every_row_says_its_exact_meaning_in_words() -> None:
     assert of["velocity.card_count_10m"] == (
         "the number of the card's attempts to move money out, with event time in (T - 10m, T], exact to the millisecond"
     )
+    assert "attempts to move money out, with amount_minor above 0, with event" in of["velocity.card_amount_mean_30d"]
     assert "in the 60 slices of 60 s that end with T's own" in of["velocity.ip_cards_1h"]
     assert of["velocity.ip_cards_1h"].endswith("about (a sketch: standard error below 7 % up to 500)")
     frauds, payments = of["merchant.merchant_fraud_share_30d"].split("] / [")

@@ -150,6 +150,19 @@ def test_the_rank_of_an_amount_is_the_share_of_own_amounts_below_it() -> None:
     assert says("behavioural.card_below_share_30d", *history) == 0.25
 
 
+def test_a_card_that_is_stored_or_verified_with_nothing_does_not_lower_its_mean() -> None:
+    verified = [a_payment(f"v{n}", T0 + n, kind="ecommerce", amount_minor=0) for n in range(2)]
+    paid = [a_payment(f"p{n}", T0 + n, amount_minor=amount) for n, amount in enumerate([8_000, 12_000])]
+    large = a_payment("1", T0 + MINUTE, amount_minor=20_000)
+    assert says("velocity.card_amount_mean_30d", *verified, *paid, large) == 10_000
+    assert says("behavioural.card_amount_over_mean_30d", *verified, *paid, large) == 2
+    assert says("behavioural.account_amount_over_mean_30d", *verified, *paid, large) == 2
+    assert says("behavioural.card_amount_zscore_30d", *verified, *paid, large) == 5
+    assert says("network.account_woken_90d", *verified, *paid, a_payment("1", T0 + DAY + 1, amount_minor=20_000)) == 2
+    assert math.isnan(says("behavioural.card_amount_over_mean_30d", *verified, large))
+    assert says("velocity.card_small_count_1h", *verified, large) == 2
+
+
 def test_the_share_of_a_weekday_counts_days_of_the_same_name() -> None:
     history = [a_payment(str(n), T0 + day * DAY) for n, day in enumerate([0, 1, 7, 8, 14])]
     assert says("behavioural.card_weekday_share_90d", *history) == 0.5

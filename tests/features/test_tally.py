@@ -61,6 +61,8 @@ def meets(row: Row, fold: Fold) -> bool:
             return False
         if condition.op == "below" and not value < condition.value:
             return False
+        if condition.op == "given" and value == 0:
+            return False
     return True
 
 
