@@ -436,7 +436,7 @@ CATALOGUE = Catalogue(
                  "Devices that logged in within a day, and never before in 90 days"),
         takeover(count_if_newcomer("device", of=ACCOUNT, window=hours(24), where=(LOGIN_FAILURES,), newcomer=(LOGINS,), called=
                  "failures_then_new_device"),
-                 "failures_then_new_device", TAKEOVER, "Failed logins of a day in which a device also logged in for the first time; else 0"),
+                 "failures_then_new_device", TAKEOVER, "Failed logins of a day, if a login followed and a device was new that day; else 0"),
         takeover(count(of=ACCOUNT, window=hours(24), where=(CHANGES,), called="changes"), "account_changed_24h", TAKEOVER,
                  "Changes of credentials, e-mail, phone or address within a day"),
         takeover(count(of=ACCOUNT, window=hours(72), where=(CHANGES,), called="changes"), "account_changed_72h", TAKEOVER,

@@ -295,9 +295,14 @@ def newcomers(column: str, *, of: Entity, window: Window, where: tuple[Condition
 def count_if_newcomer(
     column: str, *, of: Entity, window: Window, where: tuple[Condition, ...], newcomer: tuple[Condition, ...], called: str
 ) -> Shape:
-    """How many rows meet `where`, if in the same window a row of `newcomer` had a value for the first time in 90 days; else 0."""
+    """How many rows meet `where`, if after the first of them a row of `newcomer` followed, and in the same window one of those had a value
+    for the first time in 90 days; else 0. Which of them that was is not known: it may have come before, and a known one after.
+    """
+    latest, first = Fold(of, "last", "at_ms", window, newcomer), Fold(of, "first", "at_ms", window, where)
+    not_followed = Calc("is_missing", (Calc("over", (Constant(1.0), Calc("above", (latest, first)))),))
     none_new = Calc("is_zero", (_first_within(column, of, window, newcomer),))
-    return Shape(_name(of, called, window), Calc("times", (Fold(of, "count", "at_ms", window, where), Calc("is_zero", (none_new,)))))
+    counted = Calc("times", (Fold(of, "count", "at_ms", window, where), Calc("is_zero", (none_new,))))
+    return Shape(_name(of, called, window), Calc("times", (counted, Calc("is_zero", (not_followed,)))))
 
 
 def novel(column: str, *, of: Entity, window: Window = EVER, where: tuple[Condition, ...] = (ANY_PAYMENT,)) -> Shape:

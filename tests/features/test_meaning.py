@@ -183,13 +183,16 @@ def test_typing_is_measured_in_the_customers_own_spreads() -> None:
 # Takeover.
 
 
-def test_failed_logins_count_with_a_first_login_of_a_device_on_the_same_day() -> None:
+def test_failed_logins_count_where_one_succeeds_after_them_and_a_device_is_new_on_that_day() -> None:
     failed = [an_event("login_failed", T0 + n * MINUTE) for n in range(3)]
     name = "takeover.account_failures_then_new_device_24h"
     assert says(name, *failed, an_event("login", T0 + HOUR, device_token="d2"), a_payment("1", T0 + 2 * HOUR)) == 3
     long_known = an_event("login", T0 - 5 * DAY, device_token="d2")
     assert says(name, long_known, *failed, an_event("login", T0 + HOUR, device_token="d2"), a_payment("1", T0 + 2 * HOUR)) == 0
     assert says(name, *failed, a_payment("1", T0 + 2 * HOUR)) == 0
+    new_before = an_event("login", T0 - HOUR, device_token="d2")
+    assert says(name, new_before, *failed, a_payment("1", T0 + 2 * HOUR)) == 0
+    assert says(name, new_before, a_payment("1", T0 + 2 * HOUR)) == 0
     assert says("takeover.account_login_failures_1h", *failed, a_payment("1", T0 + HOUR)) == 2
 
 
