@@ -51,6 +51,7 @@ from features.row import (
     checked,
     count,
     count_if_newcomer,
+    count_if_spending,
     cycle_of_three,
     cycle_of_two,
     days,
@@ -445,8 +446,8 @@ CATALOGUE = Catalogue(
                  "Seconds from the last such change to this payment, if money leaves with it", "low"),
         takeover(count(of=ACCOUNT, window=hours(24), where=(BENEFICIARIES,), called="beneficiaries_added"), "beneficiary_added_24h", TAKEOVER,
                  "Beneficiaries added within a day"),
-        takeover(count(of=ACCOUNT, window=hours(24), where=(BENEFICIARIES, same("counterparty")), called="payee_added"), "payee_added_24h", TAKEOVER,
-                 "The one who is paid was added as a beneficiary within a day"),
+        takeover(count_if_spending(of=ACCOUNT, window=hours(24), where=(BENEFICIARIES, same("counterparty")), called="payee_added"),
+                 "payee_added_24h", TAKEOVER, "The one who is paid was added as a beneficiary within a day"),
         # Identity: invented people share what real ones have alone.
         identity(distinct("account", of=EMAIL, window=days(30)), "many_accounts_on_email_30d", SYNTHETIC,
                  "Accounts with this e-mail address within 30 days"),

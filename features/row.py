@@ -483,10 +483,14 @@ def dormant(known_opened: str, *, of: Entity, window: Window = EVER) -> Shape:
     return Shape(_name(of, "dormant", window), Calc("times", (quiet, old)))
 
 
+def count_if_spending(*, of: Entity, window: Window, where: tuple[Condition, ...], called: str) -> Shape:
+    """How many rows, if money leaves with this payment; else 0."""
+    return Shape(_name(of, called, window), Calc("times", (Fold(of, "count", "at_ms", window, where), _IS_SPENDING)))
+
+
 def cycle_of_two(*, of: Entity, window: Window) -> Shape:
     """How often the one who is paid now had paid this account; 0 if no money leaves."""
-    back = Fold(of, "count", "at_ms", window, (RECEIVED, same("counterparty")))
-    return Shape(_name(of, "cycles_of_2", window), Calc("times", (back, _IS_SPENDING)))
+    return count_if_spending(of=of, window=window, where=(RECEIVED, same("counterparty")), called="cycles_of_2")
 
 
 def cycle_of_three(*, of: Entity, through: Entity, window: Window) -> Shape:

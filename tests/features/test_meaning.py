@@ -210,6 +210,7 @@ def test_a_payee_added_today_is_told_from_other_beneficiaries() -> None:
     assert says("takeover.account_payee_added_24h", *added, sent("1", T0 + HOUR, "a1", "b")) == 1
     assert says("takeover.account_payee_added_24h", *added, sent("1", T0 + HOUR, "a1", "d")) == 0
     assert says("takeover.account_payee_added_24h", *added, sent("1", T0 + DAY, "a1", "b")) == 0
+    assert says("takeover.account_payee_added_24h", *added, got("1", T0 + HOUR, "a1", "b")) == 0
 
 
 def test_an_event_that_arrives_later_or_happened_later_is_not_seen() -> None:
