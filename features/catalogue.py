@@ -423,7 +423,7 @@ CATALOGUE = Catalogue(
                     "The same of the time from key to key: another person, or a script"),
         behavioural(zscore("pointer", of=CUSTOMER, window=days(30), where=(ANY_PAYMENT, given("pointer"))), "pointer_unlike_own", BIOMETRICS,
                     "The same of the pointer's speed"),
-        behavioural(own_missing("keystroke_dwell_ms", "biometrics"), "no_biometrics", BIOMETRICS,
+        behavioural(own_missing("keystroke_dwell_ms", "keystroke_flight_ms", called="biometrics"), "no_biometrics", BIOMETRICS,
                     "The payment came without typing rhythm: a fact of its own"),
         behavioural(known_age(ACCOUNT, "opened_at_ms", "open"), "young_account", SYNTHETIC, "Seconds since the account was opened", "low"),
         behavioural(over_known(_A, ACCOUNT, "credit_limit_minor", "amount_over_limit"), "large_part_of_limit", SYNTHETIC,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Literal
 
 from features.fact import DECLINED, EVENT_CODES, FACT_NUMBER, FRAUD, KIND_CODES, MEASURE_NUMBER, PROFILES, Entity
@@ -518,9 +519,10 @@ def own_log(name: str) -> Shape:
     return Shape(f"txn_{_noun(name)}_log", Calc("log1p", (Own(name),)))
 
 
-def own_missing(name: str, called: str = "") -> Shape:
-    """1 if the transaction came without it, else 0."""
-    return Shape(f"txn_{called or _noun(name)}_missing", Calc("is_missing", (Own(name),)))
+def own_missing(*names: str, called: str = "") -> Shape:
+    """1 if the transaction came without any of them, else 0."""
+    missing = (Calc("is_missing", (Own(name),)) for name in names)
+    return Shape(f"txn_{called or _noun(names[0])}_missing", reduce(lambda one, other: Calc("times", (one, other)), missing))
 
 
 def own_kind(kinds: Condition, called: str) -> Shape:

@@ -180,6 +180,14 @@ def test_typing_is_measured_in_the_customers_own_spreads() -> None:
     assert math.isnan(says("behavioural.customer_pointer_zscore_30d", *history))
 
 
+def test_typing_is_missing_where_neither_of_its_times_was_taken() -> None:
+    name = "behavioural.txn_biometrics_missing"
+    assert says(name, a_payment("1")) == 1
+    assert says(name, a_payment("1", session=BehaviouralSession(pointer_speed_px_s=300.0))) == 1
+    assert says(name, a_payment("1", session=BehaviouralSession(keystroke_dwell_ms=80.0))) == 0
+    assert says(name, a_payment("1", session=BehaviouralSession(keystroke_flight_ms=120.0))) == 0
+
+
 # Takeover.
 
 
