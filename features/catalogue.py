@@ -349,6 +349,8 @@ CATALOGUE = Catalogue(
                    "The buyer's IP address is in another country than the card's issuer"),
         geographic(own_differs("country", "card_country", "country_differs_card"), "foreign_merchant", COUNTRY,
                    "The merchant is in another country than the card's issuer"),
+        geographic(own_differs("ip_country", "country", "ip_country_differs_merchant"), "ip_country_not_merchant_country", REMOTE_FRAUD,
+                   "The buyer's IP address is in another country than the merchant"),
         geographic(differs_from_known("country", ACCOUNT, "home_country", "country_differs_home"), "away_from_home_country", COUNTRY,
                    "The merchant is not in the holder's home country"),
         geographic(distance_km(of=CARD, places="any"), "far_from_any_last_place", TRAVEL,

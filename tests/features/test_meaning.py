@@ -100,6 +100,15 @@ def test_a_time_below_a_minute_counts_as_a_minute() -> None:
     assert says("geographic.card_speed_kmh", *history) == pytest.approx(504 * 60, rel=0.01)
 
 
+def test_the_countries_of_address_card_and_merchant_are_held_against_each_other() -> None:
+    bought = a_payment("1", kind="ecommerce", country="DE", card_country="DE", ip_country="FR")
+    assert says("geographic.txn_ip_country_differs_card", bought) == 1
+    assert says("geographic.txn_ip_country_differs_merchant", bought) == 1
+    assert says("geographic.txn_country_differs_card", bought) == 0
+    assert says("geographic.txn_ip_country_differs_merchant", a_payment("1", country="DE", ip_country="DE")) == 0
+    assert math.isnan(says("geographic.txn_ip_country_differs_merchant", a_payment("1", country="DE")))
+
+
 def test_the_centre_of_places_on_both_sides_of_the_antimeridian_lies_between_them() -> None:
     taveuni, east = {"latitude": -17.0, "longitude": 179.0}, {"latitude": -17.0, "longitude": -179.0}
     here = {"latitude": -17.0, "longitude": 180.0}
