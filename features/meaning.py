@@ -64,6 +64,12 @@ _FOLDS = {
     "eastward": "the mean distance east of the own longitude over",
 }
 
+OF_ALL = """\
+What is counted arrived before the payment that is decided, which is in none of it unless the line says so.
+Payments are attempts, whatever was answered, and so is what was spent; amounts are minor units of each account's own currency.
+The latest, first, largest and mean of no rows are missing, and so is what is made of something missing."""
+"""What holds for every row."""
+
 
 def meaning(expression: Expression) -> str:
     """The expression in words."""

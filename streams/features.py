@@ -10,7 +10,7 @@ import msgspec
 from redis.exceptions import RedisError
 
 from features.catalogue import CATALOGUE, Catalogue
-from features.meaning import meaning
+from features.meaning import OF_ALL, meaning
 from schemas.errors import MemoryUnavailable, SettingsError
 from streams.clock import clock_ms
 from streams.settings import Settings
@@ -55,12 +55,12 @@ def command(argv: list[str], settings: Settings) -> int:
         return sizes(args, settings)
     if args.action == "list":
         print(table(CATALOGUE))
-        print(f"\n{len(CATALOGUE.rows)} features, catalogue {CATALOGUE.catalogue_id}, logs of {', '.join(CATALOGUE.logs)}")
+        print(f"\n{OF_ALL}\n\n{len(CATALOGUE.rows)} features, catalogue {CATALOGUE.catalogue_id}, logs of {', '.join(CATALOGUE.logs)}")
         return 0
     if args.name not in CATALOGUE.index:
         print(f"holdfast features explain: no feature {args.name!r}; `holdfast features list` names them all", file=sys.stderr)
         return 2
-    print(explained(CATALOGUE, args.name))
+    print(f"{explained(CATALOGUE, args.name)}\n\n{OF_ALL}")
     return 0
 
 

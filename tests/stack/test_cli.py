@@ -1,9 +1,14 @@
-"""The command line: what becomes of an error that no command expects."""
+"""The command line: what becomes of an error that no command expects, and what it tells of a feature."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+
+import pytest
+
+from streams import features
+from streams.settings import Settings
 
 
 def test_a_command_whose_reader_has_gone_ends_without_a_word() -> None:
@@ -19,3 +24,12 @@ def test_a_command_whose_reader_has_gone_ends_without_a_word() -> None:
 def test_a_command_without_a_standard_output_does_its_work() -> None:
     asked = subprocess.run(["sh", "-c", '"$0" -m streams.cli features list >&-', sys.executable], stderr=subprocess.PIPE, text=True, check=False)
     assert (asked.returncode, asked.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("asked", [["list"], ["explain", "velocity.card_count_10m"]])
+def test_what_is_told_of_a_feature_says_what_is_in_its_past_and_when_it_is_missing(asked: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert features.command(asked, Settings()) == 0
+    told = capsys.readouterr().out
+    assert "arrived before the payment that is decided" in told
+    assert "Payments are attempts, whatever was answered" in told
+    assert "of no rows are missing" in told
