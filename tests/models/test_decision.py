@@ -151,7 +151,7 @@ def test_a_forest_too_deep_is_explained_by_its_paths_and_how_often_that_is_right
     [
         ("velocity.card_count_10m", 12.0, 0.3, "12 payments on the card within ten minutes; usual: 0.3"),
         ("velocity.card_merchants_1h", 7.0, 1.0, "7 different merchants within an hour; usual: 1"),
-        ("velocity.card_amount_1h", 125_000.0, 0.0, "Spent with the card within an hour, minor units: 125,000; usual: 0"),
+        ("velocity.card_amount_1h", 125_000.0, 0.0, "Spent with the card within an hour, declined attempts too, minor units: 125,000; usual: 0"),
         ("velocity.card_count_1m", 5.0, None, "5 payments on the card within a minute"),
         ("velocity.card_decline_ratio_24h", None, 0.0, "Share of the card's attempts of a day that were declined: missing; usual: 0"),
     ],
