@@ -89,6 +89,10 @@ def meaning(expression: Expression) -> str:
             return f"{_FOLDS[op].format(column=column)} {_rows(expression)}{about}"
         case Calc("minus", (Own(name), Constant(1.0))) if name in _ANSWERS:
             return f"1 if the transaction says yes to {name}, 0 if it says no (missing if it says neither)"
+        case Calc("is_zero", (Calc("is_zero", (part,)),)):
+            return f"1 if {_inner(part)} is not 0, else 0"
+        case Calc("is_zero", (Calc("is_missing", (Calc("over", (Constant(1.0), Calc("above") as part)),)),)):
+            return f"{meaning(part)}, as where one of them is missing"
         case Calc("over", (part, Constant(value))):
             return f"{_inner(part)} / {value:g}"
         case Calc("kind_in", (part, Constant(value))):

@@ -135,5 +135,9 @@ def test_every_row_says_its_exact_meaning_in_words() -> None:
     assert "matured (7d after they happened, or when that was learned if it was later, rounded up to a slice)" in frauds
     assert "matured (7d after they happened) in the 60 slices" in payments
     assert "login, with event time at most T - 24h, with event time in (T - 90d, T]" in of["takeover.account_new_login_devices_24h"]
+    failures = of["takeover.account_failures_then_new_device_24h"]
+    assert "is 0, else 0] is 0" not in failures, "nobody reads what is not not"
+    assert "in (T - 90d, T], exact to the millisecond]] is not 0, else 0]" in failures
+    assert failures.endswith("in (T - 24h, T], exact to the millisecond], else 0, as where one of them is missing]")
     assert of["device.txn_emulator"] == "1 if the transaction says yes to emulator, 0 if it says no (missing if it says neither)"
     assert of["behavioural.txn_not_present"] == "1 if the transaction's own kind is ecommerce or moto or recurring, else 0"
