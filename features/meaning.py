@@ -66,7 +66,8 @@ _FOLDS = {
 
 OF_ALL = """\
 What is counted arrived before the payment that is decided, which is in none of it unless the line says so.
-Payments are attempts, whatever was answered, and so is what was spent; amounts are minor units of each account's own currency.
+Payments are attempts, whatever was answered, and so is what was spent.
+Amounts are minor units of each account's own currency, and are summed as they are.
 The latest, first, largest and mean of no rows are missing, and so is what is made of something missing."""
 """What holds for every row."""
 
