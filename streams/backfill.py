@@ -43,7 +43,7 @@ from schemas.account import AccountState
 from schemas.errors import InvalidRecord, SettingsError
 from schemas.transaction import CREDITS
 from streams.clock import clock_ms
-from streams.columnar import ATTRIBUTE, CLOCK, Cells, ColumnReader, Rows, cells_in, events_by_column, parted
+from streams.columnar import ATTRIBUTE, CLOCK, Cells, ColumnReader, Events, Rows, cells_in, events_by_column, parted
 from streams.folder import held, with_kept_secrets
 from streams.load import loaded
 from streams.mapping import Mapping, TokenKey, accounts_in, for_file, mapping_in, readable, rows_count, spare
@@ -136,28 +136,63 @@ class _Lot(NamedTuple):
 
 
 class _Events:
-    """Account events in order of time, those of one millisecond as the file has them."""
+    """Account events in order of time, those of one millisecond as the file has them: of a file in that order a piece at a time, of another all."""
 
     def __init__(self, given: Given, now_ms: int, taken: int, say: Say) -> None:
-        parts = list(events_by_column(given.events, given.mapping, given.key, now_ms=now_ms)) if given.events else []
-        bad = [each for part in parts for each in part.bad]
-        for number, fault in bad[:BAD_ROWS_SAID]:
-            say(f"{given.events}: row {number}: {fault}")
-        if bad:
-            say(f"{given.events}: {len(bad)} rows are bad and were left out")
-        kept = np.concatenate([np.zeros(0, np.int64), *(part.at_ms for part in parts)])
-        order = np.argsort(kept, kind="stable")
-        self.taken, self._at_ms = taken, kept[order]
-        self._columns = [joined([part.columns for part in parts]).taken(order)] if parts else []
+        def read() -> Iterator[Events]:
+            return events_by_column(given.events, given.mapping, given.key, now_ms=now_ms) if given.events else iter(())
+
+        pieces = read() if _in_order(read(), lambda text: say(f"{given.events}: {text}")) else iter((_sorted(list(read())),))
+        self.taken, self._pieces = taken, _without(pieces, taken)
+        self._next = next(self._pieces, None)
 
     def before(self, at_ms: Integers) -> tuple[TransactionColumns, Integers] | None:
         """The events that come before these payments and were not taken, and before which of them each comes: the first not earlier than it."""
-        clock = np.maximum.accumulate(at_ms)
-        begin, end = self.taken, int(np.searchsorted(self._at_ms, clock[-1], "right"))
-        if end <= begin:
-            return None
-        self.taken = end
-        return self._columns[0].part(begin, end), np.searchsorted(clock, self._at_ms[begin:end])
+        clock, found = np.maximum.accumulate(at_ms), list[Events]()
+        while self._next is not None:
+            end, whole = int(np.searchsorted(self._next.at_ms, clock[-1], "right")), len(self._next.at_ms)
+            found.append(_part(self._next, 0, end))
+            self._next = _part(self._next, end, whole) if end < whole else next(self._pieces, None)
+            if end < whole:
+                break
+        moments = np.concatenate([np.zeros(0, np.int64), *(piece.at_ms for piece in found)])
+        self.taken += len(moments)
+        return (joined([piece.columns for piece in found]), np.searchsorted(clock, moments)) if len(moments) else None
+
+
+def _in_order(pieces: Iterable[Events], say: Say) -> bool:
+    """Whether these account events are in order of time. Says which rows are bad, the first of them."""
+    bad, latest_ms, in_order = 0, 0, True
+    for piece in pieces:
+        for number, fault in piece.bad[: max(BAD_ROWS_SAID - bad, 0)]:
+            say(f"row {number}: {fault}")
+        bad += len(piece.bad)
+        in_order = in_order and bool((np.diff(piece.at_ms, prepend=latest_ms) >= 0).all())
+        latest_ms = int(piece.at_ms[-1]) if len(piece.at_ms) else latest_ms
+    if bad:
+        say(f"{bad} rows are bad and were left out")
+    return in_order
+
+
+def _sorted(pieces: Sequence[Events]) -> Events:
+    """All the account events in order of time, those of one millisecond as they were."""
+    at_ms = np.concatenate([piece.at_ms for piece in pieces])
+    order = np.argsort(at_ms, kind="stable")
+    return Events(joined([piece.columns for piece in pieces]).taken(order), at_ms[order], [])
+
+
+def _without(pieces: Iterable[Events], first: int) -> Iterator[Events]:
+    """The account events without the first, so many."""
+    for piece in pieces:
+        gone = min(first, len(piece.at_ms))
+        first -= gone
+        if gone < len(piece.at_ms):
+            yield _part(piece, gone, len(piece.at_ms))
+
+
+def _part(piece: Events, begin: int, end: int) -> Events:
+    """Account events begin to end of these."""
+    return Events(piece.columns.part(begin, end), piece.at_ms[begin:end], [])
 
 
 class _Reader:
@@ -547,7 +582,9 @@ def backfill(argv: list[str], settings: Settings) -> int:
         "start this release meanwhile, and stop this command when the one before is gone",
     )
     parser.add_argument("--accounts", type=Path, help="a file of accounts, read by the mapping's [accounts]")
-    parser.add_argument("--events", type=Path, help="a file of account events, read by the mapping's [account_events], merged by time")
+    parser.add_argument(
+        "--events", type=Path, help="account events, read by the mapping's [account_events], merged by time; a file out of that order is held whole"
+    )
     parser.add_argument("--known", type=Path, help="what `holdfast cluster --file` wrote: what was known of accounts, and since when")
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"folder for {FEATURES_FILE}")
     parser.add_argument("--lot", type=int, default=LOT_ROWS, metavar="ROWS", help="rows in each part (default %(default)s)")

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from features.catalogue import CATALOGUE
+from features.fact import FACTS
 from schemas.errors import SettingsError
 from streams import cluster
 from streams.backfill import FEATURES_FILE, STATE, backfill
@@ -305,6 +307,37 @@ def test_account_events_of_a_file_come_before_the_payments_that_follow_them(hist
     assert told[name].to_numpy().sum() > 0
     name = "velocity.card_count_7d"
     assert told[name].to_numpy().tobytes() == untold[name].to_numpy().tobytes()
+
+
+def test_account_events_in_order_of_time_are_not_held_all_at_once(history: Path, tmp_path: Path) -> None:
+    events = pq.read_table(history / "account_events.parquet")
+    paid = pq.read_table(history / "transactions.parquet", columns=["booked_at"])["booked_at"].cast(pa.int64()).to_numpy()
+
+    def peak(many: int) -> int:
+        happened = pa.array(np.linspace(paid[0], paid[-1], many).astype(np.int64), pa.timestamp("ms", tz="UTC"))
+        more = events.take(np.arange(many) % len(events))
+        more = more.set_column(more.column_names.index("happened_at"), "happened_at", happened)
+        more = more.set_column(more.column_names.index("event"), "event", [[f"e{number}" for number in range(many)]])
+        pq.write_table(more, tmp_path / "events.parquet")
+        tracemalloc.start()
+        try:
+            name = "takeover.account_login_failures_1h"
+            assert backfill(asked(history, tmp_path, "--features", name, "--events", str(tmp_path / "events.parquet")), SETTINGS) == 0
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    few, many = 70_000, 280_000
+    first, second = peak(few), peak(many)
+    assert second - first < (many - few) * 8 * len(FACTS), "not even their facts"
+
+
+def test_account_events_in_any_order_come_when_they_happened(history: Path, tmp_path: Path) -> None:
+    events = pq.read_table(history / "account_events.parquet")
+    pq.write_table(events.take(np.argsort(np.arange(len(events)) % 7, kind="stable")), tmp_path / "events.parquet")
+    for name, file in (("in_order", history / "account_events.parquet"), ("in_any", tmp_path / "events.parquet")):
+        assert backfill(asked(history, tmp_path / name, "--features", "takeover.account_login_failures_24h", "--events", str(file)), SETTINGS) == 0
+    assert parts(tmp_path / "in_order") == parts(tmp_path / "in_any")
 
 
 def test_of_bad_account_events_the_first_are_said_and_all_are_counted(history: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
