@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -256,9 +257,25 @@ class _Knowledge:
         accounts = tuple(accounts_in(given.accounts, given.mapping, given.key, 0)) if given.accounts else ()
         return cls(accounts, _known_in(given.known) if given.known else None)
 
+    @cached_property
+    def _of_accounts(self) -> tuple[dict[str, int], dict[str, Floats]]:
+        """The place of each account, and by column of its profile the value in each place; the last place is of an account that is not known."""
+        values = {column: np.full(len(self.accounts) + 1, np.nan) for column in PROFILES["account"]}
+        for place, state in enumerate(self.accounts):
+            for column, value in account_knowledge(state):
+                values[column][place] = value
+        return {state.account_id: place for place, state in enumerate(self.accounts)}, values
+
     def columns(self, table: pa.Table) -> dict[str, Floats]:
-        """`known` of these payments."""
-        return _known(table["account_id"], table["at_ms"].to_numpy(), self.accounts, self.known)
+        """`TransactionColumns.known` of these payments, NaN where nothing is: of `known` what was known last, else what `accounts` say."""
+        codes = table["account_id"].cast(pa.string()).combine_chunks().dictionary_encode()
+        place_of, values = self._of_accounts
+        places = np.array([place_of.get(name, -1) for name in codes.dictionary.to_pylist()], np.int64)[codes.indices.to_numpy()]
+        columns: dict[str, Floats] = {}
+        for column in PROFILES["account"]:
+            always, timed = values[column][places], self.known is not None and column in self.known.column_names
+            columns[f"account.{column}"] = _known_by_then(self.known, column, codes, table["at_ms"].to_numpy(), always) if timed else always
+        return columns
 
 
 def _known_in(path: Path) -> pa.Table:
@@ -274,20 +291,6 @@ def _known_in(path: Path) -> pa.Table:
         if table[name].type not in kinds:
             raise SettingsError(f"{path}: column {name!r} is {table[name].type}, not {kinds[0]}: it is not what `holdfast cluster --file` wrote")
     return table
-
-
-def _known(account_ids: pa.ChunkedArray, at_ms: Any, accounts: Iterable[AccountState], known: pa.Table | None = None) -> dict[str, Floats]:
-    """What profiles say of each row's account when it happens, NaN where nothing does: of `known` what was known last, else what `accounts` say."""
-    of_account = {state.account_id: dict(account_knowledge(state)) for state in accounts}
-    codes = account_ids.cast(pa.string()).combine_chunks().dictionary_encode()
-    places, names = codes.indices.to_numpy(), codes.dictionary.to_pylist()
-    nothing: dict[str, float] = {}
-    columns: dict[str, Floats] = {}
-    for column in PROFILES["account"]:
-        always = np.array([of_account.get(name, nothing).get(column, np.nan) for name in names])[places]
-        timed = known is not None and column in known.column_names
-        columns[f"account.{column}"] = _known_by_then(known, column, codes, at_ms, always) if timed else always
-    return columns
 
 
 def _known_by_then(known: pa.Table, column: str, codes: pa.DictionaryArray, at_ms: Any, always: Floats) -> Floats:

@@ -20,7 +20,9 @@ import pytest
 
 from features.catalogue import CATALOGUE
 from features.fact import FACTS
+from schemas.account import AccountState
 from schemas.errors import SettingsError
+from streams import backfill as backfill_job
 from streams import cluster
 from streams.backfill import FEATURES_FILE, STATE, backfill
 from streams.clock import clock_ms
@@ -296,6 +298,18 @@ def test_what_is_loaded_into_a_running_system_ends_with_one_object(capsys: pytes
     said = capsys.readouterr()
     assert json.loads(said.out.splitlines()[-1]) == {}
     assert "nothing to load" in said.err
+
+
+def test_all_accounts_of_a_bank_are_gone_through_once_and_not_for_every_lot() -> None:
+    many = tuple(AccountState(account_id=f"a{n}", currency="EUR", balance_minor=0, credit_limit_minor=n, as_of_ms=1) for n in range(50_000))
+    knowledge, lot = backfill_job._Knowledge(many, None), pa.table({"account_id": ["a7", "x", "a9", "a7"], "at_ms": [1, 2, 3, 4]})
+    took = []
+    for _ in range(6):
+        began = time.perf_counter()
+        limits = knowledge.columns(lot)["account.credit_limit_minor"]
+        took.append(time.perf_counter() - began)
+        assert np.array_equal(limits, [7.0, np.nan, 9.0, 7.0], equal_nan=True)
+    assert min(took[1:]) < took[0] / 5
 
 
 def test_account_events_of_a_file_come_before_the_payments_that_follow_them(history: Path, whole: Path, tmp_path: Path) -> None:

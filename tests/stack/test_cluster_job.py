@@ -258,11 +258,11 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_what_is_known_is_joined_as_of_each_row() -> None:
     known = pa.table({"account_id": ["b", "a", "a", "a", "z"], "known_at_ms": [5, 10, 20, 20, 1], "cluster_size": [9.0, 1.0, 2.0, 3.0, 7.0]})
     accounts, at_ms = ["a", "a", "a", "a", "b", "b", "c"], [9, 10, 19, 20, 4, 99, 99]
-    asked = pa.chunked_array([pa.array(accounts)])
-    sizes = backfill_job._known(asked, np.array(at_ms), (), known)["account.cluster_size"]
+    asked = pa.table({"account_id": accounts, "at_ms": at_ms})
+    sizes = backfill_job._Knowledge((), known).columns(asked)["account.cluster_size"]
     assert np.array_equal(sizes, [np.nan, 1.0, 1.0, 3.0, np.nan, 9.0, np.nan], equal_nan=True)
-    limits = backfill_job._known(asked, np.array(at_ms), [AccountState(account_id="a", currency="EUR", balance_minor=0, as_of_ms=0)], known)
-    assert limits["account.credit_limit_minor"][0] == 0.0
+    stated = backfill_job._Knowledge((AccountState(account_id="a", currency="EUR", balance_minor=0, as_of_ms=0),), known)
+    assert stated.columns(asked)["account.credit_limit_minor"][0] == 0.0
 
 
 @pytest.mark.parametrize(("topic", "at_ms"), [(DECISIONS, NOON), (DECISIONS, NOON - DAY_MS), (LABELS, NOON)])
