@@ -24,7 +24,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -266,16 +266,52 @@ class _Knowledge:
                 values[column][place] = value
         return {state.account_id: place for place, state in enumerate(self.accounts)}, values
 
+    @cached_property
+    def _in_time(self) -> dict[str, _InTime]:
+        """By column of which `known` says anything, what it says."""
+        return {} if self.known is None else {name: _InTime.of(self.known, name) for name in PROFILES["account"] if name in self.known.column_names}
+
     def columns(self, table: pa.Table) -> dict[str, Floats]:
         """`TransactionColumns.known` of these payments, NaN where nothing is: of `known` what was known last, else what `accounts` say."""
         codes = table["account_id"].cast(pa.string()).combine_chunks().dictionary_encode()
+        names, rows, at_ms = codes.dictionary.to_pylist(), codes.indices.to_numpy(), table["at_ms"].to_numpy()
         place_of, values = self._of_accounts
-        places = np.array([place_of.get(name, -1) for name in codes.dictionary.to_pylist()], np.int64)[codes.indices.to_numpy()]
-        columns: dict[str, Floats] = {}
-        for column in PROFILES["account"]:
-            always, timed = values[column][places], self.known is not None and column in self.known.column_names
-            columns[f"account.{column}"] = _known_by_then(self.known, column, codes, table["at_ms"].to_numpy(), always) if timed else always
+        places = np.array([place_of.get(name, -1) for name in names], np.int64)[rows]
+        columns = {f"account.{column}": values[column][places] for column in PROFILES["account"]}
+        for column, known in self._in_time.items():
+            known.put(names, rows, at_ms, columns[f"account.{column}"])
         return columns
+
+
+@dataclass(frozen=True, eq=False)
+class _InTime:
+    """What became known of one column, in order of account, and of the moment since when: `keys` are both as one number."""
+
+    place_of: dict[str, int]
+    moments: Integers
+    keys: Integers
+    values: Floats
+
+    @classmethod
+    def of(cls, known: pa.Table, column: str) -> _InTime:
+        said = known.filter(pc.is_valid(known[column]))
+        codes = said["account_id"].cast(pa.string()).combine_chunks().dictionary_encode()
+        moments, since = np.unique(said["known_at_ms"].to_numpy(), return_inverse=True)
+        keys = codes.indices.to_numpy().astype(np.int64) * (len(moments) + 1) + 1 + since
+        order = np.argsort(keys, kind="stable")
+        return cls({name: place for place, name in enumerate(codes.dictionary.to_pylist())}, moments, keys[order], said[column].to_numpy()[order])
+
+    def put(self, names: Sequence[str], rows: Integers, at_ms: Integers, values: Floats) -> None:
+        """Puts the value with the greatest `known_at_ms` that is not after it (of equals the last) in the place of each row that has one.
+
+        The account of a row is the name of its number in `rows`.
+        """
+        places = np.array([self.place_of.get(name, -1) for name in names], np.int64)[rows]
+        asked = places * (len(self.moments) + 1) + np.searchsorted(self.moments, at_ms, "right")
+        last = np.searchsorted(self.keys, asked, "right") - 1
+        known = (places >= 0) & (last >= 0)
+        known[known] = self.keys[last[known]] // (len(self.moments) + 1) == places[known]
+        values[known] = self.values[last[known]]
 
 
 def _known_in(path: Path) -> pa.Table:
@@ -291,21 +327,6 @@ def _known_in(path: Path) -> pa.Table:
         if table[name].type not in kinds:
             raise SettingsError(f"{path}: column {name!r} is {table[name].type}, not {kinds[0]}: it is not what `holdfast cluster --file` wrote")
     return table
-
-
-def _known_by_then(known: pa.Table, column: str, codes: pa.DictionaryArray, at_ms: Any, always: Floats) -> Floats:
-    """For each row the value with the greatest `known_at_ms` that is not after it (of equals the last); `always` where there is none."""
-    said = known.filter(pc.is_valid(known[column]))
-    account = pc.fill_null(pc.index_in(said["account_id"], codes.dictionary), len(codes.dictionary)).to_numpy().astype(np.int64)
-    moments = np.unique(said["known_at_ms"].to_numpy())
-    keys = account * (len(moments) + 1) + 1 + np.searchsorted(moments, said["known_at_ms"].to_numpy())
-    order = np.argsort(keys, kind="stable")
-    asked = codes.indices.to_numpy().astype(np.int64) * (len(moments) + 1) + np.searchsorted(moments, at_ms, "right")
-    last = np.searchsorted(keys[order], asked, "right") - 1
-    found = (last >= 0) & (keys[order][last] // (len(moments) + 1) == codes.indices.to_numpy()) if len(order) else np.zeros(len(asked), np.bool_)
-    values = always.copy()
-    values[found] = said[column].to_numpy()[order[last[found]]]
-    return values
 
 
 def _learned(table: pa.Table) -> npt.NDArray[np.int64]:
