@@ -259,7 +259,7 @@ class Catalogue:
 VELOCITY, TESTING, TRAVEL, COUNTRY = "velocity", "card_testing", "impossible_travel", "unusual_country"
 NOVELTY, REMOTE_FRAUD, TAKEOVER, MULE = "mcc_novelty", "card_not_present", "account_takeover", "money_mule"
 SYNTHETIC, BIOMETRICS, FINGERPRINT, DEGRADED = "synthetic_identity", "behavioural_biometrics", "device_change", "degraded"
-STRUCTURING, COMPROMISE, CLUSTERS = "structuring", "terminal_compromise", "transaction_clusters"
+STRUCTURING, COMPROMISE, CLUSTER, CYCLE = "structuring", "terminal_compromise", "transaction_cluster", "money_cycle"
 
 _A = "amount_minor"
 MATURE = days(7)
@@ -497,9 +497,9 @@ CATALOGUE = Catalogue(
         network(woken(_A, of=ACCOUNT), "dormant_account_woken", MULE,
                 "Days without any payment, times the amount over the account's mean of 90 days"),
         network(dormant("opened_at_ms", of=ACCOUNT), "dormant_account", MULE, "The account is older than 90 days, and nothing moved in them"),
-        network(cycle_of_two(of=ACCOUNT, window=days(7)), "money_sent_back", CLUSTERS,
+        network(cycle_of_two(of=ACCOUNT, window=days(7)), "money_sent_back", CYCLE,
                 "Payments that came within a week from the one who is paid now: money in a circle of two"),
-        network(cycle_of_three(of=ACCOUNT, through=PAYEE, window=days(7)), "money_in_a_circle", CLUSTERS,
+        network(cycle_of_three(of=ACCOUNT, through=PAYEE, window=days(7)), "money_in_a_circle", CYCLE,
                 "Accounts that paid this one and were paid by the one who is paid now, within a week: a circle of three"),
         network(distinct("account", of=COUNTERPARTY, window=hours(24)), "many_payers_of_payee_24h", MULE,
                 "Accounts that paid this other account within a day: a collecting account"),
@@ -513,15 +513,15 @@ CATALOGUE = Catalogue(
         network(known(ACCOUNT, "shared_identities"), "shared_identities", SYNTHETIC,
                 "Other accounts with a device, e-mail, phone or address of this one"),
         # Merchants, terminals, addresses, BINs and countries: what others do there, to a slice of a sixtieth of the window.
-        merchant(count(of=MERCHANT, window=hours(1)), "busy_merchant_1h", CLUSTERS, "Payments at the merchant within an hour"),
-        merchant(surge(of=MERCHANT, window=hours(1), against=days(7)), "merchant_surge_1h", CLUSTERS,
+        merchant(count(of=MERCHANT, window=hours(1)), "busy_merchant_1h", CLUSTER, "Payments at the merchant within an hour"),
+        merchant(surge(of=MERCHANT, window=hours(1), against=days(7)), "merchant_surge_1h", CLUSTER,
                  "How many times its week's usual hour the merchant sells, 168 if it is new: a sudden crowd is seldom one of customers"),
         merchant(count(of=MERCHANT, window=hours(1), where=(SPENT, SMALL), called="small_count"), "many_small_merchant_payments_1h", TESTING,
                  "Payments of less than 500 minor units at the merchant within an hour: where testers try their numbers"),
         merchant(declines(of=MERCHANT, window=hours(1)), "many_merchant_declines_1h", TESTING, "Declines at the merchant within an hour"),
         merchant(decline_ratio(of=MERCHANT, window=hours(24)), "high_merchant_decline_ratio_24h", TESTING,
                  "Share of the merchant's attempts of a day that were declined"),
-        merchant(distinct("card", of=MERCHANT, window=hours(1)), "many_merchant_cards_1h", CLUSTERS,
+        merchant(distinct("card", of=MERCHANT, window=hours(1)), "many_merchant_cards_1h", CLUSTER,
                  "Different cards at the merchant within an hour, about"),
         merchant(ratio_to_mean(_A, of=MERCHANT, window=days(7)), "amount_above_merchant_usual", VELOCITY,
                  "The amount over the merchant's mean of a week, each in its account's currency"),

@@ -7,8 +7,10 @@ import sys
 
 import pytest
 
+from features.catalogue import CATALOGUE
 from streams import features
 from streams.settings import Settings
+from streams.simulation.fraud import FRAUDS
 
 
 def test_a_command_whose_reader_has_gone_ends_without_a_word() -> None:
@@ -33,3 +35,7 @@ def test_what_is_told_of_a_feature_says_what_is_in_its_past_and_when_it_is_missi
     assert "arrived before the payment that is decided" in told
     assert "Payments are attempts, whatever was answered" in told
     assert "of no rows are missing" in told
+
+
+def test_features_name_fraud_as_its_labels_do() -> None:
+    assert {row.catches for row in CATALOGUE.rows} - {"degraded"} == {fraud.name for fraud in FRAUDS}
