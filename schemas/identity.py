@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import unicodedata
 import uuid
 from typing import Any
 
@@ -82,11 +83,25 @@ def request_digest(content: bytes) -> bytes:
     return digest(content.removesuffix(LATER_FIELDS))
 
 
+_SEPARATORS = str.maketrans("", "", " \u00a0\t-./()")
+
+
+def spelled(kind: str, value: str) -> str:
+    """One spelling of an identifier that people write in several: an e-mail and an address in small letters, blanks as one or none, a phone number
+    without what parts its digits. All else as it is: what names a device is the bank's own. Where nothing is left, it is as it was."""
+    if kind == "eml":
+        return unicodedata.normalize("NFC", value).strip().lower() or value
+    if kind == "adr":
+        return " ".join(unicodedata.normalize("NFC", value).lower().split()) or value
+    return (value.translate(_SEPARATORS) if kind == "phn" else value) or value
+
+
 def keyed_token(key: bytes, key_id: str, kind: str, value: str) -> str:
-    """The token of a card number, device, e-mail or phone: HMAC-SHA-256 of the whole value (PCI DSS 4.0.1, 3.5.1.1).
+    """The token of a card number, device, e-mail, phone or address: HMAC-SHA-256 of the whole value (PCI DSS 4.0.1, 3.5.1.1), as it is `spelled`.
 
     `kind` separates the domains, `key_id` says which key made it: `crd_k1_<32 hex>`.
     """
+    value = spelled(kind, value)
     inner, outer = _begun(key)
     within, around = inner.copy(), outer.copy()
     within.update(f"{kind}\x1f{value}".encode())

@@ -61,6 +61,25 @@ def test_a_token_is_the_hmac_of_the_whole_value(key: bytes, value: str) -> None:
     assert keyed_token(key, "k1", "crd", value) == f"crd_k1_{hmac.new(key, f'crd{chr(31)}{value}'.encode(), hashlib.sha256).hexdigest()[:32]}"
 
 
+@pytest.mark.parametrize(
+    ("kind", "one", "other", "same"),
+    [
+        ("eml", "ana@example.com", " Ana@Example.COM", True),
+        ("eml", "jos\u00e9@example.com", "JOSE\u0301@example.com", True),
+        ("eml", "ana@example.com", "an.a@example.com", False),
+        ("phn", "+4917012345", "+49 (170) 123-45", True),
+        ("phn", "+4917012345", "004917012345", False),
+        ("adr", "1 Main Street, Berlin", "1  main street,\nBERLIN ", True),
+        ("adr", "1 Main Street", "11 Main Street", False),
+        ("dev", "A-1", "a-1", False),
+        ("phn", "-", ".", False),
+        ("eml", " ", "  ", False),
+    ],
+)
+def test_an_identity_is_one_however_people_spell_it(kind: str, one: str, other: str, same: bool) -> None:
+    assert (keyed_token(b"k", "k1", kind, one) == keyed_token(b"k", "k1", kind, other)) is same
+
+
 def test_a_token_needs_its_key() -> None:
     one, other = (keyed_token(key, "k1", "crd", "4111111111111111") for key in (b"a" * 32, b"b" * 32))
     assert one != other
