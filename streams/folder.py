@@ -116,9 +116,12 @@ def is_owned(data_dir: Path) -> bool:
 
 
 def held_in(data_dir: Path) -> Remembered | None:
-    """What kind of system the folder holds the data of; None for a fresh one."""
+    """What kind of system the folder holds the data of; None for a fresh one. SettingsError where that cannot be read: it is not taken for none."""
     path = data_dir / "remembered.json"
-    return msgspec.json.decode(path.read_bytes(), type=Remembered) if path.exists() else None
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Remembered) if path.exists() else None
+    except msgspec.DecodeError as error:
+        raise SettingsError(f"{path}: damaged ({error}); put a copy back: it says with which brokers and keys this folder was started") from None
 
 
 def remembered(settings: Settings, brokers: int) -> Remembered:
@@ -230,11 +233,14 @@ def write_state(settings: Settings, started_at_ms: int, parts: tuple[Seen, ...],
 
 
 def state_of(data_dir: Path) -> State | None:
-    """What `state.json` says; None where no system was ever started. Whether one runs *now* is `is_owned`."""
+    """What `state.json` says; None where no system was ever started. Whether one runs *now* is `is_owned`. SettingsError where it cannot be read."""
+    path = data_dir / "state.json"
     try:
-        return msgspec.json.decode((data_dir / "state.json").read_bytes(), type=State)
+        return msgspec.json.decode(path.read_bytes(), type=State)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except msgspec.DecodeError as error:
+        raise SettingsError(f"{path}: damaged ({error}); `holdfast up` writes it anew when it is started") from None
 
 
 def running_settings(settings: Settings) -> Settings | None:

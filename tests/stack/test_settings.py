@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.errors import SettingsError
-from streams.folder import is_free, state_of, with_kept_secrets
+from streams.folder import held_in, is_free, owned, running_settings, state_of, with_kept_secrets
 from streams.metrics import serve
 from streams.run import run
 from streams.sandbox import its_settings
@@ -84,6 +84,16 @@ def test_an_app_that_cannot_listen_or_has_no_folder_names_the_setting(tmp_path: 
         with pytest.raises(SettingsError, match="HOLDFAST_DATA_DIR"):
             command()
     assert state_of(settings.data_dir) is None
+
+
+@pytest.mark.parametrize("content", ["", '{"pid":', "[]", '{"broker_kind":1}'])
+def test_a_damaged_file_of_the_data_folder_is_named(tmp_path: Path, content: str) -> None:
+    for name in ("state.json", "remembered.json"):
+        (tmp_path / name).write_text(content)
+    with pytest.raises(SettingsError, match=f"{tmp_path}/remembered.json: damaged"):
+        held_in(tmp_path)
+    with owned(tmp_path), pytest.raises(SettingsError, match=f"{tmp_path}/state.json: damaged"):
+        running_settings(Settings(data_dir=tmp_path))
 
 
 def test_a_secret_outlives_a_power_failure_before_anybody_is_known_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
