@@ -47,13 +47,12 @@ from streams.clock import clock_ms
 from streams.columnar import ATTRIBUTE, CLOCK, Cells, ColumnReader, Events, Rows, cells_in, events_by_column, parted
 from streams.folder import held, with_kept_secrets
 from streams.load import loaded
-from streams.mapping import Mapping, TokenKey, accounts_in, for_file, mapping_in, readable, rows_count, spare
+from streams.mapping import BAD_ROWS_SAID, Mapping, TokenKey, accounts_in, for_file, mapping_in, readable, rows_count, spare
 from streams.settings import Settings
 
 FEATURES_FILE = "features.parquet"
 LOT_ROWS = 65_536
 TURNED_ROWS = 256
-BAD_ROWS_SAID = 20
 STATE = "state"
 STATE_SHARE = 20
 """A state is kept when so many times as long has passed since the last as that took: at most one part in so many goes into it."""
@@ -253,8 +252,8 @@ class _Knowledge:
     known: pa.Table | None
 
     @classmethod
-    def of(cls, given: Given) -> _Knowledge:
-        accounts = tuple(accounts_in(given.accounts, given.mapping, given.key, 0)) if given.accounts else ()
+    def of(cls, given: Given, say: Say) -> _Knowledge:
+        accounts = tuple(accounts_in(given.accounts, given.mapping, given.key, 0, say)) if given.accounts else ()
         return cls(accounts, _known_in(given.known) if given.known else None)
 
     @cached_property
@@ -453,7 +452,7 @@ def _backfilled(catalogue: Catalogue, given: Given, out: Path, now_ms: int, say:
         say(f"going on after {done.read} rows")
     done = done if done.lots else Done(now_ms=now_ms)
     rows_before = done.rows
-    reader = _Reader(given, done, _Knowledge.of(given), say)
+    reader = _Reader(given, done, _Knowledge.of(given, say), say)
     kept_at, cost_s = time.perf_counter(), 0.0
     total = sum(rows_count(path, given.mapping) for path in given.files) if bar else 0
     with _progress(total, done.read) if bar else contextlib.nullcontext(lambda _: None) as said, _Writer(catalogue, given.mapping, threads) as writer:

@@ -320,7 +320,7 @@ def cast(folder: Path, settings: Settings, payments: int, now_ms: int) -> Cast:
     mapping, key = mapping_in(folder / "mapping.toml"), TokenKey(settings.token_key.encode(), settings.token_key_id)
     rows = list(rows_in(folder / "transactions.parquet", mapping, key, now_ms=now_ms))
     kinds = {row.label.transaction_id: row.label.fraud_kind or HONEST for row in rows if row.label}
-    accounts = list(accounts_in(folder / "accounts.parquet", mapping, key, start_ms))
+    accounts = list(accounts_in(folder / "accounts.parquet", mapping, key, start_ms, say_on_stderr))
     labels = sorted((row.label for row in rows if row.label and row.label.learned_at_ms <= now_ms), key=lambda label: label.learned_at_ms)
     happened = in_order(events_in(folder / "account_events.parquet", mapping, key, now_ms=now_ms), say_on_stderr)
     return Cast([row.content for row in rows if not isinstance(row.content, InvalidRecord)], kinds, accounts, labels, happened)

@@ -66,6 +66,7 @@ from schemas.topics import ACCOUNT_EVENTS
 from schemas.transaction import BehaviouralSession, Fingerprint, Transaction, sound
 
 BATCH_ROWS = 8192
+BAD_ROWS_SAID = 20
 REQUIRED = ("transaction_id", "kind", "account_id")
 BY_TABLE = frozenset({"at_ms", "amount_minor", "currency", "billing_amount_minor", "billing_currency", "session", "fingerprint", "attributes"})
 NESTED = {"session": BehaviouralSession, "fingerprint": Fingerprint}
@@ -871,25 +872,38 @@ class EventReader:
         return self.rule.kinds.get(text, text)
 
 
-def accounts_in(path: Path, mapping: Mapping, key: TokenKey, as_of_ms: int) -> Iterator[AccountState]:
-    """The accounts in a file (CSV or Parquet), as of a moment. SettingsError names the file, the row (from 1) and the field that is wrong."""
+def accounts_in(path: Path, mapping: Mapping, key: TokenKey, as_of_ms: int, say: Callable[[str], None]) -> Iterator[AccountState]:
+    """The accounts in a file (CSV or Parquet), as of a moment; bad rows are left out, and the first ones said, with row (from 1) and field.
+
+    SettingsError if the mapping has no [accounts], or the file has not the columns that it names, or cannot be read.
+    """
     rule = mapping.accounts
     if rule is None:
         raise SettingsError("the mapping has no [accounts], which a file of accounts needs")
     names, cells = _cells_in(path, mapping.csv, rule.columns, lambda names: _misfits("accounts", rule.columns, names))
-    return (_account(path, number, row, names, mapping, key, as_of_ms) for number, row in enumerate(cells, 1))
+    read = (row if isinstance(row, InvalidRecord) else _account(dict(zip(names, row, strict=True)), mapping, key, as_of_ms) for row in cells)
+    return _good(path, read, say)
 
 
-def _account(
-    path: Path, number: int, row: Cells | InvalidRecord, names: Sequence[str], mapping: Mapping, key: TokenKey, as_of_ms: int
-) -> AccountState:
+def _account(record: dict[str, Any], mapping: Mapping, key: TokenKey, as_of_ms: int) -> AccountState | InvalidRecord:
     try:
-        if isinstance(row, InvalidRecord):
-            raise row
-        return account_of(dict(zip(names, row, strict=True)), mapping, key, as_of_ms)
+        return account_of(record, mapping, key, as_of_ms)
     except InvalidRecord as fault:
-        column = getattr(mapping.accounts, _ACCOUNT_COLUMNS.get(fault.field, fault.field), None)
-        raise SettingsError(f"{path}: row {number}: {in_column(fault, column)}") from None
+        return in_column(fault, getattr(mapping.accounts, _ACCOUNT_COLUMNS.get(fault.field, fault.field), None))
+
+
+def _good(path: Path, read: Iterator[AccountState | InvalidRecord], say: Callable[[str], None]) -> Iterator[AccountState]:
+    """What is good of a file's rows."""
+    bad = 0
+    for number, row in enumerate(read, 1):
+        if isinstance(row, InvalidRecord):
+            bad += 1
+            if bad <= BAD_ROWS_SAID:
+                say(f"{path}: row {number}: {row}")
+        else:
+            yield row
+    if bad:
+        say(f"{path}: {bad} rows are bad and were left out")
 
 
 def rows_count(path: Path, mapping: Mapping) -> int:

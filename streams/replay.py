@@ -46,7 +46,7 @@ from streams.check import agreed
 from streams.clock import clock_ms
 from streams.folder import Remembered, held_in, running_settings, with_kept_secrets
 from streams.lab import ensure_champion
-from streams.mapping import EventRow, Mapping, Row, TokenKey, accounts_in, events_in, mapping_in, rows_count, rows_in, spare
+from streams.mapping import BAD_ROWS_SAID, EventRow, Mapping, Row, TokenKey, accounts_in, events_in, mapping_in, rows_count, rows_in, spare
 from streams.settings import Settings, librdkafka
 from streams.stack import BrokerName, running, say_on_stderr
 
@@ -58,7 +58,6 @@ BATCH, BATCH_AFTER_EVENTS = 500, 2_000
 FOLLOWED_S, ACCOUNTS_S, ASKED_EVERY_S = 10.0, 45.0, 0.05
 DELIVERED_S = 120
 """What has not arrived by then does not arrive; the producer notices some seconds later."""
-BAD_EVENTS_SAID = 20
 SEARCH_AFTER_S = 3.0
 EMBEDDED_ROWS, EMBEDDED_ROWS_MAX = 5_000, 8_000
 """Up to how many rows an embedded broker is chosen, and how many it can keep (it forgets beyond 5 MB a partition)."""
@@ -292,7 +291,7 @@ def in_order(rows: Iterable[EventRow], say: Callable[[str], None]) -> list[Happe
     for row in rows:
         if isinstance(row.content, InvalidRecord):
             bad += 1
-            if bad <= BAD_EVENTS_SAID:
+            if bad <= BAD_ROWS_SAID:
                 say(f"account event in row {row.number}: {row.content.code}: {row.content.field}: {row.content.reason}")
         else:
             kept.append(Happened(row.content.at_ms, row.content.account_id.encode(), encode(row.content)))
@@ -561,7 +560,7 @@ def _check_beside(args: Any, mapping: Mapping) -> None:
     if args.events is not None:
         events_in(args.events, mapping, TokenKey(b"", ""), now_ms=0)
     if args.accounts is not None:
-        deque(accounts_in(args.accounts, mapping, TokenKey(b"", ""), 0), maxlen=0)
+        accounts_in(args.accounts, mapping, TokenKey(b"", ""), 0, say_on_stderr)
 
 
 def forewarned(there: Settings) -> list[str]:
@@ -639,7 +638,7 @@ def _replayed(settings: Settings, args: Any, mapping: Mapping, results: Results,
         with contextlib.closing(Line(settings)) as line, _progress(total) as said:
             desk = Desk(results)
             first, rows = _peeked(rows)
-            accounts = tell_accounts(line, accounts_in(args.accounts, mapping, key, first)) if args.accounts else 0
+            accounts = tell_accounts(line, accounts_in(args.accounts, mapping, key, first, say_on_stderr)) if args.accounts else 0
             run = Replay(rows, desk, line, args.rate, args.wait, said, events)
             run.run()
             seconds = time.monotonic() - began

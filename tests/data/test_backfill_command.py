@@ -199,6 +199,16 @@ def test_what_does_not_fit_begins_anew(history: Path, whole: Path, tmp_path: Pat
     assert parts(tmp_path) == parts(whole)
 
 
+def test_a_bad_account_is_said_and_the_others_are_known(history: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    accounts = pq.read_table(history / "accounts.parquet")
+    bad = accounts.slice(0, 1).set_column(accounts.column_names.index("ccy"), "ccy", [["EUX"]])
+    pq.write_table(pa.concat_tables([accounts, bad.cast(accounts.schema)]), tmp_path / "accounts.parquet")
+    argv = [str(history / "transactions.parquet"), "--map", str(history / "mapping.toml"), "--out", str(tmp_path), "--lot", "1500"]
+    assert backfill([*argv, "--accounts", str(tmp_path / "accounts.parquet")], SETTINGS) == 0
+    assert f"accounts.parquet: row {len(accounts) + 1}: currency: " in capsys.readouterr().err
+    assert parts(tmp_path) == parts(whole)
+
+
 def test_some_features_are_columns_of_all_and_nothing_else_is_written(history: Path, whole: Path, tmp_path: Path) -> None:
     names = ["network.account_cycles_of_3_7d", "velocity.card_count_1h", "memory.account_log_capped", "merchant.merchant_decline_ratio_24h"]
     assert set(names) <= set(CATALOGUE.names)

@@ -55,7 +55,7 @@ def features(history: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_backfill_gives_what_would_have_been_served(history: Path, features: Path) -> None:
     mapping = mapping_in(history / "mapping.toml")
     memory = DictMemory(CATALOGUE)
-    for state in accounts_in(history / "accounts.parquet", mapping, KEY, 1):
+    for state in accounts_in(history / "accounts.parquet", mapping, KEY, 1, print):
         memory.know_account(state)
     backfilled = pq.read_table(features / backfill_job.FEATURES_FILE)
     matrix = np.column_stack([backfilled[name].to_numpy() for name in CATALOGUE.names])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -602,7 +603,7 @@ def test_a_bad_account_event_is_named_with_its_row_and_field(tmp_path: Path, cel
 @pytest.mark.parametrize(("balance", "minor"), [("-5.10", -510), ("-0.00", 0), ("+5.10", 510), ("10", 1000)])
 def test_a_balance_may_be_less_than_nothing(tmp_path: Path, balance: str, minor: int) -> None:
     mapping = mapping_from(f'{MINIMAL}[accounts]\naccount_id = "nr"\nbalance = "saldo"\ncurrency = "EUR"\n')
-    (account,) = accounts_in(a_csv(tmp_path / "a.csv", ["a1", balance], header=["nr", "saldo"]), mapping, KEY, NOW_MS)
+    (account,) = accounts_in(a_csv(tmp_path / "a.csv", ["a1", balance], header=["nr", "saldo"]), mapping, KEY, NOW_MS, print)
     assert account.balance_minor == minor
 
 
@@ -613,15 +614,19 @@ def test_a_balance_may_be_less_than_nothing(tmp_path: Path, balance: str, minor:
         ("saldo", "--5.10", "balance_minor"),
         ("saldo", "-+5.10", "balance_minor"),
         ("waehrung", "EURO", "currency"),
+        ("land", "de", "home_country"),
         ("nr", "", "account_id"),
     ],
 )
-def test_a_bad_account_is_named_with_its_row_field_and_column(tmp_path: Path, cell: str, value: str, field: str) -> None:
-    mapping = mapping_from(f'{MINIMAL}[accounts]\naccount_id = "nr"\nbalance = "saldo"\ncurrency_column = "waehrung"\n')
-    header, good = ["nr", "saldo", "waehrung"], ["a1", "10.00", "EUR"]
+def test_a_bad_account_is_named_with_its_row_field_and_column_and_the_others_are_read(tmp_path: Path, cell: str, value: str, field: str) -> None:
+    mapping = mapping_from(f'{MINIMAL}[accounts]\naccount_id = "nr"\nbalance = "saldo"\ncurrency_column = "waehrung"\nhome_country = "land"\n')
+    header, good = ["nr", "saldo", "waehrung", "land"], ["a1", "10.00", "EUR", "DE"]
     bad = [value if name == cell else text for name, text in zip(header, good, strict=True)]
-    with pytest.raises(SettingsError, match=f"row 2: {field}: .*\\(column '{cell}'\\)$"):
-        list(accounts_in(a_csv(tmp_path / "a.csv", good, bad, header=header), mapping, KEY, NOW_MS))
+    said: list[str] = []
+    read = accounts_in(a_csv(tmp_path / "a.csv", good, bad, ["a3", *good[1:]], header=header), mapping, KEY, NOW_MS, said.append)
+    assert [account.account_id for account in read] == ["a1", "a3"]
+    assert re.fullmatch(f"{tmp_path}/a.csv: row 2: {field}: .*\\(column '{cell}'\\)", said[0])
+    assert said[1:] == [f"{tmp_path}/a.csv: 1 rows are bad and were left out"]
 
 
 @pytest.mark.parametrize(
@@ -629,9 +634,6 @@ def test_a_bad_account_is_named_with_its_row_field_and_column(tmp_path: Path, ce
     [
         (b"", r"column 'nr', which \[accounts\] names, is not in the file"),
         (b"nr;saldo\n", r"column 'saldo', which \[accounts\] names, is not in the file"),
-        (b"nr,saldo\na1,10.00\na2\n", "row 2: row: has 1 cells, the header has 2"),
-        (b"nr,saldo\na1,10.00,EUR\n", "row 1: row: has 3 cells, the header has 2"),
-        (b"nr,saldo\na\xff,10.00\n", "row 1: row: has bytes that are not text"),
         (b"nr,saldo,saldo\na1,10.00,90.00\n", r"column 'saldo', which \[accounts\] names, comes twice"),
         (b"PAR1", "accounts: "),
     ],
@@ -640,7 +642,23 @@ def test_a_file_of_accounts_that_does_not_fit_is_named(tmp_path: Path, contents:
     (tmp_path / "accounts").write_bytes(contents)
     mapping = mapping_from(f'{MINIMAL}[accounts]\naccount_id = "nr"\nbalance = "saldo"\ncurrency = "EUR"\n')
     with pytest.raises(SettingsError, match=says):
-        list(accounts_in(tmp_path / "accounts", mapping, KEY, NOW_MS))
+        list(accounts_in(tmp_path / "accounts", mapping, KEY, NOW_MS, print))
+
+
+@pytest.mark.parametrize(
+    ("contents", "says"),
+    [
+        (b"nr,saldo\na1,10.00\na2\n", "row 2: row: has 1 cells, the header has 2"),
+        (b"nr,saldo\na1,10.00,EUR\n", "row 1: row: has 3 cells, the header has 2"),
+        (b"nr,saldo\na\xff,10.00\n", "row 1: row: has bytes that are not text"),
+    ],
+)
+def test_a_broken_row_of_a_file_of_accounts_is_said(tmp_path: Path, contents: bytes, says: str) -> None:
+    (tmp_path / "accounts").write_bytes(contents)
+    mapping = mapping_from(f'{MINIMAL}[accounts]\naccount_id = "nr"\nbalance = "saldo"\ncurrency = "EUR"\n')
+    said: list[str] = []
+    list(accounts_in(tmp_path / "accounts", mapping, KEY, NOW_MS, said.append))
+    assert said[0].startswith(f"{tmp_path}/accounts: {says}")
 
 
 @pytest.mark.parametrize(

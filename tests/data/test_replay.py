@@ -371,16 +371,6 @@ def test_a_file_beside_the_payments_that_does_not_fit_is_named_before_anything_s
     assert not (tmp_path / "data").exists()
 
 
-def test_a_bad_account_is_named_before_anything_starts_wherever_it_stands(history: Path, tmp_path: Path) -> None:
-    accounts = pq.read_table(history / "accounts.parquet")
-    currencies = [*accounts["ccy"].to_pylist()[:-1], "EUX"]
-    pq.write_table(accounts.set_column(accounts.column_names.index("ccy"), "ccy", [currencies]), tmp_path / "accounts.parquet")
-    argv = [str(history / "transactions.parquet"), "--map", str(history / "mapping.toml"), "--accounts", str(tmp_path / "accounts.parquet")]
-    with pytest.raises(SettingsError, match=f"row {len(accounts)}: currency: "):
-        replay(argv, Settings(data_dir=tmp_path / "data"))
-    assert not (tmp_path / "data").exists()
-
-
 def test_a_named_system_needs_the_key_of_its_tokens(history: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOLDFAST_KAFKA_BOOTSTRAP", "127.0.0.1:1")
     argv = [str(history / "transactions.parquet"), "--map", str(history / "mapping.toml"), "--out", str(tmp_path / "out.csv")]

@@ -48,7 +48,7 @@ def test_the_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
 def test_every_start_that_is_taken_gives_files_that_are_read(tmp_path: Path, start: str) -> None:
     assert simulate(["--out", str(tmp_path), "--customers", "40", "--days", "3", "--start", start], Settings()) == 0
     mapping = mapping_in(tmp_path / "mapping.toml")
-    assert len(list(accounts_in(tmp_path / "accounts.parquet", mapping, KEY, 0))) == 40
+    assert len(list(accounts_in(tmp_path / "accounts.parquet", mapping, KEY, 0, print))) == 40
     for rows in (rows_in, events_in):
         read = list(rows(tmp_path / ("transactions.parquet" if rows is rows_in else "account_events.parquet"), mapping, KEY, now_ms=2**43))
         assert not [row for row in read if isinstance(row.content, InvalidRecord)]
