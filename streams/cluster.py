@@ -23,7 +23,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import islice
@@ -52,8 +52,9 @@ from streams.answers import sound
 from streams.bus import Bus, KafkaBus
 from streams.clock import clock_ms
 from streams.folder import with_kept_secrets
-from streams.mapping import Mapping, TimeRule, TokenKey, mapping_in, moment_ms, readable, rows_count, rows_in, spare
+from streams.mapping import Mapping, TimeRule, TokenKey, good, mapping_in, moment_ms, readable, rows_count, rows_in, spare
 from streams.settings import Settings
+from streams.stack import say_on_stderr
 
 DAY_MS = 86_400_000
 DAYS_MAX = 1_000_000
@@ -149,18 +150,18 @@ def _accounts_of_day(files: Sequence[Path], until_ms: int) -> pa.Array:
     return pc.unique(table.filter(pc.less(table["decided_at_ms"], until_ms))["account_id"])
 
 
-def past_of_files(files: Sequence[Path], mapping: Mapping, key: TokenKey, now_ms: int) -> Past:
-    """What the good rows of files say. Labels count from when they were learned."""
+def past_of_files(files: Sequence[Path], mapping: Mapping, key: TokenKey, now_ms: int, say: Callable[[str], None]) -> Past:
+    """What the good rows of files say; bad ones are left out, and the first of each file said. Labels count from when they were learned."""
     events: list[tuple[Any, ...]] = []
     learned: list[tuple[Any, ...]] = []
     before = 0
     for path in files:
-        for row in rows_in(path, mapping, key, now_ms=now_ms, before=before):
-            if isinstance(row.content, InvalidRecord):
-                continue
-            events.append(_event(row.content))
-            if row.label is not None:
-                learned.append(tuple(getattr(row.label, name) for name in LABELS))
+        rows = rows_in(path, mapping, key, now_ms=now_ms, before=before)
+        read = (row.content if isinstance(row.content, InvalidRecord) else (row.content, row.label) for row in rows)
+        for txn, label in good(path, read, say):
+            events.append(_event(txn))
+            if label is not None:
+                learned.append(tuple(getattr(label, name) for name in LABELS))
         before += rows_count(path, mapping)
     if not events:
         raise SettingsError("no row of the files is a transaction")
@@ -359,7 +360,7 @@ def _on_files(args: argparse.Namespace, settings: Settings, as_of_ms: int | None
     mapping = mapping_in(args.map)
     if mapping.tokens and not settings.token_key:
         settings = with_kept_secrets(settings)
-    past = past_of_files(args.file, mapping, TokenKey(settings.token_key.encode(), settings.token_key_id), clock_ms())
+    past = past_of_files(args.file, mapping, TokenKey(settings.token_key.encode(), settings.token_key_id), clock_ms(), say_on_stderr)
     every_ms = None if args.every is None else int(args.every * 1000)
     try:
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -47,7 +47,7 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal, DecimalException
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TextIO
+from typing import Annotated, Any, Literal, NamedTuple, TextIO, TypeVar
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -67,6 +67,7 @@ from schemas.transaction import BehaviouralSession, Fingerprint, Transaction, so
 
 BATCH_ROWS = 8192
 BAD_ROWS_SAID = 20
+T = TypeVar("T")
 REQUIRED = ("transaction_id", "kind", "account_id")
 BY_TABLE = frozenset({"at_ms", "amount_minor", "currency", "billing_amount_minor", "billing_currency", "session", "fingerprint", "attributes"})
 NESTED = {"session": BehaviouralSession, "fingerprint": Fingerprint}
@@ -882,7 +883,7 @@ def accounts_in(path: Path, mapping: Mapping, key: TokenKey, as_of_ms: int, say:
         raise SettingsError("the mapping has no [accounts], which a file of accounts needs")
     names, cells = _cells_in(path, mapping.csv, rule.columns, lambda names: _misfits("accounts", rule.columns, names))
     read = (row if isinstance(row, InvalidRecord) else _account(dict(zip(names, row, strict=True)), mapping, key, as_of_ms) for row in cells)
-    return _good(path, read, say)
+    return good(path, read, say)
 
 
 def _account(record: dict[str, Any], mapping: Mapping, key: TokenKey, as_of_ms: int) -> AccountState | InvalidRecord:
@@ -892,8 +893,8 @@ def _account(record: dict[str, Any], mapping: Mapping, key: TokenKey, as_of_ms: 
         return in_column(fault, getattr(mapping.accounts, _ACCOUNT_COLUMNS.get(fault.field, fault.field), None))
 
 
-def _good(path: Path, read: Iterator[AccountState | InvalidRecord], say: Callable[[str], None]) -> Iterator[AccountState]:
-    """What is good of a file's rows."""
+def good(path: Path, read: Iterator[T | InvalidRecord], say: Callable[[str], None]) -> Iterator[T]:
+    """What is good of all of a file's rows; the first bad ones are said with their number (from 1), and in the end how many there were."""
     bad = 0
     for number, row in enumerate(read, 1):
         if isinstance(row, InvalidRecord):

@@ -248,7 +248,9 @@ def test_rows_without_ids_are_counted_on_from_file_to_file(tmp_path: Path) -> No
         table = pq.read_table(out / FEATURES_FILE)
         counts[lot] = dict(zip(table["transaction_id"].to_pylist(), table[COUNT].to_pylist(), strict=True))
     assert counts["1"] == counts["4"] == counts["9"] == {"p-1": 0.0, "p-3": 1.0, "p-4": 1.0, "p-5": 2.0, "p-6": 4.0}
-    past = cluster.past_of_files([Path(file) for file in files], mapping_in(tmp_path / "m.toml"), TokenKey(b"key", "k1"), clock_ms())
+    said: list[str] = []
+    past = cluster.past_of_files([Path(file) for file in files], mapping_in(tmp_path / "m.toml"), TokenKey(b"key", "k1"), clock_ms(), said.append)
+    assert said == [f"{files[0]}: row 2: amount_minor: 'oops' is not an amount (column 'sum')", f"{files[0]}: 1 rows are bad and were left out"]
     assert past.learned["transaction_id"].to_pylist() == list(counts["1"]), "or a label of the second file would take back one of the first"
 
 
