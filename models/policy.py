@@ -27,6 +27,8 @@ DAY_MS = 86_400_000
 UNREAD = frozenset({"members"})
 """Tables that earlier releases asked for and nobody read (weights are the recipe's): a policy that was signed with one stays what it is."""
 FLOAT_MAX = float(np.finfo(np.float64).max)
+POLICY_BYTES_MAX = 1 << 20
+"""Of a policy's text."""
 CODE_MAX = 64
 """A reason's code in a decision has one character to so many (`schemas.decision.Reason`): a decision with another one cannot be read."""
 SEVERITY = {outcome: place for place, outcome in enumerate(Outcome)}
@@ -326,6 +328,9 @@ def policy_from_toml(text: str) -> Policy:
 
     The id is derived from the text: other numbers are another policy.
     """
+    content = text.encode()
+    if len(content) > POLICY_BYTES_MAX:
+        raise SettingsError(f"policy: has {len(content)} bytes; {POLICY_BYTES_MAX} are allowed")
     try:
         rows = tomllib.loads(text, parse_float=_decimal)
     except (ValueError, RecursionError) as error:
@@ -334,7 +339,7 @@ def policy_from_toml(text: str) -> Policy:
     score, risk, hold = table.table("score"), table.table("risk"), table.table("hold")
     schemes = _schemes(table.table("schemes", {}))
     policy = Policy(
-        policy_id=f"pol_{hashlib.sha256(text.encode()).hexdigest()[:32]}",
+        policy_id=f"pol_{hashlib.sha256(content).hexdigest()[:32]}",
         name=table.take("name", str),
         effective_from_ms=_epoch_ms(table.take("effective_from", datetime)),
         review_above=score.per_mille("review_above"),

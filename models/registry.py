@@ -21,11 +21,10 @@ from models.artefact import ARRAYS, BYTES_MAX, CARD, SIGNATURE, Keys, opened, pa
 from models.ensemble import Artefact, Ensemble
 from models.gates import failed_gates
 from models.governance import COMPARED, Inventory, Item, Refusal, Refused, after, out_of_place, refused, to_decide
-from models.policy import Policy, policy_from_toml
+from models.policy import POLICY_BYTES_MAX, Policy, policy_from_toml
 from schemas.errors import ArtefactError
 from schemas.governance import Act, Kind, Move
 
-POLICY_BYTES_MAX = 1 << 20
 DEFAULT_POLICY = Path(__file__).parent / "policies" / "default.toml"
 MOVE_BYTES_MAX = 1 << 20
 MOVES_MAX = 1 << 16

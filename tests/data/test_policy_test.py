@@ -100,6 +100,15 @@ def test_what_is_wrong_with_a_file_is_said_to_people_and_to_programs(
     assert named in json.loads(capsys.readouterr().out)["fault"]
 
 
+def test_a_policy_that_is_larger_than_the_registry_reads_is_refused_by_check_and_by_register(tmp_path: Path) -> None:
+    file, settings = tmp_path / "p.toml", Settings(data_dir=tmp_path / "data")
+    file.write_text(default_policy_text() + "#" * (1 << 20))
+    for argv in (["check", str(file)], ["register", str(file), "--as", "ana", "--why", "a rule"]):
+        with pytest.raises(SettingsError, match=r"policy: has .* bytes"):
+            command(argv, settings)
+    assert not list((tmp_path / "data").rglob("pol_*"))
+
+
 def test_labels_that_were_learned_later_are_not_seen(archive: Path) -> None:
     all_known = payments_in(archive, ())
     assert payments_in(archive, (), until_ms=int(all_known.at_ms.max())).frauds.sum() < all_known.frauds.sum()
