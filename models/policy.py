@@ -364,6 +364,13 @@ def policy_from_toml(text: str) -> Policy:
     return policy
 
 
+def enterable(policy: Policy) -> None:
+    """SettingsError naming the key of what no policy may be entered with. One that was signed with it before stays what it is."""
+    if policy.sar.structuring_part_usd_min > policy.sar.ctr_usd:
+        least = policy.sar.structuring_part_usd_min
+        raise SettingsError(f"policy.sar.structuring_part_usd_min: {least} exceeds ctr_usd: no deposit would be part of a pattern")
+
+
 def _decimal(text: str) -> Decimal:
     """The number; NaN, which its key's bounds refuse, where the exponent is more than a decimal has."""
     try:

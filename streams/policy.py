@@ -12,7 +12,7 @@ from pathlib import Path
 
 from features.catalogue import CATALOGUE
 from models.backtest import backtest, read_by
-from models.policy import Policy, policy_from_toml
+from models.policy import Policy, enterable, policy_from_toml
 from models.registry import Registry
 from schemas.errors import SettingsError
 from schemas.governance import Act, Kind
@@ -71,7 +71,7 @@ def read(path: Path) -> str:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: {error}") from error
-    policy_from_toml(text).bound(CATALOGUE.names)
+    enterable(policy_from_toml(text).bound(CATALOGUE.names))
     return text
 
 

@@ -109,6 +109,19 @@ def test_a_policy_that_is_larger_than_the_registry_reads_is_refused_by_check_and
     assert not list((tmp_path / "data").rglob("pol_*"))
 
 
+def test_a_threshold_that_would_turn_a_pattern_off_unsaid_is_refused_where_a_policy_is_entered(tmp_path: Path) -> None:
+    file, text = tmp_path / "p.toml", default_policy_text()
+    old = "structuring_part_usd_min = 1000"
+    assert old in text
+    file.write_text(text.replace(old, "structuring_part_usd_min = 10000"))
+    assert command(["check", str(file)], Settings(data_dir=tmp_path / "data")) == 0
+    file.write_text(text.replace(old, "structuring_part_usd_min = 10000.01"))
+    for argv in (["check", str(file)], ["register", str(file), "--as", "ana", "--why", "a rule"]):
+        with pytest.raises(SettingsError, match=r"policy.sar.structuring_part_usd_min: 10000.01 exceeds ctr_usd"):
+            command(argv, Settings(data_dir=tmp_path / "data"))
+    assert policy_from_toml(file.read_text()), "one that was signed before stays what it is"
+
+
 def test_labels_that_were_learned_later_are_not_seen(archive: Path) -> None:
     all_known = payments_in(archive, ())
     assert payments_in(archive, (), until_ms=int(all_known.at_ms.max())).frauds.sum() < all_known.frauds.sum()
