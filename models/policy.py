@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import ROUND_CEILING, Decimal, InvalidOperation
@@ -364,8 +364,17 @@ def policy_from_toml(text: str) -> Policy:
     return policy
 
 
-def enterable(policy: Policy) -> None:
-    """SettingsError naming the key of what no policy may be entered with. One that was signed with it before stays what it is."""
+def enterable(policy: Policy, members: Collection[str], memories: Collection[str]) -> None:
+    """SettingsError naming the key of what no policy may be entered with, where there are these members and kinds of memory.
+
+    One that was signed with it before stays what it is.
+    """
+    for missing in policy.degraded:
+        kind, _, of = missing.partition(":")
+        if kind == "member_missing" and of and of not in members:
+            raise SettingsError(f"policy.degraded.{missing}: no registered model has such a member; there are {', '.join(sorted(members))}")
+        if kind == "memory_missing" and of and of not in memories:
+            raise SettingsError(f"policy.degraded.{missing}: nothing has such a memory; there are {', '.join(sorted(memories))}")
     if policy.sar.structuring_part_usd_min > policy.sar.ctr_usd:
         least = policy.sar.structuring_part_usd_min
         raise SettingsError(f"policy.sar.structuring_part_usd_min: {least} exceeds ctr_usd: no deposit would be part of a pattern")

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from features.catalogue import CATALOGUE
+from features.fact import ENTITIES, PROFILES
 from models.backtest import backtest, read_by
 from models.policy import Policy, enterable, policy_from_toml
 from models.registry import Registry
@@ -65,13 +66,27 @@ def in_force(policy: Policy, at_ms: int) -> None:
         raise SettingsError(f"policy.effective_from: {_since(policy)} is yet to come; promote the policy when it is in force")
 
 
-def read(path: Path) -> str:
-    """A policy file's text, if every key and every feature in it is known. SettingsError names what is wrong."""
+MEMORIES = frozenset(entity.name for entity in ENTITIES) | frozenset(f"{kind}_profile" for kind in PROFILES)
+"""What of the past can be missing."""
+
+
+def _members(registry: Registry) -> frozenset[str]:
+    """The members of every registered model; while there is none, those of the house's recipe."""
+    names = [member["name"] for model in registry.models() if model.card for member in model.card["members"]]
+    if not names:
+        from streams.train import recipe_in  # takes long to import
+
+        names = [member.name for member in recipe_in().members]
+    return frozenset(names)
+
+
+def read(path: Path, registry: Registry) -> str:
+    """A policy file's text, if every key, feature, member and memory in it is known. SettingsError names what is wrong."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: {error}") from error
-    enterable(policy_from_toml(text).bound(CATALOGUE.names))
+    enterable(policy_from_toml(text).bound(CATALOGUE.names), _members(registry), MEMORIES)
     return text
 
 
@@ -98,16 +113,16 @@ def command(argv: list[str], settings: Settings) -> int:
     elif args.action == "compare":
         return compare(args, Kind.POLICY, registry, settings)
     elif args.action == "test":
-        return tested(policy_from_toml(read(args.file)), registry.policy(), args, settings)
+        return tested(policy_from_toml(read(args.file, registry)), registry.policy(), args, settings)
     elif args.action == "register":
-        policy_id = entered(registry, read(args.file), args.by, args.why)
+        policy_id = entered(registry, read(args.file, registry), args.by, args.why)
         print(policy_id)
         if args.json:
             print(json.dumps(described(registry.inventory(), policy_id, clock_ms())))
     elif args.action == "list":
         _list(registry, args.json)
     else:
-        _print(registry.policy() if args.action == "show" else checked(args.file, args.json), args.json)
+        _print(registry.policy() if args.action == "show" else checked(args.file, registry, args.json), args.json)
     return 0
 
 
@@ -119,10 +134,10 @@ def _list(registry: Registry, as_json: bool) -> None:
         print(json.dumps({"policies": [described(inventory, item.item_id, clock_ms()) for item in items]}))
 
 
-def checked(file: Path, as_json: bool) -> Policy:
+def checked(file: Path, registry: Registry, as_json: bool) -> Policy:
     """The policy in a file. SettingsError names what is wrong with it; a program is told of that too."""
     try:
-        return policy_from_toml(read(file))
+        return policy_from_toml(read(file, registry))
     except SettingsError as error:
         if as_json:
             print(json.dumps({"valid": False, "fault": str(error)}))

@@ -22,6 +22,7 @@ from streams.policy import command
 from streams.settings import Settings
 from streams.training_set import training_set
 from tests.data.test_lab import archived
+from tests.first_model import MODEL_KEY
 
 ROWS = 800
 
@@ -120,6 +121,27 @@ def test_a_threshold_that_would_turn_a_pattern_off_unsaid_is_refused_where_a_pol
         with pytest.raises(SettingsError, match=r"policy.sar.structuring_part_usd_min: 10000.01 exceeds ctr_usd"):
             command(argv, Settings(data_dir=tmp_path / "data"))
     assert policy_from_toml(file.read_text()), "one that was signed before stays what it is"
+
+
+@pytest.mark.parametrize(
+    ("key", "named"),
+    [
+        ("member_missing:device", ""),
+        ("member_missing:lerned", "policy.degraded.member_missing:lerned: no registered model has such a member"),
+        ("memory_missing:card", ""),
+        ("memory_missing:account_profile", ""),
+        ("memory_missing:crad", "policy.degraded.memory_missing:crad: nothing has such a memory"),
+    ],
+)
+def test_what_can_never_be_missing_is_refused_where_a_policy_is_entered(tmp_path: Path, trained: Path, key: str, named: str) -> None:
+    file = tmp_path / "p.toml"
+    file.write_text(default_policy_text().replace("[degraded]", f'[degraded]\n"{key}" = "block"', 1))
+    for settings in (Settings(data_dir=tmp_path), Settings(data_dir=tmp_path, registry_dir=trained, model_key=MODEL_KEY)):
+        if named:
+            with pytest.raises(SettingsError, match=named):
+                command(["check", str(file)], settings)
+        else:
+            assert command(["check", str(file)], settings) == 0
 
 
 def test_labels_that_were_learned_later_are_not_seen(archive: Path) -> None:
