@@ -223,6 +223,11 @@ class StandIn:
 
     # What becomes of it: `streams/forward.py` tells the log.
 
+    def put_off(self, transaction_ids: Iterable[str]) -> None:
+        """The log is told of these after all others."""
+        for transaction_id in transaction_ids:
+            self.pending[transaction_id] = self.pending.pop(transaction_id)
+
     def done(self, transaction_id: str, apart: bool = False) -> None:
         """Nothing of it is to be told any more. `apart`: the log has another decision, and a repeat here gets what was answered here."""
         given = self.pending.pop(transaction_id, None)

@@ -444,6 +444,34 @@ def test_an_approval_above_the_limit_that_the_log_may_have_is_declined_and_rever
     at_the_door(tmp_path, play)
 
 
+def test_a_decline_that_cannot_be_reversed_yet_keeps_nobody_after_it_from_the_log(tmp_path: Path) -> None:
+    async def play(host: Host) -> None:
+        stand_in = host.world.world.stand_in
+        assert stand_in is not None
+        with acknowledged_late(host):
+            assert (await host.authorize(transaction_id="large", amount_minor=6_000))[1]["outcome"] == "decline"
+        book = host.world.books.books["a1"]
+        host.world.know("a2")
+        host.world.books.books["a1"] = host.world.books.books[
+            "a2"
+        ]  # the lease of its hold has ended, and no `hold` app runs that would bring it back
+        host.world.bus.down = True
+        assert (await host.authorize(transaction_id="small", amount_minor=4_000))[1]["outcome"] == "approve"
+        host.world.bus.down = False
+        telling = asyncio.create_task(forward(stand_in, host.world.world))
+        async with asyncio.timeout(2):
+            while "small" in stand_in.pending:
+                await asyncio.sleep(0.005)
+        assert list(stand_in.pending) == ["large"]
+        telling.cancel()
+        assert [d.transaction_id for d in host.world.decisions] == ["known", "large", "small"]
+        host.world.books.books["a1"] = book
+        await told_all(host)
+        assert [clearing.transaction_id for clearing in host.world.bus.records(CLEARINGS)] == ["large"]  # type: ignore[attr-defined]
+
+    at_the_door(tmp_path, play)
+
+
 def test_a_repeat_that_waits_while_the_stand_in_declines_hears_no_approval_that_is_reversed(tmp_path: Path) -> None:
     async def play(host: Host) -> None:
         with acknowledged_late(host):
