@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from time import monotonic
 
 from models.answer import host_view
 from models.clearing import WHOLE, Asked
+from models.policy import DAY_MS
 from models.stand_in import STAND_IN
 from schemas import avro
 from schemas.decision import Decision
@@ -24,15 +26,24 @@ from streams.world import World
 
 AT_ONCE = 64
 PAUSE_S = 0.2
+LOOK_S = 60.0
+"""So often it looks for what processes that are gone have left."""
 
 
 async def forward(stand_in: StandIn, world: World) -> None:
     """Tells the log for as long as it runs what it has not been told, oldest first; one by one until it answers again.
 
-    What cannot be brought together with the log's yet is tried again after all others.
+    What cannot be brought together with the log's yet is tried again after all others. What processes that are gone have left is told too.
     """
+    look_s = 0.0
     while True:
         await asyncio.sleep(PAUSE_S)
+        if monotonic() >= look_s:
+            look_s = monotonic() + LOOK_S
+            try:
+                await stand_in.take_over(world.clock_ms() // DAY_MS)
+            except (HoldfastError, OSError) as error:
+                journal.logger().warning("what another process left for the log cannot be taken over yet", reason=str(error))
         while stand_in.pending:
             some = list(stand_in.pending.values())[: AT_ONCE if world.bus.well else 1]
             try:

@@ -42,6 +42,28 @@ def entries_in(content: bytes) -> Iterator[Entry]:
         at += 8 + size
 
 
+class Orphan(NamedTuple):
+    """A spool of a process that is gone, kept from all others until it is let go."""
+
+    path: Path
+    lock: int
+    entries: list[Entry]
+
+    @classmethod
+    def at(cls, path: Path) -> Orphan | None:
+        """The spool there; None if a process has it."""
+        lock = _locked(path)
+        return None if lock is None else cls(path, lock, list(entries_in(path.read_bytes())))
+
+    def let_go(self, kept: list[Entry]) -> None:
+        """Leaves it with these entries alone. OSError if the disk does not take that: then all stay."""
+        try:
+            if kept != self.entries:
+                os.close(_rewritten(self.path, kept))
+        finally:
+            os.close(self.lock)
+
+
 class Spool:
     """One process's spool: the first in the folder that no other process has."""
 
@@ -53,20 +75,16 @@ class Spool:
         self._waiting: list[tuple[bytes, asyncio.Future[None] | None]] = []
         self._anew: list[Entry] | None = None
         self._writing: asyncio.Task[None] | None = None
+        self._free: frozenset[Path] = frozenset()
+        """Spools that nobody had when it last looked."""
 
     @classmethod
     def opened(cls, folder: Path, keep: Callable[[list[Entry]], list[Entry]]) -> tuple[Spool, list[Entry]]:
         """The spool, and its entries; those that `keep` does not name are gone from it."""
         folder.mkdir(parents=True, exist_ok=True)
         number = 0
-        while True:
-            lock = os.open(folder / f"{number}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                os.close(lock)
-                number += 1
+        while (lock := _locked(folder / f"{number}.spool")) is None:
+            number += 1
         path = folder / f"{number}.spool"
         kept = keep(list(entries_in(path.read_bytes() if path.exists() else b"")))
         return cls(path, _rewritten(path, kept), lock), kept
@@ -85,6 +103,11 @@ class Spool:
         """Gives the disk back what is in the file now: it has these entries alone, and what is put from now on. Where it cannot be, all stays."""
         self._anew, self.size = kept, sum([len(entry.framed()) for entry in kept])
         self._write()
+
+    def abandoned(self) -> list[Path]:
+        """The spools of the folder that hold something and that nobody has, now and when this was last asked: one may be starting again."""
+        before, self._free = self._free, frozenset(path for path in self.path.parent.glob("*.spool") if path.stat().st_size and _is_free(path))
+        return sorted(before & self._free)
 
     async def close(self) -> None:
         """Waits for what is being written, and lets the file go."""
@@ -124,6 +147,25 @@ class Spool:
                     future.set_result(None)
                 else:
                     future.set_exception(failed)
+
+
+def _locked(path: Path) -> int | None:
+    """The lock of a spool, for as long as it is open; None if another process has it."""
+    lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    return lock
+
+
+def _is_free(path: Path) -> bool:
+    lock = _locked(path)
+    if lock is None:
+        return False
+    os.close(lock)
+    return True
 
 
 def _synced(descriptor: int, content: bytes, sync: bool) -> None:

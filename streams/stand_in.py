@@ -24,7 +24,7 @@ from streams import metrics
 from streams.asked import Course, Decided
 from streams.bus import read_tail
 from streams.settings import Settings
-from streams.spool import DONE, KEPT, Entry, Spool
+from streams.spool import DONE, KEPT, Entry, Orphan, Spool
 
 COUNTED = b"C"
 """The kind of an entry that only counts: an approval of today whose decision the log has."""
@@ -109,6 +109,33 @@ class StandIn:
         self._recent[transaction_id] = message
         if len(self._recent) > RECENT_MAX:
             self._recent = newer_half(self._recent)
+
+    async def take_over(self, day: int) -> None:
+        """What processes that are gone have left for the log is this one's to tell, and counts here, once its own disk has it.
+
+        OSError if that does not take it: then it stays where it is.
+        """
+        for path in await asyncio.to_thread(self._spool.abandoned):
+            orphan = await asyncio.to_thread(Orphan.at, path)
+            if orphan is None:
+                continue
+            kept = orphan.entries
+            try:
+                needed = _needed(kept, day)
+                taken = [(entry, self._taken(entry.content)) for entry in needed if entry.kind == KEPT]
+                await asyncio.gather(*[durable for _, durable in taken if durable is not None])
+                kept = [entry for entry in needed if entry.kind == COUNTED] + [entry for entry, durable in taken if durable is None]
+            finally:
+                await asyncio.to_thread(orphan.let_go, kept)
+
+    def _taken(self, message: bytes) -> asyncio.Future[None] | None:
+        """Done when the disk has an answer that another process gave; None where one was given here too: that is brought together first."""
+        decision = avro.decode(Decision, message)
+        if decision.transaction_id in self.pending:
+            return None
+        if _counts(decision):
+            self._approved.add(approval_of(decision.transaction, decision.decided_at_ms))
+        return self._put(decision, message, _counts(decision))
 
     # What it answers.
 
@@ -205,10 +232,14 @@ class StandIn:
         self._kept(decision, message, counted)
         return self.pending[decision.transaction_id]
 
-    def _kept(self, decision: Decision, message: bytes, counted: bool) -> asyncio.Future[None]:
+    def _put(self, decision: Decision, message: bytes, counted: bool) -> asyncio.Future[None]:
         durable = self._spool.append(KEPT, message)
         durable.add_done_callback(partial(self._forget_unkept, decision, counted))
         self.pending[decision.transaction_id] = Given(decision, message, durable)
+        return durable
+
+    def _kept(self, decision: Decision, message: bytes, counted: bool) -> asyncio.Future[None]:
+        durable = self._put(decision, message, counted)
         self._know(decision)
         metrics.STAND_INS.labels(decision.outcome).inc()
         return durable

@@ -27,7 +27,7 @@ from streams import stand_in as standing
 from streams.answers import Kept, Made
 from streams.authorize.keys import Scope
 from streams.forward import forward
-from streams.spool import Spool
+from streams.spool import Spool, entries_in
 from streams.stand_in import StandIn
 from tests.iso8583.fuzz import warm_up
 from tests.walk.test_http import Host, a_request
@@ -245,6 +245,39 @@ def test_after_a_crash_the_log_gets_what_hosts_heard_and_the_day_is_not_forgotte
 
     at_the_door(tmp_path, before)
     at_the_door(tmp_path, after)
+
+
+def test_what_a_process_that_never_comes_back_left_is_told_by_another(tmp_path: Path) -> None:
+    async def play(host: Host) -> None:
+        one = host.world.world.stand_in
+        assert one is not None
+        host.world.bus.down = True
+        for number in range(7):
+            _, answer, _ = await host.authorize(transaction_id=f"t{number}", amount_minor=2_900, at_ms=minutes_apart(number))
+            assert answer["outcome"] == ("approve" if number < 5 else "decline"), "five a day"
+        other = host.world.world.stand_in = opened(tmp_path)
+        other._know(host.world.decisions[0])
+        day = NOON // 86_400_000
+        await other.take_over(day)
+        await other.take_over(day)
+        assert not other.pending, "the other process lives"
+        await one.close()
+        await other.take_over(day)
+        assert not other.pending, "it may be starting again"
+        await other.take_over(day)
+        assert list(other.pending) == [f"t{number}" for number in range(7)]
+        assert list(entries_in((tmp_path / "0.spool").read_bytes())) == []
+        _, more, _ = await host.authorize(transaction_id="more", amount_minor=100)
+        assert (more["outcome"], more["response_code"]) == ("decline", "65"), "its approvals count here too"
+        await other.close()
+        again = host.world.world.stand_in = StandIn(POLICY, *Spool.opened(tmp_path, list))
+        await again.take_over(day)
+        await again.take_over(day)
+        host.world.bus.down = False
+        await told_all(host)
+        assert sorted(d.transaction_id for d in host.world.decisions) == sorted(["known", "more", *[f"t{number}" for number in range(7)]])
+
+    at_the_door(tmp_path, play)
 
 
 def test_what_is_answered_again_after_the_log_had_it_outlives_a_crash_too(tmp_path: Path) -> None:
