@@ -224,8 +224,11 @@ def limited(verdict: Verdict, why: Refusal | None, gone: str) -> Verdict:
     return msgspec.structs.replace(verdict, outcome=Outcome.DECLINE, reasons=reasons, degradations=degradations, holds=False)
 
 
-def alone(policy: StandInPolicy, expiry: Policy, txn: Transaction, at_ms: int, why: Refusal | None, gone: str) -> Decision:
-    """The stand-in's decision where nothing of the past is known: it has no vector and no score; `said_before` goes with those."""
+def alone(policy: StandInPolicy, expiry: Policy, txn: Transaction, at_ms: int, why: Refusal | None, gone: str, door: str) -> Decision:
+    """The stand-in's decision where nothing of the past is known: it has no vector and no score; `said_before` goes with those.
+
+    `door` is where it was asked.
+    """
     holds = why is None and txn.own_amount_minor > 0
     return Decision(
         decision_id=identity.decision_id(txn.transaction_id),
@@ -249,7 +252,7 @@ def alone(policy: StandInPolicy, expiry: Policy, txn: Transaction, at_ms: int, w
         positions=(),
         declined_positions=(),
         degradations=(f"{STAND_IN}:{gone}",),
-        source_topic="http",
+        source_topic=door,
         source_partition=-1,
         source_offset=-1,
         transaction=txn,

@@ -72,7 +72,7 @@ class ForcedStandIn(StandIn):
 
     cards: Cards = {}  # noqa: RUF012 # replaced, never changed
 
-    async def answer(self, txn: Transaction, now_ms: int, course: Course, gone_code: str, policy: Policy) -> Decided:
+    async def answer(self, txn: Transaction, now_ms: int, course: Course, gone_code: str, policy: Policy, door: str) -> Decided:
         """See `StandIn.answer`. For a card that is to be late, or whose part does not answer, nobody stands in."""
         card = card_of(self.cards, txn)
         if card is not None and card.effect is Effect.LATE:
@@ -80,7 +80,7 @@ class ForcedStandIn(StandIn):
             raise TimeoutError
         if card is not None and card.effect is Effect.GONE:
             gone(card)
-        return await super().answer(txn, now_ms, course, gone_code, policy)
+        return await super().answer(txn, now_ms, course, gone_code, policy, door)
 
     def _refusal(self, txn: Transaction, now_ms: int) -> rows.Refusal | None:
         card = card_of(self.cards, txn)

@@ -18,7 +18,7 @@ from schemas.identity import derived_id
 from schemas.topics import DECISIONS
 from streams import journal, metrics
 from streams.answers import Kept
-from streams.asked import Ask
+from streams.asked import Ask, Origin
 from streams.authorize.life import clear
 from streams.pipeline import decide_all
 from streams.stand_in import Given, StandIn
@@ -69,7 +69,8 @@ async def _told(some: Sequence[Given], stand_in: StandIn, world: World) -> list[
         else:
             first = await world.answers.of_transaction(decision.transaction_id)
             if first is None or _is_heard(first.message, decision):
-                alone.append(Ask(decision.transaction, decision.decided_at_ms, said=decision))
+                origin = Origin(decision.source_topic, decision.source_partition, decision.source_offset)
+                alone.append(Ask(decision.transaction, decision.decided_at_ms, origin, said=decision))
                 continue
             is_told = await _brought_together(given, first, stand_in, world)
         if not is_told:

@@ -204,9 +204,10 @@ class StandIn:
     def _refusal(self, txn: Transaction, now_ms: int) -> rows.Refusal | None:
         return rows.refusal(self._policy, self._known, self._approved, txn, now_ms)
 
-    async def answer(self, txn: Transaction, now_ms: int, course: Course, gone: str, policy: Policy) -> Decided:
-        """The answer to one that is late or failed, which `policy` would have decided. Nothing more of it is kept or told by whoever was at it.
+    async def answer(self, txn: Transaction, now_ms: int, course: Course, gone: str, policy: Policy, door: str) -> Decided:
+        """The answer to one that is late or failed, asked at this `door`, which `policy` would have decided.
 
+        Nothing more of it is kept or told by whoever was at it.
         What is on its way to the log already is answered as it is, if it may be; else it is declined, and reversed once the log has it.
         """
         given = self.first(txn)
@@ -223,7 +224,7 @@ class StandIn:
         if sent is not None and self._may(sent):
             return await self.repeated(self._given(sent, course.sent or b"", counts))
         why = self._refusal(txn, now_ms) or (None if sent is None else rows.Refusal.NOT_COVERED)
-        decision = rows.alone(self._policy, policy, txn, now_ms, why, gone)
+        decision = rows.alone(self._policy, policy, txn, now_ms, why, gone, door)
         if why is None:
             self._approved.add(approval_of(txn, now_ms))
         return await self.repeated(self._given(decision, avro.encode(decision), why is None))

@@ -123,7 +123,7 @@ class UnderWay:
             raise TimeoutError
         async with asyncio.timeout_at(ends_s):
             policy = self._world.panel.judges_of(txn).policy
-            return await stand_in.answer(txn, now_ms, course, gone, policy), course
+            return await stand_in.answer(txn, now_ms, course, gone, policy, self._origin.topic), course
 
     @staticmethod
     async def _repeated(stand_in: StandIn, given: Given, ends_s: float) -> Decided:

@@ -21,6 +21,7 @@ from streams import metrics
 from streams.authorize import iso8583
 from streams.authorize.codec import Message
 from streams.authorize.life import NotCleared
+from streams.forward import forward
 from streams.spool import Spool
 from streams.stand_in import StandIn
 from tests.iso8583.host import KEY, NOON, PAN, Host, Scene, about, at_the_gateway, fields_of, transaction_id
@@ -133,6 +134,27 @@ def test_a_repeat_with_its_own_time_gets_the_first_answer_though_the_memory_is_g
         assert (again[39], again[38]) == ("00", first[38])
         assert await host.code("0101", fields_of(f7="0101120100", f4="000000002000")) == "94"
         await scene.world.world.stand_in.close()
+
+    at_the_gateway(play)
+
+
+def test_what_the_stand_in_said_at_this_door_is_told_as_asked_at_this_door(tmp_path: Path) -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        async def gone(*_: object) -> Any:
+            raise MemoryUnavailable("gone")
+
+        world = scene.world.world
+        stand_in = world.stand_in = StandIn(stand_in_from_toml(default_stand_in_text()), *Spool.opened(tmp_path, list))
+        with pytest.MonkeyPatch.context() as away:
+            away.setattr(world.memory, "recall_all", gone)
+            assert await host.code("0100", fields_of()) == "91"
+        telling = asyncio.create_task(forward(stand_in, world))
+        async with asyncio.timeout(5):
+            while stand_in.pending:
+                await asyncio.sleep(0.01)
+        telling.cancel()
+        assert [decision.source_topic for decision in scene.world.decisions] == ["iso8583"]
+        await stand_in.close()
 
     at_the_gateway(play)
 
