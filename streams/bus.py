@@ -6,7 +6,7 @@ import asyncio
 import functools
 import logging
 from collections import defaultdict, deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
@@ -293,13 +293,18 @@ def end_offsets(settings: Settings, topic: Topic, partitions: Collection[int] | 
 
 def committed_offsets(settings: Settings, group: str, topic: Topic) -> dict[int, int]:
     """By partition the offset that a consumer group has committed; partitions without one are left out. LogUnavailable without an answer."""
+    return {partition: offset for (_, partition), offset in committed_of(settings, group, [topic]).items()}
+
+
+def committed_of(settings: Settings, group: str, topics: Iterable[Topic]) -> dict[tuple[str, int], int]:
+    """The same of several topics, by topic and partition."""
     consumer = reader(settings, group)
     try:
-        there = consumer.list_topics(topic.name, timeout=QUERY_S).topics[topic.name].partitions
-        places = consumer.committed([TopicPartition(topic.name, p) for p in there], timeout=QUERY_S)
-        return {place.partition: place.offset for place in places if place.offset >= 0}
+        there = [(t.name, p) for t in topics for p in consumer.list_topics(t.name, timeout=QUERY_S).topics[t.name].partitions]
+        places = consumer.committed([TopicPartition(*place) for place in there], timeout=QUERY_S)
+        return {(place.topic, place.partition): place.offset for place in places if place.offset >= 0}
     except KafkaException as error:
-        raise LogUnavailable(f"{topic.name}: {error}") from error
+        raise LogUnavailable(f"{group}: {error}") from error
     finally:
         consumer.close()
 

@@ -33,7 +33,7 @@ from schemas.label import Label
 from schemas.record import Record
 from schemas.topics import ACCOUNTS, DECISIONS, LABELS, PROFILES, REMEMBERED_EVENTS, Topic
 from streams.answers import WHOLE, sound
-from streams.bus import GROUP, Message, committed_offsets, end_offsets, read_tail, read_topic
+from streams.bus import GROUP, Message, committed_of, end_offsets, read_tail, read_topic
 from streams.clock import clock_ms
 from streams.follow import TAIL
 from streams.lane import Place
@@ -226,7 +226,7 @@ class Load:
 
     def _given(self) -> dict[Place, int]:
         """Up to where the `tally` app has given tallies what they get."""
-        return {(t.name, p): offset for t in (DECISIONS, LABELS) for p, offset in committed_offsets(self._settings, "tally", t).items()}
+        return committed_of(self._settings, "tally", (DECISIONS, LABELS))
 
     def _back_to(self, given: Mapping[Place, int]) -> None:
         """Reads again from there: a tally takes no row that lies before one that it took, so that none may be left out before the first."""

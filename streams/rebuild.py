@@ -46,12 +46,11 @@ from schemas.record import Record
 from schemas.topics import ACCOUNT_CONTROLS, ACCOUNTS, DECISIONS, HOLDS, LABELS, PROFILES, REMEMBERED_EVENTS, Topic
 from streams.answers import WHOLE, Answers, Restored, listed_of, resolved_key, sound
 from streams.books import book_key
-from streams.bus import committed_offsets, end_offsets, read_topic
+from streams.bus import committed_of, end_offsets, read_topic
 from streams.clock import clock_ms
-from streams.follow import Follower
 from streams.hold import APP as HOLD
 from streams.hold import APPLIED, due_entry, due_key, remembered_s
-from streams.lane import Place, as_fields, places_in
+from streams.lane import as_fields, places_in
 from streams.loaded import keep
 from streams.settings import Settings
 from streams.tally import APP as TALLY
@@ -138,17 +137,12 @@ async def forget_if_behind(settings: Settings, wire: Wire) -> None:
     On a cluster this is seen of the nodes that have `applied` and `tallied`. After another was replaced by its replica (which may lack the last
     writes: Redis copies them without waiting) only `holdfast rebuild` makes sure.
     """
-    held, given = await asyncio.to_thread(lambda: (_committed(settings, HOLD), _committed(settings, TALLY)))
+    held, given = await asyncio.to_thread(lambda: [committed_of(settings, app.name, app.reads) for app in (HOLD, TALLY)])
     whole, applied, tallied = sound(await wire.send((b"EXISTS", WHOLE), (b"HGETALL", APPLIED), (b"HGETALL", TALLIED)))
     books, tallies = (places_in(fields) for fields in (applied, tallied))
     behind = any(end > books.get(place, 0) for place, end in held.items()) or any(end > tallies.get(place, end) for place, end in given.items())
     if whole and behind:
         await wire.send((b"DEL", WHOLE))
-
-
-def _committed(settings: Settings, app: Follower) -> dict[Place, int]:
-    """What an app has committed of each place that it reads."""
-    return {(t.name, partition): end for t in app.reads for partition, end in committed_offsets(settings, app.name, t).items()}
 
 
 class Tallied:
@@ -225,7 +219,7 @@ class Rebuild:
         """How far the `hold` and the `tally` app are, as far as anybody knows: they say the rest themselves. What they have yet to read is not
         applied."""
         for key, app in ((APPLIED, HOLD), (TALLIED, TALLY)):
-            if ends := _committed(self._settings, app):
+            if ends := committed_of(self._settings, app.name, app.reads):
                 await self._send((b"HSET", key, *as_fields(ends)))
 
     async def _books(self, books: dict[str, Book]) -> None:

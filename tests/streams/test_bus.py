@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 from aiokafka.partitioner import DefaultPartitioner
-from confluent_kafka import Consumer, KafkaError, Producer
+from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 
 from schemas.avro import encode
 from schemas.errors import InvalidRecord, LogUnavailable
 from schemas.topics import CLEARINGS, DECISIONS, SAR_CANDIDATES
+from streams import bus
 from streams.bus import KafkaBus, ListBus, end_offsets, read_tail, read_topic
+from streams.hold import APP as HOLD
 from streams.settings import Settings, librdkafka
+from streams.stack import running
 from tests.streams.conftest import Bench, a_clearing, messages
 
 
@@ -160,6 +163,20 @@ def test_the_embedded_broker_serves_as_well(tmp_path: Path) -> None:
     assert len(messages(settings, DECISIONS)) == 100
     assert len([m for batch in read_tail(settings, DECISIONS, [0, 1, 2, 3], 5) for m in batch]) == 20
     assert not messages(settings, SAR_CANDIDATES)
+
+
+def test_what_a_group_has_committed_of_several_topics_is_asked_by_one_consumer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, reader = list[object](), bus.reader
+    with running(Settings(data_dir=tmp_path, http_port=0), broker_name="embedded", apps=()) as stack:
+        producer = Producer(librdkafka(stack.settings))
+        for topic in HOLD.reads:
+            producer.list_topics(topic.name, timeout=10)  # on the embedded broker a topic appears when a producer asks for it
+        consumer = Consumer(librdkafka(stack.settings) | {"group.id": HOLD.name})
+        consumer.commit(offsets=[TopicPartition(DECISIONS.name, 1, 5), TopicPartition(CLEARINGS.name, 2, 7)], asynchronous=False)
+        consumer.close()
+        monkeypatch.setattr(bus, "reader", lambda *words: opened.append(words) or reader(*words))
+        assert bus.committed_of(stack.settings, HOLD.name, HOLD.reads) == {("decisions", 1): 5, ("clearings", 2): 7}
+    assert len(opened) == 1
 
 
 def test_the_list_bus_keeps_what_it_is_told_and_fails_while_it_is_down() -> None:
