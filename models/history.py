@@ -78,6 +78,7 @@ class History:
     cards: Ints  # a number for each card, or account where there is none
     amounts_minor: Ints
     verdicts: Verdicts
+    currencies: tuple[str, ...] = ()  # those of the amounts; none where it is not said
 
     def __post_init__(self) -> None:
         assert (np.diff(self.at_ms) >= 0).all(), "rows are in order of time"

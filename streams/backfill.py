@@ -66,6 +66,7 @@ _BESIDE = [
     ("account_id", pa.string()),
     ("card_token", pa.string()),
     ("amount_minor", pa.int64()),
+    ("currency", pa.string()),
     ("at_ms", pa.int64()),
     ("kind", pa.string()),
     ("declined", pa.bool_()),
@@ -104,7 +105,9 @@ class Given:
         paths = [*self.files, self.accounts, self.known, self.events]
         stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) if path else None for path in paths]
         key = hmac.new(self.key.key, self.key.key_id.encode(), hashlib.sha256).hexdigest()
-        return hashlib.sha256(repr((STATE_FORM, stats, self.mapping, key, catalogue.catalogue_id, catalogue.names, lot_rows)).encode()).hexdigest()
+        return hashlib.sha256(
+            repr((STATE_FORM, stats, self.mapping, key, catalogue.catalogue_id, catalogue.names, lot_rows, _BESIDE)).encode()
+        ).hexdigest()
 
 
 class Done(NamedTuple):
@@ -339,6 +342,7 @@ def _beside(table: pa.Table) -> list[pa.Array]:
     own = dict(zip(table.column_names, table.columns, strict=True))
     if "billing_amount_minor" in own:
         own["amount_minor"] = pc.coalesce(own["billing_amount_minor"], own["amount_minor"])
+        own["currency"] = pc.coalesce(*(own[name].cast(pa.string()) for name in ("billing_currency", "currency")))
     return [own[name].cast(kind).combine_chunks() if name in own else pa.nulls(len(table), kind) for name, kind in _BESIDE]
 
 

@@ -348,7 +348,7 @@ class _Making:
         return at_ms
 
     def _amount(self, rule: AmountRule, field: str, currency_field: str, given: Array) -> Array:
-        """Adds an amount, where given; int64[n]: the minor units. Without a currency that is known it is doubtful."""
+        """Adds an amount and its currency, where given; int64[n]: the minor units. Without a currency that is known it is doubtful."""
         if rule.currency is not None:
             currencies = _Found(np.zeros(self._n, np.int64), [rule.currency], np.zeros(1, np.bool_))
         else:
@@ -357,6 +357,8 @@ class _Making:
         bad[given & ~bad] = _outside(minor[given & ~bad], _KINDS[field])
         self.doubtful |= bad
         self.columns[field] = pa.array(minor, mask=~given)
+        where_given = np.where(given, currencies.places, len(currencies.values))
+        self.columns[currency_field] = currencies._replace(places=where_given, values=[*currencies.values, None]).texts()
         return minor
 
     def _place(self) -> None:

@@ -68,6 +68,8 @@ def evaluation(
             f"{folder}: too short for one fold of a day, {gap} days until labels are known (the mapping's `delay`), and a day of test"
         )
     say(f"{len(rolled)} folds of {each.train_days:g}/{each.delay_days:g}/{each.test_days} days (training, gap, test)")
+    if len(history.currencies) > 1:
+        say(f"amounts are in {', '.join(history.currencies)}: figures of money sum their minor units as if they were of one currency")
     return evaluated(history, rolled, recipe, operation, seed=seed, threads=threads, resamples=resamples, say=say)
 
 

@@ -83,7 +83,8 @@ def _backfilled(path: Path) -> Given:
     if missing:
         raise ArtefactError(f"{path} has no column {min(missing)!r}, it is of an earlier release: backfill again")
     names = tuple(name for name in data.schema.names if "." in name)
-    beside = data.to_table(columns=["at_ms", "card_token", "account_id", "amount_minor", "fraud", "fraud_kind", "learned_at_ms"])
+    columns = ["at_ms", "card_token", "account_id", "amount_minor", "fraud", "fraud_kind", "learned_at_ms"]
+    beside = data.to_table(columns=[*columns, *({"currency"} & set(data.schema.names))])  # which earlier releases did not write
     rows = _in_time(beside["at_ms"], pc.is_valid(beside["fraud"]))
     if not len(rows):
         raise SettingsError(f"{path}: of no row is it said whether it was fraud; the mapping's [label] names the column that says it")
@@ -91,7 +92,9 @@ def _backfilled(path: Path) -> Given:
     beside = beside.take(pa.array(rows))
     verdicts = Verdicts.in_order(np.arange(len(rows)), _flags(beside["fraud"]), _objects(beside["fraud_kind"]), _ints(beside["learned_at_ms"]))
     cards = _cards(beside["card_token"], beside["account_id"])
-    history = History(about["catalogue_id"], names, vectors, _ints(beside["at_ms"]), cards, _ints(beside["amount_minor"]), verdicts)
+    currencies = _currencies(beside["currency"]) if "currency" in beside.column_names else ()
+    amounts = _ints(beside["amount_minor"])
+    history = History(about["catalogue_id"], names, vectors, _ints(beside["at_ms"]), cards, amounts, verdicts, currencies)
     return Given(history, int(about["label_delay_ms"]))
 
 
@@ -99,6 +102,7 @@ def _archived(folder: Path, catalogue: Catalogue, attributes: Sequence[str]) -> 
     """The vectors that were served on this catalogue, these attributes beside them, and what was learned of them."""
     data = decisions_in(folder / DECISIONS.name, (), catalogue.names)
     named = ["transaction_id", "at_ms", "catalogue_id", "account_id", "txn_card_token", "txn_amount_minor", "txn_billing_amount_minor"]
+    named += ["txn_currency", "txn_billing_currency"]
     own = pc.field("catalogue_id") == catalogue.catalogue_id
     beside = data.to_table(columns={name: pc.field(name) for name in named} | {WHOLE: pc.if_else(own, pc.field(WHOLE), None)})
     rows = _in_time(beside["at_ms"], pc.equal(beside["catalogue_id"], catalogue.catalogue_id))
@@ -110,10 +114,11 @@ def _archived(folder: Path, catalogue: Catalogue, attributes: Sequence[str]) -> 
         for column, name in enumerate(attributes, width):
             vectors[:, column] = _attribute(said, name)
     amounts = pc.coalesce(beside["txn_billing_amount_minor"], beside["txn_amount_minor"])
+    currencies = _currencies(pc.coalesce(beside["txn_billing_currency"], beside["txn_currency"]))
     cards = _cards(beside["txn_card_token"], beside["account_id"])
     verdicts = archived_verdicts(folder, beside["transaction_id"])
     names = (*catalogue.names, *attributes)
-    return History(catalogue.catalogue_id, names, vectors, _ints(beside["at_ms"]), cards, _ints(amounts), verdicts)
+    return History(catalogue.catalogue_id, names, vectors, _ints(beside["at_ms"]), cards, _ints(amounts), verdicts, currencies)
 
 
 def decisions_in(place: Path, texts: Sequence[str], numbers: Sequence[str]) -> ds.Dataset:
@@ -200,6 +205,11 @@ def _cards(cards: pa.ChunkedArray, accounts: pa.ChunkedArray) -> Ints:
     """A number for each card; for a payment without one, of its account; where one account has all payments, for each payment."""
     numbers = _ints(pc.coalesce(cards, accounts).combine_chunks().dictionary_encode().indices)
     return numbers if numbers.any() else np.arange(len(numbers))
+
+
+def _currencies(column: pa.ChunkedArray) -> tuple[str, ...]:
+    """Each once, in order."""
+    return tuple(sorted(pc.drop_null(pc.unique(column)).to_pylist()))
 
 
 def _ints(column: Any) -> Ints:

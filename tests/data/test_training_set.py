@@ -216,6 +216,19 @@ def test_without_spans_the_longest_training_that_fits_is_taken(foreign: Path) ->
     assert found.folds == again.folds
 
 
+def test_an_evaluation_of_payments_in_several_currencies_says_what_its_money_is(foreign: Path, tmp_path: Path) -> None:
+    table, recipe, said = pq.read_table(foreign / backfill_job.FEATURES_FILE), train.recipe_in(foreign / "recipe.toml"), list[str]()
+    assert given_in(foreign).history.currencies == ("EUR",)
+    place = table.column_names.index("currency")
+    two = table.set_column(place, "currency", pa.array(["USD", *["EUR"] * (len(table) - 1)]))
+    for each, currencies in ((two, ("EUR", "USD")), (table.remove_column(place), ())):
+        pq.write_table(each, tmp_path / backfill_job.FEATURES_FILE)
+        assert given_in(tmp_path).history.currencies == currencies
+    pq.write_table(two, tmp_path / backfill_job.FEATURES_FILE)
+    evaluate.evaluation(tmp_path, recipe, spans=Spans(4, 1, 2), count=1, resamples=2, say=said.append)
+    assert said[1] == "amounts are in EUR, USD: figures of money sum their minor units as if they were of one currency"
+
+
 def test_a_history_of_which_frauds_were_learned_too_late_is_said_to_be_that_and_not_too_short(foreign: Path, tmp_path: Path) -> None:
     table, recipe = pq.read_table(foreign / backfill_job.FEATURES_FILE), train.recipe_in(foreign / "recipe.toml")
     late = pa.array(np.where(table["fraud"], table["at_ms"].to_numpy() + 400 * 86_400_000, table["learned_at_ms"]))
