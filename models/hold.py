@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -201,6 +201,11 @@ def standing(book: Book, currency: str, unknown: UnknownAccount, txn: Transactio
         return refusal
     book = _without_lapsed(book, now_ms)
     return forbidden(book.controls, book.usage, txn, now_ms, _raised_minor(book, txn.transaction_id))
+
+
+def not_credited(book: Book, refused: Collection[AccountStatus]) -> Refusal | None:
+    """Why the account takes no money in, where those of such a status do not; None if it does. One that nobody described does."""
+    return _CLOSED[book.status] if book.known and book.status in refused else None
 
 
 def _raised_minor(book: Book, transaction_id: str) -> int:

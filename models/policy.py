@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.trees import Floats
+from schemas.account import AccountStatus
 from schemas.decision import Action, Outcome
 from schemas.errors import SettingsError
 from schemas.money import EXPONENTS
@@ -169,6 +170,7 @@ class Policy:
     tolerance_by_mcc: tuple[tuple[int, int, int], ...]  # first and last code of a range, and percent
     sar: SarThresholds
     partial: PartialRows
+    credits_refused: frozenset[AccountStatus]  # an account of such a status takes no money in
     plan: RulePlan | None = None
 
     def bound(self, names: Sequence[str]) -> Policy:
@@ -356,6 +358,7 @@ def policy_from_toml(text: str) -> Policy:
         tolerance_by_mcc=_tolerances(hold.table("tolerance_percent_by_mcc", {})),
         sar=_sar(table.table("sar")),
         partial=_partial(table.table("partial_approval", {"kinds": []})),
+        credits_refused=_refusing(table.table("credits", {"refused_by_status": []})),
     )
     for part in (score, risk, hold, table):
         part.done()
@@ -535,6 +538,15 @@ def _partial(table: _Table) -> PartialRows:
     rows = PartialRows(frozenset(TransactionKind(kind) for kind in kinds), tuple(never))
     table.done()
     return rows
+
+
+def _refusing(table: _Table) -> frozenset[AccountStatus]:
+    statuses = table.take("refused_by_status", list)
+    for status in statuses:
+        if status not in list(AccountStatus) or status == AccountStatus.OPEN:
+            raise table.wrong("refused_by_status", f"{status!r} is none of frozen, dormant, closed")
+    table.done()
+    return frozenset(AccountStatus(status) for status in statuses)
 
 
 def _range(table: _Table, codes: str, key: str = "") -> tuple[int, int]:

@@ -14,7 +14,7 @@ from features.engine import Look, Past, look_all
 from features.memory import Aside
 from features.tally import counts_as_declined
 from models.decision import Verdict, judge_all, not_retried, refused, unjudged
-from models.hold import Book, OpenHold, Refusal, Step, place, standing
+from models.hold import Book, OpenHold, Refusal, Step, not_credited, place, standing
 from models.opinion import Judged, Judges, Panel
 from models.policy import approved_in_part, authentication_of, hold_terms, least_minor, scheme_of
 from models.sandbox import Cards, forced
@@ -23,7 +23,7 @@ from schemas import avro, identity
 from schemas.decision import MEMORY_MISSING, Decision, Outcome
 from schemas.errors import HoldfastError, InvalidRecord, LogUnavailable, MemoryUnavailable, Unavailable
 from schemas.topics import DECISIONS
-from schemas.transaction import Transaction
+from schemas.transaction import CREDITS, Transaction
 from streams import journal
 from streams.answers import FORGOT, WHOLE, AnswerWords, Kept, Made
 from streams.asked import HTTP, Ask, Decided, Origin
@@ -267,6 +267,9 @@ async def settle(walks: Sequence[Walk], world: World) -> None:
             walk.hold = result.hold
     for walk in asking:
         refusal = standing(Book.from_bytes(walk.book), walk.txn.own_currency, world.unknown_account, walk.txn, walk.ask.now_ms)
+        walk.verdict = refused(walk.verdict, refusal) if refusal else walk.verdict
+    for walk in [walk for walk in walks if walk.txn.kind in CREDITS and walk.ask.said is None]:
+        refusal = not_credited(Book.from_bytes(walk.book), walk.judges.policy.credits_refused)
         walk.verdict = refused(walk.verdict, refusal) if refusal else walk.verdict
     await remember_declines([walk for walk in walks if walk.error is None and walk.is_unkind], world)
 

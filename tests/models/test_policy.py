@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from features.catalogue import CATALOGUE
 from models.policy import Comparison, Policy, approved_in_part, hold_lifetime_ms, hold_terms, least_minor, policy_from_toml
 from models.registry import default_policy_text
+from schemas.account import AccountStatus
 from schemas.decision import Outcome, Reason
 from schemas.errors import SettingsError
 from schemas.money import EXPONENTS
@@ -73,6 +74,8 @@ def test_other_numbers_are_another_policy() -> None:
         ("ZAR = 0.055", "ZZZ = 1", "policy.sar.usd_per_unit.ZZZ"),
         ('"ecommerce", "moto"]', '"ecommerce", "refund"]', "policy.partial_approval.kinds: 'refund'"),
         ('"4829", # money', '"482", # money', "policy.partial_approval.never_mcc"),
+        ('refused_by_status = ["closed"]', 'refused_by_status = ["open"]', "policy.credits.refused_by_status: 'open'"),
+        ('refused_by_status = ["closed"]', "", "policy.credits.refused_by_status: is missing"),
         ("never_mcc = [", "mcc_never = [", "policy.partial_approval.mcc_never: unknown key"),
         ('outcome = "block", reason', 'outcome = "block", action = "step_down", reason', r"policy.rules\[1\].action"),
         ('otherwise = "review"', 'otherwise = "maybe"', "policy.degraded.otherwise"),
@@ -251,11 +254,16 @@ def test_which_payments_may_be_approved_in_part_and_for_how_little(changes: dict
 
 def test_a_policy_without_rows_for_it_approves_nothing_in_part() -> None:
     start = TEXT.index("[partial_approval]")
-    older = policy_from_toml(TEXT[:start] + TEXT[TEXT.index("[sar]") :])
+    older = policy_from_toml(TEXT[:start] + TEXT[TEXT.index("[credits]") :])
     txn = Transaction(
         transaction_id="T", kind=TransactionKind.ECOMMERCE, at_ms=0, amount_minor=9, currency="EUR", account_id="A", partial_allowed=True
     )
     assert least_minor(older, txn) == 0
+
+
+def test_a_policy_without_rows_for_it_refuses_no_credit() -> None:
+    older = policy_from_toml(TEXT[: TEXT.index("[credits]")] + TEXT[TEXT.index("[sar]") :])
+    assert (older.credits_refused, policy_from_toml(TEXT).credits_refused) == (frozenset(), {AccountStatus.CLOSED})
 
 
 @given(st.integers(1, 10**12), st.integers(1, 10**12), st.data())

@@ -18,8 +18,9 @@ from features.catalogue import CATALOGUE
 from features.online import RedisMemory, warm
 from features.wire import Wire
 from models.hold import EMPTY, Book, HoldState, UnknownAccount, state_known
+from models.ledger import transfer_of_credit
 from models.opinion import Judges, Panel
-from schemas.account import AccountState
+from schemas.account import AccountState, AccountStatus
 from schemas.avro import decode
 from schemas.decision import Action, Decision, Outcome
 from schemas.errors import Conflict, InvalidRecord, LogUnavailable
@@ -135,8 +136,6 @@ def test_what_a_topic_brings_under_the_id_of_an_increment_is_refused() -> None:
     ],
 )
 def test_an_account_that_cannot_pay_is_a_decline_with_its_own_reason(account: dict[str, object], code: str) -> None:
-    from schemas.account import AccountStatus
-
     world = a_world()
     if account:
         if "status" in account:
@@ -171,6 +170,21 @@ def test_money_that_comes_in_holds_nothing(kind: TransactionKind) -> None:
     (decision,) = world.decisions
     assert decision.hold_id is None
     assert decision.outcome is not Outcome.DECLINE
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome"), [("open", Outcome.APPROVE), ("frozen", Outcome.APPROVE), ("dormant", Outcome.APPROVE), ("closed", Outcome.DECLINE)]
+)
+@pytest.mark.parametrize("kind", [TransactionKind.REFUND, TransactionKind.TRANSFER_IN])
+def test_money_that_comes_in_is_refused_where_the_account_is_closed_alone(kind: TransactionKind, status: str, outcome: Outcome) -> None:
+    world = a_world()
+    world.know(status=AccountStatus(status))
+    run(world.decide(a_transaction(kind=kind)))
+    (decision,) = world.decisions
+    assert decision.outcome is outcome
+    assert [reason.code for reason in decision.reasons] == ([] if outcome is Outcome.APPROVE else ["account_closed"])
+    assert not transfer_of_credit(decision) or outcome is Outcome.APPROVE
+    assert not decision.declined_positions
 
 
 def test_the_decision_carries_what_it_was_made_on() -> None:
