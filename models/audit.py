@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from models.ledger import transfer_of_credit, transfers_of_hold
-from models.policy import approved_in_part
-from models.sar import Movement, belongs, candidate_id, movement_of, whole
+from models.policy import Policy, approved_in_part
+from models.sar import MOVEMENTS_MAX, Movement, belongs, candidate_id, completions, movement_of, whole
 from schemas import avro, identity
 from schemas.decision import Decision, Outcome
 from schemas.hold import Clearing, ClearingKind, HoldEvent, HoldState
 from schemas.ledger import LedgerTransfer, TransferPhase
-from schemas.sar import SarCandidate
-from schemas.topics import CLEARINGS, TRANSACTIONS
+from schemas.sar import SarCandidate, Typology
+from schemas.topics import CLEARINGS, SAR_CANDIDATES, TRANSACTIONS
 from schemas.transaction import Transaction
 
 FINAL = frozenset({HoldState.POSTED, HoldState.VOIDED, HoldState.EXPIRED})
@@ -60,6 +60,8 @@ class Audit:
 
     counts: Counter[str] = field(default_factory=Counter)
     outcomes: Counter[str] = field(default_factory=Counter)
+    policy_ids: set[str] = field(default_factory=set)
+    """Whose the decisions are: of policies, and of the stand-in's."""
     _bytes: dict[str, bytes] = field(default_factory=dict)
     _asked: dict[str, dict[tuple[int, int], bytes]] = field(default_factory=dict)
     _clearings: dict[tuple[int, int], Clearing] = field(default_factory=dict)
@@ -99,6 +101,7 @@ class Audit:
         if not self._new("decisions", decision.decision_id, message):
             return
         self.outcomes[decision.outcome] += 1
+        self.policy_ids.add(decision.policy_id)
         self._made[decision.transaction_id] = _Made(
             decision.hold_id,
             decision.held_minor,
@@ -148,11 +151,12 @@ class Audit:
             self._twice.append(Disagreement("two_records_of_one_id", identity, f"{what}: two different records have this id"))
         return False
 
-    def disagreements(self, now_ms: int, grace_ms: int, first_offsets: FirstOffsets) -> list[Disagreement]:
+    def disagreements(self, now_ms: int, grace_ms: int, first_offsets: FirstOffsets, policies: Sequence[Policy] = ()) -> list[Disagreement]:
         """Everything that is wrong, worst first: none if the books agree.
 
         `grace_ms` is how long after its end a hold may stay unresolved. What lay in `transactions` or `clearings` before
-        `first_offsets` has aged away and is not missed.
+        `first_offsets` has aged away and is not missed. `policies` are all that may have been in force where the SAR app looked for patterns: a
+        candidate is missed that every one of them asks for. Where there are none, none is.
         """
         return [
             *self._unread(),
@@ -168,6 +172,7 @@ class Audit:
             *self._unbooked(),
             *self._leaning(),
             *self._wrong_candidates(),
+            *self._missed_candidates(policies, now_ms - SAR_CANDIDATES.retention_ms),
         ]
 
     def _unread(self) -> Iterable[Disagreement]:
@@ -302,6 +307,27 @@ class Audit:
                 yield Disagreement("orphan_candidate", candidate.candidate_id, f"rests on undecided transactions: {', '.join(unknown)}")
             elif wrong := "; ".join(_unlike(candidate, {t: self._made[t] for t in candidate.transaction_ids})):
                 yield Disagreement("candidate_differs", candidate.candidate_id, wrong)
+
+    def _missed_candidates(self, policies: Sequence[Policy], since_ms: int) -> Iterable[Disagreement]:
+        told = {candidate.candidate_id for candidate in self._candidates}
+        accounts: dict[str, list[Movement]] = defaultdict(list)
+        for made in self._made.values() if policies else ():
+            if made.movement is not None:
+                accounts[made.account_id].append(made.movement)
+        for account_id, movements in accounts.items():
+            for typology, transaction_id in sorted(_due(policies, movements)):
+                subject = candidate_id(account_id, typology, transaction_id)
+                if subject in told or self._made[transaction_id].decided_at_ms < since_ms:
+                    continue
+                place = next(n for n, movement in enumerate(movements, 1) if movement.transaction_id == transaction_id)
+                if place <= MOVEMENTS_MAX or (typology, transaction_id) in _due(policies, movements[place - MOVEMENTS_MAX : place]):
+                    text = f"{transaction_id} completes a pattern ({typology}) of {account_id}, and the SAR desk was not told"
+                    yield Disagreement("missing_candidate", subject, text)
+
+
+def _due(policies: Sequence[Policy], movements: Sequence[Movement]) -> set[tuple[Typology, str]]:
+    """The patterns that these complete whichever of the policies was in force, and the transactions that complete them."""
+    return set.intersection(*[set(completions(policy, movements)) for policy in policies])
 
 
 def _unsound(decision: Decision) -> Iterable[str]:

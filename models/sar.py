@@ -19,6 +19,8 @@ from schemas.identity import derived_id
 from schemas.sar import Evidence, SarCandidate, Typology
 from schemas.transaction import TransactionKind
 
+MOVEMENTS_MAX = 1_000
+"""Movements that are remembered of an account: the newest."""
 INFLOWS = frozenset({TransactionKind.TRANSFER_IN, TransactionKind.CASH_IN})
 OUTFLOWS = frozenset({TransactionKind.TRANSFER_OUT, TransactionKind.CASH_OUT, TransactionKind.ATM})
 
@@ -131,6 +133,19 @@ def candidates(
     return tuple(found)
 
 
+def completions(policy: Policy, movements: Sequence[Movement]) -> Iterator[tuple[Typology, str]]:
+    """Each pattern that movements of an account complete, and the transaction that completes it.
+
+    They are each once, in the order of the log: what `candidates` says of one after the other, in one go.
+    """
+    for currency in sorted({m.currency for m in movements} & policy.sar.usd_per_unit.keys()):
+        for typology, pattern in _patterns(policy.sar, currency):
+            counting = [m for m in movements if m.currency == currency and pattern.counts(m)]
+            for movement, found in zip(counting, _each_completed(counting, pattern, policy.sar), strict=True):
+                if found is not None:
+                    yield typology, movement.transaction_id
+
+
 def _patterns(sar: SarThresholds, currency: str) -> tuple[tuple[Typology, Pattern], ...]:
     """The table, for movements in one currency."""
     reported, suspect, share = sar.minor(sar.ctr_usd, currency), sar.minor(sar.sar_usd, currency), Decimal(str(sar.rapid_share_min))
@@ -184,20 +199,30 @@ class _Latest:
 
 
 def _completed(counting: list[Movement], new: Movement, pattern: Pattern, sar: SarThresholds) -> Found | None:
-    """The pattern that `new`, the last of the counting movements, completes; earlier completions use up what they counted.
+    """The pattern that `new`, the last of the counting movements, completes."""
+    if not counting or counting[-1] is not new:
+        return None
+    found = None
+    for each in _each_completed(counting, pattern, sar):
+        found = each
+    return found
+
+
+def _each_completed(counting: list[Movement], pattern: Pattern, sar: SarThresholds) -> Iterator[Found | None]:
+    """The pattern that each of the counting movements completes; earlier completions use up what they counted.
 
     Only where the sums can be enough are the movements looked at one by one: an account may have a thousand that are no pattern.
     """
-    if not counting or counting[-1] is not new:
-        return None
     unused: list[Movement] = []
-    latest, found = _Latest(pattern.window_ms), None
+    latest = _Latest(pattern.window_ms)
     for movement in counting:
         insort(unused, movement, key=_at_ms)
-        found, late = None, unused[-1] is not movement
+        found: Found | None = None
+        late = unused[-1] is not movement
         if not late:
             latest.add(unused)
             if not pattern.may_be(latest.came, latest.rest):
+                yield None
                 continue
         for first, after in _stretches(unused, movement.at_ms, pattern.window_ms):
             found = pattern.find(unused[first:after], sar)
@@ -206,7 +231,7 @@ def _completed(counting: list[Movement], new: Movement, pattern: Pattern, sar: S
                 break
         if late or found is not None:
             latest.look_again(unused)
-    return found
+        yield found
 
 
 def _stretches(movements: list[Movement], at_ms: int, window: int) -> Iterator[tuple[int, int]]:

@@ -8,13 +8,16 @@ import math
 import sys
 import time
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from models.audit import Audit, Disagreement
+from models.policy import Policy
+from models.registry import Registry
 from schemas.avro import decode
 from schemas.dead_letter import DeadLetter
 from schemas.decision import Decision
-from schemas.errors import InvalidRecord, LogUnavailable, SettingsError
+from schemas.errors import ArtefactError, InvalidRecord, LogUnavailable, SettingsError
 from schemas.hold import Clearing, HoldEvent
 from schemas.ledger import LedgerTransfer
 from schemas.sar import SarCandidate
@@ -22,7 +25,7 @@ from schemas.topics import CLEARINGS, DEAD_LETTERS, DECISIONS, HOLDS, LEDGER, SA
 from schemas.transaction import Transaction
 from streams.bus import Message, end_offsets, read_topic
 from streams.clock import clock_ms
-from streams.folder import is_owned
+from streams.folder import is_owned, keys_of
 from streams.parity import check_features
 from streams.settings import Settings
 from streams.verdicts import check_verdicts
@@ -36,13 +39,15 @@ KEPT_WHOLE = (DECISIONS, HOLDS, LEDGER)
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a check found. `aged` are topics whose oldest records the broker no longer has, though it should."""
+    """What a check found. `aged` are topics whose oldest records the broker no longer has, though it should; `not_asked` is why nobody asked
+    whether SAR candidates are missing."""
 
     counts: Counter[str]
     outcomes: Counter[str]
     sums: Counter[str]
     disagreements: list[Disagreement]
     aged: dict[str, int]
+    not_asked: str = ""
 
     @property
     def agrees(self) -> bool:
@@ -56,6 +61,7 @@ class Report:
         lines += [f"{total:>10,}  sum of all ledger accounts, {currency}" for currency, total in sorted(self.sums.items())]
         lines += [f"{name}: the broker dropped its oldest {lost} records, so the books cannot be checked" for name, lost in self.aged.items()]
         lines += [f"{d.code}: {d.subject}: {d.text}" for d in self.disagreements[:most]]
+        lines += [f"not asked whether SAR candidates are missing: {self.not_asked}"] if self.not_asked else []
         hidden = len(self.disagreements) - most
         lines += [f"... and {hidden:,} more"] if hidden > 0 else []
         return [*lines, "the books agree" if self.agrees else f"the books do NOT agree: {len(self.disagreements):,} disagreements"]
@@ -70,6 +76,7 @@ class Report:
             "disagreements": len(self.disagreements),
             "disagreements_by_code": dict(Counter(d.code for d in self.disagreements)),
             "dropped": self.aged,
+            "not_asked": self.not_asked,
         }
 
 
@@ -87,7 +94,21 @@ def check_books(settings: Settings, grace_ms: int = GRACE_MS) -> Report:
             for message in batch:
                 _feed(audit, topic, message)
     now_ms = clock_ms()
-    return Report(audit.counts, audit.outcomes, audit.sums(), audit.disagreements(now_ms, grace_ms, first_offsets), aged)
+    try:
+        policies, not_asked = _policies(settings, audit.policy_ids), ""
+    except (ArtefactError, SettingsError) as error:
+        policies, not_asked = [], str(error)
+    disagreements = audit.disagreements(now_ms, grace_ms, first_offsets, policies)
+    return Report(audit.counts, audit.outcomes, audit.sums(), disagreements, aged, not_asked)
+
+
+def _policies(settings: Settings, named: Collection[str]) -> list[Policy]:
+    """The policy that is in force and those that decided. ArtefactError or SettingsError where one cannot be read any more."""
+    registry = Registry(settings.registry_dir, keys_of(settings))
+    current, house = registry.policy(), registry.policy_of(None)
+    known = {policy.policy_id: policy for policy in (current, house)}
+    wanted = {current.policy_id, *(policy_id for policy_id in named if policy_id.startswith("pol_"))}
+    return [known.get(policy_id) or registry.load_policy(policy_id) for policy_id in sorted(wanted)]
 
 
 def _feed(audit: Audit, topic: Topic, message: Message) -> None:

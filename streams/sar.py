@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from features.wire import Command, Wire
 from models.policy import Policy
 from models.registry import Registry
-from models.sar import Movement, candidates, movement_of, window_ms
+from models.sar import MOVEMENTS_MAX, Movement, candidates, movement_of, window_ms
 from schemas.avro import decode
 from schemas.decision import Decision
 from schemas.errors import HoldfastError, InvalidRecord, MemoryUnavailable
@@ -30,8 +30,6 @@ from streams.follow import Follower, Source, run_follower
 from streams.settings import Settings
 
 WHOLE, BUILDING = b"whole:moves", b"building:moves"
-MOVES_MAX = 1_000
-"""Movements that are kept of an account: the newest."""
 ACCOUNTS_AT_A_TIME = 200
 POLICY_S = 2.0
 NO_RATE = "no_usd_rate"
@@ -78,7 +76,7 @@ async def on_decision(world: SarWorld, decision: Decision, source: Source) -> Se
     whole, _, _, _, moves = await world.wire.send(
         (b"EXISTS", WHOLE),
         (b"RPUSH", key, new.to_bytes()),
-        (b"LTRIM", key, -MOVES_MAX, -1),
+        (b"LTRIM", key, -MOVEMENTS_MAX, -1),
         (b"PEXPIRE", key, _kept_ms(world)),
         (b"LRANGE", key, 0, -1),
     )
@@ -128,7 +126,7 @@ def _put_back(world: SarWorld, key: bytes, kept: Iterable[Movement]) -> Command:
 
 def _movements(settings: Settings) -> dict[str, deque[Movement]]:
     """Each account's newest movements, as the log tells them."""
-    moves: dict[str, deque[Movement]] = defaultdict(lambda: deque(maxlen=MOVES_MAX))
+    moves: dict[str, deque[Movement]] = defaultdict(lambda: deque(maxlen=MOVEMENTS_MAX))
     for batch in read_topic(settings, DECISIONS):
         for message in batch:
             try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Callable
+from decimal import Decimal
 
 import msgspec
 import pytest
@@ -11,7 +13,8 @@ import pytest
 from models.audit import Audit
 from models.hold import OpenHold, confirmed_event, resolved_event
 from models.ledger import transfer_of_credit, transfers_of_hold
-from models.sar import candidates, movement_of
+from models.policy import Policy
+from models.sar import MOVEMENTS_MAX, candidates, movement_of
 from schemas.avro import encode
 from schemas.decision import Decision, Outcome, Reason, ReasonSource
 from schemas.hold import Clearing, ClearingKind, HoldEvent, HoldState
@@ -323,6 +326,32 @@ def a_pattern(books: Books) -> SarCandidate:
     books.decisions += own
     (candidate,) = candidates(a_policy(), [m for d in own if (m := movement_of(d))], own[-1], "decisions", 0, 9)
     return candidate
+
+
+def test_a_candidate_that_nobody_told_is_missed_where_every_policy_asks_for_it() -> None:
+    books, policy = Books(), a_policy()
+    candidate = a_pattern(books)
+    lenient = dataclasses.replace(policy, sar=policy.sar._replace(sar_usd=Decimal(10_000)))
+
+    def found(policies: list[Policy], now_ms: int = NOON) -> list[tuple[str, str]]:
+        return [(d.code, d.subject) for d in audit.disagreements(now_ms, 0, {}, policies)]
+
+    audit = books.audit()
+    assert found([policy]) == [("missing_candidate", candidate.candidate_id)]
+    assert found([policy, lenient]) == found([]) == []
+    assert found([policy], NOON + 2_000 * 86_400_000)[-1:] != [("missing_candidate", candidate.candidate_id)], "the topic keeps none of so long ago"
+    audit.candidate(candidate, encode(candidate))
+    assert found([policy]) == []
+
+
+def test_of_an_account_that_moves_much_a_pattern_is_missed_where_the_app_still_saw_all_of_it() -> None:
+    books = Books()
+    first, *rest = [a_decision(f"b{n}", TransactionKind.ECOMMERCE, 400_000, NOON + n, Outcome.BLOCK, "EUR") for n in range(2)]
+    others = [a_decision(f"o{n}", TransactionKind.ECOMMERCE, 1, NOON, Outcome.APPROVE, "EUR") for n in range(MOVEMENTS_MAX - 1)]
+    for between, codes in ((others[1:], {"missing_candidate"}), (others, set())):
+        books.decisions = [first, *between, *rest]
+        codes_found = {d.code for d in books.audit().disagreements(NOON, 0, {}, [a_policy()])}
+        assert codes_found & {"missing_candidate"} == codes
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from models import sar
 from models.policy import Policy, SarThresholds, policy_from_toml
 from models.registry import default_policy_text
-from models.sar import Movement, candidates, movement_of, window_ms
+from models.sar import Movement, candidates, completions, movement_of, window_ms
 from schemas.decision import Decision, Outcome
 from schemas.sar import SarCandidate, Typology
 from schemas.transaction import TransactionKind as Kind
@@ -32,6 +32,9 @@ def told(*decisions: Decision) -> list[list[SarCandidate]]:
             memory.append(new.to_bytes())
             again = candidates(POLICY, [*past, new, new], decision, "decisions", 0, len(memory) - 1)
             assert list(again) == out[-1], "a redelivered decision finds what it found before"
+    found = [(c.typology, d.transaction_id) for d, each in zip(decisions, out, strict=True) for c in each]
+    movements = [Movement.from_bytes(b) for b in memory]
+    assert sorted(completions(POLICY, movements)) == sorted(found), "all at once is what one after the other is"
     return out
 
 

@@ -7,18 +7,25 @@ import json
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
+from models.policy import policy_from_toml
+from models.registry import default_policy_text
 from schemas.avro import encode
 from schemas.dead_letter import DeadLetter
+from schemas.decision import Outcome
 from schemas.errors import SettingsError
 from schemas.topics import CLEARINGS, DEAD_LETTERS, DECISIONS, TRANSACTIONS, Topic
+from schemas.transaction import TransactionKind
 from streams import bus
 from streams.bus import KafkaBus
 from streams.check import check, check_books
 from streams.settings import Settings
 from streams.stack import running
+from tests.models.decisions import a_decision as moving
 from tests.streams.conftest import a_clearing, messages
 from tests.streams.test_archive import a_decision
+from tests.world import NOON
 
 
 def tell(settings: Settings, topic: Topic, value: bytes) -> None:
@@ -51,6 +58,24 @@ def test_a_lost_clearing_and_an_unreadable_transaction_are_missed_until_they_are
         refuse_all(stack.settings, CLEARINGS)
         refuse_all(stack.settings, TRANSACTIONS)
         assert check_books(stack.settings).agrees
+
+
+def test_a_candidate_that_nobody_told_is_missed_by_the_policy_of_its_decision(tmp_path: Path) -> None:
+    def tell_blocked(settings: Settings, name: str, amount_minor: int, policy_id: str) -> None:
+        decision = moving(name, TransactionKind.ECOMMERCE, amount_minor, NOON, Outcome.BLOCK)
+        tell(settings, DECISIONS, encode(structs.replace(decision, policy_id=policy_id)))
+
+    own = policy_from_toml(default_policy_text()).policy_id
+    with running(Settings(data_dir=tmp_path, http_port=0), broker_name="embedded", apps=()) as stack:
+        tell_blocked(stack.settings, "b1", 300_000, own)
+        assert check_books(stack.settings).agrees
+        tell_blocked(stack.settings, "b2", 300_000, own)
+        assert [d.code for d in check_books(stack.settings).disagreements] == ["missing_candidate"]
+        tell_blocked(stack.settings, "b3", 1, "pol_gone")
+        report = check_books(stack.settings)
+        assert report.agrees
+        assert "pol_gone" in str(report.figures()["not_asked"])
+        assert "not asked whether SAR candidates are missing: " in "\n".join(report.lines())
 
 
 def test_a_check_without_a_system_says_that_none_runs(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
