@@ -20,7 +20,7 @@ from schemas.decision import Decision, Outcome
 from schemas.errors import Conflict, InvalidRecord, LogUnavailable, SettingsError
 from schemas.topics import DECISIONS
 from schemas.transaction import Transaction
-from streams import metrics
+from streams import journal, metrics
 from streams.asked import Course, Decided
 from streams.bus import read_tail
 from streams.settings import Settings
@@ -70,11 +70,15 @@ class StandIn:
 
     @classmethod
     def opened(cls, settings: Settings, now_ms: int) -> StandIn | None:
-        """The stand-in of the settings with what its disk has; None if it is switched off."""
+        """The stand-in of the settings with what its disk has; None if it is switched off: then what was not told before is said."""
+        folder, day = settings.data_dir / "stand_in", now_ms // DAY_MS
         if settings.stand_in_policy == OFF:
+            if untold := _untold(folder, day):
+                said = "the stand-in is off, and what it answered before is on its disk alone: switch it on until the log has it"
+                journal.logger().critical(said, untold=untold, folder=str(folder))
             return None
         policy = stand_in_from_toml(_text(settings.stand_in_policy))
-        spool, entries = Spool.opened(settings.data_dir / "stand_in", lambda found: _needed(found, now_ms // DAY_MS))
+        spool, entries = Spool.opened(folder, lambda found: _needed(found, day))
         return cls(policy, spool, entries)
 
     async def close(self) -> None:
@@ -294,6 +298,17 @@ def _text(name: str) -> str:
         return Path(name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"stand-in policy {name}: {error}") from error
+
+
+def _untold(folder: Path, day: int) -> int:
+    """How many answers lie in spools that no process has, and are to be told."""
+    count = 0
+    for path in folder.glob("*.spool"):
+        orphan = Orphan.at(path)
+        if orphan is not None:
+            count += sum(kind == KEPT for kind, _ in _needed(orphan.entries, day))
+            orphan.let_go(orphan.entries)
+    return count
 
 
 def _needed(found: list[Entry], day: int) -> list[Entry]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from msgspec import structs
+from structlog.testing import capture_logs
 
 from models.registry import default_stand_in_text
 from models.stand_in import stand_in_from_toml
@@ -27,6 +28,7 @@ from streams import stand_in as standing
 from streams.answers import Kept, Made
 from streams.authorize.keys import Scope
 from streams.forward import forward
+from streams.settings import Settings
 from streams.spool import Spool, entries_in
 from streams.stand_in import StandIn
 from tests.iso8583.fuzz import warm_up
@@ -278,6 +280,25 @@ def test_what_a_process_that_never_comes_back_left_is_told_by_another(tmp_path: 
         assert sorted(d.transaction_id for d in host.world.decisions) == sorted(["known", "more", *[f"t{number}" for number in range(7)]])
 
     at_the_door(tmp_path, play)
+
+
+def test_a_stand_in_that_is_switched_off_says_what_it_leaves_untold(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, stand_in_policy="off")
+
+    def said() -> list[tuple[str, int]]:
+        with capture_logs() as lines:
+            assert StandIn.opened(settings, NOON) is None
+        return [(line["log_level"], line["untold"]) for line in lines]
+
+    assert said() == []
+
+    async def play(host: Host) -> None:
+        host.world.bus.down = True
+        for name in ("t1", "t2"):
+            assert (await host.authorize(transaction_id=name, amount_minor=100))[1]["outcome"] == "approve"
+
+    at_the_door(tmp_path / "stand_in", play)
+    assert said() == [("critical", 2)]
 
 
 def test_what_is_answered_again_after_the_log_had_it_outlives_a_crash_too(tmp_path: Path) -> None:
