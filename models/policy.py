@@ -274,13 +274,8 @@ def _severest_all(columns, comparisons, values, rules, severity, vectors, most):
             most[row] = max(most[row], severity[hits[i]])
 
 
-def hold_lifetime_ms(policy: Policy, txn: Transaction) -> int:
-    """How long this transaction's hold lives, milliseconds: by merchant category, else by scheme, else by kind, else the policy's default."""
-    return hold_terms(policy, txn).lifetime_ms
-
-
 def hold_terms(policy: Policy, txn: Transaction) -> HoldTerms:
-    """On what terms this transaction's money is held."""
+    """On what terms this transaction's money is held: its lifetime by merchant category, else by scheme, else by kind, else the policy's default."""
     return _terms(policy, txn.kind, txn.mcc, txn.card_bin)
 
 

@@ -12,7 +12,7 @@ import msgspec
 
 from models.decision import Verdict
 from models.hold import OpenHold
-from models.policy import DAY_MS, Policy, hold_lifetime_ms
+from models.policy import DAY_MS, Policy, hold_terms
 from schemas import identity
 from schemas.decision import Decision, Outcome, Reason, ReasonSource
 from schemas.errors import InvalidRecord, SettingsError
@@ -224,12 +224,12 @@ def limited(verdict: Verdict, why: Refusal | None, gone: str) -> Verdict:
     return msgspec.structs.replace(verdict, outcome=Outcome.DECLINE, reasons=reasons, degradations=degradations, holds=False)
 
 
-def alone(policy: StandInPolicy, expiry: Policy, txn: Transaction, at_ms: int, why: Refusal | None, gone: str, door: str) -> Decision:
+def alone(policy: StandInPolicy, judging: Policy, txn: Transaction, at_ms: int, why: Refusal | None, gone: str, door: str) -> Decision:
     """The stand-in's decision where nothing of the past is known: it has no vector and no score; `said_before` goes with those.
 
-    `door` is where it was asked.
+    Money is held on the terms of `judging`, which would have decided; `door` is where it was asked.
     """
-    holds = why is None and txn.own_amount_minor > 0
+    holds, terms = why is None and txn.own_amount_minor > 0, hold_terms(judging, txn)
     return Decision(
         decision_id=identity.decision_id(txn.transaction_id),
         transaction_id=txn.transaction_id,
@@ -244,12 +244,13 @@ def alone(policy: StandInPolicy, expiry: Policy, txn: Transaction, at_ms: int, w
         hold_id=identity.hold_id(txn.transaction_id) if holds else None,
         held_minor=txn.own_amount_minor if holds else 0,
         hold_currency=txn.own_currency if holds else None,
-        hold_expires_at_ms=at_ms + hold_lifetime_ms(expiry, txn) if holds else None,
+        hold_expires_at_ms=at_ms + terms.lifetime_ms if holds else None,
         model_id="",
         policy_id=policy.policy_id,
         catalogue_id="",
         vector=b"",
         positions=(),
+        hold_tolerance_minor=txn.own_amount_minor * terms.tolerance_percent // 100 if holds else 0,
         declined_positions=(),
         degradations=(f"{STAND_IN}:{gone}",),
         source_topic=door,
@@ -269,9 +270,8 @@ def hold_of(decision: Decision) -> OpenHold | None:
     """The hold that a decision speaks of."""
     if decision.hold_id is None or decision.hold_currency is None or decision.hold_expires_at_ms is None:
         return None
-    return OpenHold(
-        decision.hold_id, decision.transaction_id, decision.held_minor, decision.hold_currency, HoldState.PROVISIONAL, 0, decision.hold_expires_at_ms
-    )
+    own = (decision.hold_id, decision.transaction_id, decision.held_minor, decision.hold_currency)
+    return OpenHold(*own, HoldState.PROVISIONAL, 0, decision.hold_expires_at_ms, tolerance_minor=decision.hold_tolerance_minor)
 
 
 def is_stand_in(degradations: tuple[str, ...]) -> bool:

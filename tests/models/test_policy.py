@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.catalogue import CATALOGUE
-from models.policy import Comparison, Policy, approved_in_part, hold_lifetime_ms, hold_terms, least_minor, policy_from_toml
+from models.policy import Comparison, Policy, approved_in_part, hold_terms, least_minor, policy_from_toml
 from models.registry import default_policy_text
 from schemas.account import AccountStatus
 from schemas.decision import Outcome, Reason
@@ -174,7 +174,7 @@ def txn(kind: TransactionKind, mcc: str | None = None, card_bin: str | None = No
     ],
 )
 def test_a_hold_lives_by_merchant_category_then_kind_then_seven_days(policy: Policy, kind: TransactionKind, mcc: str | None, days: int) -> None:
-    assert hold_lifetime_ms(policy, txn(kind, mcc)) == days * DAY_MS
+    assert hold_terms(policy, txn(kind, mcc)).lifetime_ms == days * DAY_MS
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_a_hold_lives_by_merchant_category_then_kind_then_seven_days(policy: Pol
     [("411111", None, 10), ("511111", None, 7), ("222100", None, 7), ("222099", None, 10), ("559999", "7011", 30), ("560000", None, 10)],
 )
 def test_a_hold_lives_by_the_cards_scheme_before_its_kind(policy: Policy, card_bin: str, mcc: str | None, days: int) -> None:
-    assert hold_lifetime_ms(policy, txn(TransactionKind.ECOMMERCE, mcc, card_bin)) == days * DAY_MS
+    assert hold_terms(policy, txn(TransactionKind.ECOMMERCE, mcc, card_bin)).lifetime_ms == days * DAY_MS
 
 
 @pytest.mark.parametrize(("mcc", "percent"), [("5812", 20), ("5542", 15), ("5411", 0), (None, 0)])

@@ -435,6 +435,25 @@ def test_a_memory_that_is_gone_is_made_up_for_afterwards(tmp_path: Path) -> None
     at_the_door(tmp_path, play)
 
 
+def test_a_tip_may_be_captured_on_what_the_stand_in_approved_at_a_restaurant(tmp_path: Path) -> None:
+    async def play(host: Host) -> None:
+        world, restaurant = host.world.world, {"mcc": "5812", "amount_minor": 4_000}
+        assert (await host.authorize(transaction_id="before", **restaurant))[1]["stand_in"] is False
+
+        async def gone(*_: object) -> None:
+            raise MemoryUnavailable("gone")
+
+        with pytest.MonkeyPatch.context() as away:
+            away.setattr(world.memory, "recall_all", gone)
+            _, dinner, bytes_ = await host.authorize(transaction_id="dinner", **restaurant)
+        assert (dinner["outcome"], dinner["stand_in"]) == ("approve", True)
+        await told_all(host)
+        assert [d.hold_tolerance_minor for d in host.world.decisions[1:]] == [800, 800]
+        assert (await host.authorize(transaction_id="dinner", **restaurant))[2] == bytes_
+
+    at_the_door(tmp_path, play)
+
+
 def test_what_the_stand_in_said_is_counted_as_nobodys_whose_rates_the_breaker_watches(tmp_path: Path) -> None:
     async def play(host: Host) -> None:
         memory, before = host.world.world.memory, host.world.world.given.copy()
