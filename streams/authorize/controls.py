@@ -20,7 +20,7 @@ from schemas.transaction import is_card_number
 from streams.answers import FORGOT, sound
 from streams.authorize.problem import Problem
 from streams.authorize.protocol import Reply, Request
-from streams.authorize.requests import body_of
+from streams.authorize.requests import read
 from streams.world import World
 
 SHAPE = re.compile(r"/v1/(cards|accounts)/(.+)/controls\Z")
@@ -59,7 +59,7 @@ async def controls(request: Request, world: World, now_ms: int) -> Reply | Probl
     if not await world.answers.whole():
         raise MemoryUnavailable(FORGOT)
     if request.method == "PUT":
-        sent = avro.checked(lambda: _REQUESTS.decode(body_of(request)))
+        sent = avro.checked(lambda: read(request, _REQUESTS))
         return 200, msgspec.json.encode(await _put(sent, _subject(request, sent.account_id), world, now_ms))
     if request.method != "GET":
         return Problem("method_not_allowed", "use PUT or GET")

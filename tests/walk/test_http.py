@@ -873,6 +873,36 @@ def test_what_was_decided_and_never_told_is_reversed_once_its_asker_has_given_it
     at_the_door(play)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "param"),
+    [
+        (b'"currency"', b'"amount_minor":1,"currency"', "amount_minor"),
+        (b'"currency"', b' "amount_minor" :\n1,"currency"', "amount_minor"),
+        (b'"currency"', b'"amount\\u005fminor":1,"currency"', "amount_minor"),
+        (b'"currency"', b'"ip":"2001:db8::1","ip":"2001:db8::1","currency"', "ip"),
+        (b'"currency"', b'"session":{"keystroke_dwell_ms":5},"session":{},"currency"', "session"),
+        (b'"currency"', b'"attributes":[{"name":"a","value":"b:c"}],"amount_minor":1,"currency"', "amount_minor"),
+        (b'"currency"', b'"attributes":[{"name":"a","value":"b:c"},{"name":"d","value":"e"}],"ip":"2001:db8::1","currency"', None),
+        (b'"m1"', b'"m:1"', None),
+    ],
+)
+def test_a_field_that_is_given_twice_is_refused_by_name(old: bytes, new: bytes, param: str | None) -> None:
+    async def play(host: Host) -> None:
+        body = json.dumps(a_request()).encode().replace(old, new, 1)
+        status, answer, _ = await host.ask("POST", "/v1/authorizations", body)
+        if param is None:
+            assert status == 200
+            return
+        assert (status, answer["error"]["code"], answer["error"]["param"]) == (422, "invalid_field", param)
+        assert answer["error"]["message"].endswith("is given twice")
+        await host.authorize()
+        twice = b'{"clearing_id":"c1","amount_minor":1,"currency":"EUR","amount_minor":900}'
+        status, answer, _ = await host.ask("POST", "/v1/authorizations/t1/capture", twice)
+        assert (status, answer["error"]["param"]) == (422, "amount_minor")
+
+    at_the_door(play)
+
+
 def test_a_refund_and_a_verification_for_nothing_are_decided_and_hold_nothing() -> None:
     async def play(host: Host) -> None:
         for number, changes in enumerate(({"kind": "refund"}, {"amount_minor": 0})):
