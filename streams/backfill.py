@@ -388,7 +388,7 @@ class _Place:
             if about["fingerprint"] != self._fingerprint:
                 say("what was begun here was of other files, another mapping or another catalogue: beginning anew")
                 return Done()
-            whole = hashlib.sha256(body).hexdigest() == about["sha256"]
+            whole = _digest(about["done"], body) == about["sha256"]
         except (ValueError, KeyError, TypeError):
             whole = False
         if not whole:
@@ -405,7 +405,7 @@ class _Place:
         """Keeps the state, whole or not at all."""
         body = io.BytesIO()
         np.savez(body, **under_way.state())  # type: ignore[arg-type]  # its arguments are the arrays
-        about = {"fingerprint": self._fingerprint, "done": done._asdict(), "sha256": hashlib.sha256(body.getbuffer()).hexdigest()}
+        about = {"fingerprint": self._fingerprint, "done": done._asdict(), "sha256": _digest(done._asdict(), body.getbuffer())}
         with (self.folder / f".{STATE}").open("wb") as file:
             file.write(json.dumps(about).encode() + b"\n")
             file.write(body.getbuffer())
@@ -423,6 +423,13 @@ class _Place:
             self.whole.rename(self._before)
         self.folder.rename(self.whole)
         _removed(self._before)
+
+
+def _digest(done: dict[str, int], body: bytes | memoryview) -> str:
+    """What tells a whole state from a damaged one, the count of what is done too."""
+    digest = hashlib.sha256(json.dumps(done).encode())
+    digest.update(body)
+    return digest.hexdigest()
 
 
 def _removed(path: Path) -> None:

@@ -199,6 +199,28 @@ def test_what_does_not_fit_begins_anew(history: Path, whole: Path, tmp_path: Pat
     assert parts(tmp_path) == parts(whole)
 
 
+@pytest.mark.parametrize("changes", [{"read": 4500}, {"lots": None}, {"lotz": 1}])
+def test_a_state_whose_count_of_rows_is_damaged_begins_anew(
+    history: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], changes: dict[str, int | None]
+) -> None:
+    def killed(*_: object) -> None:
+        raise SystemExit
+
+    asks = asked(history, tmp_path, "--features", COUNT, "--threads", "1")
+    with monkeypatch.context() as patch:
+        patch.setattr("streams.backfill._Place.finish", killed)
+        patch.setattr("streams.backfill.STATE_SHARE", 0)
+        with pytest.raises(SystemExit):
+            backfill(asks, SETTINGS)
+    state = tmp_path / f".{FEATURES_FILE}" / STATE
+    head, _, body = state.read_bytes().partition(b"\n")
+    about = json.loads(head)
+    state.write_bytes(json.dumps(about | {"done": about["done"] | changes}).encode() + b"\n" + body)
+    assert backfill(asks, SETTINGS) == 0
+    assert "the state that was kept here is broken: beginning anew" in capsys.readouterr().err
+    assert pq.read_table(tmp_path / FEATURES_FILE).num_rows == about["done"]["rows"]
+
+
 def test_a_bad_account_is_said_and_the_others_are_known(history: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     accounts = pq.read_table(history / "accounts.parquet")
     bad = accounts.slice(0, 1).set_column(accounts.column_names.index("ccy"), "ccy", [["EUX"]])
