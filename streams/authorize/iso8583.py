@@ -78,6 +78,9 @@ class Answer(NamedTuple):
     fields: Fields
 
 
+OVERLOADED = Answer("overloaded", {})
+
+
 class Header(NamedTuple):
     """How a frame's length stands before it: so many bytes, as a number or as digits."""
 
@@ -156,10 +159,14 @@ class Desk:
         answered = f"{mti[:2]}{int(mti[2]) | 1}{int(mti[3]) & ~1}"
         return self.codec.encode(Message(request.prefix, answered, fields))
 
+    def turned_away(self, work: str) -> Answer | None:
+        """The answer to what cannot be answered in time, said before anything of it is read; None: it can. Only new authorizations are refused."""
+        if work != "authorize" or self._under_way.admits():
+            return None
+        metrics.SHED.inc()
+        return OVERLOADED
+
     async def _authorize(self, message: Message, now_ms: int) -> Answer:
-        if self._under_way.is_full():
-            metrics.SHED.inc()
-            return Answer("overloaded", {})
         started = time.perf_counter()
         elements, fields = self._elements, message.fields
         original = elements.original(fields)
@@ -283,6 +290,8 @@ class Line(asyncio.Protocol):
         """Whether nothing is read from it: what it sends meanwhile is not late."""
         self.ends = False
         """Whether this process does: nothing is begun any more that nobody would answer."""
+        self._unsent: list[bytes] = []
+        self._is_reading = False
         self.tasks: set[asyncio.Task[None]] = set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -328,9 +337,16 @@ class Line(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Takes every whole frame; what is left is the begin of one."""
         self._heard_s = self._loop.time()
-        buffer, header = self._buffer, self._header
-        buffer += data
-        at = 0
+        self._buffer += data
+        self._is_reading = True
+        try:
+            self._take_frames()
+        finally:
+            self._is_reading = False
+            self._flush()
+
+    def _take_frames(self) -> None:
+        buffer, header, at = self._buffer, self._header, 0
         while self._transport is not None and len(buffer) - at >= header.size:
             length = header.length(buffer[at : at + header.size])
             if length is None or length > FRAME_BYTES_MAX:
@@ -367,12 +383,14 @@ class Line(asyncio.Protocol):
         """Ends the connection at once."""
         metrics.CUT.labels(why).inc()
         journal.logger().warning("connection cut", door="iso8583", why=why)
+        self._flush()
         if self._transport is not None:
             self._transport.abort()
             self._transport = None
 
     def close(self) -> None:
         """Ends the connection once its answers are sent."""
+        self._flush()
         if self._transport is not None:
             self._transport.close()
 
@@ -398,6 +416,8 @@ class Line(asyncio.Protocol):
             self._send(desk.reply(message, desk.refused("signed_off", "signed_off")))
         elif work != "response" and self.ends:
             self._send(desk.reply(message, desk.refused("overloaded", "draining")))
+        elif (refused := desk.turned_away(work)) is not None:
+            self._send(desk.reply(message, refused))
         elif work != "response":
             task = self._loop.create_task(self._answered(work, message))
             self.tasks.add(task)
@@ -426,8 +446,19 @@ class Line(asyncio.Protocol):
             self._balance()
 
     def _send(self, message: bytes) -> None:
-        if self._transport is not None:
-            self._transport.write(self._header.framed(message))
+        """Sends an answer: with those that are made in the same tick where there may be some, as each write costs as much as the answer."""
+        self._unsent.append(self._header.framed(message))
+        if self._is_reading:
+            return
+        if len(self.tasks) <= 1:
+            self._flush()
+        elif len(self._unsent) == 1:
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        unsent, self._unsent = self._unsent, []
+        if self._transport is not None and unsent:
+            self._transport.write(b"".join(unsent))
 
     def _balance(self) -> None:
         """Reads from the host only while it reads from us and does not have too much in flight."""
