@@ -14,7 +14,7 @@ from models.clearing import WHOLE, Asked
 from schemas.errors import InvalidRecord
 from schemas.hold import ClearingKind
 from schemas.identity import derived_id, keyed_token
-from schemas.transaction import Attribute, EntryMode, Transaction, TransactionKind, is_card_number
+from schemas.transaction import CREDITS, Attribute, EntryMode, Transaction, TransactionKind, is_card_number
 from streams.authorize.codec import Fields
 from streams.authorize.dialect import Dialect, Part
 from streams.authorize.iso_codes import COUNTRIES, CURRENCIES
@@ -122,7 +122,7 @@ class Elements:
         original = self.original(fields) or own
         pan = self._card_number(fields)
         known = pan is not None or _text(row.account, fields) is not None
-        amount, currency = self._taken(fields) if kind is ClearingKind.CAPTURE else self._given_back(fields)
+        amount, currency = self._captured(fields) if kind is ClearingKind.CAPTURE else self._given_back(fields)
         return Asked(
             kind=kind,
             clearing_id=derived_id("clr", *own, kind),
@@ -139,8 +139,15 @@ class Elements:
         pan = self._card_number(fields) if _text(self._map.account, fields) is None else None
         return pan and self._secrets.token("crd", pan)
 
+    def _captured(self, fields: Fields) -> tuple[int, str]:
+        """What a capture takes. InvalidRecord for a credit, such as the advice of a refund: it would take what it is to bring."""
+        code = self._map.processing_code.of(fields) or ""
+        if code.startswith(CREDIT) or self._dialect.kinds.get(code) in CREDITS:
+            raise InvalidRecord(f"element {self._map.processing_code.number}", f"{code} brings money in and captures none", code="unknown_message")
+        return self._taken(fields)
+
     def _taken(self, fields: Fields) -> tuple[int, str]:
-        """What a capture takes, in the account's currency."""
+        """What it is about, in the account's currency."""
         row = self._map
         billed = _text(row.billing_amount, fields)
         amount, currency = (row.amount, row.currency) if billed is None else (row.billing_amount, row.billing_currency)

@@ -338,6 +338,17 @@ def test_captures_and_reversals_are_refused_by_name() -> None:
     at_the_gateway(play)
 
 
+@pytest.mark.parametrize("code", ["200000", "210000", "280000"])
+def test_an_advice_that_brings_money_in_takes_none(code: str) -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        assert await host.code("0100", fields_of()) == "00"
+        assert await host.code("0220", about(f3=code, f4="000000000400")) == "12"
+        assert await host.code("0220", about(f4="000000001000")) == "00", "the hold is whole"
+        assert len(scene.world.bus.records(CLEARINGS)) == 1
+
+    at_the_gateway(play)
+
+
 def test_a_part_is_reversed_and_the_rest_captured_in_several_messages() -> None:
     async def play(scene: Scene, host: Host) -> None:
         assert await host.code("0100", fields_of()) == "00"
