@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 
@@ -24,7 +24,8 @@ WHOLE = -1
 class Asked(msgspec.Struct, frozen=True, array_like=True):
     """A capture (of `amount_minor`, or WHOLE) or a reversal (of `amount_minor`, or WHOLE), as a door understood it.
 
-    An empty currency is the hold's. A capture that is not `final` leaves the rest of the hold for others to come.
+    An empty currency is the hold's. A capture that is not `final` leaves the rest of the hold for others to come. `was_minor` is of a reversal
+    in part whose sender says of which amount something is to stay, in whatever currency; else 0.
     """
 
     kind: ClearingKind
@@ -35,10 +36,19 @@ class Asked(msgspec.Struct, frozen=True, array_like=True):
     currency: str
     at_ms: int
     final: bool = True
+    was_minor: int = 0
 
     def repeats(self, first: Asked) -> bool:
         """Whether it asks for the same thing, at whatever time: a repeat may carry the time of its own sending."""
-        return msgspec.structs.replace(self, at_ms=first.at_ms) == first
+        was_minor = self.was_minor if first.was_minor else 0  # an earlier release did not keep it
+        return msgspec.structs.replace(self, at_ms=first.at_ms, was_minor=was_minor) == first
+
+
+def beyond(asked: Asked, before: Iterable[Asked]) -> Asked | Refusal:
+    """What is asked without what those before it gave back: who says again what of the same amount is to stay includes that. None raises a hold."""
+    given = [one.amount_minor for one in before if one.was_minor and one.was_minor == asked.was_minor and one.transaction_id == asked.transaction_id]
+    more_minor = asked.amount_minor - max(given, default=0)
+    return msgspec.structs.replace(asked, amount_minor=more_minor) if not given or more_minor >= 0 else Refusal.EXCEEDS_HOLD
 
 
 def clearings(book: Book, asked: Asked, now_ms: int) -> tuple[Clearing, ...] | Refusal:

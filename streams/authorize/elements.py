@@ -122,7 +122,7 @@ class Elements:
         original = self.original(fields) or own
         pan = self._card_number(fields)
         known = pan is not None or _text(row.account, fields) is not None
-        amount, currency = self._captured(fields) if kind is ClearingKind.CAPTURE else self._given_back(fields)
+        amount, currency, was = (*self._captured(fields), 0) if kind is ClearingKind.CAPTURE else self._given_back(fields)
         return Asked(
             kind=kind,
             clearing_id=derived_id("clr", *own, kind),
@@ -132,6 +132,7 @@ class Elements:
             currency=currency,
             at_ms=self.at_ms(fields, now_ms),
             final=kind is ClearingKind.REVERSAL or not self._more_to_come(fields),
+            was_minor=was,
         )
 
     def card_alone(self, fields: Fields) -> str | None:
@@ -153,20 +154,20 @@ class Elements:
         amount, currency = (row.amount, row.currency) if billed is None else (row.billing_amount, row.billing_currency)
         return _amount(amount, fields), _currency(_needed(currency, fields))
 
-    def _given_back(self, fields: Fields) -> tuple[int, str]:
-        """What a reversal gives back: what was asked for less what stays of it; where it is not in part, all that is left.
+    def _given_back(self, fields: Fields) -> tuple[int, str, int]:
+        """What a reversal gives back, and of what: what was asked for less what stays of it; where it is not in part, all that is left.
 
         Where it is billed in another currency, the part that stays is rounded up.
         """
         row, in_part = self._map, self._dialect.in_part
         stays = _text(row.replacement, fields) or ""
         if not stays.strip("0 ") or (in_part and _text(row.function, fields) not in in_part):
-            return WHOLE, ""
+            return WHOLE, "", 0
         asked, amount = _amount(row.replaced or row.amount, fields), _amount(row.amount, fields)
         if not stays.isdigit() or int(stays) >= asked:
             raise InvalidRecord(f"element {row.replacement and row.replacement.number}", "leaves nothing to reverse", code="format_error")
         taken, currency = self._taken(fields)
-        return taken * (asked - int(stays)) // amount, currency
+        return taken * (asked - int(stays)) // amount, currency, asked
 
     def _more_to_come(self, fields: Fields) -> bool:
         """Whether a capture says that it is not the last: number and count of a multiple clearing, where the dialect has them."""

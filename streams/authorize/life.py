@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from models.clearing import WHOLE, Asked, ahead, applied, clearings, named, open_holds, unconfirmed_increments, without
+from models.clearing import WHOLE, Asked, ahead, applied, beyond, clearings, named, open_holds, unconfirmed_increments, without
 from models.decision import not_raised
 from models.hold import Book, Refusal
 from schemas.avro import decode, encode
@@ -172,11 +172,15 @@ async def _judged(
     done = applied(book, named_so)
     if done:
         total = sum(clearing.amount_minor for clearing in done)
-        if any(c.kind is asked.kind for c in done) and asked.amount_minor in (WHOLE, total):
+        further = asked.was_minor and total <= asked.amount_minor
+        if any(c.kind is asked.kind for c in done) and (further or asked.amount_minor in (WHOLE, total)):
             return done
         raise Conflict(asked.clearing_id)
     book = ahead(book, [clearing for entry in entries for clearing in _clearings_of(entry)])
-    made = clearings(book, named_so, now_ms)
+    rest = beyond(asked, [entry.asked for entry in entries])
+    if isinstance(rest, Refusal):
+        return rest
+    made = clearings(book, msgspec.structs.replace(named_so, amount_minor=rest.amount_minor), now_ms)
     if not isinstance(made, tuple):
         return await _named_refusal(made, named_so, entries, world)
     after = ahead(book, made)

@@ -370,6 +370,26 @@ def test_a_part_is_reversed_and_the_rest_captured_in_several_messages() -> None:
     at_the_gateway(play)
 
 
+def test_a_second_reversal_in_part_of_the_same_amount_leaves_what_it_says() -> None:
+    def down_to(minor: int, stan: str, was: int = 1_000) -> dict[int, str]:
+        return about(f11=stan, f4=f"{was:012}", f95=f"{minor:012}{0:030}")
+
+    async def play(scene: Scene, host: Host) -> None:
+        assert await host.code("0100", fields_of()) == "00"
+        assert await host.code("0420", down_to(700, "000901")) == "00"
+        assert await host.code("0420", down_to(700, "000902")) == "00", "the same again under another trace number: it stands so"
+        assert await host.code("0420", down_to(400, "000903")) == "00"
+        assert await host.code("0421", down_to(400, "000903")) == "00"
+        assert await host.code("0420", down_to(500, "000904")) == "13", "a reversal raises nothing"
+        assert await host.code("0420", down_to(300, "000905", was=400)) == "00", "of what was left"
+        assert await host.code("0220", about(f11="000906", f4="000000000301")) == "13"
+        assert await host.code("0220", about(f11="000907", f4="000000000300")) == "00"
+        made = scene.world.bus.records(CLEARINGS)
+        assert [(c.kind, c.amount_minor) for c in made] == [("reversal", 300), ("reversal", 300), ("reversal", 100), ("capture", 300)]  # type: ignore[attr-defined]
+
+    at_the_gateway(play)
+
+
 def test_what_follows_of_the_same_card_need_not_name_the_account_again() -> None:
     async def play(scene: Scene, host: Host) -> None:
         assert await host.code("0100", fields_of()) == "00"
