@@ -161,13 +161,12 @@ def applied(book: Book, asked: Asked) -> tuple[Clearing, ...]:
     )
 
 
-def named(book: Book, asked: Asked) -> Asked:
-    """The same, about an increment if it names one by the id that its sender chose."""
-    if book.hold(hold_id(asked.transaction_id)) is not None:
-        return asked
-    end = increment_end(asked.transaction_id)
-    found = [h.transaction_id for h in book.holds if h.transaction_id.startswith(INCREMENT) and h.transaction_id.endswith(end)]
-    return msgspec.structs.replace(asked, transaction_id=found[0]) if found else asked
+def named(book: Book, transaction_id: str) -> str:
+    """The same id; an increment's own where it is the one that its sender chose for it."""
+    if book.hold(hold_id(transaction_id)) is not None:
+        return transaction_id
+    end = increment_end(transaction_id)
+    return next((h.transaction_id for h in book.holds if h.transaction_id.startswith(INCREMENT) and h.transaction_id.endswith(end)), transaction_id)
 
 
 def open_holds(book: Book, transaction_id: str, until_ms: int) -> list[OpenHold]:

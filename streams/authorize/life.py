@@ -96,10 +96,10 @@ async def increment(txn: Transaction, original_id: str, world: World, now_ms: in
 
     Its own id, which its sender chose, becomes one that says whose increment it is; the two holds are cleared together. InvalidRecord names the
     field by which it is none: a card, a merchant or a currency that is not the original's; or that it
-    was reversed before it came. One that names an increment raises what that raises.
+    was reversed before it came. One that names an increment, by either of its ids, raises what that raises.
     """
-    if original_id.startswith(INCREMENT):
-        original_id = _raised_by(original_id, await world.answers.of_transaction(original_id))
+    named_so, kept = await _found(original_id, txn.account_id, world)
+    original_id = _raised_by(named_so, kept)
     attributes = (*txn.attributes, Attribute(name=INCREMENTS, value=original_id))
     raised = msgspec.structs.replace(txn, transaction_id=increment_id(original_id, txn.transaction_id), attributes=attributes)
     if await world.answers.of_transaction(raised.transaction_id) is not None:
@@ -110,7 +110,8 @@ async def increment(txn: Transaction, original_id: str, world: World, now_ms: in
     ended = next((entry for entry in _ENTRIES.decode(content) if entry.ends), None) if content else None
     if ended is not None:
         return _already(ended.asked)
-    kept = await world.answers.of_transaction(original_id)
+    if original_id != named_so:
+        kept = await world.answers.of_transaction(original_id)
     if kept is None:
         if not await world.answers.whole():
             raise MemoryUnavailable(FORGOT)
@@ -209,7 +210,8 @@ async def _standing(asked: Asked, world: World, now_ms: int) -> _Standing | Refu
     """What the account's book is asked about. Asks whether Redis is whole, so that nothing is concluded from what it forgot."""
     if not await world.answers.whole():
         raise MemoryUnavailable(FORGOT)
-    asked, kept = await _found(asked, world)
+    found_id, kept = await _found(asked.transaction_id, asked.account_id, world)
+    asked = msgspec.structs.replace(asked, transaction_id=found_id)
     if kept is None:
         _not_by_the_stand_in(asked.transaction_id, world)
         return await _of_an_old_one(asked, world)
@@ -249,19 +251,18 @@ def _is_with_the_stand_in(transaction_id: str, world: World) -> bool:
     return world.stand_in is not None and transaction_id in world.stand_in.pending
 
 
-async def _found(asked: Asked, world: World) -> tuple[Asked, Kept | None]:
-    """What is asked, about an increment if it names one by the id that its sender chose, and the answer to that."""
-    kept = await world.answers.of_transaction(asked.transaction_id)
-    if kept is None and asked.account_id:
-        asked = named(await _book(asked.account_id, world), asked)
-        kept = await world.answers.of_transaction(asked.transaction_id)
-    return asked, kept
+async def _found(transaction_id: str, account_id: str, world: World) -> tuple[str, Kept | None]:
+    """The id by which a transaction was decided, an increment's too if it is named by the one that its sender chose, and the answer to it."""
+    kept = await world.answers.of_transaction(transaction_id)
+    if kept is None and account_id:
+        transaction_id = named(await _book(account_id, world), transaction_id)
+        kept = await world.answers.of_transaction(transaction_id)
+    return transaction_id, kept
 
 
 async def _first_id(asked: Asked, world: World) -> str:
     """The authorization whose list it belongs to: of an increment, that which it raises, so that both know what was asked of the other."""
-    asked, kept = await _found(asked, world)
-    return _raised_by(asked.transaction_id, kept)
+    return _raised_by(*await _found(asked.transaction_id, asked.account_id, world))
 
 
 def _raised_by(transaction_id: str, kept: Kept | None) -> str:

@@ -477,6 +477,20 @@ def test_an_increment_waits_for_the_authorization_that_it_overtook() -> None:
     at_the_gateway(play)
 
 
+def test_an_increment_may_name_the_increment_before_it() -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        assert await host.code("0100", fields_of()) == "00"
+        assert await host.code("0100", about(f11="000010", f4="000000000500")) == "00"
+        assert await host.code("0100", about("000010", f11="000011", f4="000000000300")) == "00"
+        assert await host.code("0101", about("000010", f11="000011", f4="000000000300")) == "00"
+        assert await host.code("0100", about("000012", f11="000013", f4="000000000300")) == "25", "nobody knows that one"
+        assert await host.code("0220", about(f11="000014", f4="000000001801")) == "13"
+        assert await host.code("0220", about(f11="000014", f4="000000001800")) == "00"
+        assert len(scene.world.decisions) == 3
+
+    at_the_gateway(play)
+
+
 def test_an_increment_of_what_is_not_held_is_refused_and_one_alone_can_be_reversed() -> None:
     async def play(scene: Scene, host: Host) -> None:
         assert await host.code("0100", about(f11="000010")) == "25", "nobody knows the original"
