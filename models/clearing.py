@@ -161,12 +161,13 @@ def applied(book: Book, asked: Asked) -> tuple[Clearing, ...]:
     )
 
 
-def named(book: Book, transaction_id: str) -> str:
-    """The same id; an increment's own where it is the one that its sender chose for it."""
-    if book.hold(hold_id(transaction_id)) is not None:
+def named(transaction_id: str, known: Iterable[str]) -> str:
+    """The same id; of those that are known an increment's, where it is the one that its sender chose for it."""
+    ids = list(known)
+    if transaction_id in ids:
         return transaction_id
     end = increment_end(transaction_id)
-    return next((h.transaction_id for h in book.holds if h.transaction_id.startswith(INCREMENT) and h.transaction_id.endswith(end)), transaction_id)
+    return next((each for each in ids if each.startswith(INCREMENT) and each.endswith(end)), transaction_id)
 
 
 def open_holds(book: Book, transaction_id: str, until_ms: int) -> list[OpenHold]:

@@ -304,6 +304,11 @@ class Answers:
             commands += [(b"ZADD", key, at, txn), (b"ZREMRANGEBYRANK", key, b"0", b"-%d" % (LISTED_MAX + 1)), (b"EXPIRE", key, self._ttl)]
         return commands
 
+    async def listed(self, name: str, of: str) -> list[str]:
+        """The transactions of an `account` or a `card` that are found by it, the newest first."""
+        (found,) = sound(await self._wire.send((b"ZREVRANGE", listed_key(name, of), b"0", b"-1")))
+        return [txn.decode() for txn in found]
+
     async def page(self, name: str, of: str, limit: int, cursor: str | None) -> Page:
         """The decisions of an `account` or a `card` after the cursor, which is the last transaction that was seen."""
         words = (b"1", listed_key(name, of), (cursor or "").encode(), str(limit).encode())
@@ -420,10 +425,14 @@ class DictAnswers:
         for key in listed.keys:
             self.lists.setdefault(key, {})[listed.transaction_id] = listed.decided_at_ms
 
+    async def listed(self, name: str, of: str) -> list[str]:
+        """See `Answers.listed`."""
+        found = sorted(self.lists.get(listed_key(name, of), {}).items(), key=lambda one: (one[1], one[0]), reverse=True)
+        return [txn for txn, _ in found]
+
     async def page(self, name: str, of: str, limit: int, cursor: str | None) -> Page:
         """See `Answers.page`."""
-        found = sorted(self.lists.get(listed_key(name, of), {}).items(), key=lambda one: (one[1], one[0]), reverse=True)
-        ids = [txn for txn, _ in found]
+        ids = await self.listed(name, of)
         first = 0 if cursor is None else ids.index(cursor) + 1 if cursor in ids else len(ids)
         shown = ids[first : first + limit]
         return Page([self.kept[txn].message for txn in shown], shown[-1] if len(ids) > first + limit else None)

@@ -252,12 +252,18 @@ def _is_with_the_stand_in(transaction_id: str, world: World) -> bool:
 
 
 async def _found(transaction_id: str, account_id: str, world: World) -> tuple[str, Kept | None]:
-    """The id by which a transaction was decided, an increment's too if it is named by the one that its sender chose, and the answer to it."""
+    """The id by which a transaction was decided, an increment's too if it is named by the one that its sender chose, and the answer to it.
+
+    The account's book has it while it is held, then the list of what the log has of the account.
+    """
     kept = await world.answers.of_transaction(transaction_id)
-    if kept is None and account_id:
-        transaction_id = named(await _book(account_id, world), transaction_id)
-        kept = await world.answers.of_transaction(transaction_id)
-    return transaction_id, kept
+    if kept is not None or not account_id:
+        return transaction_id, kept
+    book = await _book(account_id, world)
+    found = named(transaction_id, [hold.transaction_id for hold in book.holds])
+    if found == transaction_id and book.hold(hold_id(transaction_id)) is None:
+        found = named(transaction_id, await world.answers.listed("account", account_id))
+    return found, await world.answers.of_transaction(found)
 
 
 async def _first_id(asked: Asked, world: World) -> str:

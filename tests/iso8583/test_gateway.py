@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from models.answer import FIELD_39
-from models.hold import Refusal
+from models.hold import Refusal, Step, cleared, confirm, terms_of, told
 from models.registry import default_stand_in_text
 from models.stand_in import stand_in_from_toml
 from schemas.errors import MemoryUnavailable
@@ -18,6 +18,7 @@ from schemas.identity import keyed_token
 from schemas.topics import CLEARINGS, DECISIONS
 from schemas.transaction import TransactionKind
 from streams import metrics
+from streams.answers import listed_of
 from streams.authorize import iso8583
 from streams.authorize.codec import Message
 from streams.authorize.life import NotCleared
@@ -487,6 +488,27 @@ def test_an_increment_may_name_the_increment_before_it() -> None:
         assert await host.code("0220", about(f11="000014", f4="000000001801")) == "13"
         assert await host.code("0220", about(f11="000014", f4="000000001800")) == "00"
         assert len(scene.world.decisions) == 3
+
+    at_the_gateway(play)
+
+
+def test_what_is_said_of_an_increment_finds_it_when_its_hold_has_gone() -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        assert await host.code("0100", fields_of()) == "00"
+        assert await host.code("0100", about(f11="000010", f4="000000000500")) == "00"
+        assert await host.code("0420", about("000010", f11="000012")) == "00"
+        book = scene.world.books.books["a1"]
+        for decision in scene.world.decisions:  # as the `hold` app does
+            scene.world.answers.enlist(listed_of(decision))
+            book = confirm(book, terms_of(decision)).book
+        for clearing in scene.world.bus.records(CLEARINGS):
+            step = cleared(book, clearing)  # type: ignore[arg-type]
+            assert isinstance(step, Step)
+            book = told(step.book, step.hold)
+        scene.world.books.books["a1"] = book
+        assert [hold.amount_minor for hold in book.holds] == [1_000]
+        assert await host.code("0421", about("000010", f11="000012")) == "00", "the first answer stands"
+        assert await host.code("0100", about("000010", f11="000013", f4="000000000300")) == "00", "it still names what it raised"
 
     at_the_gateway(play)
 

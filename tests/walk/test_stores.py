@@ -165,6 +165,8 @@ def test_a_list_gives_its_newest_first_in_pages_that_nothing_new_disturbs(using:
             answers.enlist(Listed(f"t{number}", 1_000 + number // 2, "a1", "c1" if number % 2 else None))
         answers.enlist(Listed("t0", 1_000, "a1", None))  # what is followed twice
         assert (await answers.page("card", "c1", 9, None)) == Page([b"5", b"3", b"1"], None)
+        assert await answers.listed("account", "a1") == ["t5", "t4", "t3", "t2", "t1", "t0"]
+        assert await answers.listed("account", "a2") == []
         page = await answers.page("account", "a1", 4, None)
         assert page == Page([b"5", b"4", b"3", b"2"], "t2")
         await answers.keep("t9", "dec_9", b"9")
