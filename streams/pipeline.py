@@ -21,7 +21,7 @@ from models.sandbox import Cards, forced
 from models.stand_in import hold_of, is_stand_in, said_before
 from schemas import avro, identity
 from schemas.decision import MEMORY_MISSING, Decision, Outcome
-from schemas.errors import HoldfastError, InvalidRecord, LogUnavailable, MemoryUnavailable, Unavailable
+from schemas.errors import Conflict, HoldfastError, InvalidRecord, LogUnavailable, MemoryUnavailable, Unavailable
 from schemas.topics import DECISIONS
 from schemas.transaction import CREDITS, Transaction
 from streams import journal
@@ -263,6 +263,8 @@ async def settle(walks: Sequence[Walk], world: World) -> None:
             walk.error = result
         elif isinstance(result, Refusal):
             walk.verdict = refused(walk.verdict, result)
+        elif not can_be_of(walk.txn, result.hold):
+            walk.error = Conflict(walk.txn.transaction_id)
         else:
             walk.hold = result.hold
     for walk in asking:
@@ -310,6 +312,13 @@ def placing(walk: Walk, world: World) -> Callable[[Book], Step | Refusal]:
             return lambda before: Refusal.INSUFFICIENT_FUNDS
         own, tolerance_minor = (*own[:2], verdict.room_minor, *own[3:]), 0
     return lambda before: place(before, *own, world.unknown_account, tolerance_minor, txn, least)
+
+
+def can_be_of(txn: Transaction, hold: OpenHold) -> bool:
+    """Whether a hold is of the transaction's money, or of a part of it. One can outlive the answer by which a changed repeat is known."""
+    amount_minor = txn.own_amount_minor
+    in_part = txn.partial_allowed and hold.amount_minor < amount_minor
+    return hold.currency == txn.own_currency and (in_part or hold.amount_minor == amount_minor)
 
 
 async def remember_declines(walks: Sequence[Walk], world: World) -> None:

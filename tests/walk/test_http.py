@@ -135,6 +135,21 @@ def test_the_same_id_with_other_contents_is_a_409() -> None:
     at_the_door(play)
 
 
+@pytest.mark.parametrize("changes", [{"amount_minor": 500}, {"amount_minor": 2_000}, {"billing_amount_minor": 1_000, "billing_currency": "USD"}])
+def test_an_id_whose_hold_outlives_its_answer_is_no_other_payments(changes: dict[str, Any]) -> None:
+    async def play(host: Host) -> None:
+        await host.authorize()
+        host.world.books.books["a1"] = confirm(host.world.books.books["a1"], terms_of(host.world.decisions[0])).book
+        for sent, status, said in ((changes, 409, "transaction_conflict"), ({}, 200, 1_000)):
+            host.world.answers.kept.clear()
+            host.world.answers.digests.clear()
+            got = await host.authorize(**sent)
+            assert (got[0], got[1]["error"]["code"] if "error" in got[1] else got[1]["held_minor"]) == (status, said)
+        assert len(host.world.books.books["a1"].holds) == 1
+
+    at_the_door(play)
+
+
 @pytest.mark.parametrize(
     ("changes", "field", "code"),
     [
