@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, cast
 import msgspec
 
 from models.answer import FIELD_39, answer_name
-from models.clearing import Asked
+from models.clearing import Asked, named
 from models.hold import Book
 from models.stand_in import is_stand_in
 from schemas import avro
@@ -258,8 +258,12 @@ class Desk:
 
     async def _of_its_account(self, asked: Asked, fields: Fields) -> Asked:
         """The same, of the account that its original named: what follows of the same card need not name it again."""
-        card = self._elements.card_alone(fields)
-        kept = None if card is None else await self._world.answers.of_transaction(asked.transaction_id)
+        card, world = self._elements.card_alone(fields), self._world
+        if card is None:
+            return asked
+        kept = await world.answers.of_transaction(asked.transaction_id)
+        if kept is None:  # an increment is kept by another id than its sender's
+            kept = await world.answers.of_transaction(named(asked.transaction_id, await world.answers.listed("card", card)))
         decision = None if kept is None else avro.decode(Decision, kept.message)
         if decision is None or decision.transaction.card_token != card:
             return asked

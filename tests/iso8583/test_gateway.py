@@ -402,6 +402,19 @@ def test_what_follows_of_the_same_card_need_not_name_the_account_again() -> None
     at_the_gateway(play)
 
 
+def test_nor_need_what_follows_of_an_increment() -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        assert await host.code("0100", fields_of()) == "00"
+        assert await host.code("0100", about(f11="000010", f4="000000000500")) == "00"
+        for decision in scene.world.decisions:
+            scene.world.answers.enlist(listed_of(decision))  # as the `hold` app does
+        assert await host.code("0420", about("000010", f102=None, f2="5500000000000004", f11="000011")) == "25", "another card"
+        assert await host.code("0420", about("000010", f102=None, f11="000012")) == "00"
+        assert [clearing.account_id for clearing in scene.world.bus.records(CLEARINGS)] == ["a1"]  # type: ignore[attr-defined]
+
+    at_the_gateway(play)
+
+
 def test_a_trace_number_of_zeros_is_one_and_original_data_of_zeros_are_none() -> None:
     async def play(scene: Scene, host: Host) -> None:
         assert await host.code("0100", fields_of(f11="000000")) == "00"
