@@ -204,7 +204,6 @@ _SAME = ("account_id", "card_token", "kind", "amount_minor", "currency", "billin
 
 
 _RAISED = ("card_token", "merchant_id", "currency")
-"""What an authorization and its increments have in common."""
 
 
 def not_retried(txn: Transaction, original: Decision | None) -> InvalidRecord | None:
@@ -217,12 +216,20 @@ def not_retried(txn: Transaction, original: Decision | None) -> InvalidRecord | 
     return None
 
 
-def not_raised(txn: Transaction, original: Decision) -> InvalidRecord | None:
+class Raised(NamedTuple):
+    """What an authorization that is to be raised has in common with its increments."""
+
+    transaction_id: str
+    card_token: str | None
+    merchant_id: str | None
+    currency: str
+
+
+def not_raised(txn: Transaction, original: Raised) -> InvalidRecord | None:
     """Why a transaction cannot raise the hold of the original: it takes money, by the same card, for the same merchant, in the hold's currency."""
     if txn.kind in CREDITS:
         return InvalidRecord("kind", "brings money in and raises no hold", code="increment_mismatch")
-    mine, other = (txn.card_token, txn.merchant_id, txn.own_currency), original.transaction
-    for field, own, its in zip(_RAISED, mine, (other.card_token, other.merchant_id, original.hold_currency), strict=True):
+    for field, own, its in zip(_RAISED, (txn.card_token, txn.merchant_id, txn.own_currency), original[1:], strict=True):
         if own != its:
             return InvalidRecord(field, f"is not that of {original.transaction_id}, which it is to raise", code="increment_mismatch")
     return None

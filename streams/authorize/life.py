@@ -12,7 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from models.clearing import WHOLE, Asked, ahead, applied, beyond, clearings, named, open_holds, unconfirmed_increments, without
-from models.decision import not_raised
+from models.decision import Raised, not_raised
 from models.hold import Book, Refusal
 from schemas.avro import decode, encode
 from schemas.decision import Action, Decision
@@ -55,6 +55,7 @@ class _Standing(NamedTuple):
 
 _ENTRIES = msgspec.msgpack.Decoder(tuple[_Entry, ...])
 _TRIES = 16
+UNKEPT = "the hold is placed, but its decision is not kept yet"
 _ALREADY = {HoldState.POSTED: Refusal.ALREADY_POSTED, HoldState.VOIDED: Refusal.ALREADY_VOIDED, HoldState.EXPIRED: Refusal.ALREADY_EXPIRED}
 
 
@@ -116,13 +117,14 @@ async def increment(txn: Transaction, original_id: str, world: World, now_ms: in
         if not await world.answers.whole():
             raise MemoryUnavailable(FORGOT)
         _not_by_the_stand_in(original_id, world)
-        return Refusal.UNKNOWN_HOLD
+        return await _old_one_refuses(txn, original_id, world, now_ms) or raised
     decision = decode(Decision, kept.message)
     if decision.account_id != txn.account_id:
         return NotCleared.WRONG_ACCOUNT
     if decision.hold_id is None:
         return NotCleared.NOTHING_HELD
-    if (mismatch := not_raised(txn, decision)) is not None:
+    first = decision.transaction
+    if (mismatch := not_raised(txn, Raised(original_id, first.card_token, first.merchant_id, str(decision.hold_currency)))) is not None:
         raise mismatch
     if _has_expired(decision, now_ms):
         return Refusal.ALREADY_EXPIRED
@@ -130,6 +132,18 @@ async def increment(txn: Transaction, original_id: str, world: World, now_ms: in
     if by_the_network and not open_holds(await _book(decision.account_id, world), original_id, now_ms):
         return _ALREADY[HoldState(by_the_network)]
     return raised
+
+
+async def _old_one_refuses(txn: Transaction, original_id: str, world: World, now_ms: int) -> Refusal | None:
+    """Why a transaction cannot raise a hold that outlives its answer, by what the book knows of it, which is no merchant; None if it can."""
+    hold = (await _book(txn.account_id, world)).hold(hold_id(original_id))
+    if hold is None or original_id.startswith(INCREMENT):
+        return Refusal.UNKNOWN_HOLD
+    if hold.state is HoldState.PROVISIONAL:
+        raise LogUnavailable(UNKEPT)
+    if (mismatch := not_raised(txn, Raised(original_id, hold.card or None, txn.merchant_id, hold.currency))) is not None:
+        raise mismatch
+    return _ALREADY.get(hold.state) or (Refusal.ALREADY_EXPIRED if now_ms >= hold.expires_at_ms else None)
 
 
 async def follow_up(txn: Transaction, original_id: str, world: World, now_ms: int) -> Transaction | Refusal | NotCleared:
@@ -170,6 +184,8 @@ async def _judged(
     if not isinstance(found, _Standing):
         return found if not entries or not entries[-1].ends else _already(entries[-1].asked)
     named_so, book = found
+    unheld = [name for name in unconfirmed_increments(book, named_so.transaction_id) if not await _is_held(name, named_so, world, now_ms)]
+    book = without(book, unheld)
     done = applied(book, named_so)
     if done:
         total = sum(clearing.amount_minor for clearing in done)
@@ -228,8 +244,7 @@ async def _standing(asked: Asked, world: World, now_ms: int) -> _Standing | Refu
     book = await _book(decision.account_id, world)
     if _has_expired(decision, now_ms) and not open_holds(book, asked.transaction_id, now_ms):  # increments may outlive it
         return Refusal.ALREADY_EXPIRED
-    unheld = [name for name in unconfirmed_increments(book, asked.transaction_id) if not await _is_held(name, asked, world, now_ms)]
-    return _Standing(msgspec.structs.replace(asked, account_id=decision.account_id), without(book, unheld))
+    return _Standing(msgspec.structs.replace(asked, account_id=decision.account_id), book)
 
 
 async def _told_late(asked: Asked, kept: Kept, decision: Decision, world: World, now_ms: int) -> None:
@@ -307,7 +322,7 @@ async def _of_an_old_one(asked: Asked, world: World) -> _Standing | Refusal:
     book = await _book(asked.account_id, world)
     hold = book.hold(hold_id(asked.transaction_id))
     if hold is not None and hold.state is HoldState.PROVISIONAL:
-        raise LogUnavailable("the hold is placed, but its decision is not kept yet")
+        raise LogUnavailable(UNKEPT)
     if hold is not None:
         _not_before(hold.placed_at_ms, asked, world)
     return _Standing(asked, book)

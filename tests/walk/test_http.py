@@ -751,6 +751,51 @@ def test_an_increment_that_names_an_increment_raises_what_that_raises() -> None:
     at_the_door(play)
 
 
+def test_a_hold_that_outlives_its_answer_is_raised_and_captured_as_any_other() -> None:
+    async def play(host: Host) -> None:
+        world, lodging = host.world, {"mcc": "7011"}
+        await host.authorize(**lodging)
+        world.books.books["a1"] = confirm(world.books.books["a1"], terms_of(world.decisions[0])).book
+        world.answers.kept.clear()
+        world.answers.digests.clear()
+        world.now_ms += 20 * 86_400_000
+        more = a_request(transaction_id="i1", amount_minor=500, at_ms=world.now_ms, **lodging)
+        for changes, code in (
+            ({"account_id": "a2"}, "unknown_hold"),
+            ({"card_number": "5500000000000004"}, "increment_mismatch"),
+            ({"billing_amount_minor": 500, "billing_currency": "USD"}, "increment_mismatch"),
+            ({"kind": "refund"}, "increment_mismatch"),
+        ):
+            assert (await host.step("increment", **(more | changes)))[1]["error"]["code"] == code
+        _, first, content = await host.step("increment", **more)
+        assert (first["outcome"], first["held_minor"]) == ("approve", 500)
+        assert (await host.step("increment", **more))[2] == content
+        world.bus.down = True
+        assert (await host.step("increment", **(more | {"transaction_id": "i2"})))[0] == 503
+        world.bus.down = False
+        assert (await host.step("increment", first["transaction_id"], **(more | {"transaction_id": "i3"})))[1]["held_minor"] == 500
+        said = await host.step("capture", clearing_id="c1", account_id="a1")
+        assert said[1]["amount_minor"] == 2_000, "without what the log does not have"
+        assert (await host.step("increment", **(more | {"transaction_id": "i4"})))[1]["error"]["code"] == "already_posted"
+
+    at_the_door(play)
+
+
+def test_a_hold_that_outlives_its_answer_and_has_expired_is_not_raised() -> None:
+    async def play(host: Host) -> None:
+        world = host.world
+        _, answer, _ = await host.authorize(mcc="7011")
+        world.answers.kept.clear()
+        world.answers.digests.clear()
+        more = a_request(transaction_id="i1", mcc="7011")
+        assert (await host.step("increment", **more))[1]["error"]["code"] == "log_unavailable", "the log may not have it"
+        world.books.books["a1"] = confirm(world.books.books["a1"], terms_of(world.decisions[0])).book
+        world.now_ms = answer["hold_expires_at_ms"]
+        assert (await host.step("increment", **more))[1]["error"]["code"] == "already_expired"
+
+    at_the_door(play)
+
+
 def test_what_its_sender_says_of_an_increment_does_not_hide_what_it_raises() -> None:
     async def play(host: Host) -> None:
         await host.authorize()
