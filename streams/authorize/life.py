@@ -13,7 +13,7 @@ import msgspec
 
 from models.clearing import WHOLE, Asked, ahead, applied, beyond, clearings, named, open_holds, unconfirmed_increments, without
 from models.decision import Raised, not_raised
-from models.hold import Book, Refusal
+from models.hold import Book, OpenHold, Refusal
 from schemas.avro import decode, encode
 from schemas.decision import Action, Decision
 from schemas.errors import Conflict, InvalidRecord, LogUnavailable, MemoryUnavailable
@@ -55,7 +55,6 @@ class _Standing(NamedTuple):
 
 _ENTRIES = msgspec.msgpack.Decoder(tuple[_Entry, ...])
 _TRIES = 16
-UNKEPT = "the hold is placed, but its decision is not kept yet"
 _ALREADY = {HoldState.POSTED: Refusal.ALREADY_POSTED, HoldState.VOIDED: Refusal.ALREADY_VOIDED, HoldState.EXPIRED: Refusal.ALREADY_EXPIRED}
 
 
@@ -136,11 +135,9 @@ async def increment(txn: Transaction, original_id: str, world: World, now_ms: in
 
 async def _old_one_refuses(txn: Transaction, original_id: str, world: World, now_ms: int) -> Refusal | None:
     """Why a transaction cannot raise a hold that outlives its answer, by what the book knows of it, which is no merchant; None if it can."""
-    hold = (await _book(txn.account_id, world)).hold(hold_id(original_id))
+    hold = _known(await _book(txn.account_id, world), original_id, now_ms)
     if hold is None or original_id.startswith(INCREMENT):
         return Refusal.UNKNOWN_HOLD
-    if hold.state is HoldState.PROVISIONAL:
-        raise LogUnavailable(UNKEPT)
     if (mismatch := not_raised(txn, Raised(original_id, hold.card or None, txn.merchant_id, hold.currency))) is not None:
         raise mismatch
     return _ALREADY.get(hold.state) or (Refusal.ALREADY_EXPIRED if now_ms >= hold.expires_at_ms else None)
@@ -230,7 +227,7 @@ async def _standing(asked: Asked, world: World, now_ms: int) -> _Standing | Refu
     asked = msgspec.structs.replace(asked, transaction_id=found_id)
     if kept is None:
         _not_by_the_stand_in(asked.transaction_id, world)
-        return await _of_an_old_one(asked, world)
+        return await _of_an_old_one(asked, world, now_ms)
     decision = decode(Decision, kept.message)
     if asked.account_id not in ("", decision.account_id):
         return NotCleared.WRONG_ACCOUNT
@@ -315,17 +312,29 @@ def _gives_all_back(asked: Asked) -> bool:
     return (asked.kind, asked.amount_minor) == (ClearingKind.REVERSAL, WHOLE)
 
 
-async def _of_an_old_one(asked: Asked, world: World) -> _Standing | Refusal:
+async def _of_an_old_one(asked: Asked, world: World, now_ms: int) -> _Standing | Refusal:
     """The same where the answer is not kept any more: only a hold that the log has confirmed is known to be one."""
     if not asked.account_id:
         return Refusal.UNKNOWN_HOLD
     book = await _book(asked.account_id, world)
-    hold = book.hold(hold_id(asked.transaction_id))
-    if hold is not None and hold.state is HoldState.PROVISIONAL:
-        raise LogUnavailable(UNKEPT)
-    if hold is not None:
-        _not_before(hold.placed_at_ms, asked, world)
+    hold = _known(book, asked.transaction_id, now_ms)
+    if hold is None:
+        return _Standing(asked, without(book, (asked.transaction_id,)))
+    _not_before(hold.placed_at_ms, asked, world)
     return _Standing(asked, book)
+
+
+def _known(book: Book, transaction_id: str, now_ms: int) -> OpenHold | None:
+    """The hold of a transaction whose answer is not kept; none where its lease is over: who placed it did not live to decide.
+
+    LogUnavailable while it may be decided yet.
+    """
+    hold = book.hold(hold_id(transaction_id))
+    if hold is None or hold.state is not HoldState.PROVISIONAL:
+        return hold
+    if hold.live(now_ms):
+        raise LogUnavailable("the hold is placed, but its decision is not kept yet")
+    return None
 
 
 def _not_before(at_ms: int, asked: Asked, world: World) -> None:

@@ -617,6 +617,28 @@ def test_an_increment_that_placed_its_hold_and_was_not_approved_takes_no_part_in
     at_the_door(play)
 
 
+def test_a_payment_whose_decider_died_between_its_hold_and_its_answer_can_be_reversed_once_the_hold_has_lapsed() -> None:
+    async def play(host: Host) -> None:
+        keep_all, named = host.world.answers.keep_all, {"clearing_id": "r1", "account_id": "a1"}
+
+        async def gone(made: Sequence[Made]) -> list[Kept | MemoryUnavailable]:
+            return [MemoryUnavailable("gone")] * len(made)
+
+        host.world.answers.keep_all = gone  # type: ignore[assignment,method-assign]
+        assert (await host.authorize())[0] == 503
+        host.world.answers.keep_all = keep_all  # type: ignore[method-assign]
+        for step in ("capture", "reversal"):
+            assert (await host.step(step, **named))[1]["error"]["code"] == "log_unavailable", "it may be decided yet"
+        host.world.now_ms += host.world.world.hold_lease_ms
+        for step in ("capture", "reversal"):
+            assert (await host.step(step, **named))[1]["error"]["code"] == "unknown_hold"
+        assert (await host.step("increment", **a_request(transaction_id="i1")))[1]["error"]["code"] == "unknown_hold"
+        assert (await host.authorize())[1]["error"]["code"] == "reversed_before"
+        assert host.world.bus.records(CLEARINGS) == []
+
+    at_the_door(play)
+
+
 def test_captures_that_come_together_never_take_more_than_is_held() -> None:
     async def play(host: Host) -> None:
         await host.authorize()
