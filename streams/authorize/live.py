@@ -45,7 +45,7 @@ class Live:
         self._streams += 1
         try:
             ends = await self._in_thread(end_offsets, self._settings, DECISIONS)
-            return self._events(_after(last_id, {partition: high for partition, (_, high) in ends.items()}), shown, may_go_on)
+            return self._events(_after(last_id, ends), shown, may_go_on)
         except BaseException:
             self._streams -= 1
             raise
@@ -89,13 +89,17 @@ def id_of(place: Mapping[int, int]) -> bytes:
     return ".".join(str(place[partition]) for partition in sorted(place)).encode()
 
 
-def _after(last_id: str | None, ends: dict[int, int]) -> dict[int, int]:
+def _after(last_id: str | None, ends: Mapping[int, tuple[int, int]]) -> dict[int, int]:
+    """Where to go on: `ends` are the oldest offset of each partition, and its next one. Nothing is passed over in silence."""
     if last_id is None:
-        return ends
+        return {partition: high for partition, (_, high) in ends.items()}
     parts = last_id.split(".")
     if len(parts) != len(ends) or not all(re.fullmatch(r"[0-9]{1,18}", part) for part in parts):
         raise InvalidRecord("last-event-id", "is no id of this log")
     place = {partition: int(part) for partition, part in zip(sorted(ends), parts, strict=True)}
-    if any(place[partition] > ends[partition] for partition in place):
+    if any(place[partition] > high for partition, (_, high) in ends.items()):
         raise InvalidRecord("last-event-id", "is of another log: this one has not come so far")
+    if any(place[partition] < low for partition, (low, _) in ends.items()):
+        oldest = id_of({partition: low for partition, (low, _) in ends.items()}).decode()
+        raise InvalidRecord("last-event-id", f"has expired: what was decided next is not in the log any more; the oldest is {oldest}")
     return place

@@ -28,7 +28,7 @@ from structlog.testing import capture_logs
 
 from schemas.avro import decode, encode
 from schemas.decision import Decision
-from schemas.errors import SettingsError
+from schemas.errors import InvalidRecord, SettingsError
 from schemas.topics import DECISIONS
 from streams.authorize import iso8583, live, protocol, serve, tokens
 from streams.authorize.dialect import dialect_of
@@ -561,6 +561,19 @@ def test_a_record_that_is_no_decision_ends_no_stream(monkeypatch: pytest.MonkeyP
         still = iter((True, False))
         events = await Live(Settings()).begin(None, lambda decision: decision.transaction_id.encode(), lambda: asyncio.sleep(0, next(still)))
         assert [event async for event in events] == [b"retry: 1000\nid: 0\n\n", b"id: 3\nevent: decision\ndata: p1\n\n"]
+
+    asyncio.run(play())
+
+
+def test_a_stream_does_not_go_on_behind_what_the_log_has_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def play() -> None:
+        monkeypatch.setattr(live, "end_offsets", lambda *_: {0: (5, 9), 1: (0, 2)})
+        streams = Live(Settings())
+        for lost in ("4.2", "0.0"):
+            with pytest.raises(InvalidRecord, match=r"the oldest is 5\.0"):
+                await streams.begin(lost, lambda _: None, lambda: asyncio.sleep(0, True))
+        events: Any = await streams.begin("5.0", lambda _: None, lambda: asyncio.sleep(0, False))
+        await events.aclose()
 
     asyncio.run(play())
 
