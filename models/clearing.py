@@ -8,7 +8,7 @@ import msgspec
 
 from models.hold import Book, OpenHold, Refusal, Step, Terms, cleared, confirm
 from schemas.hold import Clearing, ClearingKind, HoldState
-from schemas.identity import INCREMENT, derived_id, hold_id, increment_end, increments_of
+from schemas.identity import INCREMENT, derived_id, hold_id, increment_end, increments_of, increments_of_the_same
 
 _ENDED = {
     HoldState.POSTED: Refusal.ALREADY_POSTED,
@@ -168,6 +168,12 @@ def named(transaction_id: str, known: Iterable[str]) -> str:
         return transaction_id
     end = increment_end(transaction_id)
     return next((each for each in ids if each.startswith(INCREMENT) and each.endswith(end)), transaction_id)
+
+
+def raised_by(increment: str, known: Iterable[str]) -> str:
+    """The transaction that an increment raises, if it is known; else the increment."""
+    own = increments_of_the_same(increment)
+    return next((each for each in known if increments_of(each) == own), increment)
 
 
 def open_holds(book: Book, transaction_id: str, until_ms: int) -> list[OpenHold]:

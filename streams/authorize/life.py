@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from models.clearing import WHOLE, Asked, ahead, applied, beyond, clearings, named, open_holds, unconfirmed_increments, without
+from models.clearing import WHOLE, Asked, ahead, applied, beyond, clearings, named, open_holds, raised_by, unconfirmed_increments, without
 from models.decision import Raised, not_raised
 from models.hold import Book, OpenHold, Refusal
 from schemas.avro import decode, encode
@@ -99,7 +99,7 @@ async def increment(txn: Transaction, original_id: str, world: World, now_ms: in
     was reversed before it came. One that names an increment, by either of its ids, raises what that raises.
     """
     named_so, kept = await _found(original_id, txn.account_id, world)
-    original_id = _raised_by(named_so, kept)
+    original_id = await _raised_by(named_so, kept, txn.account_id, world)
     attributes = (*txn.attributes, Attribute(name=INCREMENTS, value=original_id))
     raised = msgspec.structs.replace(txn, transaction_id=increment_id(original_id, txn.transaction_id), attributes=attributes)
     if await world.answers.of_transaction(raised.transaction_id) is not None:
@@ -280,13 +280,20 @@ async def _found(transaction_id: str, account_id: str, world: World) -> tuple[st
 
 async def _first_id(asked: Asked, world: World) -> str:
     """The authorization whose list it belongs to: of an increment, that which it raises, so that both know what was asked of the other."""
-    return _raised_by(*await _found(asked.transaction_id, asked.account_id, world))
+    found, kept = await _found(asked.transaction_id, asked.account_id, world)
+    return await _raised_by(found, kept, asked.account_id, world)
 
 
-def _raised_by(transaction_id: str, kept: Kept | None) -> str:
-    """The authorization that an increment raises; of any other transaction, itself. What says so stands behind all that the sender said."""
-    if kept is None or not transaction_id.startswith(INCREMENT):
+async def _raised_by(transaction_id: str, kept: Kept | None, account_id: str, world: World) -> str:
+    """The authorization that an increment raises; of any other transaction, itself. What says so stands behind all that the sender said.
+
+    Where that is not kept any more, the book knows it as long as it has the authorization's own hold.
+    """
+    if not transaction_id.startswith(INCREMENT):
         return transaction_id
+    if kept is None:
+        holds = (await _book(account_id, world)).holds if account_id else ()
+        return raised_by(transaction_id, [hold.transaction_id for hold in holds])
     attributes = decode(Decision, kept.message).transaction.attributes
     return next((each.value for each in reversed(attributes) if each.name == INCREMENTS), transaction_id)
 

@@ -803,6 +803,24 @@ def test_a_hold_that_outlives_its_answer_is_raised_and_captured_as_any_other() -
     at_the_door(play)
 
 
+def test_an_increment_that_outlives_its_answer_is_still_one_of_what_it_raised() -> None:
+    async def play(host: Host) -> None:
+        world, lodging = host.world, {"mcc": "7011"}
+        await host.authorize(**lodging)
+        _, first, _ = await host.step("increment", **a_request(transaction_id="i1", amount_minor=500, **lodging))
+        for decision in world.decisions:
+            world.books.books["a1"] = confirm(world.books.books["a1"], terms_of(decision)).book
+        world.answers.kept.clear()
+        world.answers.digests.clear()
+        world.now_ms += 20 * 86_400_000
+        more = a_request(transaction_id="i2", amount_minor=300, at_ms=world.now_ms, **lodging)
+        assert (await host.step("increment", first["transaction_id"], **more))[1]["held_minor"] == 300
+        assert (await host.step("capture", clearing_id="c1", account_id="a1"))[1]["amount_minor"] == 1_800
+        assert (await host.step("reversal", "i1", clearing_id="c2", account_id="a1"))[1]["error"]["code"] == "already_posted"
+
+    at_the_door(play)
+
+
 def test_a_hold_that_outlives_its_answer_and_has_expired_is_not_raised() -> None:
     async def play(host: Host) -> None:
         world = host.world
