@@ -23,6 +23,8 @@ REVERSED = b"R"
 """In the place of the first contents and of the answer: it was reversed before it came, and nobody decides it any more."""
 LISTED_MAX = 1_000
 """Of one card or account: the newest are found by it."""
+AFTER_HOLD_S = 86_400
+"""So long an answer is kept beyond its hold: what is asked of the hold, and refused as late, needs it."""
 CLEARING_TTL_S = b"3456000"  # 40 days, as `streams/hold.py` remembers a resolved hold
 UNTOLD_MS_MAX = 120_000
 """A kept decision that the log still does not have after this was given up by its asker: nobody answered for it."""
@@ -59,12 +61,30 @@ class Made(NamedTuple):
     transaction_id: str
     decision_id: str
     message: bytes
+    hold_s: int = 0
+    """How long its hold lives, if it has one."""
+
+    @classmethod
+    def of(cls, decision: Decision, message: bytes) -> Made:
+        """Of a decision and its message."""
+        return cls(decision.transaction_id, decision.decision_id, message, hold_s(decision))
+
+
+def hold_s(decision: Decision) -> int:
+    """How long the hold that a decision places lives, seconds; 0 where it places none."""
+    return 0 if decision.hold_expires_at_ms is None else (decision.hold_expires_at_ms - decision.decided_at_ms) // 1000
+
+
+def kept_s(ttl_s: int, holds_s: int) -> int:
+    """How long an answer is kept whose hold lives so long."""
+    return max(ttl_s, holds_s + AFTER_HOLD_S) if holds_s else ttl_s
 
 
 class AnswerWords(NamedTuple):
-    """What keeps a message: under its transaction, which its decision's id names; and for how long."""
+    """What keeps a message: under its transaction, which its decision's id names; and for how long. A third key is there if that is longer than
+    the transaction's contents are kept, which are to be kept as long."""
 
-    keys: tuple[bytes, bytes]
+    keys: tuple[bytes, ...]
     contents: tuple[bytes, bytes, bytes]
 
 
@@ -161,10 +181,10 @@ async def on_whole(read: Callable[[Aside], Awaitable[T]]) -> T:
 
 
 class Answers:
-    """The answers of one Redis. `ttl_s` is how long a repeat is recognised (a day at least: Stripe's contract)."""
+    """The answers of one Redis. `ttl_s` is how long a repeat is recognised (a day at least: Stripe's contract), or longer, while its hold lives."""
 
     def __init__(self, wire: Wire, ttl_s: int) -> None:
-        self._wire = wire
+        self._wire, self._ttl_s = wire, ttl_s
         self._ttl = str(ttl_s).encode()
 
     async def whole(self) -> bool:
@@ -199,14 +219,19 @@ class Answers:
 
     def words(self, made: Made) -> AnswerWords:
         """What keeps a message."""
-        txn = made.transaction_id.encode()
-        return AnswerWords((b"ans:" + txn, b"dec:" + made.decision_id.encode()), (_answer(KEPT, made.message), txn, self._ttl))
+        txn, ttl_s = made.transaction_id.encode(), kept_s(self._ttl_s, made.hold_s)
+        keys, answer = (b"ans:" + txn, b"dec:" + made.decision_id.encode()), _answer(KEPT, made.message)
+        if ttl_s == self._ttl_s:
+            return AnswerWords(keys, (answer, txn, self._ttl))
+        return AnswerWords((*keys, b"txn:" + txn), (answer, txn, str(ttl_s).encode()))
 
     async def keep_all(self, made: Sequence[Made]) -> list[Kept | HoldfastError]:
         """Keeps each message if it is the first, and returns the first of each, all in one request."""
         commands: list[Command] = []
-        for (answer, decision), (message, txn, ttl) in map(self.words, made):
+        for (answer, decision, *contents), (message, txn, ttl) in map(self.words, made):
             commands += ((b"SET", answer, message, b"NX", b"EX", ttl), (b"SET", decision, txn, b"EX", ttl))
+            if contents:
+                self._wire.post(*[(b"EXPIRE", key, ttl) for key in contents])
         try:
             replies = await self._wire.ask(*commands)
         except MemoryUnavailable as error:
@@ -224,14 +249,15 @@ class Answers:
                 return came_too_late()
             first = _kept_in(answer)
             if first is None:  # a stub that `told` left where Redis had lost the answer
-                sound(await self._wire.send((b"SET", b"ans:" + made.transaction_id.encode(), _answer(KEPT, made.message), b"EX", self._ttl)))
+                (answer, *_), (message, _, ttl) = self.words(made)
+                sound(await self._wire.send((b"SET", answer, message, b"EX", ttl)))
             return first or Kept(made.message, told=False)
         except MemoryUnavailable as error:
             return error
 
-    async def keep(self, transaction_id: str, decision_id: str, message: bytes) -> Kept:
+    async def keep(self, transaction_id: str, decision_id: str, message: bytes, holds_s: int = 0) -> Kept:
         """`keep_all` of one."""
-        (kept,) = await self.keep_all((Made(transaction_id, decision_id, message),))
+        (kept,) = await self.keep_all((Made(transaction_id, decision_id, message, holds_s),))
         if isinstance(kept, HoldfastError):
             raise kept
         return kept
@@ -377,7 +403,7 @@ class DictAnswers:
         """See `Answers.keep_all`."""
         return [came_too_late() if await self.is_reversed_ahead(one.transaction_id) else await self.keep(*one) for one in made]
 
-    async def keep(self, transaction_id: str, decision_id: str, message: bytes) -> Kept:
+    async def keep(self, transaction_id: str, decision_id: str, message: bytes, holds_s: int = 0) -> Kept:
         """See `Answers.keep`."""
         if await self.is_reversed_ahead(transaction_id):
             raise came_too_late()

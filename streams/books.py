@@ -27,6 +27,7 @@ if redis.call('EXISTS', KEYS[3]) == 1 then return 0 end
 redis.call('SET', KEYS[1], ARGV[2])
 redis.call('SET', KEYS[3], ARGV[3], 'EX', ARGV[5])
 redis.call('SET', KEYS[4], ARGV[4], 'EX', ARGV[5])
+if KEYS[5] then redis.call('EXPIRE', KEYS[5], ARGV[5]) end
 return 1
 """
 """As `_SWAP`, and the answer that rests on it, if there is none yet: both or neither. For one server that has all keys. The hold comes first:
@@ -198,7 +199,8 @@ class Books:
         version = known[:8] if known else b""
         if words is None:
             return b"EVALSHA", _SWAP_SHA, b"2", book_key(account_id), WHOLE, version, content
-        return b"EVALSHA", _SWAP_AND_KEEP_SHA, b"4", book_key(account_id), WHOLE, *words.keys, version, content, *words.contents
+        keys = (book_key(account_id), WHOLE, *words.keys)
+        return b"EVALSHA", _SWAP_AND_KEEP_SHA, b"%d" % len(keys), *keys, version, content, *words.contents
 
     async def _evaluated(self, commands: Sequence[Command]) -> list[Any]:
         """The replies to these scripts. One that Redis does not know yet is sent in full."""

@@ -17,7 +17,7 @@ from schemas.hold import ClearingKind
 from schemas.identity import derived_id
 from schemas.topics import DECISIONS
 from streams import journal, metrics
-from streams.answers import Kept
+from streams.answers import Kept, Made
 from streams.asked import Ask, Origin
 from streams.authorize.life import clear
 from streams.pipeline import decide_all
@@ -96,7 +96,7 @@ async def _told_whole(given: Given, stand_in: StandIn, world: World) -> bool:
     """Tells a decision that has all of its parts, byte for byte: the log may have it already. Whether that is over."""
     decision = given.decision
     try:
-        first = await world.answers.keep(decision.transaction_id, decision.decision_id, given.message)
+        first = await world.answers.keep(*Made.of(decision, given.message))
     except InvalidRecord as error:
         _differs(decision.transaction_id, stand_in, f"the log cannot have it: {error}")
         return True

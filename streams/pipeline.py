@@ -292,7 +292,7 @@ class Keeping:
             return None
         self._decision = decided(self._walk, self._world, result.hold)
         self._message = avro.encode(self._decision)
-        return self._world.answers.words(Made(self._walk.txn.transaction_id, self._decision.decision_id, self._message))
+        return self._world.answers.words(Made.of(self._decision, self._message))
 
     def was_kept(self) -> None:
         """Nobody answered it before."""
@@ -339,7 +339,7 @@ async def keep(walks: Sequence[Walk], world: World) -> None:
     made = []
     for walk in walks:
         decision = walk.decision = decided(walk, world, walk.hold)
-        made.append(Made(walk.txn.transaction_id, decision.decision_id, avro.encode(decision)))
+        made.append(Made.of(decision, avro.encode(decision)))
     for walk, own, first in zip(walks, made, await world.answers.keep_all(made), strict=True):
         if isinstance(first, HoldfastError):
             walk.error = first

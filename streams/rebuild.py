@@ -44,7 +44,7 @@ from schemas.hold import HoldEvent, HoldState
 from schemas.label import Label
 from schemas.record import Record
 from schemas.topics import ACCOUNT_CONTROLS, ACCOUNTS, DECISIONS, HOLDS, LABELS, PROFILES, REMEMBERED_EVENTS, Topic
-from streams.answers import WHOLE, Answers, Restored, listed_of, resolved_key, sound
+from streams.answers import WHOLE, Answers, Restored, hold_s, kept_s, listed_of, resolved_key, sound
 from streams.books import book_key
 from streams.bus import committed_of, end_offsets, read_topic
 from streams.clock import clock_ms
@@ -252,7 +252,7 @@ class Rebuild:
             gather_decision(CATALOGUE, decision, partition, offset, tallies.rows)
             if decision.decided_at_ms > oldest_row_ms:
                 rows.append((decision.transaction, decision.positions, decision.declined_positions))
-            left_s = self._settings.answer_ttl_s - (self._now_ms - decision.decided_at_ms) // 1000
+            left_s = kept_s(self._settings.answer_ttl_s, hold_s(decision)) - (self._now_ms - decision.decided_at_ms) // 1000
             if left_s > 0:
                 digest = identity.request_digest(avro.body(decision.transaction))
                 kept.append(

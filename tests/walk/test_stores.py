@@ -22,7 +22,7 @@ from schemas.errors import Conflict, InvalidRecord, MemoryUnavailable
 from schemas.transaction import TransactionKind
 from streams import rebuild as rebuilding
 from streams import sar
-from streams.answers import WHOLE, Answers, AnswerWords, DictAnswers, Kept, Listed, Made, Page, Restored, on_whole, sound
+from streams.answers import AFTER_HOLD_S, WHOLE, Answers, AnswerWords, DictAnswers, Kept, Listed, Made, Page, Restored, on_whole, sound
 from streams.books import Books, Change, DictBooks
 from streams.settings import Settings
 from tests.world import NOON, a_policy, a_transaction
@@ -481,3 +481,28 @@ def test_movements_that_are_forgotten_while_they_are_put_back_are_not_called_who
 
     monkeypatch.setattr(sar, "_movements", moves)
     asyncio.run(main())
+
+
+def test_an_answer_is_kept_as_long_as_its_hold_and_a_day_more_with_the_contents_that_a_repeat_is_held_against(using: Callable[[Use], None]) -> None:
+    async def use(stores: Any) -> None:
+        answers, books, wire = stores
+        lives_s = 30 * 86_400
+        for number, holds_s, kept in ((0, 0, 3_600), (1, 60, 60 + AFTER_HOLD_S), (2, lives_s, lives_s + AFTER_HOLD_S)):
+            await answers.keep(f"t{number}", f"dec_t{number}", b"one", holds_s)
+            assert await answers.of_transaction(f"t{number}") == Kept(b"one", told=False)
+            if wire is None:  # in memory nothing expires
+                continue
+            await wire.send(answers.claim(f"t{number}", b"d")[0], answers.claim(f"u{number}", b"d")[0])
+            await answers.keep(f"t{number}", f"dec_t{number}", b"one", holds_s)
+            along = _Answer(answers, 0)
+            along.made = Made(f"u{number}", f"dec_u{number}", b"other", holds_s)
+            await books.change(
+                f"a{number}", lambda book: state_known(book, AccountState(account_id="a", currency="EUR", balance_minor=25, as_of_ms=1))
+            )
+            await books.change_all([Change(f"a{number}", a_place(number), (await books.read(f"a{number}"))[0], along)])
+            names = [f"{kind}{txn}{number}" for txn in ("t", "u") for kind in ("ans:", "txn:", "dec:dec_")]
+            ends = [await wire.send(("TTL", name)) for name in names]
+            assert ends[:3] == [[kept]] * 3
+            assert not along.kept or ends[3:] == [[kept]] * 3
+
+    using(use)
