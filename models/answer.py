@@ -61,6 +61,7 @@ FIELD_39: dict[str, Field39] = {
     "month_count": Field39("65", "123"),
     # Why the stand-in does not approve
     "stand_in_not_covered": Field39("91", "912"),
+    "stand_in_controls": Field39("57", "119"),
     "stand_in_unknown_card": Field39("91", "912"),
     "stand_in_unknown_merchant": Field39("91", "912"),
     "stand_in_amount": Field39("61", "121"),

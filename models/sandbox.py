@@ -107,6 +107,7 @@ CARDS: tuple[Card, ...] = (
     # What the stand-in says
     Card("4000000000020000", "approve", _S),
     Card("4000000091010001", "stand_in_not_covered", _S),
+    Card("4000000057070007", "stand_in_controls", _S),
     Card("4000000091020000", "stand_in_unknown_card", _S),
     Card("4000000091030009", "stand_in_unknown_merchant", _S),
     Card("4000000061050003", "stand_in_amount", _S),

@@ -10,10 +10,12 @@ from typing import Annotated, NamedTuple, TypeVar
 
 import msgspec
 
+from models.controls import applying, forbidden
 from models.decision import Verdict
 from models.hold import OpenHold
 from models.policy import DAY_MS, Policy, hold_terms
 from schemas import identity
+from schemas.controls import Controls
 from schemas.decision import Decision, Outcome, Reason, ReasonSource
 from schemas.errors import InvalidRecord, SettingsError
 from schemas.hold import HoldState
@@ -33,6 +35,7 @@ class Refusal(Word):
     """Why the stand-in does not approve; the order of the lines is the precedence. Each is a row of FIELD_39."""
 
     NOT_COVERED = "stand_in_not_covered"
+    CONTROLS = "stand_in_controls"
     UNKNOWN_CARD = "stand_in_unknown_card"
     UNKNOWN_MERCHANT = "stand_in_unknown_merchant"
     AMOUNT = "stand_in_amount"
@@ -174,12 +177,26 @@ def newer_half(kept: dict[str, T]) -> dict[str, T]:
 
 
 class Known:
-    """The cards whose last answer was an approval, and the merchants that had one."""
+    """The cards whose last answer was an approval, the merchants that had one, and what the owners and the bank forbid."""
 
     def __init__(self, known_ms: int) -> None:
         self._known_ms = known_ms
         self._cards: dict[str, int] = {}
         self._merchants: dict[str, int] = {}
+        self._controls: dict[str, dict[str, Controls]] = {}
+        """By account those of it and of its cards."""
+
+    def obey(self, controls: Controls) -> None:
+        """These stand from now on, if none that were said later do."""
+        own = self._controls.setdefault(controls.account_id, {})
+        earlier = own.get(controls.controls_id)
+        if earlier is None or earlier.at_ms <= controls.at_ms:
+            own[controls.controls_id] = controls
+
+    def _is_forbidden(self, txn: Transaction, at_ms: int) -> bool:
+        """Whether controls forbid a payment, or may: what was spent under limits of a day or longer is not known here."""
+        own = tuple(self._controls.get(txn.account_id, {}).values())
+        return any(each.counts for each in applying(own, txn.card_token)) or forbidden(own, (), txn, at_ms) is not None
 
     def note(self, txn: Transaction, outcome: Outcome, at_ms: int) -> None:
         """Learns from a decision."""
@@ -199,7 +216,9 @@ class Known:
             self._merchants = newer_half(self._merchants)
 
     def refusal(self, txn: Transaction, at_ms: int) -> Refusal | None:
-        """Who is not known, if one is not."""
+        """What is forbidden, or who is not known."""
+        if self._is_forbidden(txn, at_ms):
+            return Refusal.CONTROLS
         if at_ms - self._cards.get(txn.card_token or "", -self._known_ms - 1) > self._known_ms:
             return Refusal.UNKNOWN_CARD
         if at_ms - self._merchants.get(txn.merchant_id or "", -self._known_ms - 1) > self._known_ms:

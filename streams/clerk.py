@@ -10,6 +10,7 @@ from models.governance import Refusal, cut_off, unentered
 from models.registry import Registry
 from schemas.errors import ArtefactError, HoldfastError
 from schemas.governance import Control, Move
+from schemas.topics import CONTROL
 from streams.control import Ear, Told, newest
 from streams.folder import keys_of
 from streams.parts import Say
@@ -53,7 +54,7 @@ def entering(settings: Settings, say: Say) -> Iterator[None]:
 
 
 def _enter(settings: Settings, say: Say, stop: threading.Event) -> None:
-    ear, registry = Ear(settings), Registry(settings.registry_dir, keys_of(settings))
+    ear, registry = Ear(settings, CONTROL, Control), Registry(settings.registry_dir, keys_of(settings))
     told: Told = {}
     done: Told | None = None
     said = ""

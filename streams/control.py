@@ -7,7 +7,7 @@ import logging
 import socket
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from confluent_kafka import KafkaException, TopicPartition
 
@@ -16,7 +16,8 @@ from models.registry import Registry
 from schemas.avro import decode, encode
 from schemas.errors import HoldfastError, InvalidRecord, LogUnavailable, Unavailable
 from schemas.governance import Control, Kind
-from schemas.topics import CONTROL
+from schemas.record import Record
+from schemas.topics import CONTROL, Topic
 from streams import journal
 from streams.bus import Bus, KafkaBus, patient, read_topic, reader
 from streams.settings import Settings
@@ -26,6 +27,7 @@ Told = dict[str, Control]
 QUERY_S = 2.0
 HEAR_S, REACH_S, WAIT_S = 0.5, 1.0, 1.0
 T = TypeVar("T")
+R = TypeVar("R", bound=Record)
 
 
 def newest(told: Told, events: Iterable[Control]) -> Told:
@@ -71,7 +73,7 @@ def told_so_far(settings: Settings) -> Told:
     """What stands on the topic now, for a command; nothing where no log answers."""
     try:
         heard = read_topic(settings, CONTROL) if _answers(settings) else iter(())
-        return newest({}, (event for batch in heard for message in batch if (event := _read(message.value))))
+        return newest({}, (event for batch in heard for message in batch if (event := _read(CONTROL, Control, message.value))))
     except (Unavailable, KafkaException):
         return {}
 
@@ -86,19 +88,21 @@ def _answers(settings: Settings) -> bool:
     return False
 
 
-class Ear:
-    """Follows the topic from its beginning (it is compacted), in no group: every process hears every event. Not safe to use from two threads."""
+class Ear(Generic[R]):
+    """Follows a topic from its beginning (it is compacted), in no group: every process hears every event. Not safe to use from two threads."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, topic: Topic, kind: type[R]) -> None:
+        self._topic, self._kind = topic, kind
         self._consumer: Any = reader(settings)
         self._listening = False
 
-    def heard(self, wait_s: float) -> list[Control]:
+    def heard(self, wait_s: float) -> list[R]:
         """What was told since the last call; waits so long for the first. Nothing while the log does not answer, or has no such topic yet."""
         try:
             if not self._listening and not self._begin():
                 return []
-            return [event for m in self._consumer.consume(100, timeout=wait_s) if m.error() is None and (event := _read(m.value()))]
+            heard = [_read(self._topic, self._kind, m.value()) for m in self._consumer.consume(100, timeout=wait_s) if m.error() is None]
+            return [event for event in heard if event is not None]
         except (KafkaException, RuntimeError):
             return []
 
@@ -107,10 +111,11 @@ class Ear:
         self._consumer.close()
 
     def _begin(self) -> bool:
-        there = self._consumer.list_topics(CONTROL.name, timeout=QUERY_S).topics[CONTROL.name]
+        name = self._topic.name
+        there = self._consumer.list_topics(name, timeout=QUERY_S).topics[name]
         if there.error is not None or not there.partitions:
             return False
-        self._consumer.assign([TopicPartition(CONTROL.name, p, 0) for p in there.partitions])
+        self._consumer.assign([TopicPartition(name, p, 0) for p in there.partitions])
         self._listening = True
         return True
 
@@ -120,7 +125,7 @@ class Standing:
 
     def __init__(self, registry: Registry, settings: Settings) -> None:
         self.registry = registry
-        self._ear = Ear(settings)
+        self._ear = Ear(settings, CONTROL, Control)
         self._told: Told = {}
 
     def item_id(self, kind: Kind) -> str | None:
@@ -146,9 +151,9 @@ async def waited_for(what: str, get: Callable[[], T]) -> T:
         await asyncio.sleep(WAIT_S)
 
 
-def _read(value: bytes | None) -> Control | None:
+def _read(topic: Topic, kind: type[R], value: bytes | None) -> R | None:
     try:
-        return decode(Control, value)
+        return decode(kind, value)
     except InvalidRecord as error:
-        journal.logger().error("an event of the control topic cannot be read", reason=str(error))
+        journal.logger().error("a record cannot be read", topic=topic.name, reason=str(error))
         return None

@@ -13,7 +13,7 @@ from models.opinion import Judges, Panel, Seat
 from models.policy import Policy
 from models.registry import Registry
 from schemas.errors import ArtefactError, HoldfastError
-from schemas.governance import Kind
+from schemas.governance import Control, Kind
 from streams import journal
 from streams.control import Ear, Told, newest, waited_for
 from streams.folder import keys_of
@@ -73,7 +73,7 @@ class Bench:
         return self._policies[policy_id]
 
 
-async def first_panel(bench: Bench, ear: Ear) -> tuple[Panel, Told]:
+async def first_panel(bench: Bench, ear: Ear[Control]) -> tuple[Panel, Told]:
     """The first panel, and what the topic says: waited for where no model was promoted yet, or what is to decide cannot be used."""
     told: Told = {}
 
@@ -85,7 +85,7 @@ async def first_panel(bench: Bench, ear: Ear) -> tuple[Panel, Told]:
     return await waited_for("a model and a policy", seen)
 
 
-async def stay_current(world: World, bench: Bench, ear: Ear, told: Told) -> None:
+async def stay_current(world: World, bench: Bench, ear: Ear[Control], told: Told) -> None:
     """Takes over who decides and who stands by while the app runs, all in one step; one that does not fit is said, not taken.
 
     It hears of it on the control topic, or sees it in the registry's folder where the topic is silent. What could not be used (an artefact

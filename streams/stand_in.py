@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -16,13 +17,14 @@ from models.policy import DAY_MS, Policy
 from models.registry import default_stand_in_text
 from models.stand_in import STAND_IN, Approval, Approved, Known, StandInPolicy, approval_of, is_stand_in, newer_half, stand_in_from_toml
 from schemas import avro
+from schemas.controls import Controls
 from schemas.decision import Decision, Outcome
 from schemas.errors import Conflict, InvalidRecord, LogUnavailable, SettingsError
-from schemas.topics import DECISIONS
+from schemas.topics import ACCOUNT_CONTROLS, DECISIONS
 from schemas.transaction import Transaction
 from streams import journal, metrics
 from streams.asked import Course, Decided
-from streams.bus import read_tail
+from streams.bus import read_tail, read_topic
 from streams.settings import Settings
 from streams.spool import DONE, KEPT, Entry, Orphan, Spool
 
@@ -86,7 +88,11 @@ class StandIn:
         await self._spool.close()
 
     def learn(self, settings: Settings) -> None:
-        """Learns cards, merchants and answers from the newest decisions of the log."""
+        """Learns cards, merchants and answers from the newest decisions of the log, and what controls say now."""
+        for batch in read_topic(settings, ACCOUNT_CONTROLS):
+            for message in batch:
+                with suppress(InvalidRecord):
+                    self.obey(avro.decode(Controls, message.value))
         decisions = []
         for batch in read_tail(settings, DECISIONS, range(DECISIONS.partitions), TAIL):
             for message in batch:
@@ -97,6 +103,10 @@ class StandIn:
         for decision, value in sorted(decisions, key=lambda each: each[0].decided_at_ms):
             self._know(decision)
             self._remember(decision.transaction_id, value)
+
+    def obey(self, controls: Controls) -> None:
+        """See `Known.obey`."""
+        self._known.obey(controls)
 
     def note(self, transaction_id: str, made: Decided) -> None:
         """Learns from a decision that was told; of a repeat, what its host heard."""

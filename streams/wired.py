@@ -18,15 +18,17 @@ from features.catalogue import CATALOGUE, Catalogue
 from features.online import RedisMemory, warm
 from features.wire import Wire
 from models.hold import UnknownAccount
+from schemas.controls import Controls
 from schemas.errors import HoldfastError, Unavailable
-from schemas.topics import Topic
+from schemas.governance import Control
+from schemas.topics import ACCOUNT_CONTROLS, CONTROL, Topic
 from streams import journal, metrics
 from streams.answers import WHOLE, Answers, sound
 from streams.books import Books
 from streams.breaker import watch_rates
 from streams.bus import Bus, KafkaBus, end_offsets
 from streams.clock import clock_ms
-from streams.control import Ear
+from streams.control import HEAR_S, Ear
 from streams.folder import required_keys
 from streams.forced import cards_of, force, stand_in_of
 from streams.forward import forward
@@ -39,6 +41,7 @@ from streams.opinion import give
 from streams.pipeline import decide_all
 from streams.rebuild import ensure_whole, forget_if_behind, rebuilt
 from streams.settings import Settings
+from streams.stand_in import StandIn
 from streams.tally import NOTE, TALLIED, TallyWorld
 from streams.tracing import Tracer
 from streams.world import Together, World
@@ -155,22 +158,36 @@ async def authorizing_world(settings: Settings, bus: Bus) -> World:
 
     async def close() -> None:
         telling.cancel()
-        await asyncio.gather(telling, return_exceptions=True)
+        obeying.cancel()
+        await asyncio.gather(telling, obeying, return_exceptions=True)
         await stand_in.close()
         if let_go is not None:
             await let_go()
 
     telling = asyncio.create_task(forward(stand_in, world))
     telling.add_done_callback(_must_not_end)
+    obeying = asyncio.create_task(obey(stand_in, Ear(settings, ACCOUNT_CONTROLS, Controls)))
+    obeying.add_done_callback(_must_not_end)
     world.close = close
     return world
+
+
+async def obey(stand_in: StandIn, ear: Ear[Controls]) -> None:
+    """Tells the stand-in of controls for as long as it runs, whoever said them: it obeys them where Redis, which has them, does not answer."""
+    try:
+        while True:
+            for controls in await asyncio.to_thread(ear.heard, HEAR_S):
+                stand_in.obey(controls)
+            await asyncio.sleep(HEAR_S)
+    finally:
+        ear.close()
 
 
 async def deciding_world(settings: Settings, bus: Bus, memory_timeout_s: float = 1.0) -> World:
     """The World of the apps that decide: `authorize` and `score`."""
     cards = cards_of(settings)
     parts = await connected(settings, memory_timeout_s)
-    ear, bench = Ear(settings), Bench(settings, parts.catalogue)
+    ear, bench = Ear(settings, CONTROL, Control), Bench(settings, parts.catalogue)
     panel, told = await first_panel(bench, ear)
     warm(parts.catalogue)
     model, policy = panel.champions

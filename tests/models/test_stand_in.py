@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from models import stand_in
 from models.registry import default_stand_in_text
 from models.stand_in import Approved, Known, Refusal, approval_of, refusal, stand_in_from_toml
+from schemas.controls import Controls, Limit, Period, Usability
 from schemas.decision import Outcome
 from schemas.errors import SettingsError
 from schemas.transaction import TransactionKind
@@ -51,6 +54,36 @@ def test_a_card_is_known_until_it_is_declined_or_too_long_ago() -> None:
     assert refusal(POLICY, known, Approved(), txn, NOON + POLICY.known_ms + 1) is Refusal.UNKNOWN_CARD
     known.note(txn, Outcome.BLOCK, NOON)
     assert refusal(POLICY, known, Approved(), txn, NOON) is Refusal.UNKNOWN_CARD
+
+
+def some_controls(at_ms: int = NOON, **said: Any) -> Controls:
+    """Controls of the account, or of a card of it."""
+    return Controls(controls_id=f"ctl_{said.get('card_token', '')}", account_id="a1", counted_since_ms=NOON, at_ms=at_ms, **said)
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({}, None),
+        ({"status": Usability.FROZEN}, Refusal.CONTROLS),
+        ({"status": Usability.FROZEN, "card_token": "crd_k1_1"}, Refusal.CONTROLS),
+        ({"status": Usability.FROZEN, "card_token": "crd_k1_2"}, None),
+        ({"categories_blocked": ("5411",)}, Refusal.CONTROLS),
+        ({"countries_allowed": ("FR",)}, Refusal.CONTROLS),
+        ({"limits": (Limit(period=Period.TRANSACTION, amount_minor=999),)}, Refusal.CONTROLS),
+        ({"limits": (Limit(period=Period.TRANSACTION, amount_minor=1_000),)}, None),
+        ({"limits": (Limit(period=Period.DAY, amount_minor=10**9),)}, Refusal.CONTROLS),
+    ],
+)
+def test_it_obeys_the_controls_and_approves_nothing_under_a_limit_whose_use_it_does_not_know(said: dict[str, Any], why: Refusal | None) -> None:
+    known, txn = people(), a_transaction(amount_minor=1_000)
+    known.obey(some_controls(**said))
+    assert refusal(POLICY, known, Approved(), txn, NOON) is why
+    same = {name: said[name] for name in said if name == "card_token"}
+    known.obey(some_controls(NOON - 1, **same))
+    assert refusal(POLICY, known, Approved(), txn, NOON) is why, "what was said before does not take the place of what was said later"
+    known.obey(some_controls(NOON + 1, **same))
+    assert refusal(POLICY, known, Approved(), txn, NOON) is None
 
 
 def test_where_there_are_too_many_those_are_forgotten_that_paid_longest_ago(monkeypatch: pytest.MonkeyPatch) -> None:

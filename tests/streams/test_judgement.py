@@ -20,7 +20,7 @@ from tests.first_model import MODEL_KEY
 from tests.world import a_policy
 
 
-class Silence(Ear):
+class Silence(Ear[Control]):
     """A topic on which nothing was told."""
 
     def __init__(self) -> None:
