@@ -104,6 +104,7 @@ def packed(artefact: Artefact) -> dict[str, bytes]:
             "frauds": artefact.frauds,
             "from_at_ms": artefact.from_at_ms,
             "until_at_ms": artefact.until_at_ms,
+            "learned_until_ms": artefact.learned_until_ms,
             "seed": artefact.seed,
             "sklearn_version": artefact.sklearn_version,
             "policy_id": artefact.policy_id,

@@ -123,6 +123,7 @@ class Artefact:
     frauds: int
     from_at_ms: int
     until_at_ms: int
+    learned_until_ms: int  # the last row that it was grown from: what is later it has not learned from
     seed: int
     sklearn_version: str
     policy_id: str

@@ -304,6 +304,7 @@ def train(examples: Examples, recipe: Recipe, policy: Policy, seed: int, threads
         frauds=int(examples.frauds.sum()),
         from_at_ms=int(examples.at_ms[0]),
         until_at_ms=int(examples.at_ms[-1]),
+        learned_until_ms=int(seen.at_ms[-1]),
         seed=seed,
         sklearn_version=sklearn.__version__,
         policy_id=policy.policy_id,

@@ -17,7 +17,6 @@ from features.catalogue import CATALOGUE
 from models.ensemble import Ensemble
 from models.gates import against
 from models.governance import COMPARED, DAY_MS, SYSTEM, TOLD, Inventory, Item, Refused, control_of
-from models.history import HELD_OUT_FROM
 from models.registry import Registry, default_policy_text
 from schemas.decision import Outcome
 from schemas.errors import ArtefactError, SettingsError, Unavailable
@@ -201,9 +200,10 @@ def _terms(args: argparse.Namespace, act: Act, kind: Kind, item_id: str, registr
 
 
 def compared(registry: Registry, item_id: str, data: Path) -> dict[str, float]:
-    """The candidate against the champion, on rows that the candidate has not learned from: the last fifth of its time, and what came later.
+    """The candidate against the champion, on rows that the candidate has not learned from: those held out of its training, and what came later.
 
-    Nothing without a champion. The champion may have learned from some of them, which is to its favour.
+    Nothing without a champion. The champion may have learned from some of them, which is to its favour. Where an earlier release trained the
+    candidate, whose card does not say what was held out, it is what came later alone.
     """
     champion = registry.champion_id()
     if champion is None or champion == item_id:
@@ -211,9 +211,7 @@ def compared(registry: Registry, item_id: str, data: Path) -> dict[str, float]:
     ours, theirs = registry.load(item_id), registry.load(champion)
     trained = registry.card(item_id)["trained"]
     examples = training_set(data, None, None)
-    within = np.flatnonzero((examples.at_ms >= trained["from_at_ms"]) & (examples.at_ms <= trained["until_at_ms"]))
-    first = within[int(len(within) * HELD_OUT_FROM)] if len(within) else 0
-    unseen = (np.arange(len(examples.at_ms)) >= first) & (examples.at_ms >= trained["from_at_ms"])
+    unseen = examples.at_ms > trained.get("learned_until_ms", trained["until_at_ms"])
     for model in (ours, theirs):
         if not set(model.names) <= set(examples.names):
             raise ArtefactError(f"{data}: has not all the columns that {model.model_id} reads")

@@ -18,6 +18,7 @@ from features.catalogue import CATALOGUE
 from features.engine import look
 from features.memory import DictMemory
 from features.tally import LABELLED, Update, label_row, payment_rows
+from models.history import HELD_OUT_FROM
 from models.hold import UnknownAccount
 from models.registry import Registry
 from schemas.decision import Decision
@@ -25,14 +26,15 @@ from schemas.errors import ArtefactError, InvalidRecord, SettingsError
 from schemas.governance import Act, Band, Kind
 from schemas.topics import DECISIONS, LABELS
 from streams import backfill as backfill_job
-from streams import lab, train
+from streams import governance, lab, train
 from streams.archive import Archive
 from streams.folder import keys_of
 from streams.governance import band_of
 from streams.mapping import Row, TokenKey, accounts_in, mapping_in, rows_in
 from streams.settings import Settings
+from streams.training_set import training_set
 from tests.first_model import MODEL_KEY
-from tests.world import a_world
+from tests.world import a_policy, a_world, quick, trained_quickly
 
 KEY = TokenKey(b"a test's key", "k1")
 
@@ -133,6 +135,18 @@ def test_a_comparison_during_which_somebody_made_a_move_is_not_entered(tmp_path:
     with pytest.raises(ArtefactError, match="overtaken: line 5 of the history was written by somebody else"):
         lab.models(["validate", str(champion), "--as", "ben", "--why", "as good", "--data", str(tmp_path)], settings)
     assert registry.inventory().moves[-1].by == "dora"
+
+
+def test_a_candidate_is_compared_on_rows_that_it_has_not_learned_from(features: Path, tmp_path: Path, trained: Path) -> None:
+    """Trained on the newest rows too, it has learned from all those whose labels are known by now."""
+    settings = Settings(data_dir=tmp_path, registry_dir=Path(shutil.copytree(trained, tmp_path / "registry")), model_key=MODEL_KEY)
+    registry, examples = lab.registry_of(settings), training_set(features, None, 0)
+    made = trained_quickly(examples, quick(), a_policy(), seed=1)
+    model_id = registry.register(made)
+    learned = examples.at_ms[: int(len(examples.at_ms) * HELD_OUT_FROM)]
+    assert registry.card(model_id)["trained"]["learned_until_ms"] == learned[-1]
+    assert learned[-1] > training_set(features).at_ms[-1], "the labels of later rows are yet to come"
+    assert governance.compared(registry, model_id, features) == {}
 
 
 @pytest.mark.parametrize("text", ["revew=0:0.1", "review=0.3:0.1", "review=nan:0.5", "review=0:7", "review", "review=0"])
