@@ -22,6 +22,7 @@ from msgspec import Meta
 from models.ensemble import Artefact, Ensemble, Member
 from models.trees import EXP2, IDENTITY, LOGISTIC, NODE, TERM, Floats, Forest, Ints
 from schemas.errors import ArtefactError
+from schemas.record import EpochMs
 
 CARD, ARRAYS, SIGNATURE = "card.json", "arrays.bin", "card.sig"
 BYTES_MAX = {CARD: 4 << 20, ARRAYS: 256 << 20, SIGNATURE: 64}
@@ -78,15 +79,45 @@ class _MemberRow(msgspec.Struct, frozen=True):
     columns: Annotated[tuple[Annotated[int, Meta(ge=0, lt=1 << 16)], ...], Meta(max_length=1 << 16)]
 
 
+class _Trained(msgspec.Struct, frozen=True):
+    """On what it was trained, and with what."""
+
+    rows: int
+    frauds: int
+    from_at_ms: EpochMs
+    until_at_ms: EpochMs
+    seed: int
+    sklearn_version: str
+    policy_id: str
+    recipe_id: str
+    learned_until_ms: EpochMs | None = None
+
+
+class _Column(msgspec.Struct, frozen=True):
+    """Where a column's training rows lay: `models/drift.py`."""
+
+    edges: tuple[float, ...]
+    shares: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """ValueError unless there is a share for each bin, and one of the missing."""
+        if len(self.shares) != len(self.edges) + 2:
+            raise ValueError(f"{len(self.shares)} shares for {len(self.edges)} edges")
+
+
 class _Card(msgspec.Struct, frozen=True):
-    """The part of a card that serving reads."""
+    """The parts of a card that are read where models decide, are listed, pass gates and are watched."""
 
     format: Literal[1]
     catalogue_id: Annotated[str, Meta(min_length=1, max_length=64)]
     features: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=128)], ...], Meta(min_length=1, max_length=1 << 16)]
     members: Annotated[tuple[_MemberRow, ...], Meta(min_length=1, max_length=64)]
+    trained: _Trained
+    figures: dict[str, float | None]
+    checks: dict[str, float]
     arrays: dict[str, Annotated[int, Meta(ge=0, lt=1 << 28)]]
     sha256: str
+    snapshot: dict[str, _Column] = {}
 
 
 def packed(artefact: Artefact) -> dict[str, bytes]:

@@ -55,6 +55,13 @@ def test_each_refusal_has_its_name(files: dict[str, bytes]) -> None:
     assert code_of(resigned(files, members=[*members[:-1], members[-1] | {"weight": 0.5}])) == "malformed"
     assert code_of(resigned(files, members=[members[0] | {"columns": [len(card["features"])]}, *members[1:]])) == "malformed"
     assert code_of(resigned(files, features=[card["features"][0]] * len(card["features"]))) == "malformed"
+    for part in ("trained", "figures", "checks"):
+        assert code_of(resigned(files, **{part: None})) == "malformed"
+    assert code_of(resigned(files, trained={name: said for name, said in card["trained"].items() if name != "until_at_ms"})) == "malformed"
+    assert code_of(resigned(files, trained=card["trained"] | {"until_at_ms": "tomorrow"})) == "malformed"
+    assert code_of(resigned(files, figures=card["figures"] | {"auc": "good"})) == "malformed"
+    assert code_of(resigned(files, checks=card["checks"] | {"parity_max": "none"})) == "malformed"
+    assert code_of(resigned(files, snapshot={"score": {"edges": [1.0], "shares": [0.5, 0.5]}})) == "malformed"
     with pytest.raises(ArtefactError):
         unpacked(files | {CARD: b"[" * 100_000})
 
