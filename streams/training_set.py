@@ -33,6 +33,9 @@ WHOLE = "vector"
 """The archive's column of whole vectors as bytes, of decisions that were made on another catalogue than that of who archived them."""
 USUAL_DELAY_MS = 14 * DAY_MS
 """After what time most of an archive's labels have come in, where nobody says otherwise; a backfill's mapping says it."""
+NUMBERS = {"at_ms": pa.int64(), "amount_minor": pa.int64(), "fraud": pa.bool_(), "learned_at_ms": pa.int64()}
+TEXTS = ("card_token", "account_id", "fraud_kind")
+"""What is read of a backfill beside its features."""
 BATCH_ROWS = 65_536
 HELD_BYTES = 1 << 30
 """A matrix of more lies in a file that has no name, so that the system may write to disk what it has no memory for."""
@@ -79,15 +82,17 @@ def _backfilled(path: Path) -> Given:
     about = {key.decode(): value.decode() for key, value in (data.schema.metadata or {}).items()}
     if "catalogue_id" not in about:
         raise ArtefactError(f"{path} names no catalogue: backfill again")
-    missing = {"card_token", "amount_minor"} - set(data.schema.names)
-    if missing:
-        raise ArtefactError(f"{path} has no column {min(missing)!r}, it is of an earlier release: backfill again")
     names = tuple(name for name in data.schema.names if "." in name)
-    columns = ["at_ms", "card_token", "account_id", "amount_minor", "fraud", "fraud_kind", "learned_at_ms"]
-    beside = data.to_table(columns=[*columns, *({"currency"} & set(data.schema.names))])  # which earlier releases did not write
-    rows = _in_time(beside["at_ms"], pc.is_valid(beside["fraud"]))
-    if not len(rows):
+    _of_types(path, data.schema, names)
+    beside = data.to_table(columns=[*NUMBERS, *TEXTS, *({"currency"} & set(data.schema.names))])  # which earlier releases did not write
+    said = pc.is_valid(beside["fraud"])
+    if not pc.any(said).as_py():
         raise SettingsError(f"{path}: of no row is it said whether it was fraud; the mapping's [label] names the column that says it")
+    for name in NUMBERS:
+        if empty := beside[name].filter(said).null_count:
+            rows_of = f"{empty:,} row{'s' if empty > 1 else ''}"
+            raise ArtefactError(f"{path}: {name}: is empty in {rows_of} of which it is said whether they were fraud: backfill again")
+    rows = _in_time(beside["at_ms"], said)
     vectors = _matrix(data, names, len(beside), rows)
     beside = beside.take(pa.array(rows))
     verdicts = Verdicts.in_order(np.arange(len(rows)), _flags(beside["fraud"]), _objects(beside["fraud_kind"]), _ints(beside["learned_at_ms"]))
@@ -96,6 +101,15 @@ def _backfilled(path: Path) -> Given:
     amounts = _ints(beside["amount_minor"])
     history = History(about["catalogue_id"], names, vectors, _ints(beside["at_ms"]), cards, amounts, verdicts, currencies)
     return Given(history, int(about["label_delay_ms"]))
+
+
+def _of_types(path: Path, schema: pa.Schema, features: Sequence[str]) -> None:
+    """ArtefactError for a column that a backfill of this release writes and that is not here, or holds something else."""
+    if missing := next((name for name in (*NUMBERS, *TEXTS) if name not in schema.names), None):
+        raise ArtefactError(f"{path}: {missing}: is missing: backfill again")
+    for name, wanted in (NUMBERS | dict.fromkeys(features, pa.float64())).items():
+        if schema.field(name).type != wanted:
+            raise ArtefactError(f"{path}: {name}: is of type {schema.field(name).type}, not {wanted}: backfill again")
 
 
 def _archived(folder: Path, catalogue: Catalogue, attributes: Sequence[str]) -> History:

@@ -100,6 +100,31 @@ def test_attributes_are_columns_for_training_and_a_text_is_always_the_same_numbe
     assert history.amounts_minor.tolist() == [round(float(text) * 100) for text in given["sum"].to_pylist()]
 
 
+@pytest.mark.parametrize(
+    ("column", "values", "reason"),
+    [
+        ("at_ms", pa.array([None, 1], pa.int64()), r"features.parquet: at_ms: is empty in 1 row of which it is said whether they were fraud"),
+        ("amount_minor", pa.array([1, None], pa.int64()), "amount_minor: is empty in 1 row"),
+        ("learned_at_ms", pa.array([None, None], pa.int64()), "learned_at_ms: is empty in 2 rows"),
+        ("learned_at_ms", pa.array([1.0, None]), "learned_at_ms: is of type double, not int64"),
+        ("at_ms", pa.array(["1", "2"]), "at_ms: is of type string, not int64"),
+        ("fraud", pa.array(["yes", "no"]), "fraud: is of type string, not bool"),
+        ("velocity.card_count_1m", pa.array(["1", "2"]), "velocity.card_count_1m: is of type string, not double"),
+        ("learned_at_ms", None, "learned_at_ms: is missing"),
+    ],
+)
+def test_a_backfill_that_somebody_has_changed_is_refused_by_its_column(
+    foreign: Path, tmp_path: Path, column: str, values: pa.Array | None, reason: str
+) -> None:
+    rows = pq.read_table(foreign / "features.parquet").slice(0, 2)
+    place = rows.schema.get_field_index(column)
+    changed = rows.remove_column(place) if values is None else rows.set_column(place, column, values)
+    (tmp_path / "features.parquet").mkdir()
+    pq.write_table(changed, tmp_path / "features.parquet" / "part-0.parquet")
+    with pytest.raises(ArtefactError, match=reason):
+        given_in(tmp_path)
+
+
 def test_a_history_that_is_too_large_for_memory_lies_in_a_file_and_is_the_same(foreign: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     in_memory = given_in(foreign).history.vectors
     monkeypatch.setattr("streams.training_set.HELD_BYTES", 0)
