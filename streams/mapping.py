@@ -325,7 +325,7 @@ def mapping_from(text: str) -> Mapping:
 def mapping_in(path: Path) -> Mapping:
     """The mapping in a file; SettingsError names the file."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: {error}") from None
     try:

@@ -83,7 +83,7 @@ def _members(registry: Registry) -> frozenset[str]:
 def read(path: Path, registry: Registry) -> str:
     """A policy file's text, if every key, feature, member and memory in it is known. SettingsError names what is wrong."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: {error}") from error
     enterable(policy_from_toml(text).bound(CATALOGUE.names), _members(registry), MEMORIES)

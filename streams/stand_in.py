@@ -305,7 +305,7 @@ def _text(name: str) -> str:
     if name == "default":
         return default_stand_in_text()
     try:
-        return Path(name).read_text(encoding="utf-8")
+        return Path(name).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"stand-in policy {name}: {error}") from error
 

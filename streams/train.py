@@ -62,7 +62,7 @@ def recipe_in(path: Path | None = None) -> Recipe:
     """The recipe in a file, or by its name one that comes with the house (`default`, `few_labels`). SettingsError names the file."""
     path = DEFAULT_RECIPE if path is None else RECIPES / f"{path}.toml" if path.suffix == "" else path
     try:
-        return recipe_from_toml(path.read_text(encoding="utf-8"))
+        return recipe_from_toml(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, SettingsError) as error:
         raise SettingsError(f"{path}: {error}") from None
 

@@ -142,7 +142,7 @@ def _able_to_answer(dialect: Dialect) -> Dialect:
 def _rows(name: str, beside: Path, extends_max: int) -> dict[str, Any]:
     """The tables of a file over those of the file that it extends."""
     own = FOLDER / f"{name}.toml"
-    rows = tomllib.loads((own if own.is_file() else beside / name).read_text(encoding="utf-8"))
+    rows = tomllib.loads((own if own.is_file() else beside / name).read_text(encoding="utf-8-sig"))
     extended = rows.pop("extends", None)
     if extended is None:
         return rows

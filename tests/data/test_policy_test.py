@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,17 @@ import pytest
 
 from models.backtest import Money, backtest, read_by
 from models.policy import policy_from_toml
-from models.registry import default_policy_text
+from models.registry import DEFAULT_POLICY, default_policy_text
 from schemas.errors import SettingsError
 from schemas.governance import Kind
 from schemas.topics import DECISIONS, LABELS, SECOND_OPINIONS, Topic
 from streams.backfill import FEATURES_FILE
 from streams.backtest import lines, money, payments_in
 from streams.compare import compared
-from streams.policy import command
+from streams.mapping import mapping_in
+from streams.policy import command, read
 from streams.settings import Settings
+from streams.train import DEFAULT_RECIPE, recipe_in
 from streams.training_set import training_set
 from tests.data.test_lab import archived
 from tests.first_model import MODEL_KEY
@@ -147,6 +150,15 @@ def test_what_can_never_be_missing_is_refused_where_a_policy_is_entered(tmp_path
 def test_labels_that_were_learned_later_are_not_seen(archive: Path) -> None:
     all_known = payments_in(archive, ())
     assert payments_in(archive, (), until_ms=int(all_known.at_ms.max())).frauds.sum() < all_known.frauds.sum()
+
+
+def test_what_an_editor_puts_before_a_text_is_no_part_of_a_policy_a_recipe_or_a_mapping(history: Path, tmp_path: Path) -> None:
+    """Some editors of Windows begin a file with U+FEFF."""
+    asked: list[tuple[Callable[[Path], Any], Path]] = [(read, DEFAULT_POLICY), (recipe_in, DEFAULT_RECIPE), (mapping_in, history / "mapping.toml")]
+    for reads, path in asked:
+        marked = tmp_path / path.name
+        marked.write_text(path.read_text(encoding="utf-8"), encoding="utf-8-sig", newline="\r\n")
+        assert reads(marked) == reads(path)
 
 
 def test_an_archive_without_payments_is_said(tmp_path: Path) -> None:
