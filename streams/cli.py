@@ -77,6 +77,9 @@ def main(argv: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"holdfast: no command {name!r}\n\n{usage()}", file=sys.stderr)
         return 2
+    if wrong := next((text for text in rest if not is_utf_8(text)), None):
+        print(f"holdfast {name}: {wrong!a} is no text in UTF-8", file=sys.stderr)
+        return 2
     try:
         settings = settings_of(COMMANDS[name], os.environ)
         status = int(named(COMMANDS[name].target)(rest, settings))
@@ -95,6 +98,11 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def is_utf_8(argument: str) -> bool:
+    """Whether the bytes of an argument were UTF-8: Python reads others as lone surrogates, and only who writes them out would find them."""
+    return not any("\ud800" <= character <= "\udfff" for character in argument)
 
 
 def _unread() -> bool:

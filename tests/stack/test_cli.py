@@ -9,6 +9,7 @@ import pytest
 
 from features.catalogue import CATALOGUE
 from streams import features
+from streams.cli import main
 from streams.settings import Settings
 from streams.simulation.fraud import FRAUDS
 
@@ -39,3 +40,10 @@ def test_what_is_told_of_a_feature_says_what_is_in_its_past_and_when_it_is_missi
 
 def test_features_name_fraud_as_its_labels_do() -> None:
     assert {row.catches for row in CATALOGUE.rows} - {"degraded"} == {fraud.name for fraud in FRAUDS}
+
+
+@pytest.mark.parametrize("argv", [["label", "t\udcff", "--account", "a", "--honest", "--source", "analyst"], ["models", "show", "t\udcff"]])
+def test_an_argument_that_is_no_utf_8_is_refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """So Python reads bytes of another encoding, which no topic and no history could hold."""
+    assert main(argv) == 2
+    assert capsys.readouterr().err == f"holdfast {argv[0]}: 't\\udcff' is no text in UTF-8\n"
