@@ -54,7 +54,9 @@ def entered(registry: Registry, text: str, by: str, why: str) -> str:
 
 
 def _judging(registry: Registry, act: Act, policy_id: str) -> None:
-    """SettingsError where a policy is to decide that cannot."""
+    """SettingsError where a policy is to decide that cannot, or to judge what others decide by what nobody serves."""
+    if act is Act.SHADOW:
+        registry.load_policy(policy_id).bound(CATALOGUE.names)
     if act in TO_DECIDE:
         in_force(registry.load_policy(policy_id), clock_ms())
 

@@ -9,8 +9,10 @@ import pytest
 
 from models.registry import default_policy_text
 from schemas.errors import ArtefactError, SettingsError
+from schemas.governance import Act, Kind
 from streams import policy
 from streams.policy import command
+from streams.registry import registry_of
 from streams.settings import Settings
 
 
@@ -100,6 +102,20 @@ def test_there_is_a_policy_to_go_back_to_also_where_somebody_had_entered_that_of
         led(file, settings)
     assert command(["promote", "newest", "--as", "cleo", "--why", "now"], settings) == 0
     assert command(["rollback", "--as", "dora", "--why", "it blocks too many"], settings) == 0
+
+
+def test_a_policy_of_features_that_nobody_serves_does_not_judge_as_a_shadow_either(settings: Settings, tmp_path: Path) -> None:
+    """Another release entered it, whose catalogue had the feature. One that is not yet in force may be a shadow until then."""
+    text = default_policy_text().replace('"velocity.card_count_1m"', '"velocity.card_count_2m"')
+    registry = registry_of(settings)
+    registry.move(Kind.POLICY, registry.put_policy(text), Act.REGISTER, "ana", "fewer blocks", 1)
+    for move in (["validate", "newest", "--as", "ben"], ["approve", "newest", "--as", "cleo"]):
+        assert command([*move, "--why", "agreed"], settings) == 0
+    with pytest.raises(SettingsError, match=r"rules\[1\]: unknown feature 'velocity.card_count_2m'"):
+        command(["shadow", "newest", "--as", "cleo", "--why", "beside the other"], settings)
+    (tmp_path / "policy.toml").write_text(default_policy_text().replace("2026-01-01T00:00:00Z", "2099-01-01T00:00:00Z"))
+    led(tmp_path / "policy.toml", settings)
+    assert command(["shadow", "newest", "--as", "cleo", "--why", "to see it first"], settings) == 0
 
 
 def test_no_person_acts_under_a_name_of_the_systems_own(settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
