@@ -193,6 +193,11 @@ def _same(name: str, other: str) -> bool:
     return _plain(name) == _plain(other)
 
 
+def is_of_system(name: str) -> bool:
+    """Whether a name is one of the system's own, under which no person acts, however it is typed."""
+    return _plain(name).startswith(SYSTEM)
+
+
 def _plain(name: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold()).split())
 

@@ -16,7 +16,7 @@ import numpy as np
 from features.catalogue import CATALOGUE
 from models.ensemble import Ensemble
 from models.gates import against
-from models.governance import COMPARED, DAY_MS, SYSTEM, TOLD, Inventory, Item, Refused, control_of
+from models.governance import COMPARED, DAY_MS, SYSTEM, TOLD, Inventory, Item, Refused, control_of, is_of_system
 from models.registry import Registry, default_policy_text
 from schemas.decision import Outcome
 from schemas.errors import ArtefactError, SettingsError, Unavailable
@@ -116,7 +116,7 @@ def add_signature(parser: argparse.ArgumentParser, why: str | None = None) -> No
 
 def person_of(text: str) -> str:
     """The name, if it is none of the system's own."""
-    if text.strip().casefold().startswith(SYSTEM):
+    if is_of_system(text):
         raise argparse.ArgumentTypeError(f"{text!r} is a name of the system's own, under which no person acts")
     return text
 

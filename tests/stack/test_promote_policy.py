@@ -118,9 +118,10 @@ def test_a_policy_of_features_that_nobody_serves_does_not_judge_as_a_shadow_eith
     assert command(["shadow", "newest", "--as", "cleo", "--why", "to see it first"], settings) == 0
 
 
-def test_no_person_acts_under_a_name_of_the_systems_own(settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", ["System:breaker", "\uff33ystem:breaker", "system\uff1abreaker"])
+def test_no_person_acts_under_a_name_of_the_systems_own(settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     file = tmp_path / "policy.toml"
     file.write_text(default_policy_text())
     with pytest.raises(SystemExit):
-        command(["register", str(file), "--as", "System:breaker", "--why", "fewer blocks"], settings)
+        command(["register", str(file), "--as", name, "--why", "fewer blocks"], settings)
     assert "--as" in capsys.readouterr().err
