@@ -34,7 +34,7 @@ class Payments:
     currency_names: tuple[str, ...]
     frauds: Flags  # as the labels say; of whom nobody complained, that one is honest
     authentications: Ints  # numbers of Authentication
-    stepped: Flags  # those that a policy declined, because authentication was missing: no account did
+    unasked: Flags  # of what was declined, what no account declined: authentication was missing, or the stand-in answered
 
 
 class Money(NamedTuple):
@@ -91,7 +91,7 @@ def read_by(*policies: Policy) -> tuple[str, ...]:
 def replayed(policy: Policy, payments: Payments) -> Ints:
     """int64[rows]: the severity of each payment's outcome under a policy. An account that could not pay then cannot pay now."""
     judged = severities(policy.bound(payments.names), payments.vectors, payments.scores, payments.missing, payments.authentications)
-    outcomes: Ints = np.where((payments.decided == DECLINE) & ~payments.stepped & (judged < BLOCK), DECLINE, judged)
+    outcomes: Ints = np.where((payments.decided == DECLINE) & ~payments.unasked & (judged < BLOCK), DECLINE, judged)
     return outcomes
 
 

@@ -47,7 +47,7 @@ class Arm(NamedTuple):
 
 def beside(payments: Payments, would: Ints, scores: Floats) -> Beside:
     """One's opinions of these payments: severities and scores (0 to 1000). An account that could not pay then cannot pay now."""
-    outcomes: Ints = np.where((payments.decided == DECLINE) & ~payments.stepped & (would < BLOCK), DECLINE, would)
+    outcomes: Ints = np.where((payments.decided == DECLINE) & ~payments.unasked & (would < BLOCK), DECLINE, would)
     days = span_days(payments.at_ms)
     both = ~(np.isnan(scores) | np.isnan(payments.scores))
     ranking = against(scores[both] / 1000, payments.scores[both] / 1000, payments.frauds[both], payments.at_ms[both] // DAY_MS, seed=1)

@@ -18,8 +18,9 @@ import pyarrow.compute as pc
 from features.catalogue import CATALOGUE
 from models.backtest import Backtest, Effect, Payments
 from models.decision import Missing
-from models.history import Floats, Ints
+from models.history import Flags, Floats, Ints
 from models.policy import SEVERITY, Authentication
+from models.stand_in import is_stand_in
 from schemas.decision import Action
 from schemas.errors import SettingsError
 from schemas.money import EXPONENTS
@@ -76,11 +77,12 @@ def payments_of(table: pa.Table, names: tuple[str, ...], folder: Path, until_ms:
     if names:
         fill_whole(vectors, table[WHOLE], [CATALOGUE.index[name] for name in names], CATALOGUE)
     severity = np.array([{str(o): place for o, place in SEVERITY.items()}[name] for name in outcomes], np.int64)
+    missing, stood_in = _missing(table["degradations"])
     return Payments(
         names=names,
         vectors=vectors,
         scores=_floats(table["score"]),
-        missing=_missing(table["degradations"]),
+        missing=missing,
         decided=severity[outcome_numbers],
         at_ms=_ints(table["at_ms"]),
         amounts_minor=_ints(table["amount_minor"]),
@@ -88,7 +90,7 @@ def payments_of(table: pa.Table, names: tuple[str, ...], folder: Path, until_ms:
         currency_names=currency_names,
         frauds=frauds,
         authentications=(authentications := _authentications(table)),
-        stepped=_are(table["action"], Action.STEP_UP) | (authentications == Authentication.FAILED),
+        unasked=_are(table["action"], Action.STEP_UP) | (authentications == Authentication.FAILED) | stood_in,
     )
 
 
@@ -105,10 +107,16 @@ def _are(column: pa.ChunkedArray, word: str) -> Any:
     return pc.fill_null(pc.equal(column.cast(pa.string()), str(word)), False).to_numpy()
 
 
-def _missing(column: pa.ChunkedArray) -> Missing:
-    """The pairs of row and kind in a column of lists."""
+def _missing(column: pa.ChunkedArray) -> tuple[Missing, Flags]:
+    """The pairs of row and kind in a column of lists, and which rows the stand-in answered.
+
+    That is nothing which was missing: when the rest was back the payment got its features and its score.
+    """
     names, kinds = _numbered(pc.list_flatten(column))
-    return Missing(_ints(pc.list_parent_indices(column)), kinds, names)
+    rows, by_stand_in = _ints(pc.list_parent_indices(column)), np.array([is_stand_in((name,)) for name in names], np.bool_)[kinds]
+    stood_in = np.zeros(len(column), np.bool_)
+    stood_in[rows[by_stand_in]] = True
+    return Missing(rows[~by_stand_in], kinds[~by_stand_in], names), stood_in
 
 
 def _numbered(column: Any) -> tuple[tuple[str, ...], Ints]:

@@ -93,7 +93,7 @@ def _rows(payments: Payments, rows: np.ndarray[Any, np.dtype[np.int64]]) -> Paym
         currency_names=payments.currency_names,
         frauds=payments.frauds[rows],
         authentications=payments.authentications[rows],
-        stepped=payments.stepped[rows],
+        unasked=payments.unasked[rows],
     )
 
 

@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -187,8 +187,8 @@ def test_bad_rows_are_named_and_left_out(history: Path, tmp_path: Path, capsys: 
     assert json.loads(said.out.splitlines()[-1])["bad_rows"] == 1
 
 
-def archived(history: Path, folder: Path, count: int) -> None:
-    """Decides some rows of the history in a world, and archives decisions and labels as the app does."""
+def archived(history: Path, folder: Path, count: int, told: Callable[[Decision], Decision] = lambda decision: decision) -> None:
+    """Decides some rows of the history in a world, and archives decisions (as they were `told`) and labels as the app does."""
     world, archive = a_world(UnknownAccount.HOLD), Archive(folder, lambda: 0.0)
     archive.open([(DECISIONS.name, 0), (LABELS.name, 0)])
     rows = good_rows(history)[:count]
@@ -198,7 +198,7 @@ def archived(history: Path, folder: Path, count: int) -> None:
         return [d for row in rows if (d := (await world.decide(row.content)).decision)]  # type: ignore[arg-type]  # good rows
 
     for offset, decision in enumerate(asyncio.run(decide_all())):
-        archive.add(decision, (DECISIONS.name, 0), offset)
+        archive.add(told(decision), (DECISIONS.name, 0), offset)
     for offset, row in enumerate(rows):
         if row.label is not None and row.label.fraud:
             archive.add(row.label, (LABELS.name, 0), offset)

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from models.backtest import Money, backtest, read_by
 from models.policy import policy_from_toml
 from models.registry import DEFAULT_POLICY, default_policy_text
+from schemas.decision import Decision, Outcome
 from schemas.errors import SettingsError
 from schemas.governance import Kind
 from schemas.topics import DECISIONS, LABELS, SECOND_OPINIONS, Topic
@@ -150,6 +152,19 @@ def test_what_can_never_be_missing_is_refused_where_a_policy_is_entered(tmp_path
 def test_labels_that_were_learned_later_are_not_seen(archive: Path) -> None:
     all_known = payments_in(archive, ())
     assert payments_in(archive, (), until_ms=int(all_known.at_ms.max())).frauds.sum() < all_known.frauds.sum()
+
+
+@pytest.mark.parametrize("outcome", [Outcome.APPROVE, Outcome.DECLINE])
+def test_what_the_stand_in_answered_is_judged_by_score_and_rules_alone(archive: Path, history: Path, tmp_path: Path, outcome: Outcome) -> None:
+    """Neither policy would review a payment because the log was away, and no account declined what the stand-in did."""
+
+    def told(decision: Decision) -> Decision:
+        return msgspec.structs.replace(decision, outcome=outcome, degradations=(*decision.degradations, "stand_in:log_unavailable"))
+
+    archived(history, tmp_path, ROWS, told)
+    live = policy_from_toml(default_policy_text())
+    usual, apart = (backtest(live, live, payments_in(folder, read_by(live))) for folder in (archive, tmp_path))
+    assert apart.candidate == usual.candidate
 
 
 def test_what_an_editor_puts_before_a_text_is_no_part_of_a_policy_a_recipe_or_a_mapping(history: Path, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def payments(scores: list[float], frauds: list[int], amounts_minor: list[int], d
         currency_names=("EUR", "JPY"),
         frauds=np.array(frauds, np.bool_),
         authentications=np.zeros(count, np.int64),
-        stepped=np.zeros(count, np.bool_),
+        unasked=np.zeros(count, np.bool_),
     )
 
 
@@ -110,12 +110,12 @@ def test_an_account_that_could_not_pay_cannot_pay_now_and_a_block_is_a_block() -
 
 def test_whom_a_policy_asked_to_authenticate_the_account_did_not_decline() -> None:
     past = payments([300, 300, 600], [0, 0, 0], [1, 1, 1], [DECLINE, DECLINE, DECLINE])
-    found = backtest(STRICT, LIVE, replace(past, stepped=np.array([True, False, True])))
+    found = backtest(STRICT, LIVE, replace(past, unasked=np.array([True, False, True])))
     assert found.live.outcomes == {"approve": 1, "review": 1, "decline": 1, "block": 0}
 
 
 def test_who_stands_by_would_not_have_declined_whom_only_the_policy_asked_to_authenticate() -> None:
-    past = replace(payments([300, 300], [1, 1], [1, 1], [DECLINE, DECLINE]), stepped=np.array([True, False]))
+    past = replace(payments([300, 300], [1, 1], [1, 1], [DECLINE, DECLINE]), unasked=np.array([True, False]))
     found = beside(past, np.array([APPROVE, APPROVE]), np.array([300.0, 300.0]))
     assert found.would.outcomes == {"approve": 1, "review": 0, "decline": 1, "block": 0}
     assert found.would.fraud_missed == 1
