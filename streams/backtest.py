@@ -77,7 +77,7 @@ def payments_of(table: pa.Table, names: tuple[str, ...], folder: Path, until_ms:
     if names:
         fill_whole(vectors, table[WHOLE], [CATALOGUE.index[name] for name in names], CATALOGUE)
     severity = np.array([{str(o): place for o, place in SEVERITY.items()}[name] for name in outcomes], np.int64)
-    missing, stood_in = _missing(table["degradations"])
+    missing, stood_in = missing_of(table["degradations"])
     return Payments(
         names=names,
         vectors=vectors,
@@ -107,7 +107,7 @@ def _are(column: pa.ChunkedArray, word: str) -> Any:
     return pc.fill_null(pc.equal(column.cast(pa.string()), str(word)), False).to_numpy()
 
 
-def _missing(column: pa.ChunkedArray) -> tuple[Missing, Flags]:
+def missing_of(column: pa.ChunkedArray) -> tuple[Missing, Flags]:
     """The pairs of row and kind in a column of lists, and which rows the stand-in answered.
 
     That is nothing which was missing: when the rest was back the payment got its features and its score.

@@ -24,7 +24,7 @@ from models.registry import Registry
 from schemas.errors import SettingsError
 from schemas.governance import Kind, State
 from schemas.topics import DECISIONS, SECOND_OPINIONS
-from streams.backtest import AUTHENTICATED, DECIDED, days_of, payments_of
+from streams.backtest import AUTHENTICATED, DECIDED, days_of, missing_of, payments_of
 from streams.mapping import readable
 from streams.settings import Settings
 from streams.training_set import DAY_MS, decisions_in
@@ -57,13 +57,15 @@ def compared(archive: Path, kind: Kind, since_days: float | None = None) -> Comp
 
 
 def _decided(archive: Path, since_days: float | None) -> pa.Table:
+    """What models and policies decided: where the stand-in answered, the outcome says nothing of them."""
     place = archive / DECISIONS.name
     if not place.is_dir():
         raise SettingsError(f"{archive}: holds no archive of decisions")
     table = decisions_in(place, AUTHENTICATED, ()).to_table(columns=DECIDED)
     if since_days is not None and len(table):
         table = table.filter(pc.greater(table["at_ms"], pc.max(table["at_ms"]).as_py() - int(since_days * DAY_MS)))
-    return table
+    _, stood_in = missing_of(table["degradations"])
+    return table.filter(pa.array(~stood_in))
 
 
 def _opinions(archive: Path, kind: Kind) -> pa.Table:

@@ -20,7 +20,7 @@ from schemas.governance import Kind
 from schemas.topics import DECISIONS, LABELS, SECOND_OPINIONS, Topic
 from streams.backfill import FEATURES_FILE
 from streams.backtest import lines, money, payments_in
-from streams.compare import compared
+from streams.compare import Compared, compared
 from streams.mapping import mapping_in
 from streams.policy import command, read
 from streams.settings import Settings
@@ -152,6 +152,20 @@ def test_what_can_never_be_missing_is_refused_where_a_policy_is_entered(tmp_path
 def test_labels_that_were_learned_later_are_not_seen(archive: Path) -> None:
     all_known = payments_in(archive, ())
     assert payments_in(archive, (), until_ms=int(all_known.at_ms.max())).frauds.sum() < all_known.frauds.sum()
+
+
+def test_what_the_stand_in_answered_was_decided_by_no_model_and_no_policy(archive: Path, history: Path, tmp_path: Path) -> None:
+    def told(decision: Decision) -> Decision:
+        even = decision.at_ms % 2 == 0
+        return msgspec.structs.replace(decision, degradations=("stand_in:log_unavailable",)) if even else decision
+
+    archived(history, tmp_path / "half", ROWS, told)
+    archived(history, tmp_path / "all", ROWS, lambda decision: msgspec.structs.replace(decision, degradations=("stand_in:deadline",)))
+    for kind in Kind:
+        (usual,), (half,) = (compared(folder, kind).arms.values() for folder in (archive, tmp_path / "half"))
+        assert usual.decisions == ROWS
+        assert 0 < half.decisions < ROWS
+        assert compared(tmp_path / "all", kind) == Compared({}, {})
 
 
 @pytest.mark.parametrize("outcome", [Outcome.APPROVE, Outcome.DECLINE])
