@@ -83,6 +83,7 @@ class Item:
     validated_by: str = ""
     approved_by: str = ""
     tier: Tier | None = None
+    validated_at_ms: int = 0
     expires_at_ms: int | None = None
     bands: tuple[Band, ...] = ()
     figures: Mapping[str, float] = field(default_factory=dict)
@@ -208,7 +209,7 @@ def _unfit(item: Item, move: Move, failed: tuple[str, ...]) -> Refused | None:
         return None if item.decided_since else Refused(Refusal.NEVER_DECIDED, f"{item.item_id} has never decided: promote it")
     if not to_decide(move):
         return None
-    if item.expired(move.at_ms):
+    if (_approved(item, move) if move.act is Act.APPROVE else item).expired(move.at_ms):
         return Refused(Refusal.EXPIRED, f"the validation of {item.item_id} has expired: it must be validated anew")
     return Refused(Refusal.GATE_FAILED, f"{item.item_id} does not pass: {', '.join(failed)}") if failed else None
 
@@ -246,19 +247,19 @@ def _validated(item: Item | None, move: Move) -> Item:
     assert item is not None
     led = item if item.state is LEGAL[move.act][item.state] else _led(item, move)
     ends = _ends(item.tier, move.at_ms, move.expires_at_ms) if item.state in APPROVED else move.expires_at_ms
-    return replace(led, validated_by=move.by, expires_at_ms=ends, figures=move.figures)
+    return replace(led, validated_by=move.by, validated_at_ms=move.at_ms, expires_at_ms=ends, figures=move.figures)
 
 
-def _ends(tier: Tier | None, at_ms: int, said_ms: int | None) -> int:
+def _ends(tier: Tier | None, validated_at_ms: int, said_ms: int | None) -> int:
     """Until when it holds: the tier's own limit shortens the time that the validator gave."""
     assert tier is not None
-    latest = at_ms + VALID_DAYS[tier] * DAY_MS
+    latest = validated_at_ms + VALID_DAYS[tier] * DAY_MS
     return latest if said_ms is None else min(latest, said_ms)
 
 
 def _approved(item: Item | None, move: Move) -> Item:
     assert item is not None
-    ends = _ends(move.tier, move.at_ms, item.expires_at_ms)
+    ends = _ends(move.tier, item.validated_at_ms, item.expires_at_ms)
     said = {band.outcome for band in move.bands}
     bands = (*move.bands, *(band for band in USUAL_BANDS if band.outcome not in said))
     return replace(_led(item, move), approved_by=move.by, tier=move.tier, expires_at_ms=ends, bands=bands)

@@ -121,6 +121,16 @@ def test_the_tier_shortens_how_long_a_validation_holds() -> None:
     assert again.items["m1"].expires_at_ms == 181 * DAY_MS
 
 
+def test_a_tiers_time_begins_with_the_validation_and_not_with_the_approval() -> None:
+    for waited_days, ends in ((179, ""), (180, "expired")):
+        inventory, _ = story("ana register m1")
+        inventory = after(inventory, a_move(inventory, Act.VALIDATE, "ben", at_ms=0, expires_at_ms=300 * DAY_MS))
+        approval = a_move(inventory, Act.APPROVE, "cleo", at_ms=waited_days * DAY_MS)
+        wrong = refused(inventory, approval)
+        assert (str(wrong.refusal) if wrong else "") == ends
+        assert after(inventory, approval).items["m1"].expires_at_ms == 180 * DAY_MS
+
+
 def test_an_outcome_of_which_the_approver_says_no_band_has_the_usual_one() -> None:
     inventory, _ = story("ana register m1\nben validate m1")
     narrow = Band(Outcome.REVIEW, 0.0, 0.1)
