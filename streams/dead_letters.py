@@ -88,14 +88,18 @@ def _shown(letter: DeadLetter) -> dict[str, Any]:
     """The letter as JSON; its value as a record where it decodes, and as base64 in any case; so is every field of bytes."""
     shown: dict[str, Any] = msgspec.to_builtins(letter)
     try:
-        shown["record"] = msgspec.to_builtins(plain(_topic(letter), letter.value))
+        shown["record"] = msgspec.to_builtins(plain(topic_of(letter), letter.value))
     except InvalidRecord:
         shown["record"] = None
     return shown
 
 
-def _topic(letter: DeadLetter) -> Topic:
-    return next(topic for topic in TOPICS if topic.name == letter.topic)
+def topic_of(letter: DeadLetter) -> Topic:
+    """Where it came from. InvalidRecord if that is no topic: a letter is kept longer than a release."""
+    found = next((topic for topic in TOPICS if topic.name == letter.topic), None)
+    if found is None:
+        raise InvalidRecord("topic", f"{letter.topic!r} is no topic of this release")
+    return found
 
 
 def _resend(args: argparse.Namespace, settings: Settings) -> int:
@@ -103,8 +107,8 @@ def _resend(args: argparse.Namespace, settings: Settings) -> int:
     if letter is None:
         print(f"there is no dead letter {args.id!r}", file=sys.stderr)
         return _ended(args, sent=False, code="unknown_dead_letter")
-    topic = _topic(letter)
     try:
+        topic = topic_of(letter)
         record = mended(letter, topic, args.value_file.read_bytes() if args.value_file else None, args.set)
     except InvalidRecord as error:
         print(f"still not valid: {error.field}: {error.reason} ({error.code})", file=sys.stderr)

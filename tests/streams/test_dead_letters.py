@@ -21,7 +21,7 @@ from schemas.hold import Clearing
 from schemas.topics import CLEARINGS, DEAD_LETTERS, DECISIONS
 from schemas.transaction import TransactionKind
 from streams.bus import KafkaBus
-from streams.dead_letters import _shown, dead_letters, mended
+from streams.dead_letters import _shown, dead_letters, mended, topic_of
 from streams.settings import Settings
 from tests.models.decisions import a_decision
 from tests.streams.conftest import NO_LETTER, a_clearing, messages
@@ -80,6 +80,13 @@ def test_a_letter_of_a_decision_is_shown_with_its_vector_as_base64() -> None:
     shown = json.loads(json.dumps(_shown(letter)))
     assert shown["record"]["transaction_id"] == "t1"
     assert base64.b64decode(shown["record"]["vector"]) == vector
+
+
+def test_a_letter_from_a_topic_that_no_release_knows_any_more_is_listed_and_not_sent() -> None:
+    letter = msgspec.structs.replace(a_letter("1", wire_bytes()), topic="settlements")
+    assert _shown(letter)["record"] is None
+    with pytest.raises(InvalidRecord, match="topic: 'settlements' is no topic of this release"):
+        topic_of(letter)
 
 
 def test_letters_are_listed_and_sent_back(real: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
