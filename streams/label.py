@@ -107,7 +107,11 @@ def command(argv: list[str], settings: Settings) -> int:
     args = parser.parse_args(argv)
     if (args.file is None) == (args.transaction is None):
         raise SettingsError("give either a transaction or --file")
+    if args.learned == "":
+        raise SettingsError("--learned: '' is not a time")
     if args.file is not None:
+        if beside := [f"--{name}" for name in ("account", "fraud", "honest", "source", "learned") if getattr(args, name) not in (None, False)]:
+            raise SettingsError(f"--file: each of its rows says {', '.join(beside)} itself")
         labels = labels_in(args.file, clock_ms())
     elif args.fraud is None and not args.honest:
         raise SettingsError("say --fraud or --honest")

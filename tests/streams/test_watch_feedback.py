@@ -280,6 +280,20 @@ def test_a_file_that_is_no_labels_is_named_with_what_is_wrong(tmp_path: Path, co
         label.labels_in(file, NOON)
 
 
+@pytest.mark.parametrize(
+    ("argv", "fault"),
+    [
+        (["t1", "--account", "a1", "--honest", "--source", "analyst", "--learned", ""], "--learned: '' is not a time"),
+        (["--file", "labels.csv", "--honest"], "--file: each of its rows says --honest itself"),
+        (["--file", "labels.csv", "--learned", "2026-01-01", "--account", "a1"], "--file: each of its rows says --account, --learned itself"),
+    ],
+)
+def test_what_would_not_be_told_as_it_was_said_is_refused(argv: list[str], fault: str) -> None:
+    """A variable of a script that nobody has set is an empty text: the label would be learned now."""
+    with pytest.raises(SettingsError, match=fault):
+        label.command(argv, Settings())
+
+
 def test_a_file_of_labels_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     file = tmp_path / "labels.csv"
     file.write_text(f"{HEADER}\nt1,a1,true,analyst\n", encoding="utf-8-sig")
