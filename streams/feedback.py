@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from models.feedback import Doubt, Doubted, doubted
 from schemas.decision import Decision
@@ -26,11 +27,19 @@ WHOLE = -1
 """The time from which on a window knows all payments, where it holds its partition from the first record on."""
 
 
+class Payment(NamedTuple):
+    """What is kept of a decision."""
+
+    account_id: str
+    at_ms: int
+    decided_at_ms: int
+
+
 @dataclass(slots=True)
 class Known:
     """The newest of one partition. Every payment that was decided, and says that it was, after `since_ms` is in it."""
 
-    happened: dict[str, tuple[int, int]] = field(default_factory=dict)  # by transaction: its time, and when it was decided
+    happened: dict[str, Payment] = field(default_factory=dict)  # by transaction
     labels: dict[str, list[Label]] = field(default_factory=dict)  # by transaction
     since_ms: int = WHOLE
     next: int = 0  # offset after the last record of decisions that was followed, whether it could be read or not
@@ -48,8 +57,9 @@ class FeedbackWorld:
 def decision_seen(known: Known, decision: Decision, offset: int) -> None:
     """Takes a decision in. A window that is full forgets its oldest, and says from when on it knows all."""
     known.next = offset + 1
-    known.happened.setdefault(decision.transaction_id, (decision.at_ms, decision.decided_at_ms))
-    oldest_ms = max(next(iter(known.happened.values())))  # a payment may be dated ahead of its decision, and labels know its own time alone
+    known.happened.setdefault(decision.transaction_id, Payment(decision.account_id, decision.at_ms, decision.decided_at_ms))
+    oldest = next(iter(known.happened.values()))
+    oldest_ms = max(oldest.at_ms, oldest.decided_at_ms)  # a payment may be dated ahead of its decision, and labels know its own time alone
     if capped(known.happened):
         known.since_ms = max(known.since_ms, oldest_ms)
 
@@ -57,12 +67,17 @@ def decision_seen(known: Known, decision: Decision, offset: int) -> None:
 def label_seen(known: Known, label: Label) -> Doubted | None:
     """Why a label on a payment that is known is laid aside; else it is kept, for those that come after it."""
     earlier = known.labels.setdefault(label.transaction_id, [])
-    happened_at_ms, _ = known.happened[label.transaction_id]
-    doubt = doubted(label, happened_at_ms, earlier)
+    doubt = doubted(label, known.happened[label.transaction_id].at_ms, earlier)
     if doubt is None and label not in earlier:
         earlier.append(label)
     capped(known.labels)
     return doubt
+
+
+def is_of_its_account(known: Known, label: Label) -> bool:
+    """Whether a payment is known on which the label is: another account's may lie in the same partition."""
+    payment = known.happened.get(label.transaction_id)
+    return payment is not None and payment.account_id == label.account_id
 
 
 def on_decision(world: FeedbackWorld, decision: Decision, source: Source) -> Sequence[Record]:
@@ -78,7 +93,7 @@ async def on_label(world: FeedbackWorld, label: Label, source: Source) -> Output
         if (label.transacted_at_ms is None and known.since_ms != WHOLE) or (label.transacted_at_ms or 0) <= known.since_ms:
             return ()
         await _followed_to_the_end(world, known, source.partition)
-    if label.transaction_id not in known.happened:
+    if not is_of_its_account(known, label):
         return Refused(Doubt.UNKNOWN_TRANSACTION, "transaction_id", f"no decision of account {label.account_id} is on this transaction")
     doubt = label_seen(known, label)
     return () if doubt is None else Refused(*doubt)
@@ -116,7 +131,7 @@ def _from_the_log(settings: Settings, places: frozenset[Place]) -> dict[int, Kno
             known[partition].since_ms = decision.decided_at_ms
         decision_seen(known[partition], decision, offset)
     for partition, _, label in followed_so_far(settings, APP.name, LABELS, places):
-        if label.transaction_id in known[partition].happened:
+        if is_of_its_account(known[partition], label):
             label_seen(known[partition], label)
     for partition, offset in committed_offsets(settings, APP.name, DECISIONS).items():
         if partition in known:

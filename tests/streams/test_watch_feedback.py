@@ -168,6 +168,7 @@ def test_a_label_that_cannot_be_right_becomes_a_dead_letter() -> None:
     assert followed(world, a_label("t1", "l2")) == "repeated"
     assert followed(world, a_label("t1", "l3", learned_at_ms=1)) == "learned_too_early"
     assert followed(world, a_label("t2")) == "unknown_transaction"
+    assert followed(world, a_label("t1", "l4", account_id="a2")) == "unknown_transaction", "though both accounts may lie in one partition"
 
 
 def test_no_label_waits_for_a_record_that_is_no_decision() -> None:
