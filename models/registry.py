@@ -29,6 +29,8 @@ DEFAULT_POLICY = Path(__file__).parent / "policies" / "default.toml"
 MOVE_BYTES_MAX = 1 << 20
 MOVES_MAX = 1 << 16
 """A history longer than this is not read: nobody makes so many moves."""
+NAME_DIGITS = 8
+"""Of the name of a line's file; files of other names are none of the history's."""
 OTHER_CATALOGUE = "other_catalogue"
 OF_ANOTHER_RELEASE = ("missing", "malformed", OTHER_CATALOGUE)
 """Codes of an ArtefactError by which a model is one that this release cannot decide with, and no forged or altered one."""
@@ -131,7 +133,7 @@ class Registry:
         """
         if self._folder.exists() and not self._folder.is_dir():
             raise ArtefactError(f"{self._folder} is not a folder", "missing")
-        later = any(int(path.stem) > number for path in (self._folder / "moves").glob("[0-9]*.json"))
+        later = any(int(path.stem) > number for path in (self._folder / "moves").glob(f"{'[0-9]' * NAME_DIGITS}.json"))
         if later and not self._move(number).exists():
             raise ArtefactError(f"{self._move(number)}: was taken out of the history", "altered")
 
@@ -231,7 +233,7 @@ class Registry:
         return self._folder / "policies" / f"{_safe(policy_id)}.toml"
 
     def _move(self, number: int) -> Path:
-        return self._folder / "moves" / f"{number:08d}.json"
+        return self._folder / "moves" / f"{number:0{NAME_DIGITS}d}.json"
 
 
 class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

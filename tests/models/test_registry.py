@@ -123,6 +123,16 @@ def test_a_line_of_the_history_that_is_changed_taken_out_or_moved_is_seen(tmp_pa
     assert refused(Registry(tmp_path, OTHER).inventory) == "unsigned"
 
 
+def test_a_file_beside_the_history_that_is_no_line_of_it_changes_nothing(tmp_path: Path) -> None:
+    """A copy that a person or a file manager made."""
+    registry = Registry(tmp_path, KEYS)
+    done(registry.move(Kind.POLICY, registry.put_policy(default_policy_text()), Act.REGISTER, "ana", "made", 1))
+    line = tmp_path / "moves" / "00000001.json"
+    for name in ("00000001 (copy).json", "00000009.old.json", "2.json"):
+        shutil.copy(line, line.with_name(name))
+    assert len(registry.inventory().moves) == 1
+
+
 def test_who_has_no_private_key_makes_no_move(tmp_path: Path, artefact: Artefact) -> None:
     model_id = Registry(tmp_path, KEYS).register(artefact)
     checking = Registry(tmp_path, Keys(KEYS.public))
