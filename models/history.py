@@ -89,6 +89,11 @@ class History:
         """The last moment at which something happened, milliseconds since 1970."""
         return int(self.at_ms[-1]) if len(self.at_ms) else 0
 
+    def mature_ms(self, label_delay_ms: int) -> int:
+        """The time up to which most labels of payments have come in: so much before the last moment of which the history tells."""
+        told_ms = max(self.last_ms, int(self.verdicts.learned_at_ms[-1])) if len(self.verdicts.learned_at_ms) else self.last_ms
+        return min(self.last_ms, told_ms - label_delay_ms)
+
     def believed(self, moment_ms: int | None = None) -> Believed:
         """What was believed of each row at a moment (None: in the end). Of whom nobody had complained, that one was believed honest."""
         known = self.verdicts if moment_ms is None else self.verdicts.until(moment_ms)

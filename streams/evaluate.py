@@ -42,13 +42,14 @@ def evaluation(
     resamples: int = 200,
     say: Callable[[str], None] = lambda _: None,
 ) -> Evaluation:
-    """The evaluation of a recipe on the last `count` folds of the history in a folder (`given_in`), up to the end of its last day, or to `until`.
+    """The evaluation of a recipe on the last `count` folds of the history in a folder (`given_in`), up to `until`.
 
+    By default that is the end of the last day of whose frauds most are known: in an archive those of the newest payments are yet to be noticed.
     Without `spans`: the first of USUAL_SPANS, with the labels' delay as the gap, of which so many folds fit and have frauds to learn from and
     to find; where there is none, of fewer folds.
     """
     history, delay_ms = given_in(folder)
-    until = midnight_before(history.last_ms) + DAY_MS if until is None else until
+    until = midnight_before(history.mature_ms(delay_ms)) + DAY_MS if until is None else until
     first_ms = midnight_before(int(history.at_ms[0])) if len(history.at_ms) else 0
     gap = math.ceil(delay_ms / DAY_MS)
     if not history.believed().frauds.any():
@@ -129,7 +130,7 @@ def _told(figure: Estimate) -> dict[str, float | None]:
 def evaluate(argv: list[str], settings: Settings) -> int:
     """`holdfast evaluate --data DIR`: trains and tests on rolling folds; a table of members and ensembles with intervals."""
     parser = argparse.ArgumentParser(prog="holdfast evaluate", description=(evaluate.__doc__ or "").splitlines()[0])
-    add_data(parser)
+    add_data(parser, until="the end of the last day whose labels have come in")
     parser.add_argument("--spans", type=_spans, metavar="T/D/S", help="days of training, gap and test, like 28/7/7 (default: what fits the history)")
     parser.add_argument("--folds", type=at_least(1), default=4, metavar="N", help="the last so many that fit (default %(default)s)")
     parser.add_argument("--cards", type=at_least(1), default=100, metavar="K", help="card precision at so many a day (default %(default)s)")

@@ -159,11 +159,11 @@ def train(argv: list[str], settings: Settings) -> int:
     return 0
 
 
-def add_data(parser: argparse.ArgumentParser) -> None:
+def add_data(parser: argparse.ArgumentParser, until: str = "the history's last") -> None:
     """The options by which `train` and `evaluate` say what they read and how they work."""
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="what `holdfast backfill` or the archive app wrote")
     parser.add_argument("--recipe", type=Path, metavar="FILE", help="members as rows (TOML), or `default` or `few_labels` of the house")
-    parser.add_argument("--until", metavar="ISO8601", help="no later payment is seen, and no later label learned from (default: the history's last)")
+    parser.add_argument("--until", metavar="ISO8601", help=f"no later payment is seen, and no later label learned from (default: {until})")
     parser.add_argument("--seed", type=at_least(0), default=1, metavar="N", help="the same seed, data and recipe give the same (default %(default)s)")
     parser.add_argument("--track", action="store_true", help="tell the run on MLflow (the extra `tracking`)")
     parser.add_argument("--threads", type=at_least(1), default=len(os.sched_getaffinity(0)), metavar="N", help="default: one a core, %(default)s")

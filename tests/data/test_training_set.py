@@ -254,6 +254,23 @@ def test_an_evaluation_of_payments_in_several_currencies_says_what_its_money_is(
     assert said[1] == "amounts are in EUR, USD: figures of money sum their minor units as if they were of one currency"
 
 
+def test_no_day_is_tested_whose_frauds_nobody_has_noticed_yet(foreign: Path, tmp_path: Path) -> None:
+    """As in an archive: nothing is known but what was learned up to its end, of a fraud three days after it."""
+    table, recipe = pq.read_table(foreign / backfill_job.FEATURES_FILE), train.recipe_in(foreign / "recipe.toml")
+    at_ms, frauds = (table[name].to_numpy(zero_copy_only=False) for name in ("at_ms", "fraud"))
+    learned = at_ms + 3 * DAY_MS * frauds
+    seen = learned <= at_ms.max()
+    for name, column in (("fraud", frauds & seen), ("learned_at_ms", np.where(seen, learned, at_ms))):
+        table = table.set_column(table.column_names.index(name), name, pa.array(column))
+    about = table.schema.metadata | {b"label_delay_ms": str(3 * DAY_MS).encode()}
+    pq.write_table(table.replace_schema_metadata(about), tmp_path / backfill_job.FEATURES_FILE)
+    found = evaluate.evaluation(tmp_path, recipe, count=1, resamples=2)
+    assert found.folds[-1].fold.test_until_ms == BEGAN_MS + 9 * DAY_MS
+    assert evaluate.evaluation(foreign, recipe, count=1, resamples=2).folds[-1].fold.test_until_ms == BEGAN_MS + 12 * DAY_MS
+    asked = evaluate.evaluation(tmp_path, recipe, spans=Spans(4, 3, 4), until=BEGAN_MS + 12 * DAY_MS, count=1, resamples=2)
+    assert asked.folds[-1].fold.test_until_ms == BEGAN_MS + 12 * DAY_MS
+
+
 def test_a_history_of_which_frauds_were_learned_too_late_is_said_to_be_that_and_not_too_short(foreign: Path, tmp_path: Path) -> None:
     table, recipe = pq.read_table(foreign / backfill_job.FEATURES_FILE), train.recipe_in(foreign / "recipe.toml")
     late = pa.array(np.where(table["fraud"], table["at_ms"].to_numpy() + 400 * 86_400_000, table["learned_at_ms"]))
