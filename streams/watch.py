@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from features.catalogue import CATALOGUE
-from models.drift import LIMITS, SCORE, Quality, Snapshot, Told, alarms, drifts, missing_families, quality, readings
+from models.drift import LIMITS, ROWS_MIN, SCORE, Quality, Snapshot, Told, alarms, drifts, missing_families, quality, readings
 from models.history import Floats
 from schemas.decision import Decision, Outcome
 from schemas.errors import HoldfastError
@@ -40,6 +40,8 @@ VECTORS_MAX = 5_000
 """Vectors of a partition over which drift is told: the newest."""
 LOOK_S = 5.0
 ALARMS_FILE = "watch.json"
+DRIFTS = frozenset({"psi", "ks"})
+"""The kinds of alarms that compare with a model's training."""
 
 
 class Decided(msgspec.Struct, frozen=True):
@@ -162,7 +164,13 @@ def looked(world: WatchWorld) -> frozenset[str]:
     for family, share in missing.items():
         metrics.MISSING_FAMILY.labels(family).set(share)
     _tell_quality(known)
-    return alarms(world.alarms, readings(drifted, missing, known))
+    found = readings(drifted, missing, known)
+    return alarms(_compared(world.alarms, found) if world.model_id and len(vectors) >= ROWS_MIN else world.alarms, found)
+
+
+def _compared(standing: frozenset[str], found: Mapping[str, float]) -> frozenset[str]:
+    """Those of the alarms that can still clear: a drift that enough payments do not tell was one from the training of another model."""
+    return frozenset(name for name in standing if name in found or name.partition(":")[0] not in DRIFTS)
 
 
 def _tell_quality(known: Quality) -> None:

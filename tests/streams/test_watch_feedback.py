@@ -302,6 +302,17 @@ def test_a_file_of_labels_may_begin_with_a_byte_order_mark(tmp_path: Path) -> No
     assert told_label.transaction_id == "t1"
 
 
+def test_a_drift_against_the_training_of_a_model_that_decides_no_more_is_no_alarm() -> None:
+    name = CATALOGUE.names[0]
+    drifted = frozenset({f"psi:{name}", "psi:score", "ks:score"})
+    world = WatchWorld(Settings(), model_id="mdl_now", snapshot=trained_on(), alarms=drifted)
+    assert looked(world) == drifted, "before its window is there nothing is known"
+    served(world, ROWS_MIN, 2.0, model_id="mdl_before")
+    assert {alarm for alarm in looked(world) if alarm in drifted} == {f"psi:{name}"}, "the new one has given no scores yet"
+    world.snapshot = None  # an earlier release trained it
+    assert not drifted & looked(world)
+
+
 def test_an_alarm_of_what_this_release_does_not_look_at_does_not_stand_for_ever(tmp_path: Path) -> None:
     kept = [f"psi:{CATALOGUE.names[0]}", "missing:device", "miscalibration:score", "psi:a_feature_of_old", "nonsense"]
     (tmp_path / watch.ALARMS_FILE).write_bytes(msgspec.json.encode(kept))
