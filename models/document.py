@@ -33,7 +33,7 @@ PURPOSE = (
 NOT_DECLARED = "Not measured: the recipe declares no groups ([[groups]]: a column, and its ranges or values)."
 FIXED_LIMITS = (
     "Labels are what was known at the end of training: fraud that nobody had noticed counts as honest.",
-    "The held-out rows are the last fifth of the time; what changes afterwards shows in monitoring, not here.",
+    "The held-out rows are the last fifth of the payments; what changes afterwards shows in monitoring, not here.",
 )
 
 
@@ -76,9 +76,11 @@ def _reasons_given(moves: Sequence[Move]) -> str:
 
 def _lineage(card: Mapping[str, Any]) -> str:
     trained = card["trained"]
+    learned_ms = trained.get("learned_until_ms")
     rows = [
         ("training data", f"{trained['rows']:,} payments, {trained['frauds']:,} of them fraud"),
         ("from, until", f"{_moment(trained['from_at_ms'])} to {_moment(trained['until_at_ms'])}"),
+        ("grown from payments until", "not recorded" if learned_ms is None else _moment(learned_ms)),
         ("training data, SHA-256", trained.get("data_sha256") or "not recorded"),
         ("recipe", trained["recipe_id"]),
         ("catalogue of features", card["catalogue_id"]),

@@ -124,7 +124,7 @@ def run_of(made: Trained, recipe: Recipe) -> Run:
 def figure_lines(made: Trained) -> list[str]:
     """The figures of a training, for people."""
     figures = ", ".join(f"{name} {value:.3f}" for name, value in made.artefact.figures.items() if value is not None)
-    lines = [f"held out (the last fifth of the time): {figures}", f"{'kind':<24}{'rows':>7}{'blocked':>10}{'or reviewed':>13}"]
+    lines = [f"held out (the last fifth of the payments): {figures}", f"{'kind':<24}{'rows':>7}{'blocked':>10}{'or reviewed':>13}"]
     return lines + [f"{kind:<24}{c.rows:>7}{c.blocked:>10.1%}{c.reviewed_or_blocked:>13.1%}" for kind, c in made.caught.items()]
 
 

@@ -63,6 +63,16 @@ def test_the_document_says_everything_in_one_file(artefact: Artefact) -> None:
     assert "http" not in text, "it needs nothing from elsewhere"
 
 
+def test_the_document_says_which_payments_were_held_out(artefact: Artefact) -> None:
+    """They are a fifth of the payments: where there are ever more of them that is less than a fifth of the time."""
+    card = json.loads(packed(artefact)[CARD])
+    text = document("m1", card, None, (), (), CATALOGUE)
+    assert "The held-out rows are the last fifth of the payments" in text
+    assert "<tr><td>grown from payments until</td><td>1970-01-01 00:53 UTC</td></tr>" in text
+    del card["trained"]["learned_until_ms"]
+    assert "grown from payments until</td><td>not recorded</td>" in document("m1", card, None, (), (), CATALOGUE)
+
+
 def test_a_model_that_nobody_entered_and_measured_has_a_document_too(artefact: Artefact) -> None:
     card = json.loads(packed(artefact)[CARD]) | {"checks": {}, "plots": {}}
     text = document("m1", card, None, (), ("parity_max",), CATALOGUE)
