@@ -28,7 +28,7 @@ from schemas.governance import Act, Kind, Move
 DEFAULT_POLICY = Path(__file__).parent / "policies" / "default.toml"
 MOVE_BYTES_MAX = 1 << 20
 MOVES_MAX = 1 << 16
-"""A history longer than this is not read: nobody makes so many moves."""
+"""A history longer than this is not read, and none becomes so long: nobody makes so many moves."""
 NAME_DIGITS = 8
 """Of the name of a line's file; files of other names are none of the history's."""
 OTHER_CATALOGUE = "other_catalogue"
@@ -113,7 +113,7 @@ class Registry:
     def inventory(self) -> Inventory:
         """What the history leads to, each line checked. ArtefactError where one is missing, altered, unsigned or does not follow."""
         inventory, before = Inventory(), ""
-        for number in range(1, MOVES_MAX):
+        for number in range(1, MOVES_MAX + 2):
             path = self._move(number)
             if not path.exists():
                 self._whole(number)
@@ -146,6 +146,8 @@ class Registry:
         while True:
             inventory = self.inventory()
             number = len(inventory.moves) + 1
+            if number > MOVES_MAX:
+                raise ArtefactError(f"{self._folder}: the history is full: it has {MOVES_MAX} lines", "oversized")
             if only_as not in (None, number):
                 return Refused(Refusal.OVERTAKEN, f"line {only_as} of the history was written by somebody else")
             before = hashlib.sha256(_read(self._move(number - 1), MOVE_BYTES_MAX)).hexdigest() if number > 1 else ""

@@ -123,6 +123,16 @@ def test_a_line_of_the_history_that_is_changed_taken_out_or_moved_is_seen(tmp_pa
     assert refused(Registry(tmp_path, OTHER).inventory) == "unsigned"
 
 
+def test_a_full_history_takes_no_more_moves_and_is_still_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.registry.MOVES_MAX", 2)
+    registry = Registry(tmp_path, KEYS)
+    for name in ("first", "second"):
+        policy_id = registry.put_policy(default_policy_text().replace('"default"', f'"{name}"'))
+        done(registry.move(Kind.POLICY, policy_id, Act.REGISTER, "ana", "made", 1))
+    assert refused(lambda: registry.move(Kind.POLICY, policy_id, Act.VALIDATE, "ben", "read", 1, expires_at_ms=2)) == "oversized"
+    assert len(registry.inventory().moves) == 2
+
+
 def test_a_file_beside_the_history_that_is_no_line_of_it_changes_nothing(tmp_path: Path) -> None:
     """A copy that a person or a file manager made."""
     registry = Registry(tmp_path, KEYS)
