@@ -93,7 +93,7 @@ def test_a_model_that_passes_its_gates_is_promoted_by_the_notebook(
     assert "Every gate passes." in said
     assert "validate by ana: refused" in said
     assert "promote by cleo: done" in said
-    assert f"{names['model_id']} decides now" in said
+    assert f"{names['model_id']} decides now; running systems take it over within seconds" in said
     assert names["registry"].champion_id() == names["model_id"]
     exec(steps[0], names)
     assert capsys.readouterr().out == f"{names['model_id']} is in the registry; it decides\n", "who runs it again is told of the champion that it is"
