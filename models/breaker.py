@@ -64,7 +64,8 @@ def interval(hits: int, count: int, z: float = Z) -> tuple[float, float]:
     """
     share, slack = hits / count, z * z / count
     middle, wide = share + slack / 2, z * math.sqrt(share * (1 - share) / count + slack / (4 * count))
-    return min(share, (middle - wide) / (1 + slack)), max(share, (middle + wide) / (1 + slack))  # of none and of all they meet, but for rounding
+    low, high = (middle - wide) / (1 + slack), (middle + wide) / (1 + slack)
+    return min(share, max(low, 0.0)), max(share, min(high, 1.0))  # of none and of all they meet, but for rounding
 
 
 def breach(bands: Sequence[Band], counts: Mapping[str, int]) -> Breach | None:
