@@ -45,6 +45,7 @@ little happens has 400 files a day and not 8,640, each of which whoever reads th
 IDS_MAX = 500_000
 """Ids of the newest records of a partition, by which a record that came twice is known."""
 NEXT = b"holdfast.next_offset"
+OFFSET_DIGITS = 15
 _ARROW: dict[object, pa.DataType] = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_(), bytes: pa.binary()}
 
 Row = tuple[int, Any]
@@ -134,7 +135,7 @@ class Archive:
             days.setdefault(_day(getattr(row[1], shelf.at_field)), []).append(row)
         for left, (day, rows) in zip(reversed(range(len(days))), days.items(), strict=True):
             reached = {NEXT: str(waiting.first if left else waiting.next).encode()}
-            path = self._folder / shelf.topic.name / f"day={day}" / f"part-{place[1]}-{rows[0][0]:015d}.parquet"
+            path = self._folder / shelf.topic.name / f"day={day}" / f"part-{place[1]}-{rows[0][0]:0{OFFSET_DIGITS}d}.parquet"
             _put(path, shelf.table(place[1], rows).replace_schema_metadata(reached))
             waiting.day, waiting.files = day, waiting.files + 1 if day == waiting.day else 1
         journal.logger().info("archived", topic=place[0], partition=place[1], rows=len(waiting.rows), files=len(days))
@@ -157,8 +158,8 @@ class Archive:
         return Waiting(first=after, next=after, ids=dict.fromkeys(ids[-IDS_MAX:]), day=day.name[4:], files=sum(path.parent == day for path in files))
 
     def _files(self, topic: str, partition: int) -> list[Path]:
-        """A partition's files, in order of their first offset (which has a fixed number of digits)."""
-        return sorted((self._folder / topic).glob(f"day=*/part-{partition}-*.parquet"), key=lambda path: path.name)
+        """A partition's files, in order of their first offset (which has a fixed number of digits). What somebody put beside them is none."""
+        return sorted((self._folder / topic).glob(f"day=*/part-{partition}-{'[0-9]' * OFFSET_DIGITS}.parquet"), key=lambda path: path.name)
 
 
 def _remember(ids: dict[str, None], names: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
+import pyarrow.parquet as pq
 import pytest
 
 from features.catalogue import CATALOGUE
@@ -156,6 +157,20 @@ def of_two_days(folder: Path, count: int = 5) -> Archive:
     for offset in range(count):
         made.add(a_decision(f"t{offset}", NOON + offset % 2 * DAY_MS), PLACE, offset)
     return made
+
+
+def test_a_file_that_somebody_put_beside_ours_does_not_keep_the_archive_from_going_on(tmp_path: Path) -> None:
+    made = an_archive(tmp_path)
+    made.add(a_decision("t1"), PLACE, 0)
+    made.write_all()
+    (ours,) = (tmp_path / "decisions").glob("day=*/part-*.parquet")
+    for name in (f"{ours.stem}_copy", "part-0-mine"):
+        pq.write_table(pa.table({"note": ["a notebook's own"]}), ours.with_name(f"{name}.parquet"))
+    again = an_archive(tmp_path)
+    again.add(a_decision("t1"), PLACE, 1)
+    again.add(a_decision("t2"), PLACE, 2)
+    again.write_all()
+    assert [path.name for path in sorted(ours.parent.glob("part-0-0*[0-9].parquet"))] == [ours.name, "part-0-000000000000002.parquet"]
 
 
 def test_a_file_holds_one_day_however_the_days_are_mixed(tmp_path: Path) -> None:
