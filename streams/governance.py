@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from models.gates import against
 from models.governance import COMPARED, DAY_MS, SYSTEM, TOLD, Inventory, Item, Refused, control_of, is_of_system
 from models.registry import Registry, default_policy_text
 from schemas.decision import Outcome
-from schemas.errors import ArtefactError, SettingsError, Unavailable
+from schemas.errors import ArtefactError, HoldfastError, SettingsError, Unavailable
 from schemas.governance import Act, Band, Kind, Move, State, Tier
 from streams.clerk import entered
 from streams.clock import clock_ms
@@ -43,7 +44,7 @@ ACTS: dict[str, tuple[Act, str]] = {
     "challenge": (Act.CHALLENGE, "let it decide for a share of cards, or stand by for that; what it does not decide it judges after"),
     "shadow": (Act.SHADOW, "let it judge what others have decided, and decide nothing"),
     "promote": (Act.PROMOTE, "make it the one that decides, within seconds"),
-    "rollback": (Act.ROLL_BACK, "back to the one that decided before (or to ID)"),
+    "rollback": (Act.ROLL_BACK, "back to the last that decided before and can now (or to ID)"),
     "retire": (Act.RETIRE, "take it out for good"),
 }
 """By command the act, and what it means."""
@@ -153,7 +154,7 @@ def moved(args: argparse.Namespace, kind: Kind, registry: Registry, settings: Se
     act, _ = ACTS[args.action]
     entered(registry, told_so_far(settings).values())
     inventory = registry.inventory()
-    item = found(inventory, kind, args.item_id)
+    item = last_good(inventory, kind, functools.partial(fit, act)) if args.item_id is None else found(inventory, kind, args.item_id)
     fit(act, item)
     if kind is Kind.POLICY and act is Act.PROMOTE:
         inventory = with_house_policy(registry, inventory, item)
@@ -167,13 +168,26 @@ def moved(args: argparse.Namespace, kind: Kind, registry: Registry, settings: Se
     return move
 
 
-def found(inventory: Inventory, kind: Kind, asked: str | None) -> str:
-    """The id that is meant: None is the one before the champion, `newest` the last that a person registered, or the system where nobody did."""
-    if asked is None:
-        last = inventory.last_good(kind)
-        if last is None:
-            raise ArtefactError(f"no {kind} decided before the present one", "never_decided")
+def last_good(inventory: Inventory, kind: Kind, fit: Callable[[str], None]) -> str:
+    """The id of the last that decided before the present one and that this release can use, as the breaker goes back.
+
+    Where there is none, the error is that of the nearest.
+    """
+    unfit: dict[str, HoldfastError] = {}
+    while last := inventory.last_good(kind, unfit):
+        try:
+            fit(last.item_id)
+        except HoldfastError as error:
+            unfit[last.item_id] = error
+            continue
+        for item_id, reason in unfit.items():
+            print(f"{item_id} is passed over: {reason}", file=sys.stderr)
         return last.item_id
+    raise next(iter(unfit.values()), ArtefactError(f"no {kind} decided before the present one", "never_decided"))
+
+
+def found(inventory: Inventory, kind: Kind, asked: str) -> str:
+    """The id that is meant: `newest` is the last that a person registered, or the system where nobody did."""
     if asked != NEWEST:
         return asked
     items = inventory.of(kind)

@@ -11,6 +11,7 @@ from models.registry import default_policy_text
 from schemas.errors import ArtefactError, SettingsError
 from schemas.governance import Act, Kind
 from streams import policy
+from streams.governance import brought_up
 from streams.policy import command
 from streams.registry import registry_of
 from streams.settings import Settings
@@ -93,6 +94,27 @@ def test_a_rollback_without_an_id_asks_whether_the_one_before_can_decide(setting
     monkeypatch.setattr(policy, "clock_ms", lambda: 0)
     with pytest.raises(SettingsError, match="yet to come"):
         command(["rollback", "--as", "dora", "--why", "it blocks too many"], settings)
+
+
+def test_a_rollback_without_an_id_goes_back_to_the_last_that_this_release_can_use(
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the breaker does. Another release promoted the second, whose catalogue had the feature."""
+    file, registry = tmp_path / "policy.toml", registry_of(settings)
+    file.write_text(default_policy_text().replace('"default"', '"first"'))
+    led(file, settings)
+    assert command(["promote", "newest", "--as", "cleo", "--why", "now"], settings) == 0
+    second = registry.put_policy(default_policy_text().replace('"velocity.card_count_1m"', '"velocity.card_count_2m"'))
+    brought_up(registry, Kind.POLICY, second, "of another release", 1)
+    file.write_text(default_policy_text().replace('"default"', '"third"'))
+    led(file, settings)
+    assert command(["promote", "newest", "--as", "cleo", "--why", "now"], settings) == 0
+    capsys.readouterr()
+    assert command(["rollback", "--as", "dora", "--why", "it blocks too many"], settings) == 0
+    assert f"{second} is passed over: policy default: rules[1]: unknown feature 'velocity.card_count_2m'" in capsys.readouterr().err
+    assert registry.policy().name == "first"
+    with pytest.raises(SettingsError, match="unknown feature"):
+        command(["rollback", second, "--as", "dora", "--why", "that one"], settings)
 
 
 def test_there_is_a_policy_to_go_back_to_also_where_somebody_had_entered_that_of_the_house(settings: Settings, tmp_path: Path) -> None:
