@@ -60,7 +60,9 @@ class Trained(NamedTuple):
 
 def recipe_in(path: Path | None = None) -> Recipe:
     """The recipe in a file, or by its name one that comes with the house (`default`, `few_labels`). SettingsError names the file."""
-    path = DEFAULT_RECIPE if path is None else RECIPES / f"{path}.toml" if path.suffix == "" else path
+    path = DEFAULT_RECIPE if path is None else path
+    house = RECIPES / f"{path.name}.toml"
+    path = house if str(path) == path.name and house.is_file() else path
     try:
         return recipe_from_toml(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, SettingsError) as error:

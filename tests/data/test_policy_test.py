@@ -190,6 +190,14 @@ def test_what_an_editor_puts_before_a_text_is_no_part_of_a_policy_a_recipe_or_a_
         assert reads(marked) == reads(path)
 
 
+def test_a_recipe_is_a_file_however_it_is_called_or_one_of_the_house_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text(DEFAULT_RECIPE.read_text(encoding="utf-8"), encoding="utf-8")
+    assert recipe_in(tmp_path / "mine") == recipe_in(Path("default")) == recipe_in()
+    assert recipe_in(Path("few_labels")) != recipe_in()
+    with pytest.raises(SettingsError, match=r"^nowhere: .*No such file"):
+        recipe_in(Path("nowhere"))
+
+
 def test_an_archive_without_payments_is_said(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="holds no archive of decisions"):
         payments_in(tmp_path, ())
