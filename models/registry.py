@@ -211,6 +211,10 @@ class Registry:
         _write(self._policy(policy_id), text.encode())
         return policy_id
 
+    def keep_house_policy(self) -> None:
+        """Puts the policy that comes with the house beside the others, for what it decides while none is promoted: later releases have another."""
+        self.put_policy(default_policy_text())
+
     def load_policy(self, policy_id: str) -> Policy:
         """The policy of that id, not yet bound to a catalogue. ArtefactError if it is missing or altered."""
         text = _read(self._policy(policy_id), POLICY_BYTES_MAX)

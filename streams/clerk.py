@@ -42,7 +42,7 @@ def entered(registry: Registry, told: Iterable[Control]) -> list[Move]:
 
 @contextlib.contextmanager
 def entering(settings: Settings, say: Say) -> Iterator[None]:
-    """Does it within seconds while the block runs, in a thread."""
+    """Does it within seconds while the block runs, in a thread; and keeps the policy of the house, which decides while none is promoted."""
     stop = threading.Event()
     thread = threading.Thread(target=_enter, args=(settings, say, stop), name="clerk", daemon=True)
     thread.start()
@@ -55,6 +55,10 @@ def entering(settings: Settings, say: Say) -> Iterator[None]:
 
 def _enter(settings: Settings, say: Say, stop: threading.Event) -> None:
     ear, registry = Ear(settings, CONTROL, Control), Registry(settings.registry_dir, keys_of(settings))
+    try:
+        registry.keep_house_policy()
+    except (HoldfastError, OSError) as error:
+        say(f"the policy of the house could not be kept: {error}")
     told: Told = {}
     done: Told | None = None
     said = ""

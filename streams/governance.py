@@ -60,6 +60,7 @@ def done(outcome: Move | Refused) -> Move:
 
 def brought_up(registry: Registry, kind: Kind, item_id: str, why: str, at_ms: int) -> None:
     """Leads a first model or policy to champion by three names of the system's own, from where it stands. The gates are the same for it."""
+    registry.keep_house_policy()
     terms: dict[Act, dict[str, Any]] = {Act.VALIDATE: {"expires_at_ms": at_ms + VALID_DAYS * DAY_MS}, Act.APPROVE: {"tier": Tier.LOW}}
     while (state := _state(registry.inventory(), item_id)) is not State.CHAMPION:
         act, by = UPWARDS.get(state, (Act.PROMOTE, STARTER))
@@ -158,6 +159,7 @@ def moved(args: argparse.Namespace, kind: Kind, registry: Registry, settings: Se
     fit(act, item)
     if kind is Kind.POLICY and act is Act.PROMOTE:
         inventory = with_house_policy(registry, inventory, item)
+    registry.keep_house_policy()
     before = inventory.champion(kind)
     move = done(registry.move(kind, item, act, args.by, args.why, clock_ms(), **_terms(args, act, kind, item, registry, len(inventory.moves))))
     print(f"{item}: {act} by {move.by}; now {registry.inventory().items[item].state}")

@@ -28,6 +28,7 @@ from schemas.topics import DECISIONS, LABELS
 from streams import backfill as backfill_job
 from streams import governance, lab, train
 from streams.archive import Archive
+from streams.clerk import entering
 from streams.folder import keys_of
 from streams.governance import band_of
 from streams.mapping import Row, TokenKey, accounts_in, mapping_in, rows_in
@@ -171,6 +172,20 @@ def test_what_an_older_release_left_decides_nothing(tmp_path: Path) -> None:
 def test_the_first_model_of_an_empty_system_is_the_only_one_and_decides(trained: Path) -> None:
     registry = Registry(trained, keys_of(Settings(model_key=MODEL_KEY)))
     assert [m.model_id for m in registry.models()] == [registry.champion().model_id] == [lab.who_decides(registry, pytest.fail)]
+
+
+def test_the_policy_of_the_house_is_kept_so_that_a_later_release_can_judge_its_decisions_again(tmp_path: Path, trained: Path) -> None:
+    settings = Settings(data_dir=tmp_path, registry_dir=Path(shutil.copytree(trained, tmp_path / "registry")), model_key=MODEL_KEY)
+    registry = lab.registry_of(settings)
+    house, champion = registry.policy().policy_id, str(registry.champion_id())
+    shutil.rmtree(tmp_path / "registry" / "policies", ignore_errors=True)
+    assert lab.models(["validate", champion, "--as", "ben", "--why", "figures read"], settings) == 0
+    assert registry.load_policy(house).policy_id == house
+    assert registry.inventory().of(Kind.POLICY) == (), "nobody promoted it"
+    shutil.rmtree(tmp_path / "registry" / "policies")
+    with entering(settings, pytest.fail):
+        pass
+    assert registry.load_policy(house).policy_id == house
 
 
 def test_bad_rows_are_named_and_left_out(history: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
