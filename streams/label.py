@@ -69,6 +69,8 @@ def labels_in(path: Path, now_ms: int) -> list[Label]:
                 raise SettingsError(f"{path}: unknown column {unknown[0]!r}; there are {', '.join(COLUMNS)}")
             if twice := [name for name in COLUMNS if header.count(name) > 1]:
                 raise SettingsError(f"{path}: column {twice[0]!r} stands there twice")
+            if missing := [name for name in NEEDED if name not in header]:
+                raise SettingsError(f"{path}: column {missing[0]!r} is missing")
             return [_of_row(row, number, path, now_ms) for number, row in enumerate(rows, 1)]
     except OSError as error:
         raise SettingsError(f"{path}: {error.strerror}") from error

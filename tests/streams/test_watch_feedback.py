@@ -267,6 +267,8 @@ HEADER = "transaction_id,account_id,fraud,source"
     [
         (f"{HEADER}\nt1,a1,1,analyst\n{'t' * 65},a1,1,analyst\n".encode(), "row 2: transaction_id"),
         (f"{HEADER},learned_at\nt1,a1,1,analyst,1969-12-31\n".encode(), "row 1: learned_at_ms"),
+        (b"", "column 'transaction_id' is missing"),
+        (b"transaction_id,account_id,source\n", "column 'fraud' is missing"),
         (f"{HEADER}\nt1,a1,1,analyst,takeover\n".encode(), "row 1: row: has more cells than the header"),
         (f"{HEADER},fraud\nt1,a1,1,analyst,0\n".encode(), "column 'fraud' stands there twice"),
         (f"{HEADER}\nt1,Müller,1,analyst\n".encode("latin-1"), "'utf-8' codec can't decode"),
