@@ -27,7 +27,7 @@ from schemas.topics import DECISIONS, SECOND_OPINIONS
 from streams.backtest import AUTHENTICATED, DECIDED, days_of, missing_of, payments_of
 from streams.mapping import readable
 from streams.settings import Settings
-from streams.training_set import DAY_MS, archived_files, decisions_in
+from streams.training_set import DAY_MS, decisions_in
 
 
 class Compared(NamedTuple):
@@ -70,11 +70,11 @@ def _decided(archive: Path, since_days: float | None) -> pa.Table:
 
 def _opinions(archive: Path, kind: Kind) -> pa.Table:
     """A row for each opinion on a model, or on a policy."""
-    files = archived_files(archive / SECOND_OPINIONS.name)
+    place = archive / SECOND_OPINIONS.name
     fields = ("kind", "item_id", "score", "outcome")
-    if not files:
+    if not any(place.glob("day=*/part-*.parquet")):
         return pa.table({name: pa.array([], pa.int64() if name == "score" else pa.string()) for name in ("decision_id", *fields)})
-    table = ds.dataset(files, format="parquet", partitioning=None).to_table(columns=["decision_id", "opinions"]).combine_chunks()
+    table = ds.dataset(place, format="parquet", partitioning=None).to_table(columns=["decision_id", "opinions"]).combine_chunks()
     said = pc.list_flatten(table["opinions"]).combine_chunks()
     ids = pc.take(table["decision_id"], pc.list_parent_indices(table["opinions"]))
     flat = pa.table({"decision_id": ids, **{name: pc.struct_field(said, name) for name in fields}})

@@ -140,17 +140,11 @@ def decisions_in(place: Path, texts: Sequence[str], numbers: Sequence[str]) -> d
 
     SettingsError where there is none.
     """
-    files = archived_files(place)
-    if not files:
+    data = ds.dataset(place, format="parquet", partitioning=None)
+    if not data.files:
         raise SettingsError(f"{place}: no decision is archived yet")
-    data = ds.dataset(files, format="parquet", partitioning=None)
     expected = [*(pa.field(name, pa.string()) for name in texts), *(pa.field(name, pa.float64()) for name in numbers)]
     return data.replace_schema(pa.schema([*data.schema, *(column for column in expected if column.name not in data.schema.names)]))
-
-
-def archived_files(place: Path) -> list[str]:
-    """The archive's own files of a topic, by day, as `streams/archive.py` names them: a copy beside one would count twice."""
-    return [str(path) for path in sorted(place.glob(f"day=*/part-*-{'[0-9]' * 15}.parquet"))]
 
 
 def fill_whole(vectors: Floats, whole: pa.ChunkedArray, columns: Sequence[int], catalogue: Catalogue) -> None:
@@ -174,11 +168,11 @@ def _attribute(said: pa.ListArray, name: str) -> Floats:
 
 def archived_verdicts(archive: Path, transaction_ids: pa.ChunkedArray) -> Verdicts:
     """The labels of these transactions in an archive, by their row; of others there are none."""
-    files = archived_files(archive / LABELS.name)
+    folder = archive / LABELS.name
     columns = ["transaction_id", "fraud", "fraud_kind", "learned_at_ms"]
-    if not files:
+    if not any(folder.glob("day=*/part-*.parquet")):
         return Verdicts(np.empty(0, np.int64), np.empty(0, np.bool_), np.empty(0, object), np.empty(0, np.int64))
-    labels = ds.dataset(files, format="parquet", partitioning=None).to_table(columns=columns)
+    labels = ds.dataset(folder, format="parquet", partitioning=None).to_table(columns=columns)
     rows = pc.index_in(labels["transaction_id"], transaction_ids.combine_chunks())
     labels, rows = labels.filter(pc.is_valid(rows)), pc.drop_null(rows)
     return Verdicts.in_order(_ints(rows), _flags(labels["fraud"]), _objects(labels["fraud_kind"]), _ints(labels["learned_at_ms"]))

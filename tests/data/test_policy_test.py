@@ -217,15 +217,6 @@ def test_a_file_of_the_archive_that_cannot_be_read_is_named_and_a_day_without_on
             ask()
 
 
-def test_a_copy_of_a_file_of_the_archive_counts_nothing_twice(archive: Path, tmp_path: Path) -> None:
-    copied = Path(shutil.copytree(archive, tmp_path / "archive"))
-    for part in sorted(copied.glob("*/day=*/part-*.parquet")):
-        shutil.copy(part, part.with_name(f"{part.stem} (1).parquet"))
-    assert len(payments_in(copied, ()).scores) == ROWS
-    assert sum(arm.decisions for arm in compared(copied, Kind.MODEL).arms.values()) == ROWS
-    assert training_set(copied, 2**62, 0).frauds.tolist() == training_set(archive, 2**62, 0).frauds.tolist()
-
-
 def test_a_folder_in_which_nothing_was_archived_yet_is_said_to_be_that(tmp_path: Path) -> None:
     (tmp_path / DECISIONS.name / "day=2026-01-01").mkdir(parents=True)
     for ask in (lambda: training_set(tmp_path), lambda: payments_in(tmp_path, ()), lambda: compared(tmp_path, Kind.MODEL)):
