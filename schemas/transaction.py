@@ -160,9 +160,10 @@ TOKENS = ("card_token", "device_token", "email_token", "phone_token", "address_t
 _CARD_NUMBER = re.compile(r"[0-9](?:[ -]?[0-9]){11,18}")
 _OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _HEX = "[0-9A-Fa-f]{1,4}"
-_SOME = f"(?:{_HEX}(?::{_HEX})*+)?"
-_IP = re.compile(rf"(?:(?:{_OCTET}\.){{3}}{_OCTET}|(?:{_HEX}:){{7}}{_HEX}|(?!(?::*+[0-9A-Fa-f]++){{8}}){_SOME}::{_SOME})\Z")
-"""The usual forms, in half a microsecond; `ipaddress`, which takes four, is asked about others."""
+_SOME = f"(?:{_HEX}(?::{_HEX})*)?"
+_IP = re.compile(rf"(?:(?:{_OCTET}\.){{3}}{_OCTET}|(?:{_HEX}:){{7}}{_HEX}|(?!(?::*[0-9A-Fa-f]+(?![0-9A-Fa-f])){{8}}){_SOME}::{_SOME})\Z")
+"""The usual forms, in half a microsecond; `ipaddress`, which takes four, is asked about others. Nothing possessive (`*+`): some versions of CPython
+3.11 take such a group for more than it is, and with it `0:::` for an address."""
 _DOUBLED = str.maketrans("0123456789", "0246813579")
 """Each digit doubled, and the digits of that added: every second digit of a card number counts so."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import ipaddress
+import itertools
 import json
 from typing import Any
 
@@ -25,7 +26,17 @@ from schemas.freeze import frozen, incompatible
 from schemas.hold import HoldEvent, HoldState
 from schemas.identity import digest, request_digest
 from schemas.topics import TOPICS
-from schemas.transaction import Attribute, BehaviouralSession, CheckResult, EntryMode, Transaction, TransactionKind, is_card_number, sound
+from schemas.transaction import (
+    Attribute,
+    BehaviouralSession,
+    CheckResult,
+    EntryMode,
+    Transaction,
+    TransactionKind,
+    is_card_number,
+    is_ip_address,
+    sound,
+)
 from schemas.transcoder import GROWTH, WRONG, Plan, plan_of, to_avro, to_messagepack
 from schemas.version import Version
 from tests.models.decisions import a_decision
@@ -315,6 +326,18 @@ def test_of_ten_last_digits_one_makes_a_card_number(digits: str) -> None:
 OCTETS = st.lists(st.sampled_from(["0", "1", "01", "99", "199", "249", "255", "256", "a", ""]), min_size=3, max_size=5).map(".".join)
 GROUPS = st.lists(st.sampled_from(["", "", "0", "1", "DB8", "ffff", "12345", "g"]), min_size=1, max_size=10).map(":".join)
 ADDRESSES = OCTETS | GROUPS | st.ip_addresses().map(str) | st.tuples(GROUPS, OCTETS).map(":".join)
+
+
+def test_of_all_ways_to_put_colons_between_groups_those_are_addresses_that_ipaddress_parses() -> None:
+    for count in range(1, 10):
+        for groups in itertools.product(("", "1", "ffff") if count < 8 else ("", "1"), repeat=count):
+            text = ":".join(groups)
+            try:
+                ipaddress.ip_address(text)
+            except ValueError:
+                assert not is_ip_address(text), text
+            else:
+                assert is_ip_address(text), text
 
 
 @given(ADDRESSES | ADDRESSES.map("{}\n".format) | st.sampled_from(["not an ip", "fe80::1%eth0", "١.1.1.1", "1.1.1.1/32"]))
