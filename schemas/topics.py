@@ -36,7 +36,7 @@ class Topic(NamedTuple):
 
 TRANSACTIONS = Topic("transactions", Transaction, "account_id", 4, 7 * DAY_MS, False, ("hosts", "replay"), ("score",))
 ACCOUNTS = Topic("accounts", AccountState, "account_id", 4, FOREVER, True, ("bank",), ("hold",))
-ACCOUNT_CONTROLS = Topic("account_controls", Controls, "controls_id", 4, FOREVER, True, ("authorize", "bank"), ("authorize", "hold"))
+ACCOUNT_CONTROLS = Topic("account_controls", Controls, "controls_id", 4, FOREVER, True, ("authorize", "bank"), ("hold",))
 ACCOUNT_EVENTS = Topic("account_events", AccountEvent, "account_id", 4, 90 * DAY_MS, False, ("bank",), ("score",))
 REMEMBERED_EVENTS = Topic("remembered_events", RememberedEvent, "account_id", 4, FOREVER, False, ("score",), ("rebuild", "check"))
 PROFILES = Topic("profiles", ProfileValue, "value_id", 4, FOREVER, True, ("cluster",), ("rebuild", "check"))

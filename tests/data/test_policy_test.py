@@ -11,9 +11,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from models.artefact import Keys, public_of
 from models.backtest import Money, backtest, read_by
 from models.policy import policy_from_toml
-from models.registry import DEFAULT_POLICY, default_policy_text
+from models.registry import DEFAULT_POLICY, Registry, default_policy_text
 from schemas.decision import Decision, Outcome
 from schemas.errors import SettingsError
 from schemas.governance import Kind
@@ -183,7 +184,13 @@ def test_what_the_stand_in_answered_is_judged_by_score_and_rules_alone(archive: 
 
 def test_what_an_editor_puts_before_a_text_is_no_part_of_a_policy_a_recipe_or_a_mapping(history: Path, tmp_path: Path) -> None:
     """Some editors of Windows begin a file with U+FEFF."""
-    asked: list[tuple[Callable[[Path], Any], Path]] = [(read, DEFAULT_POLICY), (recipe_in, DEFAULT_RECIPE), (mapping_in, history / "mapping.toml")]
+    registry = Registry(tmp_path / "registry", Keys(public_of(b"k" * 32), b"k" * 32))
+    reads_policy: Callable[[Path], Any] = lambda path: read(path, registry)  # noqa: E731 - a name for it says no more
+    asked: list[tuple[Callable[[Path], Any], Path]] = [
+        (reads_policy, DEFAULT_POLICY),
+        (recipe_in, DEFAULT_RECIPE),
+        (mapping_in, history / "mapping.toml"),
+    ]
     for reads, path in asked:
         marked = tmp_path / path.name
         marked.write_text(path.read_text(encoding="utf-8"), encoding="utf-8-sig", newline="\r\n")

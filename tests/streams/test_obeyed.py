@@ -33,8 +33,8 @@ def test_a_stand_in_obeys_controls_from_before_it_began_and_from_while_it_runs(r
         await freeze(before)
         stand_in = StandIn.opened(real.changed(data_dir=tmp_path), NOON)
         assert stand_in is not None
-        stand_in._known.note(a_transaction(), Outcome.APPROVE, NOON)
         await asyncio.to_thread(stand_in.learn, real)
+        stand_in._known.note(a_transaction(), Outcome.APPROVE, NOON)  # whatever other tests of this log say of the card
         assert (why(before), why(during)) == (Refusal.CONTROLS, None)
         obeying = asyncio.create_task(obey(stand_in, Ear(real, ACCOUNT_CONTROLS, Controls)))
         await freeze(during)
