@@ -143,7 +143,7 @@ def decisions_in(place: Path, texts: Sequence[str], numbers: Sequence[str]) -> d
     data = ds.dataset(place, format="parquet", partitioning=None)
     if not data.files:
         raise SettingsError(f"{place}: no decision is archived yet")
-    expected = [*(pa.field(name, pa.string()) for name in texts), *(pa.field(name, pa.float64()) for name in numbers)]
+    expected = [*(pa.field(name, pa.string()) for name in texts), *(pa.field(name, pa.float64()) for name in numbers), pa.field(WHOLE, pa.binary())]
     return data.replace_schema(pa.schema([*data.schema, *(column for column in expected if column.name not in data.schema.names)]))
 
 

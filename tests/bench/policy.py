@@ -60,8 +60,9 @@ def an_archive(folder: Path, rows: int, seed: int = 1) -> None:
             "fraud_kind": pa.nulls(len(frauds), pa.string()),
             "learned_at_ms": at_ms[frauds] + DAY_MS,
         }
-        (folder / "labels").mkdir(exist_ok=True)
-        pq.write_table(pa.table(label), folder / "labels" / f"part-0-{first:015d}.parquet")
+        shelf = folder / "labels" / place.name
+        shelf.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table(label), shelf / f"part-0-{first:015d}.parquet")
 
 
 def policy(argv: list[str], settings: Settings) -> int:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pyarrow.parquet as pq
 import pytest
 
+from features.catalogue import CATALOGUE
 from models.artefact import Keys, public_of
 from models.backtest import Money, backtest, read_by
 from models.policy import policy_from_toml
@@ -203,6 +205,15 @@ def test_a_recipe_is_a_file_however_it_is_called_or_one_of_the_house_by_its_name
     assert recipe_in(Path("few_labels")) != recipe_in()
     with pytest.raises(SettingsError, match=r"^nowhere: .*No such file"):
         recipe_in(Path("nowhere"))
+
+
+def test_an_archive_from_before_whole_vectors_were_kept_is_read(history: Path, tmp_path: Path) -> None:
+    archived(history, tmp_path, 40)
+    names, before = CATALOGUE.names[:3], payments_in(tmp_path, CATALOGUE.names[:3])
+    for path in (tmp_path / DECISIONS.name).rglob("*.parquet"):
+        pq.write_table(pq.ParquetFile(path).read().drop_columns(["vector"]), path)
+    assert payments_in(tmp_path, names).vectors.tobytes() == before.vectors.tobytes()
+    assert training_set(tmp_path, label_delay_ms=0).vectors.size
 
 
 def test_an_archive_without_payments_is_said(tmp_path: Path) -> None:

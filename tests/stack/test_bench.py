@@ -5,22 +5,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 
+from features.catalogue import CATALOGUE
 from streams.authorize.codec import Codec
 from streams.authorize.dialect import dialect_of
 from streams.authorize.iso8583 import HEADERS
+from streams.backtest import payments_in
 from streams.clock import clock_ms
+from streams.settings import Settings
 from tests.bench import load_iso, shadow
 from tests.bench.authorize import goals, iso_frames
 from tests.bench.features import holds
 from tests.bench.load import closed_loop, open_loop
 from tests.bench.pace import arrivals, paced
+from tests.bench.policy import an_archive, policy
 from tests.bench.swap import checks
 from tests.bench.walk import transactions
 
@@ -132,3 +138,10 @@ def test_an_open_loop_counts_each_payment_once_though_the_service_cuts_its_conne
     assert found["count"] == len(heard) > 300
     assert found["failed"] == len(heard) - heard.count(b"200 OK") > 50
     assert found["good_per_s"] == pytest.approx(heard.count(b"200 OK"), rel=0.1)
+
+
+def test_a_replay_of_policies_is_measured_over_payments_of_which_some_are_frauds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    an_archive(tmp_path, 20_000)
+    assert payments_in(tmp_path, CATALOGUE.names[:2]).frauds.sum() > 10
+    policy(["--rows", "20000", "--json"], Settings())
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["decisions"] == 20_000
