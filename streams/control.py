@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
@@ -91,8 +91,9 @@ def _answers(settings: Settings) -> bool:
 class Ear(Generic[R]):
     """Follows a topic from its beginning (it is compacted), in no group: every process hears every event. Not safe to use from two threads."""
 
-    def __init__(self, settings: Settings, topic: Topic, kind: type[R]) -> None:
-        self._topic, self._kind = topic, kind
+    def __init__(self, settings: Settings, topic: Topic, kind: type[R], start: Mapping[int, int] | None = None) -> None:
+        """`start`: by partition the offset from which on it is to be heard, where what is before is known."""
+        self._topic, self._kind, self._start = topic, kind, start or {}
         self._consumer: Any = reader(settings)
         self._listening = False
 
@@ -115,7 +116,7 @@ class Ear(Generic[R]):
         there = self._consumer.list_topics(name, timeout=QUERY_S).topics[name]
         if there.error is not None or not there.partitions:
             return False
-        self._consumer.assign([TopicPartition(name, p, 0) for p in there.partitions])
+        self._consumer.assign([TopicPartition(name, p, self._start.get(p, 0)) for p in there.partitions])
         self._listening = True
         return True
 

@@ -60,6 +60,8 @@ class StandIn:
         self._apart: dict[str, Given] = {}
         """Answers that differ from what the log has: a repeat here gets them again."""
         self._recent: dict[str, bytes] = {}
+        self.controls_known: dict[int, int] = {}
+        """By partition, the offset of `account_controls` up to which it has learned."""
         for kind, content in entries:
             if kind == KEPT:
                 decision = avro.decode(Decision, content)
@@ -91,6 +93,7 @@ class StandIn:
         """Learns cards, merchants and answers from the newest decisions of the log, and what controls say now."""
         for batch in read_topic(settings, ACCOUNT_CONTROLS):
             for message in batch:
+                self.controls_known[message.partition] = message.offset + 1
                 with suppress(InvalidRecord):
                     self.obey(avro.decode(Controls, message.value))
         decisions = []

@@ -166,7 +166,7 @@ async def authorizing_world(settings: Settings, bus: Bus) -> World:
 
     telling = asyncio.create_task(forward(stand_in, world))
     telling.add_done_callback(_must_not_end)
-    obeying = asyncio.create_task(obey(stand_in, Ear(settings, ACCOUNT_CONTROLS, Controls)))
+    obeying = asyncio.create_task(obey(stand_in, Ear(settings, ACCOUNT_CONTROLS, Controls, stand_in.controls_known)))
     obeying.add_done_callback(_must_not_end)
     world.close = close
     return world

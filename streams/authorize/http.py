@@ -69,10 +69,7 @@ class HttpDoor:
 
     def shed(self, url: bytes) -> bytes | None:
         """See `protocol.Door.shed`: only new authorizations are refused."""
-        if url != SHEDDABLE or self._under_way.admits():
-            return None
-        metrics.SHED.inc()
-        return OVERLOADED
+        return None if url != SHEDDABLE or self._under_way.admits() else OVERLOADED
 
     async def reply(self, request: Request) -> Reply | Special | Stream:
         """The answer to any request."""

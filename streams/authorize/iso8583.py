@@ -161,10 +161,7 @@ class Desk:
 
     def turned_away(self, work: str) -> Answer | None:
         """The answer to what cannot be answered in time, said before anything of it is read; None: it can. Only new authorizations are refused."""
-        if work != "authorize" or self._under_way.admits():
-            return None
-        metrics.SHED.inc()
-        return OVERLOADED
+        return None if work != "authorize" or self._under_way.admits() else OVERLOADED
 
     async def _authorize(self, message: Message, now_ms: int) -> Answer:
         started = time.perf_counter()

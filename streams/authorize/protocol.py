@@ -89,7 +89,7 @@ class Door(Protocol):
     is_draining: bool
 
     def shed(self, url: bytes) -> bytes | None:
-        """The body of a `503` for what cannot be answered in time, said before anything of it is read; None: it can."""
+        """The body of a `503` for what cannot be answered in time, said before anything of it is read; None: it can, and counts as asked."""
         ...
 
     def reply(self, request: Request) -> Awaitable[Reply | Special | Stream]:

@@ -10,6 +10,7 @@ from time import perf_counter
 from schemas.errors import Conflict, HoldfastError, Unavailable
 from schemas.identity import INCREMENT, increment_end, increments_of
 from schemas.transaction import Transaction
+from streams import metrics
 from streams.asked import HTTP, Ask, Course, Decided, Origin
 from streams.stand_in import Given, StandIn
 from streams.tracing import Passed, Traced, Tracer
@@ -39,8 +40,12 @@ class UnderWay:
         self._window_at_s = self._per_s = 0.0
 
     def admits(self) -> bool:
-        """Whether there is room for one more, who counts from now on as under way. All that comes in one tick of the loop meets those before it."""
+        """Whether there is room for one more, who counts from now on as under way. All that comes in one tick of the loop meets those before it.
+
+        Who is not let in is counted, and to be refused.
+        """
         if self.is_full():
+            metrics.SHED.inc()
             return False
         if not self._admitted:
             asyncio.get_running_loop().call_soon(self._begun)

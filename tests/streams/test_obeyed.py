@@ -36,7 +36,7 @@ def test_a_stand_in_obeys_controls_from_before_it_began_and_from_while_it_runs(r
         await asyncio.to_thread(stand_in.learn, real)
         stand_in._known.note(a_transaction(), Outcome.APPROVE, NOON)  # whatever other tests of this log say of the card
         assert (why(before), why(during)) == (Refusal.CONTROLS, None)
-        obeying = asyncio.create_task(obey(stand_in, Ear(real, ACCOUNT_CONTROLS, Controls)))
+        obeying = asyncio.create_task(obey(stand_in, Ear(real, ACCOUNT_CONTROLS, Controls, stand_in.controls_known)))
         await freeze(during)
         async with asyncio.timeout(60):
             while why(during) is not Refusal.CONTROLS:
