@@ -21,6 +21,9 @@ _PACKED = b"\x01"
 """Precedes a message that lz4 packed, to less than half; a message as it is begins with 0 (`schemas.avro.frame`)."""
 REVERSED = b"R"
 """In the place of the first contents and of the answer: it was reversed before it came, and nobody decides it any more."""
+_REVERSED_OF = REVERSED + b" " * 16
+"""The same, if its card is one of those that follow: who reversed it may move no others. It is longer than what stands for contents, and a message
+begins with no space."""
 LISTED_MAX = 1_000
 """Of one card or account: the newest are found by it."""
 AFTER_HOLD_S = 86_400
@@ -63,11 +66,12 @@ class Made(NamedTuple):
     message: bytes
     hold_s: int = 0
     """How long its hold lives, if it has one."""
+    card_bin: str | None = None
 
     @classmethod
     def of(cls, decision: Decision, message: bytes) -> Made:
         """Of a decision and its message."""
-        return cls(decision.transaction_id, decision.decision_id, message, hold_s(decision))
+        return cls(decision.transaction_id, decision.decision_id, message, hold_s(decision), decision.transaction.card_bin)
 
 
 def hold_s(decision: Decision) -> int:
@@ -160,6 +164,17 @@ def came_too_late() -> InvalidRecord:
     return InvalidRecord("transaction_id", "was reversed before it came: nothing is decided or held for it", code="reversed_before")
 
 
+def _mark(cards: Sequence[str]) -> bytes:
+    return _REVERSED_OF + ",".join(cards).encode() if cards else REVERSED
+
+
+def _reverses(content: object, card_bin: str | None) -> bool:
+    """Whether what stands in the place of contents or an answer says that a transaction of such a card was reversed before it came."""
+    if not isinstance(content, bytes) or not content.startswith(_REVERSED_OF):
+        return content == REVERSED
+    return (card_bin or "").startswith(tuple(content[len(_REVERSED_OF) :].decode().split(",")))
+
+
 def sound(replies: list[Any]) -> list[Any]:
     """The replies, if Redis did what it was asked; MemoryUnavailable if one is an error, so that an error is never taken for data."""
     for reply in replies:
@@ -196,10 +211,10 @@ class Answers:
         """What to write and what to read aside to learn whether the id is new, and whether Redis is whole. See `first`."""
         return (b"SET", b"txn:" + transaction_id.encode(), digest, b"NX", b"EX", self._ttl), WHOLE
 
-    async def first(self, transaction_id: str, digest: bytes, fresh: Any, whole: Any) -> Kept | None:
+    async def first(self, transaction_id: str, digest: bytes, fresh: Any, whole: Any, card_bin: str | None = None) -> Kept | None:
         """The first answer, if there is one. Conflict if the id came with other contents; MemoryUnavailable if Redis forgot.
 
-        InvalidRecord if it was reversed before it came.
+        InvalidRecord if it was reversed before it came, by who may move its card.
         """
         if isinstance(fresh, Exception):
             raise fresh if isinstance(fresh, MemoryUnavailable) else MemoryUnavailable(f"Redis: {fresh}")
@@ -211,9 +226,13 @@ class Answers:
         owner, answer = sound(await self._wire.send((b"GET", b"txn:" + txn), (b"GET", b"ans:" + txn)))
         if owner is None:  # it was there a moment ago
             raise MemoryUnavailable(FORGOT)
-        if owner == REVERSED:
+        if _reverses(owner, card_bin):
             raise came_too_late()
-        if owner != digest:
+        if owner.startswith(_REVERSED_OF):  # by who may not
+            (swapped,) = sound(await self._wire.send((b"EVAL", _SWAP, b"1", b"txn:" + txn, owner, digest, self._ttl)))
+            if not swapped:
+                raise MemoryUnavailable(f"{transaction_id} came twice at once")
+        elif owner != digest:
             raise Conflict(transaction_id)
         return _kept_in(answer)
 
@@ -245,19 +264,19 @@ class Answers:
             if kept is not None:
                 return Kept(made.message, told=False)
             (answer,) = sound(await self._wire.send((b"GET", b"ans:" + made.transaction_id.encode())))
-            if answer == REVERSED:
+            if _reverses(answer, made.card_bin):
                 return came_too_late()
             first = _kept_in(answer)
-            if first is None:  # a stub that `told` left where Redis had lost the answer
+            if first is None:  # a stub that `told` left where Redis had lost the answer, or the mark of who may not reverse it
                 (answer, *_), (message, _, ttl) = self.words(made)
                 sound(await self._wire.send((b"SET", answer, message, b"EX", ttl)))
             return first or Kept(made.message, told=False)
         except MemoryUnavailable as error:
             return error
 
-    async def keep(self, transaction_id: str, decision_id: str, message: bytes, holds_s: int = 0) -> Kept:
+    async def keep(self, transaction_id: str, decision_id: str, message: bytes, holds_s: int = 0, card_bin: str | None = None) -> Kept:
         """`keep_all` of one."""
-        (kept,) = await self.keep_all((Made(transaction_id, decision_id, message, holds_s),))
+        (kept,) = await self.keep_all((Made(transaction_id, decision_id, message, holds_s, card_bin),))
         if isinstance(kept, HoldfastError):
             raise kept
         return kept
@@ -289,20 +308,23 @@ class Answers:
         (answer,) = sound(await self._wire.send((b"GET", b"ans:" + transaction_id.encode())))
         return _kept_in(answer)
 
-    async def reverse_ahead(self, transaction_id: str) -> bool:
-        """Has a transaction that nobody has answered refused when it comes, or comes to its answer; False if it has one."""
-        txn = transaction_id.encode()
+    async def reverse_ahead(self, transaction_id: str, cards: Sequence[str] = ()) -> bool:
+        """Has a transaction that nobody has answered refused when it comes, or comes to its answer; False if it has one.
+
+        `cards` is what the number of its card must begin with for that; empty: whatever its card.
+        """
+        txn, mark = transaction_id.encode(), _mark(cards)
         key = b"ans:" + txn
-        _, answer = sound(await self._wire.send((b"SET", key, REVERSED, b"NX", b"EX", self._ttl), (b"GET", key)))
-        if answer != REVERSED:
+        _, answer = sound(await self._wire.send((b"SET", key, mark, b"NX", b"EX", self._ttl), (b"GET", key)))
+        if answer is None or not answer.startswith(REVERSED):
             return False
-        sound(await self._wire.send((b"SET", b"txn:" + txn, REVERSED, b"EX", self._ttl)))
+        sound(await self._wire.send((b"SET", b"txn:" + txn, mark, b"EX", self._ttl)))
         return True
 
-    async def is_reversed_ahead(self, transaction_id: str) -> bool:
-        """Whether that was done to it."""
+    async def is_reversed_ahead(self, transaction_id: str, card_bin: str | None = None) -> bool:
+        """Whether that was done to it, by who may move its card."""
         (owner,) = sound(await self._wire.send((b"GET", b"txn:" + transaction_id.encode())))
-        return bool(owner == REVERSED)
+        return _reverses(owner, card_bin)
 
     async def retried_by(self, transaction_id: str, own: str) -> str:
         """The first transaction that came as the retry of one whose cardholder was to authenticate: `own`, if none was before."""
@@ -343,7 +365,7 @@ class Answers:
         if not shown:
             return Page([], None)
         kept = sound(await self._wire.send(*[(b"GET", b"ans:" + txn) for txn in shown]))
-        messages = [message_in(answer) for answer in kept if isinstance(answer, bytes) and len(answer) > 1]
+        messages = [answer.message for answer in map(_kept_in, kept) if answer is not None]
         return Page(messages, shown[-1].decode() if len(found) > limit else None)
 
     async def of_clearings(self, transaction_id: str) -> bytes | None:
@@ -365,7 +387,7 @@ class Answers:
 
 def _kept_in(answer: object) -> Kept | None:
     """What is kept under `ans:`; None for nothing and for what stands there in place of an answer."""
-    return Kept(message_in(answer), answer[:1] == TOLD) if isinstance(answer, bytes) and len(answer) > 1 else None
+    return Kept(message_in(answer), answer[:1] == TOLD) if isinstance(answer, bytes) and answer[1:2] not in (b"", b" ") else None
 
 
 class DictAnswers:
@@ -387,11 +409,14 @@ class DictAnswers:
         """See `Answers.claim`: here the answers themselves."""
         return (b"OK" if self.digests.setdefault(transaction_id, digest) is digest else None), b"1"
 
-    async def first(self, transaction_id: str, digest: bytes, fresh: Any, whole: Any) -> Kept | None:
+    async def first(self, transaction_id: str, digest: bytes, fresh: Any, whole: Any, card_bin: str | None = None) -> Kept | None:
         """See `Answers.first`."""
-        if self.digests[transaction_id] == REVERSED:
+        owner = self.digests[transaction_id]
+        if _reverses(owner, card_bin):
             raise came_too_late()
-        if self.digests[transaction_id] != digest:
+        if owner.startswith(_REVERSED_OF):
+            self.digests[transaction_id] = digest
+        elif owner != digest:
             raise Conflict(transaction_id)
         return self.kept.get(transaction_id)
 
@@ -401,11 +426,11 @@ class DictAnswers:
 
     async def keep_all(self, made: Sequence[Made]) -> list[Kept | HoldfastError]:
         """See `Answers.keep_all`."""
-        return [came_too_late() if await self.is_reversed_ahead(one.transaction_id) else await self.keep(*one) for one in made]
+        return [came_too_late() if await self.is_reversed_ahead(one.transaction_id, one.card_bin) else await self.keep(*one) for one in made]
 
-    async def keep(self, transaction_id: str, decision_id: str, message: bytes, holds_s: int = 0) -> Kept:
+    async def keep(self, transaction_id: str, decision_id: str, message: bytes, holds_s: int = 0, card_bin: str | None = None) -> Kept:
         """See `Answers.keep`."""
-        if await self.is_reversed_ahead(transaction_id):
+        if await self.is_reversed_ahead(transaction_id, card_bin):
             raise came_too_late()
         self.ids[decision_id] = transaction_id
         return self.kept.setdefault(transaction_id, Kept(message, told=False))
@@ -423,16 +448,16 @@ class DictAnswers:
         """See `Answers.of_transaction`."""
         return self.kept.get(transaction_id)
 
-    async def reverse_ahead(self, transaction_id: str) -> bool:
+    async def reverse_ahead(self, transaction_id: str, cards: Sequence[str] = ()) -> bool:
         """See `Answers.reverse_ahead`."""
         if transaction_id in self.kept:
             return False
-        self.digests[transaction_id] = REVERSED
+        self.digests[transaction_id] = _mark(cards)
         return True
 
-    async def is_reversed_ahead(self, transaction_id: str) -> bool:
+    async def is_reversed_ahead(self, transaction_id: str, card_bin: str | None = None) -> bool:
         """See `Answers.is_reversed_ahead`."""
-        return self.digests.get(transaction_id) == REVERSED
+        return _reverses(self.digests.get(transaction_id), card_bin)
 
     async def retried_by(self, transaction_id: str, own: str) -> str:
         """See `Answers.retried_by`."""

@@ -208,7 +208,7 @@ async def recall(walks: Sequence[Walk], world: World) -> None:
 async def meet(walk: Walk, fresh: object, whole: object, world: World) -> None:
     """The first answer to one who seems to have come before."""
     try:
-        walk.first = await world.answers.first(walk.txn.transaction_id, walk.digest, fresh, whole)
+        walk.first = await world.answers.first(walk.txn.transaction_id, walk.digest, fresh, whole, walk.txn.card_bin)
     except HoldfastError as error:
         walk.error = error
     if walk.is_new and isinstance(walk.book, Exception):

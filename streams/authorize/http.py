@@ -21,7 +21,7 @@ from streams import answers, journal, metrics
 from streams.asked import Course
 from streams.authorize.controls import SHAPE, controls
 from streams.authorize.keys import Grant, Key, Keyring, Scope, bearer
-from streams.authorize.life import clear, increment
+from streams.authorize.life import clear, gives_all_back, increment, overtake
 from streams.authorize.live import Live
 from streams.authorize.openapi import description, page
 from streams.authorize.problem import INDEFINITE, Problem
@@ -202,8 +202,8 @@ class HttpDoor:
             if running := self._under_way.all_of(transaction_id) if step in STEPS else self._under_way.of(transaction_id):
                 await asyncio.wait(running)
             now_ms = self._world.clock_ms()
-            if not key.covers(None) and not await self._covers(key, transaction_id):
-                return Problem("card_not_covered", about=transaction_id)
+            if not key.covers(None) and (barred := await self._not_covered(request, transaction_id, step, key, now_ms)):
+                return barred
             if step in STEPS:
                 return await self._clear(request, STEPS[step], transaction_id, now_ms)
             txn = self._transaction(request, key, now_ms)
@@ -214,13 +214,20 @@ class HttpDoor:
             return Problem(raised, about=transaction_id)
         return await self._decided(raised, now_ms, request, time.perf_counter() - began_s)
 
-    async def _covers(self, key: Key, transaction_id: str) -> bool:
-        """Whether the card of an authorization is one of the key's: asked for keys of some cards alone, which it costs a round trip."""
+    async def _not_covered(self, request: Request, transaction_id: str, step: str, key: Key, now_ms: int) -> Problem | None:
+        """Why a key of some cards may not move an authorization: asked for those alone, which it costs a round trip.
+
+        One that nobody knows has no card yet: a reversal that overtook it is remembered, and stands if it comes with a card of the key's.
+        """
         kept = await self._world.answers.of_transaction(transaction_id)
         txn = self._under_way.asked(transaction_id) if kept is None else avro.decode(Decision, kept.message).transaction
+        if txn is not None and key.covers(txn.card_bin):
+            return None
         if txn is None:
             await self._whole()
-        return txn is not None and key.covers(txn.card_bin)
+            if step == "reversal" and gives_all_back(asked := clearing_in(request, STEPS[step], transaction_id, now_ms)):
+                return Problem(await overtake(asked, self._world, key.grant.bins), about=transaction_id)
+        return Problem("card_not_covered", about=transaction_id)
 
     async def _clear(self, request: Request, kind: ClearingKind, transaction_id: str, now_ms: int) -> Reply | Problem:
         asked = clearing_in(request, kind, transaction_id, now_ms)

@@ -7,6 +7,7 @@ too, and what the `hold` app refuses (a hold that expired, or that the network c
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -78,9 +79,8 @@ async def clear(asked: Asked, world: World, now_ms: int) -> tuple[Clearing, ...]
             await _told(first_id, content, entries, world)
             return _clearings_of(earlier)
         judged = await _judged(asked, first_id, entries, world, now_ms)
-        overtakes = judged is Refusal.UNKNOWN_HOLD and _gives_all_back(asked)
-        if overtakes and not await world.answers.reverse_ahead(asked.transaction_id):
-            raise LogUnavailable("the authorization was decided meanwhile")
+        if judged is Refusal.UNKNOWN_HOLD and gives_all_back(asked):
+            return await overtake(asked, world)
         if not isinstance(judged, _Entry):
             return judged
         changed = (*entries, judged)
@@ -89,6 +89,15 @@ async def clear(asked: Asked, world: World, now_ms: int) -> tuple[Clearing, ...]
             await _told(first_id, content_now, changed, world)
             return _clearings_of(judged)
     raise MemoryUnavailable(f"what was asked of {asked.transaction_id} changed under {_TRIES} tries")
+
+
+async def overtake(asked: Asked, world: World, cards: Sequence[str] = ()) -> Refusal:
+    """A reversal of all of an authorization that nobody knows is UNKNOWN_HOLD; should that come, with a card whose number begins as one of `cards`
+    (empty: any), it is refused. LogUnavailable if it was decided meanwhile; the same call again is safe.
+    """
+    if not await world.answers.reverse_ahead(asked.transaction_id, cards):
+        raise LogUnavailable("the authorization was decided meanwhile")
+    return Refusal.UNKNOWN_HOLD
 
 
 async def increment(txn: Transaction, original_id: str, world: World, now_ms: int) -> Transaction | Refusal | NotCleared:
@@ -104,7 +113,7 @@ async def increment(txn: Transaction, original_id: str, world: World, now_ms: in
     raised = msgspec.structs.replace(txn, transaction_id=increment_id(original_id, txn.transaction_id), attributes=attributes)
     if await world.answers.of_transaction(raised.transaction_id) is not None:
         return raised  # it was decided before: whatever became of the original since, the first answer stands
-    if await world.answers.is_reversed_ahead(txn.transaction_id):
+    if await world.answers.is_reversed_ahead(txn.transaction_id, txn.card_bin):
         raise came_too_late()
     content = await world.answers.of_clearings(original_id)
     ended = next((entry for entry in _ENTRIES.decode(content) if entry.ends), None) if content else None
@@ -246,7 +255,7 @@ async def _standing(asked: Asked, world: World, now_ms: int) -> _Standing | Refu
 
 async def _told_late(asked: Asked, kept: Kept, decision: Decision, world: World, now_ms: int) -> None:
     """Tells the log what a process decided and did not live to tell, so that who never heard of it can reverse it. LogUnavailable otherwise."""
-    if now_ms < decision.decided_at_ms + UNTOLD_MS_MAX or not _gives_all_back(asked):
+    if now_ms < decision.decided_at_ms + UNTOLD_MS_MAX or not gives_all_back(asked):
         raise LogUnavailable("whether the authorization was decided is not known yet")
     _not_by_the_stand_in(asked.transaction_id, world)
     await world.bus.tell(DECISIONS, decision.account_id, kept.message)
@@ -310,12 +319,13 @@ async def _is_held(transaction_id: str, asked: Asked, world: World, now_ms: int)
         return decision.hold_id is not None
     if not _is_with_the_stand_in(asked.transaction_id, world):
         _not_by_the_stand_in(transaction_id, world)
-        if decision is not None and _gives_all_back(asked) and now_ms < decision.decided_at_ms + UNTOLD_MS_MAX:
+        if decision is not None and gives_all_back(asked) and now_ms < decision.decided_at_ms + UNTOLD_MS_MAX:
             raise LogUnavailable("whether an increment was decided is not known yet")
     return False
 
 
-def _gives_all_back(asked: Asked) -> bool:
+def gives_all_back(asked: Asked) -> bool:
+    """Whether it is a reversal of all that is left."""
     return (asked.kind, asked.amount_minor) == (ClearingKind.REVERSAL, WHOLE)
 
 

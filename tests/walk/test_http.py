@@ -469,6 +469,22 @@ def test_a_key_of_some_cards_sees_and_moves_no_other_card() -> None:
     at_the_door(play)
 
 
+def test_a_reversal_by_a_key_of_some_cards_that_overtakes_its_authorization_stands_if_that_is_of_its_cards() -> None:
+    async def play(host: Host) -> None:
+        host.carry("own", Scope.AUTHORIZE, Scope.CAPTURE, bins=("4",))
+        status, error, _ = await host.step("reversal", **CLEARING)
+        assert (status, error["error"]["code"]) == (404, "unknown_hold")
+        assert (await host.step("reversal", "t3", **CLEARING | {"amount_minor": 1, "currency": "EUR"}))[1]["error"]["code"] == "card_not_covered"
+        assert (await host.authorize())[1]["error"]["code"] == "reversed_before"
+        host.carry("others", Scope.CAPTURE, bins=("5", "4112"))
+        assert (await host.step("reversal", "t2", **CLEARING))[1]["error"]["code"] == "unknown_hold"
+        host.carry("own", Scope.AUTHORIZE, Scope.CAPTURE, bins=("4",))
+        assert (await host.authorize(transaction_id="t2"))[1]["outcome"] == "approve", "who reversed it may not move its card"
+        assert len(host.world.decisions) == 1
+
+    at_the_door(play)
+
+
 @pytest.mark.parametrize("limits", [{}, {"bins": ("4111",)}])
 def test_nothing_is_concluded_from_what_redis_forgot(limits: dict[str, Any]) -> None:
     async def play(host: Host) -> None:

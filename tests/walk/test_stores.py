@@ -57,12 +57,12 @@ def using(request: pytest.FixtureRequest) -> Callable[[Use], None]:
     return run
 
 
-async def first(stores: Any, transaction_id: str, digest: bytes) -> Kept | None:
+async def first(stores: Any, transaction_id: str, digest: bytes, card_bin: str | None = None) -> Kept | None:
     """The first answer, as it is asked for aside of a recall."""
     answers, _, wire = stores
     claim, mark = answers.claim(transaction_id, digest)
     fresh, (whole,) = (claim, (mark,)) if wire is None else await wire.send(claim, (b"MGET", mark))
-    kept: Kept | None = await answers.first(transaction_id, digest, fresh, whole)
+    kept: Kept | None = await answers.first(transaction_id, digest, fresh, whole, card_bin)
     return kept
 
 
@@ -103,6 +103,27 @@ def test_what_was_reversed_before_it_came_is_neither_new_nor_kept(using: Callabl
         assert not await answers.reverse_ahead("t3")
         assert not await answers.is_reversed_ahead("t3")
         assert (await answers.of_transaction("t3")).message == b"m"
+
+    using(use)
+
+
+def test_what_was_reversed_ahead_for_some_cards_is_new_with_any_other(using: Callable[[Use], None]) -> None:
+    async def use(stores: Any) -> None:
+        answers = stores[0]
+        assert await answers.reverse_ahead("t1", ("4111", "5"))
+        assert [await answers.is_reversed_ahead("t1", card) for card in ("411111", "511111", "411211", None)] == [True, True, False, False]
+        assert await answers.of_transaction("t1") is None
+        with pytest.raises(InvalidRecord, match="reversed before"):
+            await first(stores, "t1", b"d", "411111")
+        assert await first(stores, "t1", b"d", "411211") is None
+        with pytest.raises(Conflict):
+            await first(stores, "t1", b"e", "411211")
+        assert (await answers.keep("t1", "dec1", b"m", 0, "411211")).message == b"m"
+        assert (await first(stores, "t1", b"d", "411211")).message == b"m"
+        assert await first(stores, "t2", b"d", "511111") is None
+        assert await answers.reverse_ahead("t2", ("5",)), "under way, and nobody has its answer yet"
+        with pytest.raises(InvalidRecord, match="reversed before"):
+            await answers.keep("t2", "dec2", b"m", 0, "511111")
 
     using(use)
 
