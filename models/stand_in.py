@@ -15,6 +15,7 @@ from models.decision import Verdict
 from models.hold import OpenHold
 from models.policy import DAY_MS, Policy, hold_terms
 from schemas import identity
+from schemas.account import AccountState, AccountStatus
 from schemas.controls import Controls
 from schemas.decision import Decision, Outcome, Reason, ReasonSource
 from schemas.errors import InvalidRecord, SettingsError
@@ -185,16 +186,28 @@ class Known:
         self._merchants: dict[str, int] = {}
         self._controls: dict[str, dict[str, Controls]] = {}
         """By account those of it and of its cards."""
+        self._closed: dict[str, int] = {}
+        """Accounts that may not be debited, and as of when their owner's books said so last."""
 
-    def obey(self, controls: Controls) -> None:
-        """These stand from now on, if none that were said later do."""
+    def obey(self, said: Controls | AccountState) -> None:
+        """Controls stand from now on, if none that were said later do; so does whether an account may be debited."""
+        if isinstance(said, AccountState):
+            if said.as_of_ms <= self._closed.get(said.account_id, -1):
+                return
+            self._closed.pop(said.account_id, None)
+            if said.status is not AccountStatus.OPEN:
+                self._closed[said.account_id] = said.as_of_ms
+            return
+        controls = said
         own = self._controls.setdefault(controls.account_id, {})
         earlier = own.get(controls.controls_id)
         if earlier is None or earlier.at_ms <= controls.at_ms:
             own[controls.controls_id] = controls
 
     def _is_forbidden(self, txn: Transaction, at_ms: int) -> bool:
-        """Whether controls forbid a payment, or may: what was spent under limits of a day or longer is not known here."""
+        """Whether its account's status or controls forbid a payment, or may: what was spent under limits of a day or longer is not known here."""
+        if txn.account_id in self._closed:
+            return True
         own = tuple(self._controls.get(txn.account_id, {}).values())
         return any(each.counts for each in applying(own, txn.card_token)) or forbidden(own, (), txn, at_ms) is not None
 

@@ -17,6 +17,7 @@ from models.policy import DAY_MS, Policy
 from models.registry import default_stand_in_text
 from models.stand_in import STAND_IN, Approval, Approved, Known, StandInPolicy, approval_of, is_stand_in, newer_half, stand_in_from_toml
 from schemas import avro
+from schemas.account import AccountState
 from schemas.controls import Controls
 from schemas.decision import Decision, Outcome
 from schemas.errors import Conflict, InvalidRecord, LogUnavailable, SettingsError
@@ -107,9 +108,9 @@ class StandIn:
             self._know(decision)
             self._remember(decision.transaction_id, value)
 
-    def obey(self, controls: Controls) -> None:
+    def obey(self, said: Controls | AccountState) -> None:
         """See `Known.obey`."""
-        self._known.obey(controls)
+        self._known.obey(said)
 
     def note(self, transaction_id: str, made: Decided) -> None:
         """Learns from a decision that was told; of a repeat, what its host heard."""

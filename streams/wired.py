@@ -7,7 +7,7 @@ import gc
 import os
 import signal
 import threading
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,10 +18,11 @@ from features.catalogue import CATALOGUE, Catalogue
 from features.online import RedisMemory, warm
 from features.wire import Wire
 from models.hold import UnknownAccount
+from schemas.account import AccountState
 from schemas.controls import Controls
 from schemas.errors import HoldfastError, Unavailable
 from schemas.governance import Control
-from schemas.topics import ACCOUNT_CONTROLS, CONTROL, Topic
+from schemas.topics import ACCOUNT_CONTROLS, ACCOUNTS, CONTROL, Topic
 from streams import journal, metrics
 from streams.answers import WHOLE, Answers, sound
 from streams.books import Books
@@ -157,28 +158,34 @@ async def authorizing_world(settings: Settings, bus: Bus) -> World:
     let_go = world.close
 
     async def close() -> None:
-        telling.cancel()
-        obeying.cancel()
-        await asyncio.gather(telling, obeying, return_exceptions=True)
+        for task in beside_it:
+            task.cancel()
+        await asyncio.gather(*beside_it, return_exceptions=True)
         await stand_in.close()
         if let_go is not None:
             await let_go()
 
-    telling = asyncio.create_task(forward(stand_in, world))
-    telling.add_done_callback(_must_not_end)
-    obeying = asyncio.create_task(obey(stand_in, Ear(settings, ACCOUNT_CONTROLS, Controls, stand_in.controls_known)))
-    obeying.add_done_callback(_must_not_end)
+    controls = Ear(settings, ACCOUNT_CONTROLS, Controls, stand_in.controls_known)
+    works = [forward(stand_in, world), obey(stand_in, controls), obey(stand_in, Ear(settings, ACCOUNTS, AccountState))]
+    beside_it = [asyncio.create_task(work) for work in works]
+    for task in beside_it:
+        task.add_done_callback(_must_not_end)
     world.close = close
     return world
 
 
-async def obey(stand_in: StandIn, ear: Ear[Controls]) -> None:
-    """Tells the stand-in of controls for as long as it runs, whoever said them: it obeys them where Redis, which has them, does not answer."""
+async def obey(stand_in: StandIn, ear: Ear[Controls] | Ear[AccountState]) -> None:
+    """Tells the stand-in of controls, or of accounts, for as long as it runs, whoever said them: Redis, which has them too, may not answer.
+
+    Without a pause while there are more: a bank says all its accounts at once.
+    """
     try:
         while True:
-            for controls in await asyncio.to_thread(ear.heard, HEAR_S):
-                stand_in.obey(controls)
-            await asyncio.sleep(HEAR_S)
+            heard: Sequence[Controls | AccountState] = await asyncio.to_thread(ear.heard, HEAR_S)
+            for said in heard:
+                stand_in.obey(said)
+            if not heard:
+                await asyncio.sleep(HEAR_S)
     finally:
         ear.close()
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from models import stand_in
 from models.registry import default_stand_in_text
 from models.stand_in import Approved, Known, Refusal, approval_of, refusal, stand_in_from_toml
+from schemas.account import AccountState, AccountStatus
 from schemas.controls import Controls, Limit, Period, Usability
 from schemas.decision import Outcome
 from schemas.errors import SettingsError
@@ -84,6 +85,20 @@ def test_it_obeys_the_controls_and_approves_nothing_under_a_limit_whose_use_it_d
     assert refusal(POLICY, known, Approved(), txn, NOON) is why, "what was said before does not take the place of what was said later"
     known.obey(some_controls(NOON + 1, **same))
     assert refusal(POLICY, known, Approved(), txn, NOON) is None
+
+
+def test_it_approves_nothing_of_an_account_that_is_not_open_by_what_was_said_of_it_last() -> None:
+    known, txn = people(), a_transaction(amount_minor=1_000)
+
+    def said(at_ms: int, status: AccountStatus) -> Refusal | None:
+        known.obey(AccountState(account_id="a1", currency="EUR", balance_minor=0, status=status, as_of_ms=at_ms))
+        return refusal(POLICY, known, Approved(), txn, NOON)
+
+    assert said(NOON, AccountStatus.OPEN) is None
+    assert said(NOON + 1, AccountStatus.CLOSED) is Refusal.CONTROLS
+    assert said(NOON, AccountStatus.OPEN) is Refusal.CONTROLS, "what was said before does not take the place of what was said later"
+    assert refusal(POLICY, known, Approved(), a_transaction(account_id="a2", amount_minor=1_000), NOON) is None
+    assert said(NOON + 2, AccountStatus.OPEN) is None
 
 
 def test_where_there_are_too_many_those_are_forgotten_that_paid_longest_ago(monkeypatch: pytest.MonkeyPatch) -> None:
