@@ -123,10 +123,10 @@ class Desk:
             return "response"
         return WORKS.get(mti[1:3], "unknown")
 
-    async def answer(self, work: str, message: Message) -> Answer:
-        """The answer to a request, whatever happens."""
+    async def answer(self, work: str, message: Message, heard_s: float) -> Answer:
+        """The answer to a request, whatever happens. `heard_s` is when it was read (`perf_counter`): from then on its host waits."""
         try:
-            return await self._works[work](self, message, self._world.clock_ms())
+            return await self._works[work](self, message, self._world.clock_ms(), heard_s)
         except InvalidRecord as error:
             return self.refused(error.code if error.code in FIELD_39 else "format_error", error.code, error.field)
         except Conflict as error:
@@ -163,13 +163,20 @@ class Desk:
         """The answer to what cannot be answered in time, said before anything of it is read; None: it can. Only new authorizations are refused."""
         return None if work != "authorize" or self._under_way.admits() else OVERLOADED
 
-    async def _authorize(self, message: Message, now_ms: int) -> Answer:
+    def _left_s(self, heard_s: float) -> float:
+        """How long its host waits yet. TimeoutError if it does no more: it waited behind others."""
+        left_s = self._deadline_s - (time.perf_counter() - heard_s)
+        if left_s <= 0:
+            raise TimeoutError
+        return left_s
+
+    async def _authorize(self, message: Message, now_ms: int, heard_s: float) -> Answer:
         started = time.perf_counter()
         elements, fields = self._elements, message.fields
         original = elements.original(fields)
         txn = elements.transaction(fields, elements.key(fields), now_ms)
         if original is not None:
-            async with asyncio.timeout(self._deadline_s):
+            async with asyncio.timeout(self._left_s(heard_s)):
                 if running := self._under_way.of(original.transaction_id):
                     await asyncio.wait(running)
                 raised = await follow_up(txn, original.transaction_id, self._world, now_ms)
@@ -177,10 +184,9 @@ class Desk:
                 return self.refused(raised, raised)
             txn = raised
         if message.mti[3] in REPEATS:
-            async with asyncio.timeout(self._deadline_s):
+            async with asyncio.timeout(self._left_s(heard_s)):
                 txn = await self._as_first(txn)
-        wait_s = self._deadline_s - (time.perf_counter() - started)
-        made, _ = await self._under_way.answered(sound(txn, now_ms, self._world.future_ms_max), now_ms, wait_s)
+        made, _ = await self._under_way.answered(sound(txn, now_ms, self._world.future_ms_max), now_ms, self._left_s(heard_s))
         decision = made.decision or avro.decode(Decision, made.message)
         if not is_stand_in(decision.degradations):
             metrics.decided(decision.outcome, decision.degradations, time.perf_counter() - started)
@@ -191,7 +197,7 @@ class Desk:
             if decision.approved_minor is not None:
                 added |= self._in_part(decision, decision.approved_minor)
             if elements.asks_balance(fields) and self._dialect.map.balance is not None:
-                left_s = self._deadline_s * SHARE - (time.perf_counter() - started)
+                left_s = self._deadline_s * SHARE - (time.perf_counter() - heard_s)
                 for number, amounts in (await self._available(self._dialect.map.balance.number, decision, now_ms, left_s)).items():
                     added[number] = added.get(number, "") + amounts
         return Answer(answer_name(decision), added)
@@ -235,17 +241,17 @@ class Desk:
             return {}
         return {number: f"0002{CURRENCY_NUMBERS[book.currency]}{'D' if available < 0 else 'C'}{abs(available):012}"}
 
-    async def _capture(self, message: Message, now_ms: int) -> Answer:
-        return await self._cleared(ClearingKind.CAPTURE, message.fields, now_ms)
+    async def _capture(self, message: Message, now_ms: int, heard_s: float) -> Answer:
+        return await self._cleared(ClearingKind.CAPTURE, message.fields, now_ms, heard_s)
 
-    async def _reverse(self, message: Message, now_ms: int) -> Answer:
-        return await self._cleared(ClearingKind.REVERSAL, message.fields, now_ms)
+    async def _reverse(self, message: Message, now_ms: int, heard_s: float) -> Answer:
+        return await self._cleared(ClearingKind.REVERSAL, message.fields, now_ms, heard_s)
 
-    async def _cleared(self, kind: ClearingKind, fields: Fields, now_ms: int) -> Answer:
+    async def _cleared(self, kind: ClearingKind, fields: Fields, now_ms: int, heard_s: float) -> Answer:
         asked = self._elements.asked(kind, fields, now_ms)
         if asked.at_ms > now_ms + self._world.future_ms_max:
             raise InvalidRecord("at_ms", "is in the future", code="time_in_future")
-        async with asyncio.timeout(self._deadline_s):
+        async with asyncio.timeout(self._left_s(heard_s)):
             if running := self._under_way.all_of(asked.transaction_id):
                 await asyncio.wait(running)
             made = await clear(await self._of_its_account(asked, fields), self._world, now_ms)
@@ -266,7 +272,7 @@ class Desk:
             return asked
         return msgspec.structs.replace(asked, account_id=decision.account_id)
 
-    _works: dict[str, Callable[[Desk, Message, int], Awaitable[Answer]]] = {  # noqa: RUF012 # a table, never changed
+    _works: dict[str, Callable[[Desk, Message, int, float], Awaitable[Answer]]] = {  # noqa: RUF012 # a table, never changed
         "authorize": _authorize,
         "capture": _capture,
         "reverse": _reverse,
@@ -283,6 +289,8 @@ class Line(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._signed_off = False
         self._heard_s = self._loop.time()
+        self._read_s = 0.0
+        """When what is taken now was read (`perf_counter`)."""
         self._begun_s: float | None = None
         """Since when a frame is incomplete."""
         self._unread_s: float | None = None
@@ -337,7 +345,7 @@ class Line(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Takes every whole frame; what is left is the begin of one."""
-        self._heard_s = self._loop.time()
+        self._heard_s, self._read_s = self._loop.time(), time.perf_counter()
         self._buffer += data
         self._is_reading = True
         try:
@@ -420,7 +428,7 @@ class Line(asyncio.Protocol):
         elif (refused := desk.turned_away(work)) is not None:
             self._send(desk.reply(message, refused))
         elif work != "response":
-            task = self._loop.create_task(self._answered(work, message))
+            task = self._loop.create_task(self._answered(work, message, self._read_s))
             self.tasks.add(task)
             task.add_done_callback(self._done)
             if len(self.tasks) >= IN_FLIGHT_MAX:
@@ -437,8 +445,8 @@ class Line(asyncio.Protocol):
         network = self._desk.network_part
         return Answer("network", {network: fields[network]})
 
-    async def _answered(self, work: str, message: Message) -> None:
-        answer = await self._desk.answer(work, message)
+    async def _answered(self, work: str, message: Message, heard_s: float) -> None:
+        answer = await self._desk.answer(work, message, heard_s)
         self._send(self._desk.reply(message, answer))
 
     def _done(self, task: asyncio.Task[None]) -> None:

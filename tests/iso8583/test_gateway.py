@@ -545,6 +545,18 @@ def test_an_increment_of_what_is_not_held_is_refused_and_one_alone_can_be_revers
     at_the_gateway(play)
 
 
+def test_what_waited_behind_others_longer_than_its_host_waits_is_not_begun() -> None:
+    async def play(scene: Scene, host: Host) -> None:
+        assert await host.code("0100", fields_of()) == "00"
+        for work, mti, fields in (("authorize", "0100", fields_of(f11="000002")), ("capture", "0220", about()), ("reverse", "0420", about())):
+            answer = await scene.desk.answer(work, Message(b"", mti, fields), time.perf_counter() - 60.1)
+            assert answer.name == "deadline", work
+        assert len(scene.world.decisions) == 1
+        assert CLEARINGS.name not in scene.world.bus.told
+
+    at_the_gateway(play, deadline_ms=60_000)
+
+
 def test_a_log_that_does_not_answer_is_91_and_a_repeat_is_safe() -> None:
     async def play(scene: Scene, host: Host) -> None:
         scene.world.bus.down = True
