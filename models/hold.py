@@ -216,6 +216,14 @@ def _raised_minor(book: Book, transaction_id: str) -> int:
     return sum([h.spending.minor for h in book.holds if h.transaction_id.startswith(own) or increments_of(h.transaction_id) == own])
 
 
+def _raised_until_ms(book: Book, transaction_id: str, now_ms: int) -> list[int]:
+    """When the hold that an increment raises expires, if the book has it; nothing for what is no increment."""
+    if not transaction_id.startswith(INCREMENT):
+        return []
+    own = increments_of_the_same(transaction_id)
+    return [h.expires_at_ms for h in book.holds if h.expires_at_ms > now_ms and increments_of(h.transaction_id) == own]
+
+
 def _standing(book: Book, currency: str, unknown: UnknownAccount) -> Refusal | None:
     if not book.known:
         return Refusal.UNKNOWN_ACCOUNT if unknown is UnknownAccount.DECLINE else None
@@ -243,6 +251,8 @@ def place(
     Where less is available than is asked for, but `least_minor` or more (0: all or nothing), what there is is held, and captures take no more
     than that. Nothing else is approved in part: limits are asked about the whole amount, for they are said of the payment and not of the money.
 
+    An increment's expires no later than what it raises: from then on neither is captured, and its money would be held for nobody.
+
     A repeat finds the hold of its id and returns it unchanged, in whatever state; only one whose lease has lapsed is
     placed anew, with the funds checked anew, because its money was free for others meanwhile. Nothing is held for zero.
     """
@@ -250,6 +260,7 @@ def place(
     earlier = book.hold(hold_id)
     if earlier is not None and (earlier.state is not HoldState.PROVISIONAL or earlier.live(now_ms)):
         return Step(book, earlier)
+    expires_at_ms = min([expires_at_ms, *_raised_until_ms(book, transaction_id, now_ms)])
     book = _without_lapsed(book, now_ms)
     refusal = standing(book, currency, unknown, txn, now_ms)
     if refusal is not None:

@@ -248,7 +248,7 @@ async def _standing(asked: Asked, world: World, now_ms: int) -> _Standing | Refu
     if _has_expired(decision, now_ms) and asked.kind is ClearingKind.CAPTURE:
         return Refusal.LATE_CAPTURE
     book = await _book(decision.account_id, world)
-    if _has_expired(decision, now_ms) and not open_holds(book, asked.transaction_id, now_ms):  # increments may outlive it
+    if _has_expired(decision, now_ms) and not open_holds(book, asked.transaction_id, now_ms):  # an increment of the stand-in's may outlive it
         return Refusal.ALREADY_EXPIRED
     return _Standing(msgspec.structs.replace(asked, account_id=decision.account_id), book)
 
