@@ -84,7 +84,7 @@ def _captures(holds: list[OpenHold], asked: Asked) -> tuple[Clearing, ...] | Ref
         taken.append(min(left, hold.left_minor))
         left -= taken[-1]
     for number, hold in enumerate(holds):
-        above = min(left, hold.tolerance_minor)
+        above = min(left, hold.tolerated_minor)
         taken[number] += above
         left -= above
     if left:

@@ -90,6 +90,11 @@ class OpenHold(msgspec.Struct, frozen=True, array_like=True):
         """What of it is neither taken nor given back: what keeps money from being spent. An open hold has some left."""
         return max(0, self.amount_minor - self.posted_minor - self.released_minor)
 
+    @property
+    def tolerated_minor(self) -> int:
+        """How much more than what is left its last capture may take: of the tolerance the share that was not given back."""
+        return self.tolerance_minor * (self.amount_minor - self.released_minor) // self.amount_minor if self.tolerance_minor else 0
+
     def part(self, clearing_id: str) -> Part | None:
         """What that clearing did to it, if it did."""
         return next((part for part in self.parts if part.clearing_id == clearing_id), None)
@@ -335,7 +340,7 @@ def contents(clearing: Clearing) -> bytes:
 def post(book: Book, hold_id: str, amount_minor: int, currency: str, at_ms: int, cause: Cause = UNNAMED, final: bool = True) -> Step | Refusal:
     """Takes the held money, or part of it, out of the balance. The last one returns the rest; one that leaves nothing is the last.
 
-    More than is left and the hold's tolerance is refused. `at_ms` is the capture's own time: from `expires_at_ms` on it is late, and up to
+    More than is left and tolerated is refused. `at_ms` is the capture's own time: from `expires_at_ms` on it is late, and up to
     the book's `as_of_ms` the balance that the owner said contains it already.
     """
     hold = _resolvable(book, hold_id, at_ms, Refusal.LATE_CAPTURE)
@@ -343,7 +348,7 @@ def post(book: Book, hold_id: str, amount_minor: int, currency: str, at_ms: int,
         return hold
     if currency != hold.currency:
         return Refusal.HOLD_CURRENCY_MISMATCH
-    if amount_minor > hold.left_minor + hold.tolerance_minor:
+    if amount_minor > hold.left_minor + hold.tolerated_minor:
         return Refusal.EXCEEDS_HOLD
     assert amount_minor >= 0
     moved = amount_minor if at_ms > book.as_of_ms else 0

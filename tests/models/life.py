@@ -244,7 +244,8 @@ class Life(RuleBasedStateMachine):
             assert got.book is self.book
             return got
         left = sheet.decision.held_minor - taken - given
-        most = left + (sheet.decision.hold_tolerance_minor if says[0] else 0)
+        tolerated = sheet.decision.hold_tolerance_minor * (sheet.decision.held_minor - given) // sheet.decision.held_minor
+        most = left + (tolerated if says[0] else 0)
         late = clearing.at_ms >= int(sheet.decision.hold_expires_at_ms or 0)
         assert isinstance(got, Step) == (not ended and not late and says[1] <= most), (got, ended, late, says, most)
         if isinstance(got, Refusal):

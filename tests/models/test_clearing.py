@@ -98,7 +98,7 @@ def test_whatever_parts_are_asked_for_never_more_moves_than_was_held_and_tolerat
         left = sum(hold.left_minor for hold in book.holds if hold.live(DAY))
         made = clearings(book, part, DAY)
         if isinstance(made, Refusal):
-            spare = sum(hold.tolerance_minor for hold in book.holds if hold.live(DAY)) if captures else 0
+            spare = sum(hold.tolerated_minor for hold in book.holds if hold.live(DAY)) if captures else 0
             assert not left or amount > left + spare
             continue
         assert sum(c.amount_minor for c in made) == amount

@@ -250,6 +250,14 @@ SCENARIOS = {
         post H1 4000            -> posted
         available               -> 4000
     """,
+    "of the tolerance for tips the share goes that was given back": """
+        account 30000
+        confirm H1 10000 EUR 2000
+        void H1 9000            -> confirmed
+        post H1 1201            -> exceeds_hold
+        post H1 1200            -> posted
+        available               -> 28800
+    """,
     "a clearing after the hold's end is late, whatever it takes": """
         account 10000
         confirm H1 5000
