@@ -567,7 +567,7 @@ def _schemes(table: _Table) -> tuple[tuple[str, str, str], ...]:
         for digits in table.take(scheme, list):
             first, _, last = str(digits).partition("-")
             last = last or first
-            if not (first.isdecimal() and last.isdecimal() and len(last) == len(first) <= 6 and first <= last):
+            if not (str(digits).isascii() and first.isdecimal() and last.isdecimal() and len(last) == len(first) <= 6 and first <= last):
                 raise table.wrong(scheme, f"{digits!r} is no range of first digits, like 51-55")
             ranges.append((first, last, scheme))
     return tuple(ranges)

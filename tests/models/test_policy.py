@@ -70,6 +70,7 @@ def test_other_numbers_are_another_policy() -> None:
         ("structuring_count_min = 3", "structuring_count_min = 2.5", "policy.sar.structuring_count_min"),
         ('"6010-6012"', '"6012-6010"', "policy.partial_approval.never_mcc"),
         ('"51-55"', '"55-51"', "policy.schemes.mastercard: '55-51'"),
+        ('"51-55"', '"\uff15\uff11-\uff15\uff15"', "policy.schemes.mastercard: '"),
         ('scheme = "mastercard"', 'scheme = "mastercart"', r"policy.hold.days_by_scheme\[1\].scheme: 'mastercart'"),
         ("ZAR = 0.055", "ZZZ = 1", "policy.sar.usd_per_unit.ZZZ"),
         ('"ecommerce", "moto"]', '"ecommerce", "refund"]', "policy.partial_approval.kinds: 'refund'"),
