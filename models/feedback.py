@@ -12,6 +12,7 @@ from schemas.record import Word
 class Doubt(Word):
     """Why a label is laid aside for people. The order is the precedence."""
 
+    LEARNED_IN_FUTURE = "learned_in_future"
     UNKNOWN_TRANSACTION = "unknown_transaction"
     LEARNED_TOO_EARLY = "learned_too_early"
     CHANGED_REPEAT = "changed_repeat"

@@ -20,7 +20,7 @@ from schemas.topics import DECISIONS, LABELS
 from streams.bus import Bus, committed_offsets, end_offsets
 from streams.follow import Follower, Outputs, Refused, Source, run_follower, soon
 from streams.lane import Place
-from streams.recent import capped, followed_so_far
+from streams.recent import capped, followed_so_far, is_ahead
 from streams.settings import Settings
 
 WHOLE = -1
@@ -88,6 +88,8 @@ def on_decision(world: FeedbackWorld, decision: Decision, source: Source) -> Seq
 
 async def on_label(world: FeedbackWorld, label: Label, source: Source) -> Outputs:
     """Nothing, or why it is laid aside. LogUnavailable while its decision may yet be followed: it is tried again."""
+    if is_ahead(label, world.settings):
+        return Refused(Doubt.LEARNED_IN_FUTURE, "learned_at_ms", f"learned at {label.learned_at_ms}, which is yet to come")
     known = world.known.setdefault(source.partition, Known())
     if label.transaction_id not in known.happened:
         if (label.transacted_at_ms is None and known.since_ms != WHOLE) or (label.transacted_at_ms or 0) <= known.since_ms:
@@ -131,7 +133,7 @@ def _from_the_log(settings: Settings, places: frozenset[Place]) -> dict[int, Kno
             known[partition].since_ms = decision.decided_at_ms
         decision_seen(known[partition], decision, offset)
     for partition, _, label in followed_so_far(settings, APP.name, LABELS, places):
-        if is_of_its_account(known[partition], label):
+        if is_of_its_account(known[partition], label) and not is_ahead(label, settings):
             label_seen(known[partition], label)
     for partition, offset in committed_offsets(settings, APP.name, DECISIONS).items():
         if partition in known:

@@ -39,6 +39,7 @@ from streams.follow import TAIL
 from streams.lane import Place
 from streams.loaded import LOADER, beginnings, fill, filled, is_kept, keep, not_kept
 from streams.rebuild import LOCK_S, LOST, POLL_S, Tallied, renewed, unlock
+from streams.recent import is_ahead
 from streams.settings import Settings, librdkafka
 from streams.tally import Rows, decisions_before, gather_decision, gather_lessons, remembered, verdicts_before
 
@@ -294,7 +295,7 @@ class Load:
             return None
 
     def _learned(self, message: Message, label: Label) -> tuple[Lesson, ...]:
-        return learned_in_turn(self._verdicts, label, message.partition, message.offset)
+        return () if is_ahead(label, self._settings) else learned_in_turn(self._verdicts, label, message.partition, message.offset)
 
     def _notice(self, decision: Decision) -> None:
         self._decided_ms[decision.catalogue_id] = max(self._decided_ms[decision.catalogue_id], decision.decided_at_ms)

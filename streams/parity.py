@@ -27,6 +27,7 @@ from schemas.label import Label
 from schemas.record import Record
 from schemas.topics import ACCOUNTS, DECISIONS, LABELS, PROFILES, REMEMBERED_EVENTS, Topic
 from streams.bus import Message, end_offsets, read_topic
+from streams.recent import is_ahead
 from streams.settings import Settings
 
 R = TypeVar("R", bound=Record)
@@ -189,10 +190,12 @@ def joined(parts: list[Recorded], known: dict[str, Array]) -> Recorded:
 
 
 class Topics(NamedTuple):
-    """Where a history is read: all records of a topic, in batches; and by partition the first offset that is there and the next one."""
+    """Where a history is read: all records of a topic, in batches; and by partition the first offset that is there and the next one. Labels that
+    are ahead of time teach nobody."""
 
     read: Callable[[Topic], Iterable[list[Message]]]
     ends: Callable[[Topic], Mapping[int, tuple[int, int]]]
+    is_ahead: Callable[[Label], bool] = lambda _: False
 
 
 def _records(topics: Topics, topic: Topic, kind: type[R], counts: Counter[str]) -> Iterator[list[tuple[Message, R]]]:
@@ -248,7 +251,7 @@ def _ends(topics: Topics, topic: Topic) -> Ends:
 
 def check_features(settings: Settings) -> Parity:
     """Compares what the brokers have. LogUnavailable if they do not answer."""
-    return features_compared(Topics(partial(read_topic, settings), partial(end_offsets, settings)))
+    return features_compared(Topics(partial(read_topic, settings), partial(end_offsets, settings), partial(is_ahead, settings=settings)))
 
 
 def features_compared(topics: Topics, catalogue: Catalogue = CATALOGUE, most: int = 20) -> Parity:
@@ -261,10 +264,11 @@ def features_compared(topics: Topics, catalogue: Catalogue = CATALOGUE, most: in
     for decisions in _records(topics, DECISIONS, Decision, history.counts):
         history.decisions(decisions)
     learned = _ends(topics, LABELS)
-    labels = [(m.partition, m.offset, label) for batch in _records(topics, LABELS, Label, history.counts) for m, label in batch]
+    read = [(m.partition, m.offset, label) for batch in _records(topics, LABELS, Label, history.counts) for m, label in batch]
+    labels = [each for each in read if not topics.is_ahead(each[2])]
     for events in _records(topics, REMEMBERED_EVENTS, RememberedEvent, history.counts):
         history.events(events)
-    history.counts[LABELS.name] = len(labels)
+    history.counts[LABELS.name] = len(read)
     if not history.ids:
         return Parity(0, 0, 0, {}, {}, (), dict(history.counts))
     why = np.zeros(sum(part.columns.n for part in history.parts), np.int8)

@@ -52,6 +52,7 @@ from streams.hold import APP as HOLD
 from streams.hold import APPLIED, due_entry, due_key, remembered_s
 from streams.lane import as_fields, places_in
 from streams.loaded import keep
+from streams.recent import is_ahead
 from streams.settings import Settings
 from streams.tally import APP as TALLY
 from streams.tally import TALLIED, Rows, gather_decision, gather_lessons
@@ -272,7 +273,8 @@ class Rebuild:
         self.counts["logs"] = await self._memory.restore(rows, self._happened(oldest_row_ms))
         verdicts: Verdicts = {}
         for partition, offset, _, label in self._records(LABELS, Label):
-            gather_lessons(CATALOGUE, learned_in_turn(verdicts, label, partition, offset), partition, offset, tallies.rows)
+            if not is_ahead(label, self._settings):
+                gather_lessons(CATALOGUE, learned_in_turn(verdicts, label, partition, offset), partition, offset, tallies.rows)
         await self._ours()
         self.counts["tallies"] = len(tallies.contents())
         await self._memory.put_tallies(tallies.contents())

@@ -7,8 +7,10 @@ from typing import Any
 
 from schemas.avro import decode
 from schemas.errors import InvalidRecord
+from schemas.label import Label
 from schemas.topics import Topic
 from streams.bus import committed_offsets, read_topic
+from streams.clock import clock_ms
 from streams.lane import Place
 from streams.settings import Settings
 
@@ -29,6 +31,11 @@ def followed_so_far(settings: Settings, group: str, topic: Topic, places: frozen
                     yield message.partition, message.offset, decode(topic.record, message.value)
                 except InvalidRecord:
                     continue
+
+
+def is_ahead(label: Label, settings: Settings) -> bool:
+    """Whether a label says that it was learned later than clocks may differ: nobody takes it in, as in tallies it would push all before it out."""
+    return label.learned_at_ms > clock_ms() + settings.future_ms_max
 
 
 def capped(kept: dict[str, Any]) -> bool:

@@ -121,7 +121,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = "off"
     hold_lease_ms: Annotated[Milliseconds, doc("a provisional hold that the log does not confirm lapses after this")] = 30_000
     answer_ttl_s: Annotated[int, Meta(ge=60, le=31_536_000), doc("how long the first answer of a transaction is kept in Redis")] = 691_200
-    future_ms_max: Annotated[int, Meta(ge=0, le=86_400_000), doc("a transaction dated further ahead of our clock is refused")] = 300_000
+    future_ms_max: Annotated[int, Meta(ge=0, le=86_400_000), doc("a transaction or label dated further ahead of our clock is refused")] = 300_000
 
     # Tracking
     tracking_uri: Annotated[str, doc("MLflow server on which `--track` tells runs; empty: `tracking/runs.db` beneath `data_dir`")] = ""

@@ -25,6 +25,7 @@ from schemas.topics import DECISIONS, LABELS, Topic
 from streams.bus import committed_offsets, read_topic
 from streams.follow import IDS_MAX, TAIL, Follower, Source
 from streams.lane import Place
+from streams.recent import is_ahead
 from streams.settings import Settings
 
 TALLIED = b"tallied"
@@ -94,7 +95,9 @@ def on_decision(world: TallyWorld, decision: Decision, source: Source) -> Sequen
 
 
 def on_label(world: TallyWorld, label: Label, source: Source) -> Sequence[Record]:
-    """Gathers its rows."""
+    """Gathers its rows. One that is dated ahead has none: `feedback` lays it aside."""
+    if is_ahead(label, world.settings):
+        return ()
     lessons = learned_in_turn(world.verdicts, label, source.partition, source.offset)
     gather_lessons(world.catalogue, lessons, source.partition, source.offset, world.rows)
     return ()
@@ -153,7 +156,8 @@ def verdicts_before(settings: Settings, ends: Mapping[int, int]) -> Verdicts:
     """
     verdicts: Verdicts = {}
     for partition, offset, label in _before(settings, LABELS, Label, ends, 2 * VERDICTS_KEPT):
-        learned_in_turn(verdicts, label, partition, offset)
+        if not is_ahead(label, settings):
+            learned_in_turn(verdicts, label, partition, offset)
     return verdicts
 
 

@@ -32,7 +32,7 @@ from streams.control import Standing
 from streams.follow import Follower, Source, run_follower
 from streams.lane import Place
 from streams.ready import write_whole
-from streams.recent import capped, followed_so_far
+from streams.recent import capped, followed_so_far, is_ahead
 from streams.registry import registry_of
 from streams.settings import Settings
 
@@ -105,7 +105,9 @@ def on_decision(world: WatchWorld, decision: Decision, source: Source) -> Sequen
 
 
 def on_label(world: WatchWorld, label: Label, source: Source) -> Sequence[Record]:
-    """Takes it in."""
+    """Takes it in, unless it is dated ahead: it would make labels seem to come late."""
+    if is_ahead(label, world.settings):
+        return ()
     label_seen(world.windows.setdefault(source.partition, Window()), label)
     return ()
 
@@ -120,7 +122,8 @@ def _from_the_log(settings: Settings, places: frozenset[Place]) -> dict[int, Win
     for partition, _, decision in followed_so_far(settings, APP.name, DECISIONS, places):
         decision_seen(windows[partition], decision)
     for partition, _, label in followed_so_far(settings, APP.name, LABELS, places):
-        label_seen(windows[partition], label)
+        if not is_ahead(label, settings):
+            label_seen(windows[partition], label)
     return windows
 
 

@@ -18,6 +18,7 @@ from schemas.label import Label, LabelSource
 from schemas.topics import DECISIONS
 from schemas.transaction import TransactionKind
 from streams import tally
+from streams.clock import clock_ms
 from streams.follow import Source
 from streams.settings import Settings
 from streams.tally import TallyWorld
@@ -137,6 +138,14 @@ def learned(*labels: Label, world: TallyWorld | None = None, first: int = 0) -> 
         tally.on_label(world, label, at(offset, "labels"))
     asyncio.run(tally.settle(world, {}))
     return world
+
+
+def test_a_label_that_is_dated_ahead_takes_nothing_from_what_is_known_of_its_merchant() -> None:
+    ahead_days = 3650 + (clock_ms() - NOON) // DAY
+    world = learned(a_label("l1"), a_label("l2", "t2", learned_day=ahead_days), a_label("l3", "t3"))
+    assert frauds(world, "merchant", "m1") == 2
+    learned(a_label("l4", "t2"), world=world, first=3)
+    assert frauds(world, "merchant", "m1") == 3, "its mended record counts"
 
 
 def test_a_fraud_that_two_labels_tell_of_counts_once() -> None:

@@ -138,6 +138,7 @@ def test_a_label_learned_in_the_future_makes_no_payment_old_enough_to_be_judged(
         watch.on_label(world, a_label(name, learned_at_ms=learned_at_ms), at(0, LABELS.name))
     looked(world)
     assert metrics.PRECISION.labels("block")._value.get() == 1.0
+    assert metrics.LABEL_DELAY.labels("0.9")._value.get() == 3600
 
 
 def test_a_window_that_is_full_knows_which_payments_never_were_since_the_oldest_that_it_forgot(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,6 +168,9 @@ def test_a_label_that_cannot_be_right_becomes_a_dead_letter() -> None:
     assert followed(world, a_label("t1")) is None, "delivered again"
     assert followed(world, a_label("t1", "l2")) == "repeated"
     assert followed(world, a_label("t1", "l3", learned_at_ms=1)) == "learned_too_early"
+    ahead = a_label("t1", "l5", learned_at_ms=clock_ms() + 48 * HOUR_MS)
+    assert followed(world, ahead) == "learned_in_future"
+    assert followed(world, msgspec.structs.replace(ahead, learned_at_ms=NOON + 2 * HOUR_MS)) is None, "mended"
     assert followed(world, a_label("t2")) == "unknown_transaction"
     assert followed(world, a_label("t1", "l4", account_id="a2")) == "unknown_transaction", "though both accounts may lie in one partition"
 
