@@ -41,6 +41,8 @@ from streams.training_set import DAY_MS, training_set
 
 RECIPES = Path(models.__file__).parent / "recipes"
 DEFAULT_RECIPE = RECIPES / "default.toml"
+SEED_MAX = (1 << 32) - 1
+"""scikit-learn takes no greater one."""
 
 
 class Caught(NamedTuple):
@@ -166,17 +168,19 @@ def add_data(parser: argparse.ArgumentParser, until: str = "the history's last")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="what `holdfast backfill` or the archive app wrote")
     parser.add_argument("--recipe", type=Path, metavar="FILE", help="members as rows (TOML), or `default` or `few_labels` of the house")
     parser.add_argument("--until", metavar="ISO8601", help=f"no later payment is seen, and no later label learned from (default: {until})")
-    parser.add_argument("--seed", type=at_least(0), default=1, metavar="N", help="the same seed, data and recipe give the same (default %(default)s)")
+    seed = "the same seed, data and recipe give the same (default %(default)s)"
+    parser.add_argument("--seed", type=at_least(0, SEED_MAX), default=1, metavar="N", help=seed)
     parser.add_argument("--track", action="store_true", help="tell the run on MLflow (the extra `tracking`)")
     parser.add_argument("--threads", type=at_least(1), default=len(os.sched_getaffinity(0)), metavar="N", help="default: one a core, %(default)s")
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """Reads a whole number of an option that is not below this one."""
+def at_least(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Reads a whole number of an option that is not below this one, nor above the other."""
+    said = f"from {least} on" if most is None else f"from {least} to {most}"
 
     def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} on")
+        if not text.isdecimal() or int(text) < least or (most is not None and int(text) > most):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {said}")
         return int(text)
 
     return number

@@ -208,6 +208,7 @@ def test_a_file_without_labels_or_without_a_fraud_is_said_to_be_that(foreign: Pa
         (evaluate.evaluate, ["--spans", "7/1e308/7"]),
         (evaluate.evaluate, ["--costs", "inf/1/1"]),
         (train.train, ["--out", "x", "--seed", "-1"]),
+        (train.train, ["--out", "x", "--seed", "4294967296"]),
         (train.train, ["--out", "x", "--threads", "0"]),
         (train.train, ["--out", "x", "--label-delay-days", "nan"]),
         (train.train, ["--out", "x", "--label-delay-days", "-3"]),
