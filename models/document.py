@@ -12,7 +12,7 @@ from features.catalogue import Catalogue
 from models.compiled import EQUAL_ON, EQUAL_WITHIN
 from models.decision import TOP_REASON_AGREES_MIN
 from models.drift import PSI_MAX
-from models.gates import ACROSS_GROUPS, BESIDE_CHAMPION, CALIBRATION_ERROR_MAX, FAIRNESS_RATIO_MAX, GATES, WORSE_THAN_CHAMPION_MAX
+from models.gates import ACROSS_GROUPS, AUC_OF_CHANCE, BESIDE_CHAMPION, CALIBRATION_ERROR_MAX, FAIRNESS_RATIO_MAX, GATES, WORSE_THAN_CHAMPION_MAX
 from models.governance import Item
 from schemas.governance import Move
 
@@ -127,6 +127,7 @@ LIMITS: Mapping[str, str] = {
     "top_reason_agrees": f"at least {TOP_REASON_AGREES_MIN:g}",
     "calibration_error": f"at most {CALIBRATION_ERROR_MAX}",
     "score_psi": f"at most {PSI_MAX}",
+    "auc_low": f"above {AUC_OF_CHANCE}",
     "against_champion_low": f"at least {-WORSE_THAN_CHAMPION_MAX}",
     "fairness_ratio_low": f"at most {FAIRNESS_RATIO_MAX}",
 }

@@ -14,6 +14,8 @@ from models.history import Flags, Floats
 
 CALIBRATION_ERROR_MAX = 0.02
 """A score of 500 means one in two: so far may said and true be apart, weighed by rows (expected calibration error, ten bins)."""
+AUC_OF_CHANCE = 0.5
+"""A ranking must surely be better: one that says the same of every payment has this, and is calibrated and stable all the same."""
 WORSE_THAN_CHAMPION_MAX = 0.02
 """So much average precision may be lost against the champion, at the lower end of the interval."""
 FAIRNESS_RATIO_MAX = 1.25
@@ -26,6 +28,7 @@ GATES: Mapping[str, Callable[[float], bool]] = {
     "top_reason_agrees": lambda share: share >= TOP_REASON_AGREES_MIN,
     "calibration_error": lambda error: error <= CALIBRATION_ERROR_MAX,
     "score_psi": lambda psi: psi <= PSI_MAX,
+    "auc_low": lambda low: low > AUC_OF_CHANCE,
 }
 """By figure what it must be; a check that was never made fails."""
 BESIDE_CHAMPION: Mapping[str, Callable[[float], bool]] = {
@@ -56,6 +59,18 @@ def held_out_checks(earlier: Floats, later: Floats, truth: Flags) -> dict[str, f
         return {}
     meant = {"calibration_error": calibration_error(reliability(later, truth))} if truth.any() else {}
     return {**meant, "score_psi": psi(earlier, later)}
+
+
+def ranking_check(figures: Mapping[str, float | None]) -> dict[str, float]:
+    """How well held-out rows were surely ranked: the lower end of the 95 % interval of the area under the ROC curve, after Hanley and McNeil
+    (Radiology 143, 1982). Of a training's figures (`auc`, `frauds`, `rows`); nothing where there was no fraud, or nothing else.
+    """
+    auc, frauds, rows = figures.get("auc"), figures.get("frauds"), figures.get("rows")
+    if auc is None or not frauds or not rows:
+        return {}
+    honest, both, other = rows - frauds, auc / (2 - auc) - auc * auc, 2 * auc * auc / (1 + auc) - auc * auc
+    variance = (auc * (1 - auc) + (frauds - 1) * both + (honest - 1) * other) / (frauds * honest)
+    return {"auc_low": auc - 1.96 * max(variance, 0.0) ** 0.5}
 
 
 def against(candidate: Floats, champion: Floats, truth: Flags, days: np.ndarray[tuple[int], np.dtype[np.int64]], seed: int) -> dict[str, float]:

@@ -19,7 +19,7 @@ import msgspec
 from features.catalogue import CATALOGUE, Catalogue
 from models.artefact import ARRAYS, BYTES_MAX, CARD, SIGNATURE, Keys, opened, packed, unpacked
 from models.ensemble import Artefact, Ensemble
-from models.gates import failed_gates
+from models.gates import failed_gates, ranking_check
 from models.governance import COMPARED, Inventory, Item, Refusal, Refused, after, out_of_place, refused, to_decide
 from models.policy import POLICY_BYTES_MAX, Policy, policy_from_toml
 from schemas.errors import ArtefactError
@@ -181,7 +181,8 @@ class Registry:
     def failing(self, inventory: Inventory, model_id: str) -> tuple[str, ...]:
         """The gates that a model does not pass now. With a champion that no process of this release can use it need not be compared, but may be."""
         item, champion = inventory.items.get(model_id), inventory.champion(Kind.MODEL)
-        figures = {**self.card(model_id).get("checks", {}), **(item.measured(champion) if item else {})}
+        card = self.card(model_id)  # of an earlier release it has no check of the ranking, and the figures that say it
+        figures = {**ranking_check(card["figures"]), **card.get("checks", {}), **(item.measured(champion) if item else {})}
         beside = champion is not None and champion.item_id != model_id and (COMPARED in figures or self._serves(champion.item_id))
         return failed_gates(figures, beside)
 

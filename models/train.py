@@ -27,7 +27,7 @@ from models.decision import top_reason_agrees
 from models.drift import snapshot_of
 from models.ensemble import Artefact, Ensemble, Member
 from models.figures import INTERVAL, Estimate, Ranked, Trial, reliability
-from models.gates import held_out_checks
+from models.gates import held_out_checks, ranking_check
 from models.history import HELD_OUT_FROM, Examples, Flags, Floats, Ints, families_of
 from models.policy import Policy
 from models.recipe import EVERY, MemberRow, Recipe, Weights
@@ -297,6 +297,7 @@ def train(examples: Examples, recipe: Recipe, policy: Policy, seed: int, threads
     scores = ensemble.scores(late)
     late_rows, alerts = slice(first, None), np.rint(scores * 1000) > policy.review_above
     treated = fairness.measured(recipe.groups, whole.names, whole.vectors[late_rows], alerts, truth, whole.cards[late_rows])
+    figures = measured(scores, truth, policy)
     blocked = late[np.flatnonzero(np.rint(scores * 1000) > policy.block_above)[:BLOCKS_ASKED]]
     return Artefact(
         ensemble=ensemble,
@@ -309,11 +310,12 @@ def train(examples: Examples, recipe: Recipe, policy: Policy, seed: int, threads
         sklearn_version=sklearn.__version__,
         policy_id=policy.policy_id,
         recipe_id=recipe.recipe_id,
-        figures=measured(scores, truth, policy),
+        figures=figures,
         checks={
             **parity,
             "top_reason_agrees": top_reason_agrees(ensemble, _reasons(examples.names), np.ascontiguousarray(blocked)),
             **held_out_checks(ensemble.scores(seen.vectors), scores, truth),
+            **ranking_check(figures),
             **fairness.checks(recipe.groups, treated),
         },
         fairness=treated,

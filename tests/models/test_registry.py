@@ -215,6 +215,7 @@ def test_a_file_too_large_is_refused_before_it_is_read(tmp_path: Path, artefact:
         ({"top_reason_agrees": 0.89}, "top_reason_agrees"),
         ({"calibration_error": 0.03}, "calibration_error"),
         ({"score_psi": 0.3}, "score_psi"),
+        ({"auc_low": 0.5}, "auc_low"),
     ],
 )
 def test_a_model_that_fails_a_gate_is_not_promoted(checks: dict[str, float], failed: str, artefact: Artefact) -> None:
