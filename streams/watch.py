@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from features.catalogue import CATALOGUE
-from models.drift import LIMITS, ROWS_MIN, SCORE, Quality, Snapshot, Told, alarms, drifts, missing_families, quality, readings
+from models.drift import LIMITS, ROWS_MIN, SCORE, Drift, Quality, Snapshot, Told, alarms, drifts, missing_families, quality, readings
 from models.history import Floats
 from schemas.decision import Decision, Outcome
 from schemas.errors import HoldfastError
@@ -39,6 +39,7 @@ from streams.settings import Settings
 VECTORS_MAX = 5_000
 """Vectors of a partition over which drift is told: the newest."""
 LOOK_S = 5.0
+UNKNOWN = Drift(np.nan, np.nan)
 ALARMS_FILE = "watch.json"
 DRIFTS = frozenset({"psi", "ks"})
 """The kinds of alarms that compare with a model's training."""
@@ -161,11 +162,12 @@ def looked(world: WatchWorld) -> frozenset[str]:
     known = quality(seen, min(newest_ms, clock_ms()))  # a label that says it was learned in the future makes no payment older than it is
     drifted = drifts(world.snapshot, CATALOGUE.names, vectors, scores_of(world.windows, world.model_id)) if world.snapshot else {}
     missing = missing_families(CATALOGUE.families, vectors)
-    for name, each in drifted.items():
+    for name in (*CATALOGUE.names, SCORE):
+        each = drifted.get(name, UNKNOWN)
         metrics.DRIFT_PSI.labels(name).set(each.psi)
         metrics.DRIFT_KS.labels(name).set(each.ks)
-    for family, share in missing.items():
-        metrics.MISSING_FAMILY.labels(family).set(share)
+    for family in CATALOGUE.families:
+        metrics.MISSING_FAMILY.labels(family).set(missing.get(family, np.nan))
     _tell_quality(known)
     found = readings(drifted, missing, known)
     return alarms(_compared(world.alarms, found) if world.model_id and len(vectors) >= ROWS_MIN else world.alarms, found)

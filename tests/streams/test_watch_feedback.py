@@ -120,6 +120,21 @@ def followed(world: FeedbackWorld, said: Label) -> str | None:
     return result.code if isinstance(result, Refused) else None
 
 
+def test_a_drift_that_is_not_told_any_more_is_no_number(tmp_path: Path) -> None:
+    gauges = [gauge.labels(name) for gauge in (metrics.DRIFT_PSI, metrics.DRIFT_KS) for name in (CATALOGUE.names[0], "score")]
+    world = WatchWorld(Settings(data_dir=tmp_path), model_id="mdl_now", snapshot=trained_on())
+    served(world, ROWS_MIN, 2.0)
+    looked(world)
+    assert np.isfinite([gauge._value.get() for gauge in gauges]).all()
+    world.model_id = "mdl_next"  # it has given no score yet
+    looked(world)
+    assert [np.isnan(gauge._value.get()) for gauge in gauges] == [False, True, False, True]
+    world.windows = {}  # another process has them now
+    looked(world)
+    missing = metrics.MISSING_FAMILY.labels(next(iter(CATALOGUE.families)))
+    assert np.isnan([gauge._value.get() for gauge in (*gauges, missing)]).all()
+
+
 def test_what_no_label_says_is_no_number(tmp_path: Path) -> None:
     gauges = (metrics.CALIBRATION, metrics.PRECISION.labels("block"), metrics.PRECISION.labels("review"), metrics.LABEL_DELAY.labels("0.9"))
     for gauge in gauges:
