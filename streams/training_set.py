@@ -23,6 +23,7 @@ from models.history import Examples, Floats, History, Ints, Verdicts
 from schemas.errors import ArtefactError, SettingsError
 from schemas.topics import DECISIONS, LABELS
 from streams.backfill import FEATURES_FILE
+from streams.clock import clock_ms
 from streams.columnar import ATTRIBUTE, as_number
 from streams.mapping import readable
 
@@ -167,12 +168,15 @@ def _attribute(said: pa.ListArray, name: str) -> Floats:
 
 
 def archived_verdicts(archive: Path, transaction_ids: pa.ChunkedArray) -> Verdicts:
-    """The labels of these transactions in an archive, by their row; of others there are none."""
+    """The labels of these transactions in an archive, by their row; of others there are none, and none that is dated ahead.
+
+    Such a one would say that all labels of the newest payments had come in.
+    """
     folder = archive / LABELS.name
     columns = ["transaction_id", "fraud", "fraud_kind", "learned_at_ms"]
     if not any(folder.glob("day=*/part-*.parquet")):
         return Verdicts(np.empty(0, np.int64), np.empty(0, np.bool_), np.empty(0, object), np.empty(0, np.int64))
-    labels = ds.dataset(folder, format="parquet", partitioning=None).to_table(columns=columns)
+    labels = ds.dataset(folder, format="parquet", partitioning=None).to_table(columns=columns, filter=pc.field("learned_at_ms") <= clock_ms())
     rows = pc.index_in(labels["transaction_id"], transaction_ids.combine_chunks())
     labels, rows = labels.filter(pc.is_valid(rows)), pc.drop_null(rows)
     return Verdicts.in_order(_ints(rows), _flags(labels["fraud"]), _objects(labels["fraud_kind"]), _ints(labels["learned_at_ms"]))

@@ -23,9 +23,10 @@ from schemas.errors import ArtefactError, SettingsError
 from streams import backfill as backfill_job
 from streams import columnar, evaluate, train
 from streams.cli import main
+from streams.clock import clock_ms
 from streams.governance import served_here
 from streams.settings import Settings
-from streams.training_set import DAY_MS, given_in, training_set
+from streams.training_set import DAY_MS, archived_verdicts, given_in, training_set
 
 BEGAN_MS = 1_735_689_600_000
 MAPPING = """
@@ -270,6 +271,15 @@ def test_no_day_is_tested_whose_frauds_nobody_has_noticed_yet(foreign: Path, tmp
     assert evaluate.evaluation(foreign, recipe, count=1, resamples=2).folds[-1].fold.test_until_ms == BEGAN_MS + 12 * DAY_MS
     asked = evaluate.evaluation(tmp_path, recipe, spans=Spans(4, 3, 4), until=BEGAN_MS + 12 * DAY_MS, count=1, resamples=2)
     assert asked.folds[-1].fold.test_until_ms == BEGAN_MS + 12 * DAY_MS
+
+
+def test_a_label_that_is_dated_ahead_is_none_of_an_archive_yet(tmp_path: Path) -> None:
+    folder, now_ms = tmp_path / "labels" / "day=2026-01-01", clock_ms()
+    folder.mkdir(parents=True)
+    learned = {"transaction_id": ["t1", "t2", "t2"], "fraud": [True] * 3, "fraud_kind": ["ring", None, None]}
+    pq.write_table(pa.table(learned | {"learned_at_ms": [now_ms - 2, now_ms + 10 * DAY_MS, now_ms - 1]}), folder / "part-0.parquet")
+    found = archived_verdicts(tmp_path, pa.chunked_array([["t1", "t2"]]))
+    assert (found.rows.tolist(), found.learned_at_ms.tolist()) == ([0, 1], [now_ms - 2, now_ms - 1])
 
 
 def test_a_history_of_which_frauds_were_learned_too_late_is_said_to_be_that_and_not_too_short(foreign: Path, tmp_path: Path) -> None:
