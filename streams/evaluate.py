@@ -163,7 +163,7 @@ def evaluate(argv: list[str], settings: Settings) -> int:
 
 
 def _spans(text: str) -> Spans:
-    train, delay, test = _three(text)
+    train, delay, test = _three("--spans", text)
     if min(train, delay) < 0 or train == 0 or test < 1 or test != int(test):
         raise SettingsError(f"--spans {text}: training takes some time, and a test whole days")
     if max(train, delay, test) > SPAN_DAYS_MAX:
@@ -172,16 +172,16 @@ def _spans(text: str) -> Spans:
 
 
 def _costs(text: str) -> Costs:
-    return Costs(*_three(text))
+    return Costs(*_three("--costs", text))
 
 
-def _three(text: str) -> tuple[float, float, float]:
+def _three(option: str, text: str) -> tuple[float, float, float]:
     try:
         one, two, three = map(float, text.split("/"))
     except ValueError:
-        raise SettingsError(f"{text!r} is not three numbers with slashes between") from None
+        raise SettingsError(f"{option}: {text!r} is not three numbers with slashes between") from None
     if not all(map(math.isfinite, (one, two, three))):
-        raise SettingsError(f"{text!r} is not three numbers with slashes between")
+        raise SettingsError(f"{option}: {text!r} is not three numbers with slashes between")
     return one, two, three
 
 

@@ -218,7 +218,7 @@ def test_a_file_without_labels_or_without_a_fraud_is_said_to_be_that(foreign: Pa
 def test_a_number_that_means_nothing_is_refused_before_anything_is_read(command: Callable[[list[str], Settings], int], option: list[str]) -> None:
     with pytest.raises((SystemExit, SettingsError)) as refused:
         command(["--data", "nowhere", *option], Settings())
-    assert refused.value.args == (2,) or any(said in str(refused.value) for said in ("three numbers", "no history has more"))
+    assert refused.value.args == (2,) or str(refused.value).startswith(option[-2])
 
 
 def test_a_foreign_file_is_trained_on_and_evaluated_with_its_own_columns(foreign: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
