@@ -248,9 +248,10 @@ def test_a_message_that_we_do_not_serve_is_said_to_be_invalid(mti: str, answered
     at_the_gateway(play)
 
 
-def test_an_answer_is_not_answered() -> None:
+@pytest.mark.parametrize("mti", ["0110", "0410", "0610", "1110", "9990"])
+def test_an_answer_is_not_answered(mti: str) -> None:
     async def play(scene: Scene, host: Host) -> None:
-        host.send("0110", fields_of())
+        host.send(mti, fields_of())
         assert (await host.ask("0800", NETWORK | {70: "301"}))[0] == "0810"
 
     at_the_gateway(play)

@@ -79,7 +79,7 @@ def test_what_is_decided_together_is_sent_together_and_what_is_alone_at_once() -
 def test_what_was_answered_before_a_frame_that_cannot_be_read_is_sent() -> None:
     async def main() -> None:
         hosted = Hosted()
-        hosted.line.data_received(hosted.frame(1, "0999") + b"\xff\xff")
+        hosted.line.data_received(hosted.frame(1, "0909") + b"\xff\xff")
         assert hosted.wire.cut
         assert hosted.codes() == {"12": 1}
 
