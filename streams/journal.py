@@ -35,9 +35,9 @@ def without_card_numbers(text: str) -> str:
     return _DIGITS.sub(masked, text)
 
 
-def name_of(sent: str) -> str:
+def name_of(sent: str, size_max: int = NAME_MAX) -> str:
     """A name that somebody sent, as a line can bear it: masked, and no longer than the names that are known."""
-    return without_card_numbers(sent[: 4 * NAME_MAX])[:NAME_MAX]
+    return without_card_numbers(sent[: 4 * size_max])[:size_max]
 
 
 def _masked(text: str) -> str:

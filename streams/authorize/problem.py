@@ -8,6 +8,7 @@ import msgspec
 
 from models.answer import FIELD_39
 from schemas.record import Record, Word, doc
+from streams import journal
 
 
 class ErrorType(Word):
@@ -31,6 +32,8 @@ class Row(NamedTuple):
 
 
 _I, _A, _R, _U = ErrorType.INVALID_REQUEST, ErrorType.AUTHENTICATION, ErrorType.REFUSED, ErrorType.UNAVAILABLE
+SAID_MAX = 256
+"""Characters of a message."""
 INDEFINITE = "the result is indefinite: ask again with the same id"
 ERRORS: dict[str, Row] = {
     # The request cannot be read
@@ -114,13 +117,13 @@ class Problem(NamedTuple):
     retry_after_s: int | None = None
 
     def reply(self, request_id: str) -> tuple[int, bytes]:
-        """Status and body. The code must be a row of ERRORS."""
+        """Status and body. The code must be a row of ERRORS. What was sent is said again shortly and without card numbers: hosts log errors."""
         row = ERRORS[self.code]
         fault = Fault(
             type=row.type,
             code=self.code,
-            message=self.message or row.meaning,
-            param=self.param,
+            message=journal.name_of(self.message, SAID_MAX) or row.meaning,
+            param=self.param and journal.name_of(self.param),
             request_id=request_id,
             response_code=FIELD_39[row.answer].v1987,
             doc=f"/docs#{self.code}",

@@ -328,14 +328,27 @@ def test_the_decisions_of_a_card_and_an_account_come_in_pages_the_newest_first()
 
 
 @pytest.mark.parametrize("name", ["4111111111111111", "n" * 60 + "4111 1111 1111 1111", "n" * 60_000])
-def test_the_log_keeps_little_of_a_name_that_nobody_knows_and_no_card_number(name: str) -> None:
+def test_log_and_error_keep_little_of_a_name_that_nobody_knows_and_no_card_number(name: str) -> None:
     async def play(host: Host) -> None:
         with capture_logs() as said:
-            status, error, _ = await host.authorize(**{name: 1})
-        assert (status, error["error"]["param"]) == (422, name)
+            status, error, body = await host.authorize(**{name: 1})
         (line,) = said
+        assert (status, error["error"]["param"]) == (422, line["field"])
         assert 0 < len(line["field"]) <= 64
         assert "1111" not in line["field"]
+        assert (len(body) < 1_000, b"1111" in body) == (True, False)
+
+    at_the_door(play)
+
+
+def test_an_error_has_no_card_number_that_came_where_none_belongs() -> None:
+    async def play(host: Host) -> None:
+        for kind in ("4111111111111111", "%B4111111111111111^NAME^2512101"):
+            status, _, body = await host.authorize(kind=kind)
+            assert (status, b"1111111" in body) == (422, False)
+        await host.authorize(transaction_id="4111111111111111")
+        status, error, body = await host.authorize(transaction_id="4111111111111111", amount_minor=2_000)
+        assert (status, error["error"]["code"], b"1111111" in body) == (409, "transaction_conflict", False)
 
     at_the_door(play)
 
