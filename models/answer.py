@@ -9,7 +9,7 @@ import msgspec
 from features.catalogue import Catalogue
 from models.decision import sentence
 from models.stand_in import is_stand_in
-from schemas.decision import Action, Decision, Outcome, ReasonSource
+from schemas.decision import Action, Decision, Outcome, Reason, ReasonSource
 from schemas.record import Record, doc
 
 
@@ -122,6 +122,20 @@ class Answer(Record, frozen=True, kw_only=True):
     stand_in: Annotated[bool, doc("whether the stand-in answered, because Redis or Kafka did not in time")]
 
 
+class ExplainedReason(Reason, frozen=True, kw_only=True):
+    """A reason, for the bank's own people."""
+
+    sentence: Annotated[str, doc("the same as a sentence; left out where the feature is none of this release's catalogue")] = ""
+
+
+class Explained(Decision, frozen=True, kw_only=True):
+    """The bank's view of a decision: whole, with its features by name. For keys of the scope `explain`, in place of an Answer."""
+
+    reasons: Annotated[tuple[ExplainedReason, ...], doc("one to four, most severe first; none for an approval")]
+    vector: Annotated[bytes, doc("left out: `features` has it")] = b""
+    features: Annotated[dict[str, float | None], doc("the features by their names; null: missing")]
+
+
 def answer_name(decision: Decision) -> str:
     """The row of FIELD_39 that a decision is answered with: its outcome, or the refusal of the account or of the stand-in."""
     outcome = decision.outcome
@@ -172,7 +186,7 @@ def host_view(decision: Decision) -> bytes:
 
 
 def bank_view(decision: Decision, names: tuple[str, ...], values: tuple[float, ...], catalogue: Catalogue) -> bytes:
-    """The whole decision's JSON with its features by name, for the bank's own people; a reason of a feature that is known here as a sentence too."""
+    """The Explained of a decision as JSON; a reason of a feature that is known here as a sentence too."""
     plain: dict[str, Any] = msgspec.to_builtins(decision, builtin_types=(bytes,))
     for reason, said in zip(decision.reasons, plain["reasons"], strict=True):
         if reason.feature in catalogue.index:

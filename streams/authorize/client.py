@@ -26,10 +26,18 @@ import aiohttp
 import msgspec
 from yarl import URL
 
-from models.answer import Answer
+from models.answer import Answer, Explained, host_view
 from schemas.record import Record
 from streams.authorize.problem import ErrorBody, ErrorType, Fault
-from streams.authorize.requests import AuthorizationRequest, Balance, CaptureRequest, ClearingAnswer, DecisionPage, ReversalRequest
+from streams.authorize.requests import (
+    AuthorizationRequest,
+    Balance,
+    CaptureRequest,
+    ClearingAnswer,
+    DecisionPage,
+    ExplainedPage,
+    ReversalRequest,
+)
 
 R = TypeVar("R", bound=Record)
 AGAIN = frozenset((408, 429, 502, 503, 504))
@@ -113,7 +121,7 @@ def course(answer: type[R], deadline_s: float) -> Course[R]:
         heard = yield max(end - time.monotonic(), 0.001)
         if heard.status == 200:
             try:
-                return msgspec.json.decode(heard.body, type=answer)
+                return _read(answer, heard.body)
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise Unanswered(f"answered with what is no {answer.__name__}: {error}") from None
         wait_s = pause_s * random.uniform(0.5, 1.0)
@@ -123,6 +131,20 @@ def course(answer: type[R], deadline_s: float) -> Course[R]:
         if (heard.status and heard.status not in AGAIN) or time.monotonic() + wait_s >= end:
             raise failure(heard)
         yield -wait_s
+
+
+def _read(answer: type[R], body: bytes) -> R:
+    """The answer. Of what was decided a key of the scope `explain` gets the whole: of that, what every host gets."""
+    try:
+        return msgspec.json.decode(body, type=answer)
+    except msgspec.ValidationError:
+        if answer is Answer:
+            return msgspec.json.decode(host_view(msgspec.json.decode(body, type=Explained)), type=answer)
+        if answer is DecisionPage:
+            page = msgspec.json.decode(body, type=ExplainedPage)
+            shown = tuple([_read(Answer, msgspec.json.encode(one)) for one in page.decisions])
+            return msgspec.convert(DecisionPage(decisions=shown, cursor=page.cursor), answer)
+        raise
 
 
 def failure(heard: Heard) -> Exception:
@@ -183,7 +205,7 @@ class Client:
         return self._asked(_posted(_step(transaction_id, "reversal"), request), ClearingAnswer)
 
     def decision(self, transaction_id: str) -> Answer:
-        """What was decided of a transaction (with a key that has not the scope `explain`: that one gets another record)."""
+        """What was decided of a transaction , as every host gets it, whatever the key."""
         return self._asked(Ask("GET", "/v1/decisions?" + urlencode({"transaction_id": transaction_id})), Answer)
 
     def decisions(self, by: str, of: str, limit: int = 50, cursor: str | None = None) -> DecisionPage:

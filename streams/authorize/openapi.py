@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from models.answer import FIELD_39, Answer
+from models.answer import FIELD_39, Answer, Explained
 from schemas.controls import Controls, Usability
 from schemas.decision import Action
 from schemas.record import Record
@@ -24,6 +24,7 @@ from streams.authorize.requests import (
     CaptureRequest,
     ClearingAnswer,
     DecisionPage,
+    ExplainedPage,
     ReversalRequest,
     Status,
 )
@@ -124,6 +125,37 @@ def _answer(name: str, outcome: str, category: str, stand_in: bool = False) -> d
 
 _CLEARED = {"clearing_id": "c-1", "transaction_id": "t-1", "amount_minor": 500, "currency": "EUR", "response_code": "00", "at_ms": NOON_MS}
 _CONTROLS = Controls(controls_id="ctl_1", account_id="a-1", status=Usability.FROZEN, counted_since_ms=NOON_MS, at_ms=NOON_MS)
+_HELD = _answer("approve", "approve", "none")
+_EXPLAINED = {name: _HELD[name] for name in ("transaction_id", "decision_id", "hold_id", "held_minor", "hold_expires_at_ms", "decided_at_ms")} | {
+    "account_id": "a-1",
+    "at_ms": NOON_MS,
+    "outcome": "review",
+    "reasons": [
+        {
+            "code": "many_card_payments_10m",
+            "source": "rule",
+            "feature": "velocity.card_count_10m",
+            "value": 6.0,
+            "usual": 0.0,
+            "sentence": "6 payments on the card within ten minutes; usual: 0",
+        }
+    ],
+    "score": 612,
+    "risk": "medium",
+    "contributions": [{"member": "learned", "weight": 0.4, "probability": 0.58}, {"member": "velocity", "weight": 0.1, "probability": 0.97}],
+    "hold_currency": "EUR",
+    "model_id": "mdl_1",
+    "policy_id": "pol_1",
+    "catalogue_id": "cat_1",
+    "positions": [5, 1],
+    "declined_positions": [],
+    "degradations": [],
+    "source_topic": "http",
+    "source_partition": -1,
+    "source_offset": -1,
+    "transaction": {name: value for name, value in _PURCHASE.items() if name != "card_number"} | {"card_token": "crd_k1_0123456789abcdef"},
+    "features": {"velocity.card_count_10m": 6.0, "behaviour.card_amount_over_mean_30d": None},
+}
 ANSWERS: dict[type[Record], Examples] = {
     Answer: {
         "approve": _answer("approve", "approve", "none"),
@@ -139,6 +171,8 @@ ANSWERS: dict[type[Record], Examples] = {
     Balance: {"balance": {"account_id": "a-1", "currency": "EUR", "balance_minor": 10_000, "available_minor": 8_001, "response_code": "00"}},
     Controls: {"account_frozen": msgspec.to_builtins(_CONTROLS)},
     DecisionPage: {"page": {"decisions": [_answer("approve", "approve", "none")], "cursor": "t-1"}, "last": {"decisions": [], "cursor": None}},
+    Explained: {"explained": _EXPLAINED},
+    ExplainedPage: {"page_explained": {"decisions": [_EXPLAINED], "cursor": None}},
     Status: {"alive": {"status": "alive"}, "ready": {"status": "ready"}},
 }
 
@@ -181,9 +215,11 @@ SHAPES: dict[str, Shape] = {
     "POST /v1/authorizations/{transaction_id}/increment": Shape((Answer,), AuthorizationRequest, (*DECIDING, *RAISING), _WAITS, examples=_RAISES),
     "POST /v1/authorizations/{transaction_id}/capture": Shape((ClearingAnswer,), CaptureRequest, (*CLEARING, *CLEARING_MONEY), (_DEADLINE,)),
     "POST /v1/authorizations/{transaction_id}/reversal": Shape((ClearingAnswer,), ReversalRequest, (*CLEARING, *CLEARING_MONEY), (_DEADLINE,)),
-    "GET /v1/decisions": Shape((Answer, DecisionPage), None, (*_FOUND, "missing_field", "unknown_field", "invalid_field", "card_number"), _LISTED),
+    "GET /v1/decisions": Shape(
+        (Answer, DecisionPage, Explained, ExplainedPage), None, (*_FOUND, "missing_field", "unknown_field", "invalid_field", "card_number"), _LISTED
+    ),
     "GET /v1/decisions/stream": Shape((), None, ("streams_busy", "invalid_field", "log_unavailable"), (_LAST,), "text/event-stream"),
-    "GET /v1/decisions/{decision_id}": Shape((Answer,), None, _FOUND),
+    "GET /v1/decisions/{decision_id}": Shape((Answer, Explained), None, _FOUND),
     "GET /v1/accounts/{account_id}/balance": Shape((Balance,), None, ("not_found", "unknown_account", "card_not_covered", *ABSENT)),
     "PUT /v1/accounts/{account_id}/controls": Shape(
         (Controls,), ControlsRequest, (*_RESTRICTED, *FIELDS), examples=("account_frozen", "account_limited")
@@ -247,7 +283,7 @@ def _answered(shape: Shape) -> dict[str, Any]:
         return {"description": "Answered", "content": {shape.media: {"schema": schema}}}
     refs = [_ref(record) for record in shape.answers]
     examples = {name: value for record in shape.answers for name, value in _examples(ANSWERS[record]).items()}
-    schema = refs[0] if len(refs) == 1 else {"oneOf": refs}
+    schema = refs[0] if len(refs) == 1 else {"anyOf": refs}  # the last page is the same of both kinds
     return {"description": shape.answers[0].__doc__ or "", "content": {shape.media: {"schema": schema, "examples": examples}}}
 
 

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from models.answer import Answer
+from models.answer import Answer, Explained
 from models.clearing import WHOLE, Asked
 from schemas import avro, identity
 from schemas.errors import InvalidRecord
@@ -77,9 +77,16 @@ class Balance(Record, frozen=True, kw_only=True):
 
 
 class DecisionPage(Record, frozen=True, kw_only=True):
-    """Decisions of a card or an account, the newest first. A key of the scope `explain` gets whole decisions in it."""
+    """Decisions of a card or an account, the newest first."""
 
     decisions: Annotated[tuple[Answer, ...], doc("at most `limit` of them")]
+    cursor: Annotated[str | None, doc("asks for those after these; null: there are none")]
+
+
+class ExplainedPage(Record, frozen=True, kw_only=True):
+    """The same for a key of the scope `explain`."""
+
+    decisions: Annotated[tuple[Explained, ...], doc("at most `limit` of them")]
     cursor: Annotated[str | None, doc("asks for those after these; null: there are none")]
 
 

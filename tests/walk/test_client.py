@@ -16,6 +16,7 @@ import pytest
 from models.answer import Answer
 from streams.answers import listed_of
 from streams.authorize.client import AsyncClient, Client, Heard, InvalidRequest, NotAllowed, NotNow, Refused, Unanswered, course
+from streams.authorize.keys import Grant, Scope, hash_of
 from streams.authorize.requests import AuthorizationRequest, CaptureRequest, ReversalRequest
 from tests.walk.test_http import a_request
 from tests.walk.test_served import KEY, Served, served
@@ -72,6 +73,20 @@ def test_the_life_of_an_authorization(with_client: Any) -> None:
         with pytest.raises(InvalidRequest) as wrong:
             await client.authorize(an_ask(amount_minor=7))
         assert wrong.value.fault.code == "transaction_conflict"
+
+    with_client(play)
+
+
+def test_a_key_that_may_see_all_gets_the_answers_of_every_host(with_client: Any) -> None:
+    async def play(client: Any, door: Served) -> None:
+        door.keys.take([Grant(name="all", sha256=hash_of(KEY), scopes=(Scope.ADMIN,))])
+        for ask in (an_ask(), an_ask(transaction_id="t2", amount_minor=1_000_000)):
+            answer = await client.authorize(ask)
+            assert await client.decision(ask.transaction_id) == answer
+        for decision in door.world.decisions:
+            door.world.world.answers.enlist(listed_of(decision))
+        page = await client.decisions("account", "a1", 1)
+        assert (page.decisions, page.cursor) == ((answer,), "t2")
 
     with_client(play)
 

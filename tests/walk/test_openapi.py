@@ -14,11 +14,13 @@ import msgspec
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, settings
+from jsonschema_rs import Draft202012Validator
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
 from models.hold import UnknownAccount
 from schemas.errors import MemoryUnavailable
+from streams.answers import listed_of
 from streams.authorize import openapi
 from streams.authorize.http import HttpDoor
 from streams.authorize.keys import Grant, Keyring, Scope, hash_of
@@ -84,6 +86,25 @@ def test_every_example_of_a_request_is_taken_as_it_stands(path: str) -> None:
     for method, operation in document()["paths"][path].items():
         for example in operation.get("requestBody", {"content": {}})["content"].get("application/json", {"examples": {}})["examples"].values():
             asyncio.run(taken(method.upper(), example["value"]))
+
+
+def test_what_a_key_that_may_see_all_gets_is_described() -> None:
+    async def play(host: Host) -> None:
+        for number in range(8):
+            _, answer, _ = await host.authorize(transaction_id=f"t{number}")
+        for decision in host.world.decisions:
+            host.world.world.answers.enlist(listed_of(decision))
+        host.carry("bank", Scope.READ, Scope.EXPLAIN)
+        one, few = "/v1/decisions/{decision_id}", "/v1/decisions"
+        for route, path in ((one, one.format_map(answer)), (few, f"{few}?transaction_id=t7"), (few, f"{few}?account=a1"), (few, f"{few}?account=a2")):
+            status, said, _ = await host.ask("GET", path)
+            content = document()["paths"][route]["get"]["responses"]["200"]["content"]["application/json"]
+            assert status == 200
+            Draft202012Validator({**content["schema"], "components": document()["components"]}).validate(said)
+            for example in content["examples"].values():
+                Draft202012Validator({**content["schema"], "components": document()["components"]}).validate(example["value"])
+
+    at_the_door(play)
 
 
 def test_what_an_authorization_is_told_where_nobody_stands_in_is_described() -> None:
