@@ -11,7 +11,7 @@ from models.controls import Spending, Usage, counted, forbidden
 from models.refusal import Refusal as Refusal
 from schemas import avro, identity
 from schemas.account import AccountState, AccountStatus
-from schemas.controls import Controls
+from schemas.controls import Controls, Usability
 from schemas.decision import Decision
 from schemas.hold import Clearing, ClearingKind, HoldEvent, HoldState
 from schemas.identity import INCREMENT, derived_id, increments_of, increments_of_the_same
@@ -209,8 +209,13 @@ def standing(book: Book, currency: str, unknown: UnknownAccount, txn: Transactio
 
 
 def not_credited(book: Book, refused: Collection[AccountStatus]) -> Refusal | None:
-    """Why the account takes no money in, where those of such a status do not; None if it does. One that nobody described does."""
-    return _CLOSED[book.status] if book.known and book.status in refused else None
+    """Why the account takes no money in, where those of such a status do not; None if it does. One of which nobody has said any does.
+
+    Its bank says the status with its balance, or as its controls.
+    """
+    said = [book.status] if book.known else []
+    said += [AccountStatus(c.status) for c in book.controls if c.card_token is None and c.status is not Usability.ACTIVE]
+    return next((_CLOSED[status] for status in said if status in refused), None)
 
 
 def _raised_minor(book: Book, transaction_id: str) -> int:

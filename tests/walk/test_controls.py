@@ -72,6 +72,8 @@ CONTROLS = Controls(
         (ACCOUNT, {"limits": [{"period": "week", "amount_minor": 1}]}, {}, "week_limit", "61"),
         (ACCOUNT, {"limits": [{"period": "month", "amount_minor": 1}]}, {"amount_minor": 0}, None, "00"),
         (ACCOUNT, {"status": "frozen"}, {"kind": "refund"}, None, "00"),
+        (ACCOUNT, {"status": "closed"}, {"kind": "refund"}, "account_closed", "57"),
+        (OF_CARD, {"account_id": "a1", "status": "closed"}, {"kind": "refund"}, None, "00"),
     ],
 )
 def test_what_is_forbidden_is_declined_by_its_own_name(path: str, sent: Any, payment: Any, reason: str | None, code: str) -> None:
