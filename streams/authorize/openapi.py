@@ -33,6 +33,7 @@ from streams.settings import Settings
 
 Examples = Mapping[str, Mapping[str, Any]]
 NOON_MS = 1_767_268_800_000
+STREAM = "text/event-stream"
 READABLE = ("bad_request", "request_timeout", "head_too_large", "unauthenticated", "rate_limited", "internal")
 """What any request can be told."""
 FIELDS = ("unreadable_json", "missing_field", "unknown_field", "invalid_field", "card_number")
@@ -177,6 +178,14 @@ ANSWERS: dict[type[Record], Examples] = {
 }
 
 
+_STREAMED = (
+    "retry: 1000\nid: 6.0.3.1\n\nid: 7.0.3.1\nevent: decision\ndata: "
+    + msgspec.json.encode(_answer("approve", "approve", "none")).decode()
+    + "\n\n: nothing new\nid: 7.0.3.1\n\n"
+)
+"""What a stream says: where it begins, a decision, and that there was none for a while."""
+
+
 class Shape(NamedTuple):
     """What a route takes and gives, and the errors of ERRORS that are its own. Several answers: one of them."""
 
@@ -218,7 +227,7 @@ SHAPES: dict[str, Shape] = {
     "GET /v1/decisions": Shape(
         (Answer, DecisionPage, Explained, ExplainedPage), None, (*_FOUND, "missing_field", "unknown_field", "invalid_field", "card_number"), _LISTED
     ),
-    "GET /v1/decisions/stream": Shape((), None, ("streams_busy", "invalid_field", "log_unavailable"), (_LAST,), "text/event-stream"),
+    "GET /v1/decisions/stream": Shape((), None, ("streams_busy", "invalid_field", "log_unavailable"), (_LAST,), STREAM),
     "GET /v1/decisions/{decision_id}": Shape((Answer, Explained), None, _FOUND),
     "GET /v1/accounts/{account_id}/balance": Shape((Balance,), None, ("not_found", "unknown_account", "card_not_covered", *ABSENT)),
     "PUT /v1/accounts/{account_id}/controls": Shape(
@@ -279,6 +288,9 @@ def _operation(route: Route, shape: Shape) -> dict[str, Any]:
 
 def _answered(shape: Shape) -> dict[str, Any]:
     if not shape.answers:
+        if shape.media == STREAM:
+            said = "Events while the key is valid: `data` is an Answer (with the scope `explain` an Explained), `id` asks for those after it"
+            return {"description": said, "content": {shape.media: {"schema": {"type": "string"}, "examples": _examples({"events": _STREAMED})}}}
         schema: dict[str, Any] = {"type": "object"} if shape.media == "application/json" else {"type": "string"}
         return {"description": "Answered", "content": {shape.media: {"schema": schema}}}
     refs = [_ref(record) for record in shape.answers]
@@ -306,7 +318,7 @@ def _error(code: str) -> Any:
     return msgspec.json.decode(body)
 
 
-def _examples(values: Examples) -> dict[str, Any]:
+def _examples(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: {"value": value} for name, value in values.items()}
 
 
@@ -389,8 +401,12 @@ _LIMITS = {"minimum": "from", "maximum": "to", "minLength": "at least", "maxLeng
 
 def _shown(content: Mapping[str, Any]) -> str:
     """The examples of a body."""
-    values = {name: msgspec.json.format(msgspec.json.encode(one["value"])).decode() for name, one in content.get("examples", {}).items()}
+    values = {name: _text(one["value"]) for name, one in content.get("examples", {}).items()}
     return "".join(f"<details><summary>{name}</summary><pre>{html.escape(text)}</pre></details>" for name, text in values.items())
+
+
+def _text(example: Any) -> str:
+    return example if isinstance(example, str) else msgspec.json.format(msgspec.json.encode(example)).decode()
 
 
 def _said(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import json
 import threading
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from jsonschema_rs import Draft202012Validator
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
+from models.answer import Answer
 from models.hold import UnknownAccount
 from schemas.errors import MemoryUnavailable
 from streams.answers import listed_of
@@ -139,6 +141,15 @@ class Links(HTMLParser):
         values = dict(attrs)
         self.ids |= {values["id"] or ""} if "id" in values else set()
         self.to |= {values["href"] or ""} if "href" in values else set()
+
+
+def test_events_are_shown_as_they_come() -> None:
+    content = document()["paths"]["/v1/decisions/stream"]["get"]["responses"]["200"]["content"]["text/event-stream"]
+    begin, event, quiet, end = content["examples"]["events"]["value"].split("\n\n")
+    assert (begin, quiet, end) == ("retry: 1000\nid: 6.0.3.1", ": nothing new\nid: 7.0.3.1", "")
+    assert event.startswith("id: 7.0.3.1\nevent: decision\ndata: ")
+    msgspec.json.decode(event.partition("data: ")[2], type=Answer)
+    assert f"<pre>{html.escape(begin)}\n\nid: " in page().decode()
 
 
 def test_the_page_has_all_of_it_and_nothing_from_elsewhere() -> None:
