@@ -11,7 +11,7 @@ import msgspec
 
 from models.hold import Book, controls_known
 from schemas import avro
-from schemas.controls import Categories, Controls, Limit, Usability
+from schemas.controls import Categories, Controls, Limit, Period, Usability
 from schemas.errors import InvalidRecord, MemoryUnavailable
 from schemas.identity import derived_id
 from schemas.record import Country, Id, Record, Token, doc
@@ -90,6 +90,9 @@ async def _put(sent: ControlsRequest, subject: _Subject, world: World, now_ms: i
     for name in _ROWS:
         if len(getattr(sent, name)) > ROWS_MAX:
             raise InvalidRecord(name, f"has more than {ROWS_MAX} rows")
+    for number, limit in enumerate(sent.limits):
+        if limit.amount_minor is None and (limit.count is None or limit.period is Period.TRANSACTION):
+            raise InvalidRecord(f"limits[{number}]", "limits nothing: an amount_minor, or a count of a day, a week or a month")
     for name in ("categories_allowed", "categories_blocked"):
         for number, row in enumerate(getattr(sent, name)):
             first, _, last = row.partition("-")

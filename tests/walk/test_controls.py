@@ -199,6 +199,8 @@ def test_controls_are_read_as_they_were_put_and_the_newest_stand_whole() -> None
         (ACCOUNT, {"categories_blocked": ["54"]}, "categories_blocked[0]", "invalid_field"),
         (ACCOUNT, {"categories_allowed": ["5411-5411", "7999-7800"]}, "categories_allowed[1]", "invalid_field"),
         (ACCOUNT, {"limits": [{"period": "year"}]}, "limits[0].period", "invalid_field"),
+        (ACCOUNT, {"limits": [{"period": "day", "count": 1}, {"period": "day"}]}, "limits[1]", "invalid_field"),
+        (ACCOUNT, {"limits": [{"period": "transaction", "count": 3}]}, "limits[0]", "invalid_field"),
         (ACCOUNT, {"countries_blocked": ["DE"] * 65}, "countries_blocked", "invalid_field"),
         (ACCOUNT, {"freeze": True}, "freeze", "unknown_field"),
     ],
