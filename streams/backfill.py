@@ -35,10 +35,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from features.backfill import STATE_FORM, Backfill
-from features.catalogue import CATALOGUE, Catalogue
+from features.catalogue import CATALOGUE, DEGRADED, Catalogue
 from features.columns import TransactionColumns, columns_from_arrow, joined, merged
-from features.fact import KIND_CODES, PROFILES
+from features.fact import ENTITIES, KIND_CODES, PROFILES, Entity
 from features.profile import account_knowledge
+from features.row import Feature, log_capped
 from models.registry import on_disk
 from schemas.account import AccountState
 from schemas.errors import InvalidRecord, SettingsError
@@ -571,10 +572,10 @@ def _progress(total: int, before: int) -> Iterator[Callable[[int], None]]:
 # The command.
 
 
-def named(names: str) -> Sequence[str]:
+def named(names: str, catalogue: Catalogue = CATALOGUE) -> Sequence[str]:
     """The features of these names, with commas between, each once. SettingsError for one that there is not."""
     asked = list(dict.fromkeys(name.strip() for name in names.split(",")))
-    unknown = [name for name in asked if name not in CATALOGUE.index]
+    unknown = [name for name in asked if name not in catalogue.index]
     if unknown:
         raise SettingsError(f"there is no feature {unknown[0]!r}; `holdfast features list` prints them")
     return asked
@@ -583,17 +584,23 @@ def named(names: str) -> Sequence[str]:
 def chosen(names: str, mapping: Mapping) -> Catalogue:
     """The catalogue of the features of these names (`all`, or with commas between), with the memories that the mapping chooses.
 
+    A log that serving does not have has a row of its own that says where it was cut, as each of serving's has: `memory.terminal_log_capped`.
     SettingsError for a name that there is none of, and for a memory in which a feature cannot be told.
     """
-    asked = CATALOGUE.names if names == "all" else named(names)
-    if not mapping.memory:
-        return CATALOGUE if names == "all" else CATALOGUE.only(asked)
-    try:
-        catalogue = Catalogue(CATALOGUE.rows, CATALOGUE.cap, mapping.memory)
-        catalogue.program.size, catalogue.tally_plan.words.size  # noqa: B018 - made now, so that what cannot be is said now
-    except AssertionError as error:
-        raise SettingsError(f"[memory]: {error}") from None
-    return catalogue if names == "all" else catalogue.only(asked)
+    catalogue = CATALOGUE
+    if mapping.memory:
+        given = [entity for entity in ENTITIES if entity.memory == "tally" and mapping.memory.get(entity.name) == "log"]
+        try:
+            catalogue = Catalogue(CATALOGUE.rows, CATALOGUE.cap, mapping.memory).extended(map(_cut, given))
+            catalogue.program.size, catalogue.tally_plan.words.size  # noqa: B018 - made now, so that what cannot be is said now
+        except AssertionError as error:
+            raise SettingsError(f"[memory]: {error}") from None
+    return catalogue if names == "all" else catalogue.only(named(names, catalogue))
+
+
+def _cut(entity: Entity) -> Feature:
+    """The row that says where the log of an entity was cut."""
+    return Feature("memory", log_capped(of=entity), f"{entity.name}_history_cut", DEGRADED, f"The {entity.name} had more payments than its log keeps")
 
 
 def backfill(argv: list[str], settings: Settings) -> int:

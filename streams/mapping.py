@@ -22,7 +22,7 @@ A mapping is TOML (all tables but `time`, `amount` and `fields` may be left out)
                  credit_limit = "limit"  opened_at = "since"  home_country = "country"
     [account_events]  kind = "what"  time = "at"  account_id = "no"  event_id = "id" (or row_id_prefix = "ev-")  device_token = "device" ...
                  kinds = { LOGIN_OK = "login", ... }  (of a file of account events; its time is written as [time] says, or format, zone, origin)
-    [memory]     terminal = "log"   # offline: exact counts for an entity that serving only keeps a tally of
+    [memory]     terminal = "log"   # offline: exact counts, of the latest 512 rows at least, where serving keeps a tally
     [label]      column = "fraud"  values = ["1"]  kind_column  learned_at_column  delay = "30d"  source = "chargeback"
 
 Rows are numbered from 1, the header is not counted. An empty cell is a value not given. Amounts never pass through a float:

@@ -418,6 +418,20 @@ def test_a_mapping_gives_terminals_a_log_and_their_counts_are_exact(history: Pat
     assert np.nanmax(np.abs(exact - near)) <= 3
 
 
+def test_a_log_that_a_mapping_gives_says_where_it_was_cut(history: Path, tmp_path: Path) -> None:
+    mapping = tmp_path / "mapping.toml"
+    mapping.write_text((history / "mapping.toml").read_text() + '\n[memory]\ncountry = "log"\nterminal = "log"\n')
+    argv = [str(history / "transactions.parquet"), "--map", str(mapping), "--out", str(tmp_path / "out")]
+    assert backfill(argv, SETTINGS) == 0
+    data = pq.read_table(tmp_path / "out" / FEATURES_FILE)
+    cut = data["memory.country_log_capped"].to_numpy()
+    assert set(cut[~np.isnan(cut)]) == {0.0, 1.0}, "a country has more payments than a log keeps rows, and the vector says from when on"
+    assert np.nanmax(data["memory.terminal_log_capped"].to_numpy()) == 0.0, "no terminal of this history has"
+    assert "memory.merchant_log_capped" not in data.column_names, "it has a tally, which is not cut"
+    assert backfill([*argv, "--features", "memory.country_log_capped"], SETTINGS) == 0
+    np.testing.assert_array_equal(cut, pq.read_table(tmp_path / "out" / FEATURES_FILE)["memory.country_log_capped"].to_numpy())
+
+
 def test_a_memory_that_cannot_be_is_refused(history: Path, tmp_path: Path) -> None:
     mapping = tmp_path / "mapping.toml"
     for text, fault in (('card = "tally"', "cannot"), ('nobody = "log"', "no entity")):
