@@ -339,12 +339,19 @@ def _faults_of_tables(tables: dict[str, Any]) -> list[str]:
     hints = typing.get_type_hints(Mapping, include_extras=True)
     faults = [f"{name}: no such table or key" for name in tables if name not in hints]
     faults += [f"[{name}]: is missing" for name in ("time", "amount", "fields") if name not in tables]
-    for name in (n for n in tables if n in hints):
-        try:
-            msgspec.convert(tables[name], hints[name])
-        except msgspec.ValidationError as error:
-            faults.append(f"[{name}]: {error}")
-    return faults
+    return faults + [fault for name in tables if name in hints for fault in _faults_of_shape(name, tables[name], hints[name])]
+
+
+def _faults_of_shape(name: str, table: Any, kind: Any) -> list[str]:
+    """What of a table is of another shape than it has, by key where it may have any: msgspec names no key of those."""
+    try:
+        msgspec.convert(table, kind)
+    except msgspec.ValidationError as error:
+        if typing.get_origin(kind) is dict and isinstance(table, dict):
+            of_each = typing.get_args(kind)[1]
+            return [fault for key, value in table.items() for fault in _faults_of_shape(f"{name}.{key}", value, of_each)]
+        return [f"[{name}]: {error}"]
+    return []
 
 
 def _faults_of_meaning(mapping: Mapping) -> list[str]:
