@@ -63,6 +63,7 @@ _FOLDS = {
     "first": "the smallest {column} of",
     "eastward": "the mean distance east of the own longitude over",
 }
+_SKETCHED = ", about (a sketch: standard error below 7 % up to 500; a late T is not told the values that came again after its slice)"
 
 OF_ALL = """\
 What is counted arrived before the payment that is decided, which is in none of it unless the line says so.
@@ -86,7 +87,7 @@ def meaning(expression: Expression) -> str:
         case Meeting(one, other):
             return f"the number of different {one.column} values that are both among {_rows(one)} and, as {other.column}, among {_rows(other)}"
         case Fold(op=op, column=column):
-            about = ", about (a sketch: standard error below 7 % up to 500)" if op == "distinct" and expression.entity.memory == "tally" else ""
+            about = _SKETCHED if op == "distinct" and expression.entity.memory == "tally" else ""
             return f"{_FOLDS[op].format(column=column)} {_rows(expression)}{about}"
         case Calc("minus", (Own(name), Constant(1.0))) if name in _ANSWERS:
             return f"1 if the transaction says yes to {name}, 0 if it says no (missing if it says neither)"

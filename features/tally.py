@@ -4,7 +4,8 @@ A tally holds sums by slice and sketches by bucket instead of rows. A window of 
 slice that the transaction is in and so reaches back more than 59 and at most 60 slices. A late transaction meets the slices of its own
 time, for as long as they are kept: `LATE` slices longer than the window. Sums are exact to the slice; different values are counted by
 linear counting over 256 buckets: standard error below 7 % up to 500 different values (Whang et al. 1990, equation 2.4), and never
-more than `BUCKETS * ln(BUCKETS)`, 1420, however many there are.
+more than `BUCKETS * ln(BUCKETS)`, 1420, however many there are. A bucket knows the slice in which it was last hit and no other: a late
+transaction is not told of the values that came again in a slice after its own, which can be all of them.
 
 A tally is fed by the `tally` app from the log alone: a decision counts once it is told, once, in the order of nothing: a tally's
 bytes are a function of the *set* of rows it took. Its head says which: for each partition of `decisions` and then of `labels` the

@@ -130,7 +130,8 @@ def test_every_row_says_its_exact_meaning_in_words() -> None:
     )
     assert "attempts to move money out, with amount_minor above 0, with event" in of["velocity.card_amount_mean_30d"]
     assert "in the 60 slices of 60 s that end with T's own" in of["velocity.ip_cards_1h"]
-    assert of["velocity.ip_cards_1h"].endswith("about (a sketch: standard error below 7 % up to 500)")
+    about = "about (a sketch: standard error below 7 % up to 500; a late T is not told the values that came again after its slice)"
+    assert of["velocity.ip_cards_1h"].endswith(about)
     frauds, payments = of["merchant.merchant_fraud_share_30d"].split("] / [")
     assert "matured (7d after they happened, or when that was learned if it was later, rounded up to a slice)" in frauds
     assert "matured (7d after they happened) in the 60 slices" in payments

@@ -267,6 +267,14 @@ def test_the_standard_error_of_a_sketch_is_below_seven_percent_up_to_500_values(
     assert abs(np.mean(errors)) < 0.03
 
 
+def test_a_late_transaction_is_not_told_the_values_that_came_again_after_its_slice() -> None:
+    cards = Catalogue((Feature("merchant", distinct("card", of=MERCHANT, window=hours(1)), "many_cards", "card_testing", "Cards at the merchant"),))
+    paid = [a_payment("first", card_token="c"), a_payment("other", card_token="d"), a_payment("again", card_token="c", at_ms=T0 + MINUTE)]
+    rows = [Update(0, n + 1, payment_rows(payment, declined=False)[0]) for n, payment in enumerate(paid)]
+    content = updated(cards.tally_plan, cards.tally_layouts, 0, b"", rows)
+    assert [round(told(cards.tally_plan, [content], at_ms)[0]) for at_ms in (T0, T0 + MINUTE)] == [1, 2]
+
+
 def test_a_tally_refuses_rows_that_it_cannot_say_by_name() -> None:
     frauds = distinct("card", of=MERCHANT, window=hours(1), where=(FRAUDS,))
     for shape, what in (
