@@ -154,6 +154,7 @@ def _window(fold: Fold) -> str:
 
 def _tally_window(window: Window, delay: Window | None, of_labels: bool) -> str:
     slice_s = window.ms / SLICES / 1000
-    learned = ", or when that was learned if it was later, rounded up to a slice" if of_labels else ""
-    matured = f"matured ({delay.name} after they happened{learned}) " if delay else ""
+    after = f"{delay.name} after they happened" if delay else ""
+    when = f"the later of {after} and when that was learned, rounded up to a slice" if of_labels else after
+    matured = f"matured ({when}) " if delay else ""
     return f"{matured}in the {SLICES} slices of {slice_s:g} s that end with T's own ({LATE} more are kept for the late)"

@@ -133,7 +133,7 @@ def test_every_row_says_its_exact_meaning_in_words() -> None:
     about = "about (a sketch: standard error below 7 % up to 500; a late T is not told the values that came again after its slice)"
     assert of["velocity.ip_cards_1h"].endswith(about)
     frauds, payments = of["merchant.merchant_fraud_share_30d"].split("] / [")
-    assert "matured (7d after they happened, or when that was learned if it was later, rounded up to a slice)" in frauds
+    assert "matured (the later of 7d after they happened and when that was learned, rounded up to a slice)" in frauds
     assert "matured (7d after they happened) in the 60 slices" in payments
     assert "login, with event time at most T - 24h, with event time in (T - 90d, T]" in of["takeover.account_new_login_devices_24h"]
     failures = of["takeover.account_failures_then_new_device_24h"]
