@@ -81,7 +81,7 @@ def meaning(expression: Expression) -> str:
         case Known(entity, column):
             return f"the {entity.name}'s {column} as known at the time"
         case Constant(value):
-            return f"{value:g}"
+            return f"{value:.12g}"
         case Capped(entity):
             return f"1 if the {entity.name}'s log has lost a row that its longest window would have seen, else 0"
         case Meeting(one, other):
@@ -96,7 +96,7 @@ def meaning(expression: Expression) -> str:
         case Calc("is_zero", (Calc("is_missing", (Calc("over", (Constant(1.0), Calc("above") as part)),)),)):
             return f"{meaning(part)}, as where one of them is missing"
         case Calc("over", (part, Constant(value))):
-            return f"{_inner(part)} / {value:g}"
+            return f"{_inner(part)} / {value:.12g}"
         case Calc("kind_in", (part, Constant(value))):
             return f"1 if {_inner(part)} is {_named(int(value), ' or ')}, else 0"
         case Calc(op, args):

@@ -135,6 +135,8 @@ def test_every_row_says_its_exact_meaning_in_words() -> None:
     frauds, payments = of["merchant.merchant_fraud_share_30d"].split("] / [")
     assert "matured (the later of 7d after they happened and when that was learned, rounded up to a slice)" in frauds
     assert "matured (7d after they happened) in the 60 slices" in payments
+    assert "* 0.00595238095238]" in of["merchant.merchant_surge_1h"]
+    assert "is above 7776000, else 0" in of["network.account_dormant_90d"]
     assert "login, with event time at most T - 24h, with event time in (T - 90d, T]" in of["takeover.account_new_login_devices_24h"]
     failures = of["takeover.account_failures_then_new_device_24h"]
     assert "is 0, else 0] is 0" not in failures, "nobody reads what is not not"
