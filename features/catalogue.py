@@ -115,6 +115,8 @@ class Catalogue:
     """By entity kind, the memory that it has instead of its own: an entity quiet enough for a log is remembered exactly."""
     reach_ms: int = 0
     """The longest window that logs are kept for, if it is longer than that of these rows: they are a part of a larger catalogue."""
+    delays: Mapping[str, int] = field(default_factory=dict)
+    """`log_delays` of that larger catalogue: labels lie in its logs, where caps count them, whether or not these rows read any."""
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -155,8 +157,8 @@ class Catalogue:
         )
 
     @property
-    def _reach(self) -> tuple[int, ...]:
-        return (self.reach_ms,) if self.reach_ms else ()
+    def _reach(self) -> tuple[object, ...]:
+        return (*((self.reach_ms,) if self.reach_ms else ()), *self.delays.items())
 
     @cached_property
     def log_entities(self) -> tuple[Entity, ...]:
@@ -233,6 +235,7 @@ class Catalogue:
     def log_delays(self) -> Mapping[str, int]:
         """By log that labels must be told to, because a row counts frauds there: the delay after which its transactions mature, milliseconds."""
         delays = {(fold.entity.name, fold.delay.ms) for fold in self._folds(self.logs) if fold.delay}
+        delays |= {(name, delay_ms) for name, delay_ms in self.delays.items() if name in self.logs}
         assert len(delays) == len({name for name, _ in delays}), "all delays of a log are the same: a label has one place in it"
         return dict(sorted(delays))
 
@@ -252,8 +255,8 @@ class Catalogue:
         return Catalogue((*self.rows, *rows), self.cap, self.memory)
 
     def only(self, names: Iterable[str]) -> Catalogue:
-        """The rows of these names, in this order, with the numbers that they have here: logs are kept as long as for all."""
-        return Catalogue(tuple(self.rows[self.index[name]] for name in names), self.cap, self.memory, self.longest_ms)
+        """The rows of these names, in this order, with the numbers that they have here: logs are kept as long as for all, labels in them."""
+        return Catalogue(tuple(self.rows[self.index[name]] for name in names), self.cap, self.memory, self.longest_ms, self.log_delays)
 
 
 VELOCITY, TESTING, TRAVEL, COUNTRY = "velocity", "card_testing", "impossible_travel", "unusual_country"

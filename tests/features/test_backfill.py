@@ -122,6 +122,13 @@ def test_a_part_of_the_catalogue_has_the_numbers_of_the_whole(history: list[Arri
 EXACT = Catalogue(CATALOGUE.rows, memory={"merchant": "log", "terminal": "log"})
 
 
+def test_a_part_without_frauds_is_cut_where_the_whole_is_by_the_labels_that_lie_in_its_logs() -> None:
+    columns = replace(columns_of([a_payment(f"p{n}", NOON + n) for n in range(1_000)]), learned=np.arange(1_000) % 2 * (NOON + 100))
+    name = "merchant.merchant_count_1h"
+    whole = backfill(EXACT, columns)[:, EXACT.index[name]]
+    assert backfill(EXACT.only([name]), columns)[:, 0].tolist() == whole.tolist()
+
+
 def true_fraud_share(history: list[Arrival], columns: TransactionColumns, number: int, field: str) -> float:
     """Brute force: of the payments that matured in the 30 days that end seven days ago, those known to be fraud by now."""
     own, learned = history[number].record, columns.learned
