@@ -22,7 +22,8 @@ FOREVER = -1
 
 
 class Topic(NamedTuple):
-    """One row of the table. `retention_ms` -1 keeps for ever; `compacted` keeps the newest of each key."""
+    """One row of the table. `retention_ms` -1 keeps for ever; `compacted` keeps the newest of each key. `log_time`: records bear
+    the time at which the broker took them, and not what their producer says."""
 
     name: str
     record: type[Record]
@@ -32,6 +33,7 @@ class Topic(NamedTuple):
     compacted: bool
     writers: tuple[str, ...]
     readers: tuple[str, ...]
+    log_time: bool = False
 
 
 TRANSACTIONS = Topic("transactions", Transaction, "account_id", 4, 7 * DAY_MS, False, ("hosts", "replay"), ("score",))
@@ -41,7 +43,9 @@ ACCOUNT_EVENTS = Topic("account_events", AccountEvent, "account_id", 4, 90 * DAY
 REMEMBERED_EVENTS = Topic("remembered_events", RememberedEvent, "account_id", 4, FOREVER, False, ("score",), ("rebuild", "check"))
 PROFILES = Topic("profiles", ProfileValue, "value_id", 4, FOREVER, True, ("cluster",), ("rebuild", "check"))
 CLEARINGS = Topic("clearings", Clearing, "account_id", 4, 90 * DAY_MS, False, ("authorize", "network"), ("hold",))
-LABELS = Topic("labels", Label, "account_id", 4, FOREVER, False, ("bank", "replay", "label"), ("tally", "archive", "watch", "feedback"))
+LABELS = Topic(
+    "labels", Label, "account_id", 4, FOREVER, False, ("bank", "replay", "label"), ("tally", "archive", "watch", "feedback"), log_time=True
+)
 DECISIONS = Topic(
     "decisions", Decision, "account_id", 4, FOREVER, False, ("authorize", "score"), ("hold", "ledger", "sar", "tally", "archive", "watch", "feedback")
 )

@@ -88,8 +88,8 @@ def on_decision(world: FeedbackWorld, decision: Decision, source: Source) -> Seq
 
 async def on_label(world: FeedbackWorld, label: Label, source: Source) -> Outputs:
     """Nothing, or why it is laid aside. LogUnavailable while its decision may yet be followed: it is tried again."""
-    if is_ahead(label, world.settings):
-        return Refused(Doubt.LEARNED_IN_FUTURE, "learned_at_ms", f"learned at {label.learned_at_ms}, which is yet to come")
+    if is_ahead(label, source.timestamp_ms, world.settings):
+        return Refused(Doubt.LEARNED_IN_FUTURE, "learned_at_ms", f"learned at {label.learned_at_ms}, which was yet to come")
     known = world.known.setdefault(source.partition, Known())
     if label.transaction_id not in known.happened:
         if (label.transacted_at_ms is None and known.since_ms != WHOLE) or (label.transacted_at_ms or 0) <= known.since_ms:
@@ -128,13 +128,15 @@ async def assigned(world: FeedbackWorld, places: frozenset[Place]) -> None:
 
 def _from_the_log(settings: Settings, places: frozenset[Place]) -> dict[int, Known]:
     known = {partition: Known() for _, partition in places}
-    for partition, offset, decision in followed_so_far(settings, APP.name, DECISIONS, places):
-        if not known[partition].next and offset > 0:
-            known[partition].since_ms = decision.decided_at_ms
-        decision_seen(known[partition], decision, offset)
-    for partition, _, label in followed_so_far(settings, APP.name, LABELS, places):
-        if is_of_its_account(known[partition], label) and not is_ahead(label, settings):
-            label_seen(known[partition], label)
+    for message, decision in followed_so_far(settings, APP.name, DECISIONS, places):
+        own = known[message.partition]
+        if not own.next and message.offset > 0:
+            own.since_ms = decision.decided_at_ms
+        decision_seen(own, decision, message.offset)
+    for message, label in followed_so_far(settings, APP.name, LABELS, places):
+        own = known[message.partition]
+        if is_of_its_account(own, label) and not is_ahead(label, message.timestamp_ms, settings):
+            label_seen(own, label)
     for partition, offset in committed_offsets(settings, APP.name, DECISIONS).items():
         if partition in known:
             known[partition].next = offset

@@ -201,6 +201,7 @@ def new_topic(topic: Topic, settings: Settings) -> NewTopic:
     config = {
         "cleanup.policy": "compact" if topic.compacted else "delete",
         "retention.ms": str(topic.retention_ms),
+        "message.timestamp.type": "LogAppendTime" if topic.log_time else "CreateTime",
         "min.insync.replicas": str(settings.min_insync),
     }
     return NewTopic(topic.name, num_partitions=topic.partitions, replication_factor=settings.topic_replication, config=config)

@@ -295,7 +295,9 @@ class Load:
             return None
 
     def _learned(self, message: Message, label: Label) -> tuple[Lesson, ...]:
-        return () if is_ahead(label, self._settings) else learned_in_turn(self._verdicts, label, message.partition, message.offset)
+        return (
+            () if is_ahead(label, message.timestamp_ms, self._settings) else learned_in_turn(self._verdicts, label, message.partition, message.offset)
+        )
 
     def _notice(self, decision: Decision) -> None:
         self._decided_ms[decision.catalogue_id] = max(self._decided_ms[decision.catalogue_id], decision.decided_at_ms)

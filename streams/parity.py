@@ -195,7 +195,7 @@ class Topics(NamedTuple):
 
     read: Callable[[Topic], Iterable[list[Message]]]
     ends: Callable[[Topic], Mapping[int, tuple[int, int]]]
-    is_ahead: Callable[[Label], bool] = lambda _: False
+    is_ahead: Callable[[Label, int], bool] = lambda label, logged_at_ms: False
 
 
 def _records(topics: Topics, topic: Topic, kind: type[R], counts: Counter[str]) -> Iterator[list[tuple[Message, R]]]:
@@ -264,8 +264,8 @@ def features_compared(topics: Topics, catalogue: Catalogue = CATALOGUE, most: in
     for decisions in _records(topics, DECISIONS, Decision, history.counts):
         history.decisions(decisions)
     learned = _ends(topics, LABELS)
-    read = [(m.partition, m.offset, label) for batch in _records(topics, LABELS, Label, history.counts) for m, label in batch]
-    labels = [each for each in read if not topics.is_ahead(each[2])]
+    read = [each for batch in _records(topics, LABELS, Label, history.counts) for each in batch]
+    labels = [(m.partition, m.offset, label) for m, label in read if not topics.is_ahead(label, m.timestamp_ms)]
     for events in _records(topics, REMEMBERED_EVENTS, RememberedEvent, history.counts):
         history.events(events)
     history.counts[LABELS.name] = len(read)

@@ -46,7 +46,7 @@ from schemas.record import Record
 from schemas.topics import ACCOUNT_CONTROLS, ACCOUNTS, DECISIONS, HOLDS, LABELS, PROFILES, REMEMBERED_EVENTS, Topic
 from streams.answers import WHOLE, Answers, Restored, hold_s, kept_s, listed_of, resolved_key, sound
 from streams.books import book_key
-from streams.bus import committed_of, end_offsets, read_topic
+from streams.bus import Message, committed_of, end_offsets, read_topic
 from streams.clock import clock_ms
 from streams.hold import APP as HOLD
 from streams.hold import APPLIED, due_entry, due_key, remembered_s
@@ -191,16 +191,16 @@ class Rebuild:
         if any(end for _, end in end_offsets(self._settings, DECISIONS).values()):
             await asyncio.sleep(self._settings.produce_timeout_ms / 1000 + 0.5)
         books: dict[str, Book] = {}
-        for *_, state in self._records(ACCOUNTS, AccountState):
+        for _, state in self._records(ACCOUNTS, AccountState):
             books[state.account_id] = state_known(books.get(state.account_id, EMPTY), state)
             await self._memory.know_account(state)
-        for *_, controls in self._records(ACCOUNT_CONTROLS, Controls):
+        for _, controls in self._records(ACCOUNT_CONTROLS, Controls):
             books[controls.account_id] = controls_known(books.get(controls.account_id, EMPTY), controls)
-        for *_, known in self._records(PROFILES, ProfileValue):
+        for _, known in self._records(PROFILES, ProfileValue):
             await self._memory.know(known.kind, known.token, known.column, known.value, known.known_at_ms)
         confirmed: set[str] = set()
         steps: dict[str, dict[str, HoldEvent]] = {}
-        for *_, event in self._records(HOLDS, HoldEvent):
+        for _, event in self._records(HOLDS, HoldEvent):
             if event.state is HoldState.CONFIRMED:
                 confirmed.add(event.hold_id)
             else:  # a repeat has the id of the first, which stands: so has another end of the same hold, as the ledger sees it
@@ -246,11 +246,11 @@ class Rebuild:
         tallies = Tallied(CATALOGUE)
         oldest_row_ms = self._now_ms - CATALOGUE.keep_ms - CATALOGUE.cap.slack_ms
         rows = []
-        for partition, offset, message, decision in self._records(DECISIONS, Decision):
+        for message, decision in self._records(DECISIONS, Decision):
             if decision.transaction_id in seen:
                 continue
             seen.add(decision.transaction_id)
-            gather_decision(CATALOGUE, decision, partition, offset, tallies.rows)
+            gather_decision(CATALOGUE, decision, message.partition, message.offset, tallies.rows)
             if decision.decided_at_ms > oldest_row_ms:
                 rows.append((decision.transaction, decision.positions, decision.declined_positions))
             left_s = kept_s(self._settings.answer_ttl_s, hold_s(decision)) - (self._now_ms - decision.decided_at_ms) // 1000
@@ -258,10 +258,16 @@ class Rebuild:
                 digest = identity.request_digest(avro.body(decision.transaction))
                 kept.append(
                     Restored(
-                        decision.transaction_id, decision.decision_id, digest, message, left_s, listed_of(decision), decision.transaction.step_up_of
+                        decision.transaction_id,
+                        decision.decision_id,
+                        digest,
+                        message.value or b"",
+                        left_s,
+                        listed_of(decision),
+                        decision.transaction.step_up_of,
                     )
                 )
-            await self._held(books, decision, partition, confirmed, moved)
+            await self._held(books, decision, message.partition, confirmed, moved)
             tallies.fold_if_many()
             if len(kept) >= BATCH:
                 await self._ours()
@@ -272,16 +278,17 @@ class Rebuild:
         self.counts["decisions"] = len(seen)
         self.counts["logs"] = await self._memory.restore(rows, self._happened(oldest_row_ms))
         verdicts: Verdicts = {}
-        for partition, offset, _, label in self._records(LABELS, Label):
-            if not is_ahead(label, self._settings):
-                gather_lessons(CATALOGUE, learned_in_turn(verdicts, label, partition, offset), partition, offset, tallies.rows)
+        for message, label in self._records(LABELS, Label):
+            if not is_ahead(label, message.timestamp_ms, self._settings):
+                place = message.partition, message.offset
+                gather_lessons(CATALOGUE, learned_in_turn(verdicts, label, *place), *place, tallies.rows)
         await self._ours()
         self.counts["tallies"] = len(tallies.contents())
         await self._memory.put_tallies(tallies.contents())
 
     def _happened(self, oldest_ms: int) -> Iterator[tuple[AccountEvent, tuple[int, ...]]]:
         """The account events whose rows a log may still have, and where. What `score` has not told yet is still to come to it."""
-        for *_, remembered in self._records(REMEMBERED_EVENTS, RememberedEvent):
+        for _, remembered in self._records(REMEMBERED_EVENTS, RememberedEvent):
             if remembered.remembered_at_ms > oldest_ms:
                 yield remembered.event, remembered.positions
 
@@ -296,14 +303,14 @@ class Rebuild:
             end = str(decision.hold_expires_at_ms).encode()
             await self._send((b"ZADD", due_key(partition), end, due_entry(decision.account_id, decision.hold_id)))
 
-    def _records(self, topic: Topic, kind: type[R]) -> Iterator[tuple[int, int, bytes, R]]:
-        """Partition, offset, bytes and record of all that the topic has now."""
+    def _records(self, topic: Topic, kind: type[R]) -> Iterator[tuple[Message, R]]:
+        """All that the topic has now, each with where it lies."""
         for batch in read_topic(self._settings, topic):
             self._say(f"rebuilding from {topic.name}: {self.counts[topic.name]:,} records")
             for message in batch:
                 self.counts[topic.name] += 1
                 try:
-                    yield message.partition, message.offset, message.value or b"", avro.decode(kind, message.value)
+                    yield message, avro.decode(kind, message.value)
                 except InvalidRecord:
                     self.counts[f"unreadable {topic.name}"] += 1
 

@@ -9,8 +9,7 @@ from schemas.avro import decode
 from schemas.errors import InvalidRecord
 from schemas.label import Label
 from schemas.topics import Topic
-from streams.bus import committed_offsets, read_topic
-from streams.clock import clock_ms
+from streams.bus import Message, committed_offsets, read_topic
 from streams.lane import Place
 from streams.settings import Settings
 
@@ -18,8 +17,8 @@ KEPT_MAX = 50_000
 """Records of a topic's partition that are kept: the newest."""
 
 
-def followed_so_far(settings: Settings, group: str, topic: Topic, places: frozenset[Place]) -> Iterator[tuple[int, int, Any]]:
-    """The newest records of a topic's partitions among these places that a group has acknowledged: partition, offset, record."""
+def followed_so_far(settings: Settings, group: str, topic: Topic, places: frozenset[Place]) -> Iterator[tuple[Message, Any]]:
+    """The newest records of a topic's partitions among these places that a group has acknowledged, each with where it lies."""
     wanted = {partition for name, partition in places if name == topic.name}
     ends = {p: end for p, end in committed_offsets(settings, group, topic).items() if p in wanted and end > 0}
     if not ends:
@@ -28,14 +27,17 @@ def followed_so_far(settings: Settings, group: str, topic: Topic, places: frozen
         for message in batch:
             if message.offset < ends[message.partition]:
                 try:
-                    yield message.partition, message.offset, decode(topic.record, message.value)
+                    yield message, decode(topic.record, message.value)
                 except InvalidRecord:
                     continue
 
 
-def is_ahead(label: Label, settings: Settings) -> bool:
-    """Whether a label says that it was learned later than clocks may differ: nobody takes it in, as in tallies it would push all before it out."""
-    return label.learned_at_ms > clock_ms() + settings.future_ms_max
+def is_ahead(label: Label, logged_at_ms: int, settings: Settings) -> bool:
+    """Whether a label says that it was learned later than clocks may differ: nobody takes it in, as in tallies it would push all before it out.
+
+    Judged by when the log took it and not by when it is read, so that who reads it again, years later, says the same.
+    """
+    return logged_at_ms >= 0 and label.learned_at_ms > logged_at_ms + settings.future_ms_max
 
 
 def capped(kept: dict[str, Any]) -> bool:

@@ -22,7 +22,7 @@ from schemas.errors import InvalidRecord, SettingsError, Unavailable
 from schemas.label import Label
 from schemas.record import Record
 from schemas.topics import DECISIONS, LABELS, Topic
-from streams.bus import committed_offsets, read_topic
+from streams.bus import Message, committed_offsets, read_topic
 from streams.follow import IDS_MAX, TAIL, Follower, Source
 from streams.lane import Place
 from streams.recent import is_ahead
@@ -96,7 +96,7 @@ def on_decision(world: TallyWorld, decision: Decision, source: Source) -> Sequen
 
 def on_label(world: TallyWorld, label: Label, source: Source) -> Sequence[Record]:
     """Gathers its rows. One that is dated ahead has none: `feedback` lays it aside."""
-    if is_ahead(label, world.settings):
+    if is_ahead(label, source.timestamp_ms, world.settings):
         return ()
     lessons = learned_in_turn(world.verdicts, label, source.partition, source.offset)
     gather_lessons(world.catalogue, lessons, source.partition, source.offset, world.rows)
@@ -145,7 +145,7 @@ async def assigned(world: TallyWorld, places: frozenset[Place]) -> None:
 
 def decisions_before(settings: Settings, ends: Mapping[int, int]) -> Iterator[Decision]:
     """The last decisions before these offsets, by partition."""
-    for _, _, decision in _before(settings, DECISIONS, Decision, ends, TAIL):
+    for _, decision in _before(settings, DECISIONS, Decision, ends, TAIL):
         yield decision
 
 
@@ -155,21 +155,21 @@ def verdicts_before(settings: Settings, ends: Mapping[int, int]) -> Verdicts:
     Read from twice as far back as labels are held against each other, so that what the last label before an end was held against is known too.
     """
     verdicts: Verdicts = {}
-    for partition, offset, label in _before(settings, LABELS, Label, ends, 2 * VERDICTS_KEPT):
-        if not is_ahead(label, settings):
-            learned_in_turn(verdicts, label, partition, offset)
+    for message, label in _before(settings, LABELS, Label, ends, 2 * VERDICTS_KEPT):
+        if not is_ahead(label, message.timestamp_ms, settings):
+            learned_in_turn(verdicts, label, message.partition, message.offset)
     return verdicts
 
 
-def _before(settings: Settings, topic: Topic, kind: type[R], ends: Mapping[int, int], count: int) -> Iterator[tuple[int, int, R]]:
-    """Partition, offset and record of those of the `count` before these offsets that can be read."""
+def _before(settings: Settings, topic: Topic, kind: type[R], ends: Mapping[int, int], count: int) -> Iterator[tuple[Message, R]]:
+    """Those of the `count` before these offsets that can be read, each with where it lies."""
     there = {p: end for p, end in ends.items() if end > 0}
     start = {p: max(0, end - count) for p, end in there.items()}
     for batch in read_topic(settings, topic, start, list(there)) if there else ():
         for message in batch:
             if message.offset < there[message.partition]:
                 with suppress(InvalidRecord):
-                    yield message.partition, message.offset, decode(kind, message.value)
+                    yield message, decode(kind, message.value)
 
 
 APP = Follower(name="tally", reads={DECISIONS: on_decision, LABELS: on_label}, assigned=assigned, settle=settle)

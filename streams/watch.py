@@ -107,7 +107,7 @@ def on_decision(world: WatchWorld, decision: Decision, source: Source) -> Sequen
 
 def on_label(world: WatchWorld, label: Label, source: Source) -> Sequence[Record]:
     """Takes it in, unless it is dated ahead: it would make labels seem to come late."""
-    if is_ahead(label, world.settings):
+    if is_ahead(label, source.timestamp_ms, world.settings):
         return ()
     label_seen(world.windows.setdefault(source.partition, Window()), label)
     return ()
@@ -120,11 +120,11 @@ async def assigned(world: WatchWorld, places: frozenset[Place]) -> None:
 
 def _from_the_log(settings: Settings, places: frozenset[Place]) -> dict[int, Window]:
     windows = {partition: Window() for _, partition in places}
-    for partition, _, decision in followed_so_far(settings, APP.name, DECISIONS, places):
-        decision_seen(windows[partition], decision)
-    for partition, _, label in followed_so_far(settings, APP.name, LABELS, places):
-        if not is_ahead(label, settings):
-            label_seen(windows[partition], label)
+    for message, decision in followed_so_far(settings, APP.name, DECISIONS, places):
+        decision_seen(windows[message.partition], decision)
+    for message, label in followed_so_far(settings, APP.name, LABELS, places):
+        if not is_ahead(label, message.timestamp_ms, settings):
+            label_seen(windows[message.partition], label)
     return windows
 
 

@@ -8,7 +8,7 @@ import pytest
 from confluent_kafka import Consumer, Producer
 
 from schemas.errors import SettingsError, Unavailable
-from schemas.topics import ACCOUNTS, DECISIONS, TOPICS
+from schemas.topics import ACCOUNTS, DECISIONS, LABELS, TOPICS
 from streams import kafka
 from streams.kafka import describe_topics
 from streams.lag import lags
@@ -76,6 +76,7 @@ def test_three_brokers_keep_three_copies_and_two_must_have_each_record(settings:
             assert topics[topic.name].config["min.insync.replicas"] == "2"
         assert topics[ACCOUNTS.name].config["cleanup.policy"] == "compact"
         assert topics[DECISIONS.name].config["retention.ms"] == "-1"
+        assert topics[LABELS.name].config["message.timestamp.type"] == "LogAppendTime"
         stack.part("kafka-2").kill9()
         tell(stack.settings, b"one")
         assert told(stack.settings, 1) == [b"one"]

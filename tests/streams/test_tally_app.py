@@ -18,7 +18,6 @@ from schemas.label import Label, LabelSource
 from schemas.topics import DECISIONS
 from schemas.transaction import TransactionKind
 from streams import tally
-from streams.clock import clock_ms
 from streams.follow import Source
 from streams.settings import Settings
 from streams.tally import TallyWorld
@@ -27,6 +26,7 @@ from tests.world import a_transaction
 
 DAY = 86_400_000
 DONE = {("decisions", 1): 9}
+LOGGED_DAY = 3650
 
 
 class Flaky(DictMemory):
@@ -50,8 +50,8 @@ def decided(name: str, outcome: Outcome = Outcome.APPROVE, **changes: object) ->
 
 
 def at(offset: int, topic: str = "decisions") -> Source:
-    """A place in partition 1."""
-    return Source(topic, 1, offset, NOON, b"a1", b"", ())
+    """A place in partition 1, logged LOGGED_DAY days from noon."""
+    return Source(topic, 1, offset, NOON + LOGGED_DAY * DAY, b"a1", b"", ())
 
 
 def of_merchant(world: TallyWorld) -> bytes:
@@ -141,8 +141,8 @@ def learned(*labels: Label, world: TallyWorld | None = None, first: int = 0) -> 
 
 
 def test_a_label_that_is_dated_ahead_takes_nothing_from_what_is_known_of_its_merchant() -> None:
-    ahead_days = 3650 + (clock_ms() - NOON) // DAY
-    world = learned(a_label("l1"), a_label("l2", "t2", learned_day=ahead_days), a_label("l3", "t3"))
+    """By when the log took it: who reads it again later, when that time has come, makes the same of it."""
+    world = learned(a_label("l1"), a_label("l2", "t2", learned_day=LOGGED_DAY + 1), a_label("l3", "t3"))
     assert frauds(world, "merchant", "m1") == 2
     learned(a_label("l4", "t2"), world=world, first=3)
     assert frauds(world, "merchant", "m1") == 3, "its mended record counts"

@@ -25,6 +25,7 @@ from schemas.label import Label, LabelSource
 from schemas.topics import LABELS
 from streams import tally
 from streams.bus import KafkaBus, committed_offsets, end_offsets, read_topic
+from streams.clock import clock_ms
 from streams.follow import Source
 from streams.load import ensure_loaded
 from streams.loaded import LOADED, fill
@@ -122,7 +123,7 @@ def begun(memory: DictMemory, placed: Sequence[Placed], acknowledged: int, until
 def follow(world: TallyWorld, placed: Placed) -> None:
     """The app reads a label."""
     partition, offset, label = placed
-    tally.on_label(world, label, Source(LABELS.name, partition, offset, NOON, None, None, ()))
+    tally.on_label(world, label, Source(LABELS.name, partition, offset, clock_ms(), None, None, ()))
 
 
 def lived(placed: Sequence[Placed], happens: Sequence[int] = ()) -> DictMemory:

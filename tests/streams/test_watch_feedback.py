@@ -31,10 +31,11 @@ from tests.streams.conftest import messages
 from tests.streams.test_archive import NOON, a_decision
 
 HOUR_MS = 3_600_000
+LOGGED_MS = NOON + 30 * 24 * HOUR_MS
 
 
 def at(offset: int, topic: str = DECISIONS.name) -> Source:
-    return Source(topic, 1, offset, NOON, b"a1", b"", ())
+    return Source(topic, 1, offset, LOGGED_MS, b"a1", b"", ())
 
 
 def a_label(transaction_id: str, label_id: str = "l1", **changes: object) -> Label:
@@ -183,7 +184,7 @@ def test_a_label_that_cannot_be_right_becomes_a_dead_letter() -> None:
     assert followed(world, a_label("t1")) is None, "delivered again"
     assert followed(world, a_label("t1", "l2")) == "repeated"
     assert followed(world, a_label("t1", "l3", learned_at_ms=1)) == "learned_too_early"
-    ahead = a_label("t1", "l5", learned_at_ms=clock_ms() + 48 * HOUR_MS)
+    ahead = a_label("t1", "l5", learned_at_ms=LOGGED_MS + HOUR_MS)
     assert followed(world, ahead) == "learned_in_future"
     assert followed(world, msgspec.structs.replace(ahead, learned_at_ms=NOON + 2 * HOUR_MS)) is None, "mended"
     assert followed(world, a_label("t2")) == "unknown_transaction"
