@@ -90,7 +90,7 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_attributes_are_columns_for_training_and_a_text_is_always_the_same_number(foreign: Path) -> None:
     history, delay_ms = given_in(foreign)
     given = pq.read_table(foreign / "payments.parquet")
-    assert history.names == (*CATALOGUE.names, "clock.hour", "clock.weekday", "attribute.v1", "attribute.v2")
+    assert history.names == (*CATALOGUE.names, "memory.terminal_log_capped", "clock.hour", "clock.weekday", "attribute.v1", "attribute.v2")
     assert history.vectors[:, -4].tolist() == [second % 86_400 / 3600 for second in given["second"].to_pylist()]
     assert history.vectors[[0, -1], -3].tolist() == [2, 6], "2025-01-01 was a Wednesday"
     assert history.vectors[:, -2].tolist() == [float(text) for text in given["V1"].to_pylist()]
@@ -326,5 +326,5 @@ def test_a_model_that_reads_a_files_own_columns_is_not_promoted(foreign: Path) -
     history = given_in(foreign).history  # by a catalogue with another memory; as if by the one that serves
     examples = replace(history.training_set(history.last_ms, DAY_MS), catalogue_id=CATALOGUE.catalogue_id)
     made = train.trained(examples, train.recipe_in(foreign / "recipe.toml"), policy_from_toml(default_policy_text()), seed=1)
-    with pytest.raises(ArtefactError, match=r"reads 'clock\.hour', which no request carries"):
+    with pytest.raises(ArtefactError, match=r"reads 'memory\.terminal_log_capped', which no request carries"):
         served_here(made.artefact.ensemble)
