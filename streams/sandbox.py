@@ -18,11 +18,11 @@ from schemas.decision import Action
 from schemas.errors import SettingsError
 from streams.authorize.problem import ERRORS
 from streams.demo import of_its_own
-from streams.folder import SANDBOX, made, with_kept_secrets
+from streams.folder import SANDBOX, is_owned, made, with_kept_secrets
 from streams.lab import ensure_champion
 from streams.ready import write_whole
 from streams.settings import Settings
-from streams.stack import running
+from streams.stack import refuse_taken_ports, running
 from streams.steps import Steps
 
 APPS = ("authorize", "score", "hold", "ledger", "sar", "tally")
@@ -88,6 +88,8 @@ def its_settings(settings: Settings, folder: Path) -> Settings:
 
 
 def _run(settings: Settings, as_json: bool) -> int:
+    if not is_owned(settings.data_dir):  # where it is, that is what the start refuses
+        refuse_taken_ports(settings)
     steps = Steps(Console(stderr=True))
     with steps.step("a first model, trained on simulated history"):
         ensure_champion(settings, steps.say)

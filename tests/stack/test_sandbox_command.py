@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -90,3 +91,18 @@ def test_the_sandbox_of_the_command_does_what_the_table_says(trained: Path, tmp_
         finally:
             sandbox.send_signal(signal.SIGINT)
             assert sandbox.wait(60) == 0, (tmp_path / "log").read_text()[-3000:]
+
+
+@pytest.mark.parametrize("door", ["http", "iso8583"])
+def test_a_port_that_is_taken_is_refused_before_a_model_is_trained(tmp_path: Path, door: str) -> None:
+    folder = tmp_path / "sandbox"
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("HOLDFAST_")}
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        ports = {"iso8583": str(a_free_port())} | {door: str(port)}
+        command = [sys.executable, "-m", "streams.cli", "sandbox", "--data", str(folder), *(f"--{name}={value}" for name, value in ports.items())]
+        done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2, done.stderr
+    assert f"HOLDFAST_{door.upper()}_PORT: port {port} of 127.0.0.1 is taken" in done.stderr
+    assert "trained" not in done.stderr
+    assert not (folder / "registry").exists()
