@@ -35,18 +35,21 @@ READ = (TRANSACTIONS, CLEARINGS, DEAD_LETTERS, DECISIONS, HOLDS, LEDGER, SAR_CAN
 """In this order: what is asked before what follows from it, so that an answer given meanwhile is not missed."""
 KEPT_WHOLE = (DECISIONS, HOLDS, LEDGER)
 """Topics that must still have their first record: books of which a part is gone cannot be checked."""
+SEEN_IN_A_PART = ("unreadable_record", "two_records_of_one_id")
+"""Disagreements that are so whatever the brokers dropped; any other may come of records that are gone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a check found. `aged` are topics whose oldest records the broker no longer has, though it should; `not_asked` is why nobody asked
-    whether SAR candidates are missing."""
+    """What a check found. `aged` are topics whose oldest records the broker no longer has, though it should, and
+    `unsettled` how many differences may come of that; `not_asked` is why nobody asked whether SAR candidates are missing."""
 
     counts: Counter[str]
     outcomes: Counter[str]
     sums: Counter[str]
     disagreements: list[Disagreement]
     aged: dict[str, int]
+    unsettled: int = 0
     not_asked: str = ""
 
     @property
@@ -64,7 +67,15 @@ class Report:
         lines += [f"not asked whether SAR candidates are missing: {self.not_asked}"] if self.not_asked else []
         hidden = len(self.disagreements) - most
         lines += [f"... and {hidden:,} more"] if hidden > 0 else []
-        return [*lines, "the books agree" if self.agrees else f"the books do NOT agree: {len(self.disagreements):,} disagreements"]
+        return [*lines, self._verdict]
+
+    @property
+    def _verdict(self) -> str:
+        if self.disagreements:
+            return f"the books do NOT agree: {len(self.disagreements):,} disagreements"
+        if self.aged:
+            return f"the books cannot be checked: the log is not whole; differences that may come of what it lost: {self.unsettled:,}"
+        return "the books agree"
 
     def figures(self) -> dict[str, object]:
         """For programs."""
@@ -76,6 +87,7 @@ class Report:
             "disagreements": len(self.disagreements),
             "disagreements_by_code": dict(Counter(d.code for d in self.disagreements)),
             "dropped": self.aged,
+            "unsettled": self.unsettled,
             "not_asked": self.not_asked,
         }
 
@@ -98,8 +110,9 @@ def check_books(settings: Settings, grace_ms: int = GRACE_MS) -> Report:
         policies, not_asked = _policies(settings, audit.policy_ids), ""
     except (ArtefactError, SettingsError) as error:
         policies, not_asked = [], str(error)
-    disagreements = audit.disagreements(now_ms, grace_ms, first_offsets, policies)
-    return Report(audit.counts, audit.outcomes, audit.sums(), disagreements, aged, not_asked)
+    found = audit.disagreements(now_ms, grace_ms, first_offsets, policies)
+    sure = [d for d in found if d.code in SEEN_IN_A_PART] if aged else found
+    return Report(audit.counts, audit.outcomes, audit.sums(), sure, aged, len(found) - len(sure), not_asked)
 
 
 def _policies(settings: Settings, named: Collection[str]) -> list[Policy]:
@@ -137,12 +150,12 @@ def _feed(audit: Audit, topic: Topic, message: Message) -> None:
 
 
 def agreed(settings: Settings, wait_s: float, said: float = 2.0) -> Report:
-    """The report as soon as the books agree, or the last one after `wait_s` seconds: the apps may still be at work."""
+    """The report as soon as the books agree or the log is not whole, or the last one after `wait_s` seconds: the apps may still be at work."""
     deadline = time.monotonic() + wait_s
     while True:
         report = check_books(settings)
         left_s = deadline - time.monotonic()
-        if report.agrees or left_s <= 0:
+        if report.agrees or report.aged or left_s <= 0:
             return report
         print(f"  {len(report.disagreements):,} disagreements so far; the apps have {left_s:.0f} s left to settle them", file=sys.stderr)
         time.sleep(min(said, left_s))

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
 from msgspec import structs
 
 from models.policy import policy_from_toml
@@ -15,12 +17,12 @@ from schemas.avro import encode
 from schemas.dead_letter import DeadLetter
 from schemas.decision import Outcome
 from schemas.errors import SettingsError
-from schemas.topics import CLEARINGS, DEAD_LETTERS, DECISIONS, TRANSACTIONS, Topic
+from schemas.topics import CLEARINGS, DEAD_LETTERS, DECISIONS, HOLDS, TRANSACTIONS, Topic
 from schemas.transaction import TransactionKind
 from streams import bus
 from streams.bus import KafkaBus
 from streams.check import check, check_books
-from streams.settings import Settings
+from streams.settings import Settings, librdkafka
 from streams.stack import running
 from tests.models.decisions import a_decision as moving
 from tests.streams.conftest import a_clearing, messages
@@ -37,6 +39,14 @@ def tell(settings: Settings, topic: Topic, value: bytes) -> None:
         await to.close()
 
     asyncio.run(told())
+
+
+def forget_records(settings: Settings, topic: Topic, partition: int, first: int) -> None:
+    """Lets the brokers drop what lies before `first`, as retention does."""
+    place = TopicPartition(topic.name, partition, first)
+    admin = AdminClient(librdkafka(settings))
+    (done,) = admin.delete_records([place]).values()
+    assert done.result(20).low_watermark == first
 
 
 def refuse_all(settings: Settings, topic: Topic) -> None:
@@ -76,6 +86,27 @@ def test_a_candidate_that_nobody_told_is_missed_by_the_policy_of_its_decision(tm
         assert report.agrees
         assert "pol_gone" in str(report.figures()["not_asked"])
         assert "not asked whether SAR candidates are missing: " in "\n".join(report.lines())
+
+
+def test_a_log_that_lost_its_beginning_is_named_and_what_that_may_explain_is_no_disagreement(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with running(Settings(data_dir=tmp_path, http_port=0), broker_name="real", apps=()) as stack:
+        tell(stack.settings, DECISIONS, encode(moving("b1", TransactionKind.ECOMMERCE, 300, NOON, Outcome.APPROVE)))
+        assert [d.code for d in check_books(stack.settings).disagreements] == ["unconfirmed_hold"]
+        tell(stack.settings, HOLDS, b"rubbish")
+        (gone,) = messages(stack.settings, HOLDS)
+        forget_records(stack.settings, HOLDS, gone.partition, gone.offset + 1)
+        assert check(["--wait", "600", "--json"], stack.settings) == 1
+        *lines, figures = capsys.readouterr().out.splitlines()
+        found = json.loads(figures)
+        assert (found["dropped"], found["unsettled"], found["disagreements"], found["agrees"]) == ({"holds": 1}, 1, 0, False)
+        assert lines[-1] == "the books cannot be checked: the log is not whole; differences that may come of what it lost: 1"
+        assert "unconfirmed_hold" not in "".join(lines)
+        tell(stack.settings, DECISIONS, b"rubbish")
+        report = check_books(stack.settings)
+        assert [d.code for d in report.disagreements] == ["unreadable_record"]
+        assert report.lines()[-1] == "the books do NOT agree: 1 disagreements"
 
 
 def test_a_check_without_a_system_says_that_none_runs(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
