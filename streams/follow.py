@@ -26,7 +26,7 @@ from schemas.identity import derived_id
 from schemas.record import EPOCH_MS_MAX, Record
 from schemas.topics import TOPICS, Topic
 from streams import journal, metrics
-from streams.bus import Bus, KafkaBus, Message, read_tail
+from streams.bus import Bus, KafkaBus, Message, committed_of, end_offsets, read_tail
 from streams.lane import SESSION_S, Lane, Place, Reading, Turn
 from streams.named import named
 from streams.ready import forget_ready, tell_ready
@@ -373,6 +373,19 @@ class Harness:
         metrics.ASSIGNED.set(len(places))
         self.begin(self._prepare(self.reading.turn))
 
+    async def say_dropped(self, places: frozenset[Place]) -> None:
+        """Warns of each of these places whose next record the brokers dropped before it was followed."""
+        with suppress(Unavailable):
+            for topic in self._follower.reads:
+                partitions = {partition for name, partition in places if name == topic.name}
+                committed = await asyncio.to_thread(committed_of, self._settings, self._follower.name, [topic])
+                for partition, (first, _) in (await asyncio.to_thread(end_offsets, self._settings, topic, partitions)).items():
+                    offset = committed.get((topic.name, partition), first)
+                    if offset < first:
+                        self._log.warning(
+                            "the brokers dropped records before they were followed", topic=topic.name, partition=partition, next=offset, first=first
+                        )
+
     async def _prepare(self, turn: Turn) -> None:
         pause_s = BACKOFF_S
         async with self._preparing:  # a turn that is still at it, though it is over, must not replace what this one reads
@@ -446,7 +459,9 @@ def assembled(harness: Harness, name: str, settings: Settings) -> Any:
         await harness.on_revoked(app)
 
     async def on_assigned(_: Any, places: Any, **__: Any) -> None:
-        harness.on_assigned(frozenset((topic, partition) for topic, partition in places))
+        ours = frozenset((topic, partition) for topic, partition in places)
+        harness.on_assigned(ours)
+        harness.begin(harness.say_dropped(ours))
 
     app.on_partitions_revoked.connect(on_revoked, weak=False)
     app.on_partitions_assigned.connect(on_assigned, weak=False)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 from types import SimpleNamespace
 
 import psutil
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
 from faust.types import TP
 
 from schemas.avro import decode, encode
 from schemas.dead_letter import DeadLetter
 from schemas.topics import LEDGER
 from streams import watchdog
-from streams.bus import ListBus, Message
+from streams.bus import ListBus, Message, end_offsets
 from streams.consumer import Consumer
 from streams.follow import Follower, Harness
 from streams.lane import Lane, Reading, Turn
-from streams.settings import Settings
+from streams.settings import Settings, librdkafka
 from tests.streams.conftest import Bench, committed, forget_offsets
 
 
@@ -91,6 +94,26 @@ def test_what_is_delivered_again_is_not_written_again(bench: Bench) -> None:
     bench.start("plain")
     bench.until(lambda: committed(bench) == 500)
     assert sorted(bench.written) == sorted(numbers(500))
+
+
+def test_records_that_the_brokers_dropped_before_they_were_followed_are_said(bench: Bench) -> None:
+    bench.tell(*numbers(20), accounts=1)
+    worker = bench.start("plain")
+    bench.until(lambda: committed(bench) == 20)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(20) == 0
+    bench.tell(*numbers(30)[20:], accounts=1)
+    ends = end_offsets(bench.settings, bench.topic)
+    (partition,) = (number for number, (_, end) in ends.items() if end)
+    admin = AdminClient(librdkafka(bench.settings))
+    (dropped,) = admin.delete_records([TopicPartition(bench.topic.name, partition, 25)]).values()
+    assert dropped.result(20).low_watermark == 25
+    assert "dropped" not in bench.said
+    bench.start("plain")
+    bench.until(lambda: committed(bench) == 30)
+    bench.until(lambda: "the brokers dropped records before they were followed" in bench.said)
+    (said,) = (line for line in bench.said.splitlines() if "the brokers dropped" in line)
+    assert {"topic": bench.topic.name, "partition": partition, "next": 20, "first": 25}.items() <= json.loads(said).items()
 
 
 def test_what_lies_in_the_log_twice_is_followed_by_one_record(bench: Bench) -> None:
