@@ -35,7 +35,7 @@ READ = (TRANSACTIONS, CLEARINGS, DEAD_LETTERS, DECISIONS, HOLDS, LEDGER, SAR_CAN
 """In this order: what is asked before what follows from it, so that an answer given meanwhile is not missed."""
 KEPT_WHOLE = (DECISIONS, HOLDS, LEDGER)
 """Topics that must still have their first record: books of which a part is gone cannot be checked."""
-SEEN_IN_A_PART = ("unreadable_record", "two_records_of_one_id")
+SEEN_IN_A_PART = ("unreadable_record", "two_records_of_one_id", "unsound_decision", "posted_above_hold", "released_above_hold")
 """Disagreements that are so whatever the brokers dropped; any other may come of records that are gone."""
 
 

@@ -104,9 +104,10 @@ def test_a_log_that_lost_its_beginning_is_named_and_what_that_may_explain_is_no_
         assert lines[-1] == "the books cannot be checked: the log is not whole; differences that may come of what it lost: 1"
         assert "unconfirmed_hold" not in "".join(lines)
         tell(stack.settings, DECISIONS, b"rubbish")
+        tell(stack.settings, DECISIONS, encode(structs.replace(moving("b2", TransactionKind.ECOMMERCE, 300, NOON, Outcome.BLOCK), held_minor=300)))
         report = check_books(stack.settings)
-        assert [d.code for d in report.disagreements] == ["unreadable_record"]
-        assert report.lines()[-1] == "the books do NOT agree: 1 disagreements"
+        assert sorted(d.code for d in report.disagreements) == ["unreadable_record", "unsound_decision"]
+        assert report.lines()[-1] == "the books do NOT agree: 2 disagreements"
 
 
 def test_a_check_without_a_system_says_that_none_runs(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
