@@ -117,6 +117,8 @@ class HttpProtocol(asyncio.Protocol):
         self._pouring = False
         self._last = False
         """No request is taken any more after those that wait."""
+        self._half_closed = False
+        """The host sends nothing more."""
         self._refusal: Problem | None = None
         """What is said after the last answer."""
         self._heard_at = self._unread_at = self._loop.time()
@@ -168,8 +170,9 @@ class HttpProtocol(asyncio.Protocol):
             self._refuse(Problem("head_too_large", param="headers"))
 
     def eof_received(self) -> bool:
-        """The host sends nothing more; what it asked is answered first."""
-        self._last = True
+        """The host sends nothing more; what it asked is answered first. A stream ends: nothing else is heard of a host that goes away."""
+        self._last = self._half_closed = True
+        self._stop_pouring()
         return self._answering is not None and self._transport.get_extra_info("sslcontext") is None  # TLS has no half-closed connection here
 
     def pause_writing(self) -> None:
@@ -289,7 +292,7 @@ class HttpProtocol(asyncio.Protocol):
             async for part in parts:
                 if self._room is not None:
                     await self._room
-                if self._transport.is_closing():
+                if self._transport.is_closing() or self._half_closed:
                     break
                 self._transport.write(part)
         except asyncio.CancelledError:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from types import SimpleNamespace
 
 import httptools
 import pytest
 
 from streams.authorize import protocol
-from streams.authorize.protocol import BODY_BYTES_MAX, HEAD_BYTES_MAX, HttpProtocol, Reply, Request
+from streams.authorize.protocol import BODY_BYTES_MAX, HEAD_BYTES_MAX, HttpProtocol, Reply, Request, Stream
 
 POST = b"POST /echo?x=1 HTTP/1.1\r\nhost: h\r\n"
 
@@ -28,10 +28,22 @@ class Echo:
 
     def __init__(self) -> None:
         self.asked: list[Request] = []
+        self.ended = asyncio.Event()
+        """A stream has."""
 
-    async def reply(self, request: Request) -> Reply:
+    async def pours(self) -> AsyncIterator[bytes]:
+        """One part, and then nothing for long."""
+        try:
+            yield b"id: 1\n\n"
+            await asyncio.sleep(60)
+        finally:
+            self.ended.set()
+
+    async def reply(self, request: Request) -> Reply | Stream:
         """What was asked, as JSON."""
         self.asked.append(request)
+        if request.path == "/stream":
+            return Stream(b"", self.pours())
         if request.path == "/slow":
             await asyncio.sleep(0.05)
         if request.path == "/bug":
@@ -291,6 +303,18 @@ def test_a_clean_stop_answers_what_was_asked_and_takes_no_more() -> None:
         status, headers, _ = await host.answer()
         assert (status, headers["connection"], await host.cut()) == (200, "close", True)
         assert [request.path for request in host.echo.asked] == ["/slow"]
+
+    on_a_connection(play)
+
+
+@pytest.mark.parametrize("read_s", [0.0, 0.05])
+def test_a_stream_ends_when_its_host_goes_and_not_only_when_something_is_written_to_it(read_s: float) -> None:
+    async def play(host: Host) -> None:
+        host.writer.write(b"GET /stream HTTP/1.1\r\n\r\n")
+        await asyncio.sleep(read_s)
+        host.writer.write_eof()
+        await asyncio.wait_for(host.echo.ended.wait(), 2)
+        assert (await host.reader.read()).startswith(b"HTTP/1.1 200 OK")
 
     on_a_connection(play)
 
