@@ -163,7 +163,7 @@ def _add_test(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="the archive (default: that of the settings)")
     parser.add_argument("--alerts-per-day-max", type=bound_of, metavar="N", help="exit status 1 if the candidate gives more")
-    parser.add_argument("--honest-blocked-max", type=int, metavar="N", help="exit status 1 if the candidate blocks more honest payments")
+    parser.add_argument("--honest-blocked-max", type=bound_of, metavar="N", help="exit status 1 if the candidate blocks more honest payments")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
 
 

@@ -66,7 +66,10 @@ def test_a_stricter_candidate_is_told_of_and_nothing_is_saved(archive: Path, tmp
     assert "at most 0.01 are allowed" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("option", [("--alerts-per-day-max", "nan"), ("--alerts-per-day-max", "-1"), ("--since", f"{'9' * 400}d")])
+@pytest.mark.parametrize(
+    "option",
+    [("--alerts-per-day-max", "nan"), ("--alerts-per-day-max", "-1"), ("--honest-blocked-max", "-1"), ("--since", f"{'9' * 400}d")],
+)
 def test_a_bound_that_is_none_is_refused(archive: Path, tmp_path: Path, option: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "p.toml"
     file.write_text(default_policy_text())
