@@ -228,7 +228,10 @@ def test_a_foreign_file_is_trained_on_and_evaluated_with_its_own_columns(foreign
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["held_out"]["auc"] > 0.9
     assert evaluate.evaluate([*about, "--spans", "4/1/2", "--folds", "2", "--resamples", "20", "--cards", "5"], settings) == 0
     said = capsys.readouterr()
-    table = json.loads(said.out.splitlines()[-1])["table"]
+    told = json.loads(said.out.splitlines()[-1])
+    table = told["table"]
+    assert all(set(tried["gain"]) == {"average_precision", "less_loss_value", "less_loss_low", "less_loss_high"} for tried in told["folds"])
+    assert all(set(tried["weights"]) == {name for name in table if "ensemble" not in name} for tried in told["folds"])
     assert table["learned"]["roc_auc"]["value"] > 0.9 > table["velocity"]["roc_auc"]["value"]
     assert "fold 2 of 2" in said.err
     assert "ensemble, fitted weights" in said.out
