@@ -25,7 +25,7 @@ from schemas.avro import decode
 from schemas.decision import MEMORY_MISSING, Decision, ReasonSource
 from schemas.errors import ArtefactError, InvalidRecord, SettingsError
 from schemas.topics import DECISIONS
-from streams.bus import read_topic
+from streams.bus import Message, end_offsets, read_topic
 from streams.folder import keys_of
 from streams.settings import Settings
 
@@ -39,6 +39,8 @@ STAND_IN, FORCED, UNSCORED = (
 )
 FOREIGN = "decided on another catalogue"
 """Why a decision does not follow from its model and policy alone."""
+DROPPED, UNREADABLE = "the log dropped it", "no decision can be read from it: `holdfast check` names it"
+"""Why a record of the log is not there to be judged again."""
 
 
 class Difference(NamedTuple):
@@ -117,18 +119,28 @@ class Bench:
 
 def check_verdicts(settings: Settings) -> Verdicts:
     """Compares what the brokers have. LogUnavailable if they do not answer; SettingsError without the public key of the models."""
-    return verdicts_compared(_decisions(settings), Bench(Registry(settings.registry_dir, keys_of(settings))))
+    lows = [low for low, _ in end_offsets(settings, DECISIONS).values()]
+    return log_compared(read_topic(settings, DECISIONS), lows, Bench(Registry(settings.registry_dir, keys_of(settings))))
 
 
-def _decisions(settings: Settings) -> Iterator[list[Decision]]:
-    """Each decision, the first time that it is in the log."""
+def log_compared(batches: Iterable[Sequence[Message]], lows: Iterable[int], bench: Bench) -> Verdicts:
+    """Judges what is in the log again, and counts what is not: `lows` are the oldest offsets of its partitions, which all begin at 0."""
+    absent = Counter({DROPPED: sum(lows)})
+    found = verdicts_compared(_decisions(batches, absent), bench)
+    found.not_comparable += absent  # of those that there are
+    return found
+
+
+def _decisions(batches: Iterable[Sequence[Message]], absent: Counter[str]) -> Iterator[list[Decision]]:
+    """Each decision, the first time that it is in the log; what cannot be read is counted as absent."""
     once = set[str]()
-    for batch in read_topic(settings, DECISIONS):
+    for batch in batches:
         new = list[Decision]()
         for message in batch:
             try:
                 decision = decode(Decision, message.value)
-            except InvalidRecord:  # `check` names it
+            except InvalidRecord:
+                absent[UNREADABLE] += 1
                 continue
             if decision.decision_id not in once:
                 once.add(decision.decision_id)

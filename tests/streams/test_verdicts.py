@@ -10,10 +10,13 @@ import pytest
 
 from models.opinion import Judges
 from schemas.account import AccountStatus
+from schemas.avro import encode
 from schemas.decision import Decision, Outcome, ReasonSource
 from schemas.errors import ArtefactError, SettingsError
+from schemas.topics import DECISIONS
 from schemas.transaction import TransactionKind
-from streams.verdicts import FORCED, FOREIGN, STAND_IN, UNSCORED, Bench, Verdicts, verdicts_compared
+from streams.bus import Message
+from streams.verdicts import DROPPED, FORCED, FOREIGN, STAND_IN, UNREADABLE, UNSCORED, Bench, Verdicts, log_compared, verdicts_compared
 from tests.world import NOON, TestWorld, a_transaction, a_world, an_ensemble
 
 REFUSED = "pol_of_an_earlier_release"
@@ -112,3 +115,14 @@ def test_what_does_not_follow_is_counted_by_why_and_a_lost_model_is_no_agreement
     assert not lost.agrees
     assert (lost.compared, lost.equal, sum(lost.lost.values())) == (1, 1, 2)
     assert all(any(why in line for line in lost.lines()) for why in ("mdl_gone", "unknown key"))
+
+
+def test_what_the_log_dropped_and_what_cannot_be_read_is_counted() -> None:
+    world = decided_much()
+    told = [Message(DECISIONS.name, 0, 3 + place, 0, None, encode(decision)) for place, decision in enumerate(world.decisions[:2])]
+    broken = Message(DECISIONS.name, 1, 0, 0, None, b"no decision")
+    found = log_compared([[*told, broken, told[0]]], [3, 0], Known(world.world.panel.champions))
+    assert (found.agrees, found.compared, dict(found.not_comparable)) == (True, 2, {DROPPED: 3, UNREADABLE: 1})
+    assert f"{3:>10,}  not comparable: {DROPPED}" in found.lines()
+    whole = log_compared([told], [0, 0], Known(world.world.panel.champions))
+    assert not whole.not_comparable
