@@ -302,10 +302,7 @@ class _Making:
 
     def _constant(self, field: str, value: str | float) -> None:
         """A value that all rows have; a word of a list is text."""
-        if not _all_are([value], _KINDS[field]):
-            self.doubtful[:] = True
-        else:
-            self._add(field, _Found(np.zeros(self._n, np.int64), [value], np.zeros(1, np.bool_)))
+        self._add(field, _Found(np.zeros(self._n, np.int64), [value], np.zeros(1, np.bool_)))
 
     def _field(self, field: str, column: pa.Array) -> None:
         words = self._mapping.values.get(field)

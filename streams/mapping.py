@@ -367,11 +367,23 @@ def _faults_of_meaning(mapping: Mapping) -> list[str]:
     faults += [f"{field}: a Transaction has no such field" for field in sources if field not in _FIELDS]
     faults += [f"{field}: has its own table, it cannot be in [{sources[field][0]}]" for field in sources if field in BY_TABLE]
     faults += [f"{field}: is inside a record, it cannot be in [constants]" for field in mapping.constants if "." in field and field in _FIELDS]
+    faults += _faults_of_constants(mapping.constants)
     faults += [f"tokens.{field}: cannot be a token" for field in mapping.tokens if field in _FIELDS and field not in TOKEN_KINDS]
     faults += [f"values.{field}: is not mapped in [fields]" for field in mapping.values if field not in mapping.fields]
     faults += [f"[memory]: there is no entity {name!r}" for name in mapping.memory if name not in _ENTITIES]
     faults += _faults_of_time(mapping.time, "time") + _faults_of_amounts(mapping) + _faults_of_csv(mapping.csv)
     return faults + (_faults_of_events(mapping.account_events, mapping.time) if mapping.account_events else [])
+
+
+def _faults_of_constants(constants: dict[str, str | int | float]) -> list[str]:
+    """Which constants are no values of their fields."""
+    faults, kinds = [], typing.get_type_hints(Transaction, include_extras=True)
+    for field, value in constants.items():
+        try:
+            msgspec.convert(value, kinds.get(field, Any))
+        except msgspec.ValidationError as error:
+            faults.append(f"constants.{field}: {error}")
+    return faults
 
 
 def _faults_of_events(rule: AccountEventsRule, payments: TimeRule) -> list[str]:

@@ -84,7 +84,6 @@ LABELS = [
 CONSTANTS = [
     "",
     '[constants]\nterminal_id = "w1"\n',
-    "[constants]\nterminal_id = 5\n",
 ]
 REF = 'row_id_prefix = "x7-"\n'
 MORE = 'customer_id = "ref"'
