@@ -42,6 +42,7 @@ class Money(NamedTuple):
 
     fraud_blocked: int
     fraud_reviewed: int
+    fraud_declined: int
     fraud_missed: int
     honest_blocked: int
     honest_reviewed: int
@@ -53,6 +54,7 @@ class Effect(NamedTuple):
     outcomes: dict[str, int]
     fraud_blocked: int
     fraud_reviewed: int
+    fraud_declined: int
     fraud_missed: int
     honest_blocked: int
     honest_reviewed: int
@@ -136,10 +138,11 @@ def effect(severity: Ints, payments: Payments, days: float) -> Effect:
 
 
 def _parts(severity: Ints, frauds: Flags) -> dict[str, Flags]:
-    """Which rows are in each of the five parts that counts and money are told of. Fraud that the account could not pay was not missed."""
+    """Which rows are in each of the six parts that counts and money are told of. Fraud that the account could not pay was not missed."""
     return {
         "fraud_blocked": frauds & (severity == BLOCK),
         "fraud_reviewed": frauds & (severity == REVIEW),
+        "fraud_declined": frauds & (severity == DECLINE),
         "fraud_missed": frauds & (severity < REVIEW),
         "honest_blocked": ~frauds & (severity == BLOCK),
         "honest_reviewed": ~frauds & (severity == REVIEW),

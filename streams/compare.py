@@ -153,7 +153,8 @@ def _percent(share: Share) -> str:
 
 def _effect(effect: Effect) -> str:
     outcomes = ", ".join(f"{name} {count:,}" for name, count in effect.outcomes.items())
-    frauds = f"frauds blocked {effect.fraud_blocked:,}, reviewed {effect.fraud_reviewed:,}, missed {effect.fraud_missed:,}"
+    stopped = f"frauds blocked {effect.fraud_blocked:,}, reviewed {effect.fraud_reviewed:,}, declined {effect.fraud_declined:,}"
+    frauds = f"{stopped}, missed {effect.fraud_missed:,}"
     return f"{outcomes}; {frauds}; honest blocked {effect.honest_blocked:,}, reviewed {effect.honest_reviewed:,}"
 
 

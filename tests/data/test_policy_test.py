@@ -81,7 +81,7 @@ def test_a_bound_that_is_none_is_refused(archive: Path, tmp_path: Path, option: 
 def test_what_is_said_to_people_names_money_and_leaves_out_currencies_without_any(archive: Path) -> None:
     live = policy_from_toml(default_policy_text())
     found = backtest(live, live, payments_in(archive, read_by(live)))
-    idle = found.live._replace(money=found.live.money | {"XPF": Money(0, 0, 0, 0, 0)})
+    idle = found.live._replace(money=found.live.money | {"XPF": Money(0, 0, 0, 0, 0, 0)})
     said = lines(found._replace(live=idle, candidate=idle))
     assert not [line for line in said if "XPF" in line]
     (missed,) = [line for line in said if line.startswith("fraud missed, money") and "EUR" in line]

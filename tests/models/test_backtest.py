@@ -95,7 +95,7 @@ def test_it_says_the_fraud_caught_the_honest_hit_and_the_money_by_currency() -> 
     assert (found.live.fraud_blocked, found.live.fraud_missed, found.live.honest_reviewed, found.live.alerts_per_day) == (1, 2, 1, 0.5)
     assert (found.candidate.fraud_reviewed, found.candidate.honest_blocked, found.candidate.honest_reviewed) == (1, 1, 1)
     assert found.candidate.money["EUR"]._asdict() == {
-        "fraud_blocked": 2**60 + 1, "fraud_reviewed": 0, "fraud_missed": 50, "honest_blocked": 30, "honest_reviewed": 0,
+        "fraud_blocked": 2**60 + 1, "fraud_reviewed": 0, "fraud_declined": 0, "fraud_missed": 50, "honest_blocked": 30, "honest_reviewed": 0,
     }  # fmt: skip
     assert found.candidate.money["JPY"].fraud_reviewed == 20
     assert found.overlap == (2, 2, 0, 1, 1, 0)
@@ -106,6 +106,13 @@ def test_an_account_that_could_not_pay_cannot_pay_now_and_a_block_is_a_block() -
     given_ = payments([900, 600, 100], [0, 0, 0], [1, 1, 1], [DECLINE, DECLINE, BLOCK])
     assert replayed(LIVE, given_).tolist() == [BLOCK, DECLINE, APPROVE]
     assert alerts(replayed(LIVE, given_)).tolist() == [True, False, False]
+
+
+def test_every_fraud_is_in_one_part_also_one_that_the_account_could_not_pay() -> None:
+    found = backtest(STRICT, LIVE, payments([900, 600, 100, 100], [1, 1, 1, 1], [1, 2, 4, 8], [APPROVE, APPROVE, DECLINE, APPROVE]))
+    live = found.live
+    assert (live.fraud_blocked, live.fraud_reviewed, live.fraud_declined, live.fraud_missed) == (1, 1, 1, 1)
+    assert (live.money["EUR"].fraud_declined, live.money["JPY"].fraud_missed) == (4, 8)
 
 
 def test_whom_a_policy_asked_to_authenticate_the_account_did_not_decline() -> None:
