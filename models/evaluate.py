@@ -143,7 +143,9 @@ def _tested(history: History, fold: Fold, rows: Ints, frauds: Flags) -> Trial:
     days = (history.at_ms[rows] - fold.test_from_ms) // DAY_MS
     count = -(-(fold.test_until_ms - fold.test_from_ms) // DAY_MS)
     groups = GROUPS if len(np.unique(days)) < DAYS_DRAWN_MIN else 0
-    return Trial(frauds[rows], days, np.unique(history.cards[rows], return_inverse=True)[1], history.amounts_minor[rows], count, groups)
+    cards = np.unique(history.cards[rows], return_inverse=True)[1]
+    currencies = None if history.currencies is None else history.currencies[rows]
+    return Trial(frauds[rows], days, cards, history.amounts_minor[rows], count, groups, history.currency_names, currencies)
 
 
 def _scores(team: Team, serving: Weighed, vectors: Floats, rows: Ints, names: tuple[str, ...]) -> dict[str, Floats]:

@@ -52,6 +52,9 @@ class Trial:
     days_count: int
     groups: int = 0
     """Of how many groups of cards a bootstrap draws; 0: it draws days, of which there are enough."""
+    currency_names: tuple[str, ...] = ()
+    currencies: Ints | None = None
+    """By row the number of its currency; not asked where there is one."""
 
     @property
     def lots(self) -> int:
@@ -144,15 +147,28 @@ def _cards_found(tested: Trial, scores: Floats, k: int) -> tuple[Ints, Ints]:
     return np.repeat(np.arange(tested.days_count), [len(cards) for cards in each]), np.concatenate(each)
 
 
+class Money(NamedTuple):
+    """Sums of each lot in one currency, minor units."""
+
+    fraud_minor: Floats
+    found_minor: Floats
+    saved_minor: Floats
+
+    def figures(self, weights: Floats, days: float, ending: str = "") -> dict[str, float]:
+        """The figures of money; their names end in this."""
+        return {
+            f"value_detection_rate{ending}": _over(float(self.found_minor @ weights), float(self.fraud_minor @ weights)),
+            f"saved_minor_per_day{ending}": float(self.saved_minor @ weights / days),
+        }
+
+
 @dataclass(frozen=True, eq=False)
 class Days:
     """Sums of each lot: what alerts there were, what they found, and what that is worth. `lots_a_day` makes of means of lots means of days."""
 
     alerts: Floats
     hits: Floats
-    fraud_minor: Floats
-    found_minor: Floats
-    saved_minor: Floats
+    money: dict[str, Money]  # by the ending of its figures' names: that of the one currency has none
     card_precision: Floats
     card_ceiling: Floats
     lots_a_day: float
@@ -163,29 +179,36 @@ class Days:
         costs, alert = operation.costs, np.rint(scores * 1000) > operation.alert_above
         hit = alert & tested.frauds
         saved = np.where(hit, tested.amounts_minor * costs.recovered, 0.0) - alert * costs.review_minor - (alert & ~hit) * costs.honest_hurt_minor
+        parts = (tested.amounts_minor * tested.frauds, tested.amounts_minor * hit, saved)
         return cls(
             _by_lot(tested, alert),
             _by_lot(tested, hit),
-            _by_lot(tested, tested.amounts_minor * tested.frauds),
-            _by_lot(tested, tested.amounts_minor * hit),
-            _by_lot(tested, saved),
+            {ending: Money(*(_by_lot(tested, part * of) for part in parts)) for ending, of in _by_currency(tested)},
             _found_by_lot(tested, scores, operation.cards),
             _found_by_lot(tested, tested.frauds.astype(np.float64), operation.cards),
             tested.lots / tested.days_count,
         )
 
     def figures(self, weights: Floats) -> dict[str, float]:
-        """The figures of all lots, each counted as often as its weight says."""
+        """The figures of all lots, each counted as often as its weight says. Of several currencies there is no money in all."""
         days = weights.sum() / self.lots_a_day
         alerts, hits = float(self.alerts @ weights), float(self.hits @ weights)
         return {
             "card_precision": _share(float(self.card_precision @ weights), days),
             "card_precision_ceiling": _share(float(self.card_ceiling @ weights), days),
-            "value_detection_rate": _over(float(self.found_minor @ weights), float(self.fraud_minor @ weights)),
+            "value_detection_rate": np.nan,
             "false_positives_per_fraud": _over(alerts - hits, hits),
             "alerts_per_day": float(alerts / days),
-            "saved_minor_per_day": float(self.saved_minor @ weights / days),
+            "saved_minor_per_day": np.nan,
+            **{name: value for ending, money in self.money.items() for name, value in money.figures(weights, days, ending).items()},
         }
+
+
+def _by_currency(tested: Trial) -> list[tuple[str, Flags]]:
+    """For each currency the ending of its figures' names, and its rows."""
+    if tested.currencies is None or len(tested.currency_names) < 2:
+        return [("", np.ones(len(tested.frauds), np.bool_))]
+    return [(f".{name}", tested.currencies == number) for number, name in enumerate(tested.currency_names)]
 
 
 def _by_lot(tested: Trial, values: npt.NDArray[np.generic]) -> Floats:

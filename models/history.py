@@ -78,7 +78,8 @@ class History:
     cards: Ints  # a number for each card, or account where there is none
     amounts_minor: Ints
     verdicts: Verdicts
-    currencies: tuple[str, ...] = ()  # those of the amounts; none where it is not said
+    currency_names: tuple[str, ...] = ()  # those of the amounts, in order; none where it is not said
+    currencies: Ints | None = None  # by row the number of its currency
 
     def __post_init__(self) -> None:
         assert (np.diff(self.at_ms) >= 0).all(), "rows are in order of time"

@@ -69,8 +69,8 @@ def evaluation(
             f"{folder}: too short for one fold of a day, {gap} days until labels are known (the mapping's `delay`), and a day of test"
         )
     say(f"{len(rolled)} folds of {each.train_days:g}/{each.delay_days:g}/{each.test_days} days (training, gap, test)")
-    if len(history.currencies) > 1:
-        say(f"amounts are in {', '.join(history.currencies)}: figures of money sum their minor units as if they were of one currency")
+    if len(history.currency_names) > 1:
+        say(f"amounts are in {', '.join(history.currency_names)}: figures of money are of each by itself, costs in its own minor units")
     return evaluated(history, rolled, recipe, operation, seed=seed, threads=threads, resamples=resamples, say=say)
 
 
@@ -78,7 +78,8 @@ def table_lines(found: Evaluation) -> list[str]:
     """The table, for people: each model's figures with their 95 % intervals."""
     width = max(map(len, found.table)) + 2
     lines = []
-    for figures in (RANKING, OPERATING):
+    by_currency = [name for name in next(iter(found.table.values())) if name.startswith(tuple(f"{figure}." for figure in OPERATING))]
+    for figures in (RANKING, OPERATING, *(by_currency[at : at + 6] for at in range(0, len(by_currency), 6))):
         lines += ["", " " * width + "".join(f"{name:>26}" for name in figures)]
         lines += [f"{model:<{width}}" + "".join(f"{_cell(estimates[name]):>26}" for name in figures) for model, estimates in found.table.items()]
     ceiling = next(iter(found.table.values()))["card_precision_ceiling"].value

@@ -98,9 +98,9 @@ def _backfilled(path: Path) -> Given:
     beside = beside.take(pa.array(rows))
     verdicts = Verdicts.in_order(np.arange(len(rows)), _flags(beside["fraud"]), _objects(beside["fraud_kind"]), _ints(beside["learned_at_ms"]))
     cards = _cards(beside["card_token"], beside["account_id"])
-    currencies = _currencies(beside["currency"]) if "currency" in beside.column_names else ()
+    currency_names, currencies = _currencies(beside["currency"]) if "currency" in beside.column_names else ((), None)
     amounts = _ints(beside["amount_minor"])
-    history = History(about["catalogue_id"], names, vectors, _ints(beside["at_ms"]), cards, amounts, verdicts, currencies)
+    history = History(about["catalogue_id"], names, vectors, _ints(beside["at_ms"]), cards, amounts, verdicts, currency_names, currencies)
     return Given(history, int(about["label_delay_ms"]))
 
 
@@ -129,11 +129,11 @@ def _archived(folder: Path, catalogue: Catalogue, attributes: Sequence[str]) -> 
         for column, name in enumerate(attributes, width):
             vectors[:, column] = _attribute(said, name)
     amounts = pc.coalesce(beside["txn_billing_amount_minor"], beside["txn_amount_minor"])
-    currencies = _currencies(pc.coalesce(beside["txn_billing_currency"], beside["txn_currency"]))
+    currency_names, currencies = _currencies(pc.coalesce(beside["txn_billing_currency"], beside["txn_currency"]))
     cards = _cards(beside["txn_card_token"], beside["account_id"])
     verdicts = archived_verdicts(folder, beside["transaction_id"])
     names = (*catalogue.names, *attributes)
-    return History(catalogue.catalogue_id, names, vectors, _ints(beside["at_ms"]), cards, _ints(amounts), verdicts, currencies)
+    return History(catalogue.catalogue_id, names, vectors, _ints(beside["at_ms"]), cards, _ints(amounts), verdicts, currency_names, currencies)
 
 
 def decisions_in(place: Path, texts: Sequence[str], numbers: Sequence[str]) -> ds.Dataset:
@@ -225,9 +225,12 @@ def _cards(cards: pa.ChunkedArray, accounts: pa.ChunkedArray) -> Ints:
     return numbers if numbers.any() else np.arange(len(numbers))
 
 
-def _currencies(column: pa.ChunkedArray) -> tuple[str, ...]:
-    """Each once, in order."""
-    return tuple(sorted(pc.drop_null(pc.unique(column)).to_pylist()))
+def _currencies(column: pa.ChunkedArray) -> tuple[tuple[str, ...], Ints]:
+    """Each once, in order, and by row the number of its own."""
+    coded = column.cast(pa.string()).combine_chunks().dictionary_encode()
+    found = coded.dictionary.to_pylist()
+    names = tuple(sorted(found))
+    return names, np.array([names.index(name) for name in found], np.int64)[_ints(coded.indices)]
 
 
 def _ints(column: Any) -> Ints:

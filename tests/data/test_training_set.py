@@ -248,15 +248,17 @@ def test_without_spans_the_longest_training_that_fits_is_taken(foreign: Path) ->
 
 def test_an_evaluation_of_payments_in_several_currencies_says_what_its_money_is(foreign: Path, tmp_path: Path) -> None:
     table, recipe, said = pq.read_table(foreign / backfill_job.FEATURES_FILE), train.recipe_in(foreign / "recipe.toml"), list[str]()
-    assert given_in(foreign).history.currencies == ("EUR",)
+    assert given_in(foreign).history.currency_names == ("EUR",)
     place = table.column_names.index("currency")
     two = table.set_column(place, "currency", pa.array(["USD", *["EUR"] * (len(table) - 1)]))
     for each, currencies in ((two, ("EUR", "USD")), (table.remove_column(place), ())):
         pq.write_table(each, tmp_path / backfill_job.FEATURES_FILE)
-        assert given_in(tmp_path).history.currencies == currencies
+        assert given_in(tmp_path).history.currency_names == currencies
     pq.write_table(two, tmp_path / backfill_job.FEATURES_FILE)
-    evaluate.evaluation(tmp_path, recipe, spans=Spans(4, 1, 2), count=1, resamples=2, say=said.append)
-    assert said[1] == "amounts are in EUR, USD: figures of money sum their minor units as if they were of one currency"
+    assert np.flatnonzero(given_in(tmp_path).history.currencies).tolist() == [0]
+    found = evaluate.evaluation(tmp_path, recipe, spans=Spans(4, 1, 2), count=1, resamples=2, say=said.append)
+    assert said[1] == "amounts are in EUR, USD: figures of money are of each by itself, costs in its own minor units"
+    assert "value_detection_rate.USD" in "\n".join(evaluate.table_lines(found))
 
 
 def test_no_day_is_tested_whose_frauds_nobody_has_noticed_yet(foreign: Path, tmp_path: Path) -> None:

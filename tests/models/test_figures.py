@@ -71,6 +71,16 @@ def test_alerts_are_counted_by_the_score_as_it_is_shown_and_valued_by_the_cost_t
     assert (figures["card_precision"], figures["card_precision_ceiling"]) == (1.0, 1.0)
 
 
+def test_money_of_several_currencies_is_never_summed() -> None:
+    frauds, amounts_minor = np.array([True, True, True, False]), np.array([10_000, 3000, 7, 5])
+    tested = Trial(frauds, np.zeros(4, np.int64), np.arange(4), amounts_minor, 1, 0, ("EUR", "JPY", "KWD"), np.array([0, 0, 1, 1]))
+    figures = Days.of(tested, np.array([0.9, 0.1, 0.1, 0.9]), Operation(500, 1, Costs(300, 500, 1.0))).figures(np.ones(1))
+    assert (figures["value_detection_rate.EUR"], figures["value_detection_rate.JPY"]) == (pytest.approx(10_000 / 13_000), 0.0)
+    assert (figures["saved_minor_per_day.EUR"], figures["saved_minor_per_day.JPY"], figures["saved_minor_per_day.KWD"]) == (9700, -800, 0)
+    assert all(np.isnan(figures[name]) for name in ("value_detection_rate", "saved_minor_per_day", "value_detection_rate.KWD"))
+    assert (figures["alerts_per_day"], figures["false_positives_per_fraud"]) == (2.0, 1.0)
+
+
 def test_an_interval_is_of_draws_of_days_and_holds_its_figure_where_all_days_are_alike() -> None:
     days = np.repeat(np.arange(5), 40)
     frauds = np.tile(np.arange(40) < 4, 5)
