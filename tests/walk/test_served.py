@@ -389,6 +389,36 @@ def test_a_provider_that_does_not_answer_keeps_no_payment_waiting(tmp_path: Path
     asyncio.run(play())
 
 
+@pytest.mark.parametrize("begin", [b"HTTP/1.1 200 OK\r\nx: ", b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n"])
+def test_a_provider_that_answers_byte_by_byte_is_not_waited_for(begin: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "FETCH_S", 0.2)
+    headers, ended = [tuple(Provider(tmp_path).token().strip().split(b": ", 1))], asyncio.Event()
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(begin)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(60):
+                writer.write(b" ")
+                await writer.drain()
+                await asyncio.sleep(0.05)
+        writer.close()
+        ended.set()
+
+    async def play() -> None:
+        async with await asyncio.start_server(drip, "127.0.0.1", 0) as web:
+            source = f"http://127.0.0.1:{web.sockets[0].getsockname()[1]}/jwks"
+            one = tokens_of(Settings(jwt_keys=source, jwt_issuer="https://id.bank", jwt_audience="holdfast"))
+            assert one is not None
+            async with asyncio.timeout(2):
+                with capture_logs() as said:
+                    assert await one.of(bearer(headers) or b"", NOON) is None
+            assert [line["event"] for line in said] == ["the JWKS cannot be read"]
+            assert f"{source}: TimeoutError" in said[0]["reason"]
+            await ended.wait()
+
+    asyncio.run(play())
+
+
 def test_jwts_for_nobody_in_particular_are_refused() -> None:
     with pytest.raises(SettingsError, match="JWT_AUDIENCE"):
         tokens_of(Settings(jwt_keys="jwks.json", jwt_issuer="https://id.bank"))
