@@ -178,7 +178,7 @@ class Client:
         parts = urlsplit(url)
         where = (parts.hostname or "", parts.port)
         self._connection = http.client.HTTPSConnection(*where, context=tls) if parts.scheme == "https" else http.client.HTTPConnection(*where)
-        self._base, self._key, self._deadline_s = parts.path.rstrip("/"), key, deadline_s
+        self._base, self._key, self._deadline_s = parts.path.rstrip("/"), _sendable(key), deadline_s
 
     def __enter__(self) -> Client:
         """Itself."""
@@ -249,7 +249,7 @@ class AsyncClient:
     """The same for asyncio: many asks at once, over as many connections as they need."""
 
     def __init__(self, url: str, key: str, deadline_s: float = 3.0, tls: ssl.SSLContext | None = None) -> None:
-        self._url, self._key, self._deadline_s = url.rstrip("/"), key, deadline_s
+        self._url, self._key, self._deadline_s = url.rstrip("/"), _sendable(key), deadline_s
         self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, ssl=tls if tls is not None else True))
 
     async def __aenter__(self) -> AsyncClient:
@@ -329,6 +329,13 @@ def _cut_at(connected: socket.socket, end_s: float) -> Iterator[None]:
 def _cut(connected: socket.socket) -> None:
     with contextlib.suppress(OSError):
         socket.socket.shutdown(connected, socket.SHUT_RDWR)  # of TLS too the socket beneath: its own would have another thread read in plain
+
+
+def _sendable(key: str) -> str:
+    """The key. ValueError, which does not name it, where it has what no header carries: the HTTP library's own would print it."""
+    if not all("!" <= character <= "~" for character in key):
+        raise ValueError("key: has a line end, a space or another character that no key has")
+    return key
 
 
 def _headers(key: str, ask: Ask, timeout_s: float) -> dict[str, str]:

@@ -219,3 +219,17 @@ def test_what_a_load_balancer_could_not_have_answered_is_asked_again_until_the_d
     next(late)
     with pytest.raises(Unanswered):
         late.send(Heard(status, b"<html>Bad Gateway</html>"))
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\0", " ", "\N{EURO SIGN}"])
+def test_a_key_that_no_header_carries_is_refused_without_a_word_of_it(kind: str, end: str) -> None:
+    key = "hf_in_no_log" + end
+
+    async def made() -> None:
+        async with AsyncClient("http://127.0.0.1:1", key):
+            pass
+
+    with pytest.raises(ValueError, match="key: ") as refused:
+        asyncio.run(made()) if kind == "async" else Client("http://127.0.0.1:1", key)
+    assert "hf_in_no_log" not in repr(refused.value)
