@@ -161,7 +161,8 @@ def past_of_files(files: Sequence[Path], mapping: Mapping, key: TokenKey, now_ms
         for txn, label in good(path, read, say):
             events.append(_event(txn))
             if label is not None:
-                learned.append(tuple(getattr(label, name) for name in LABELS))
+                since_ms = max(label.learned_at_ms, txn.at_ms)  # nobody knows of a payment before it happens, whatever a file says
+                learned.append((label.transaction_id, label.account_id, label.fraud, since_ms))
         before += rows_count(path, mapping)
     if not events:
         raise SettingsError("no row of the files is a transaction")

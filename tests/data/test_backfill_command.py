@@ -276,6 +276,21 @@ def test_rows_without_ids_are_counted_on_from_file_to_file(tmp_path: Path) -> No
     assert past.learned["transaction_id"].to_pylist() == list(counts["1"]), "or a label of the second file would take back one of the first"
 
 
+def test_no_cluster_knows_of_a_fraud_before_it_happens_whatever_a_file_says(tmp_path: Path) -> None:
+    """As where a file has the day on which a fraud was learned, and not the time."""
+    (tmp_path / "m.toml").write_text(
+        'row_id_prefix = "p-"\n[fields]\naccount_id = "account"\n[tokens]\ndevice_token = "device"\n[constants]\nkind = "ecommerce"\n'
+        '[time]\ncolumn = "hour"\nformat = "offset_h"\norigin = "2026-01-01"\n[amount]\ncolumn = "sum"\ncurrency = "EUR"\n'
+        '[label]\ncolumn = "fraud"\nlearned_at_column = "learned"\ndelay = "1d"\n'
+    )
+    (tmp_path / "f.csv").write_text("account,device,hour,sum,fraud,learned\na,d,0,1.00,0,\nb,d,0,1.00,0,\na,d,22,1.00,1,1\na,d,40,1.00,0,\n")
+    asks = ["--file", str(tmp_path / "f.csv"), "--map", str(tmp_path / "m.toml"), "--out", str(tmp_path / "known"), "--every", "7200"]
+    assert cluster.command(asks, SETTINGS.changed(data_dir=tmp_path / "data")) == 0
+    known = pq.read_table(tmp_path / "known").to_pylist()
+    shares = [(row["known_at_ms"] // 3_600_000 % 24, row["cluster_fraud_share"]) for row in known if row["account_id"] == "b"]
+    assert shares == [(2, 0.0), (0, 1.0)]
+
+
 def test_a_refund_that_was_declined_is_no_declined_attempt(tmp_path: Path) -> None:
     (tmp_path / "m.toml").write_text(
         'row_id_prefix = "p-"\n[fields]\naccount_id = "account"\nkind = "kind"\n[declined]\ncolumn = "said"\nvalues = ["51"]\n'
