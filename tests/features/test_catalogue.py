@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from payments import HOUR, ON_LOGS, T0, a_payment, number, seen
 
+import features.catalogue
 from features.backfill import backfill
 from features.catalogue import CATALOGUE, Catalogue
 from features.columns import columns_of
@@ -55,6 +56,13 @@ def test_every_row_has_a_derived_name_a_reason_and_a_line_for_the_analyst() -> N
 def test_the_readme_says_how_many_there_are() -> None:
     readme = Path(__file__).parents[2] / "README.md"
     assert f"There are {len(CATALOGUE.rows)} of them in nine families" in readme.read_text()
+
+
+def test_the_row_that_the_readme_shows_is_one_of_the_catalogue_as_it_stands_there() -> None:
+    (shown,) = re.findall(r"```python\n(Feature.*?)\n```", (Path(__file__).parents[2] / "README.md").read_text(), re.DOTALL)
+    row = eval(shown, dict(vars(features.catalogue)))
+    assert isinstance(row, Feature)
+    assert (row.name, row.shape) == ("velocity.card_count_10m", CATALOGUE.rows[CATALOGUE.index["velocity.card_count_10m"]].shape)
 
 
 def test_rows_are_narrow() -> None:
