@@ -89,7 +89,7 @@ def its_settings(settings: Settings, folder: Path) -> Settings:
 
 def _run(settings: Settings, as_json: bool) -> int:
     if not is_owned(settings.data_dir):  # where it is, that is what the start refuses
-        refuse_taken_ports(settings)
+        refuse_taken_ports(settings, http="--http", iso8583="--iso8583")
     steps = Steps(Console(stderr=True))
     with steps.step("a first model, trained on simulated history"):
         ensure_champion(settings, steps.say)

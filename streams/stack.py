@@ -250,9 +250,9 @@ def _choose_ports(stack: Stack) -> None:
         stack.settings = stack.settings.changed(http_port=stack.port("http"))
 
 
-def refuse_taken_ports(settings: Settings) -> None:
-    """SettingsError where another program listens at a door's port; 0 is any port."""
+def refuse_taken_ports(settings: Settings, *, http: str = f"{PREFIX}HTTP_PORT", iso8583: str = f"{PREFIX}ISO8583_PORT") -> None:
+    """SettingsError, by the name of what gave it, where another program listens at a door's port; 0 is any port."""
     if settings.iso8583_port and not folder.is_free(settings.iso8583_port, settings.iso8583_host):
-        raise SettingsError(f"{PREFIX}ISO8583_PORT: port {settings.iso8583_port} of {settings.iso8583_host} is taken; give another one, or 0")
+        raise SettingsError(f"{iso8583}: port {settings.iso8583_port} of {settings.iso8583_host} is taken; give another one, or 0")
     if settings.http_port and not folder.is_free(settings.http_port, settings.http_host):
-        raise SettingsError(f"{PREFIX}HTTP_PORT: port {settings.http_port} of {settings.http_host} is taken; give another one, or 0 for any")
+        raise SettingsError(f"{http}: port {settings.http_port} of {settings.http_host} is taken; give another one, or 0 for any")

@@ -103,6 +103,6 @@ def test_a_port_that_is_taken_is_refused_before_a_model_is_trained(tmp_path: Pat
         command = [sys.executable, "-m", "streams.cli", "sandbox", "--data", str(folder), *(f"--{name}={value}" for name, value in ports.items())]
         done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2, done.stderr
-    assert f"HOLDFAST_{door.upper()}_PORT: port {port} of 127.0.0.1 is taken" in done.stderr
+    assert f"--{door}: port {port} of 127.0.0.1 is taken" in done.stderr
     assert "trained" not in done.stderr
     assert not (folder / "registry").exists()
