@@ -26,7 +26,16 @@ from streams.authorize.live import Live
 from streams.authorize.openapi import description, page
 from streams.authorize.problem import INDEFINITE, Problem
 from streams.authorize.protocol import Reply, Request, Special, Stream
-from streams.authorize.requests import Balance, authorization_in, cleared, clearing_in, decisions_in, transaction_of
+from streams.authorize.requests import (
+    PAGE_MAX,
+    Balance,
+    DecisionsAsked,
+    authorization_in,
+    cleared,
+    clearing_in,
+    decisions_in,
+    transaction_of,
+)
 from streams.authorize.routes import OPEN_PATHS, is_known, methods_of, scope_of
 from streams.authorize.tokens import Tokens
 from streams.authorize.under_way import UnderWay
@@ -257,10 +266,22 @@ class HttpDoor:
         if asked.name == "transaction_id":
             return await self._shown(await self._world.answers.of_transaction(asked.of), key)
         await self._whole()
-        found = await self._world.answers.page(asked.name, asked.of, asked.limit, asked.cursor)
-        decisions = [avro.decode(Decision, message) for message in found.messages]
-        shown = [self._view(decision, key) for decision in decisions if key.covers(decision.transaction.card_bin)]
-        return 200, b'{"decisions":[%b],"cursor":%b}' % (b",".join(shown), msgspec.json.encode(found.cursor))
+        decisions, cursor = await self._page(asked, key)
+        shown = b",".join([self._view(decision, key) for decision in decisions])
+        return 200, b'{"decisions":[%b],"cursor":%b}' % (shown, msgspec.json.encode(cursor))
+
+    async def _page(self, asked: DecisionsAsked, key: Key) -> tuple[list[Decision], str | None]:
+        """As many as were asked for, of cards that the key covers, and the last of them where more such come: no other is named."""
+        covered, cursor, size = list[Decision](), asked.cursor, asked.limit + 1 if key.covers(None) else PAGE_MAX
+        while True:
+            found = await self._world.answers.page(asked.name, asked.of, size, cursor)
+            decisions = [avro.decode(Decision, message) for message in found.messages]
+            covered += [decision for decision in decisions if key.covers(decision.transaction.card_bin)]
+            cursor = found.cursor
+            if cursor is None or len(covered) > asked.limit:
+                break
+        shown = covered[: asked.limit]
+        return shown, shown[-1].transaction_id if len(covered) > asked.limit else None
 
     async def _shown(self, kept: answers.Kept | None, key: Key) -> Reply | Problem:
         if kept is None or not kept.told:

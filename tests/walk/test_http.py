@@ -324,6 +324,23 @@ def test_the_decisions_of_a_card_and_an_account_come_in_pages_the_newest_first()
         host.carry("others", Scope.READ, bins=("5",))
         assert (await host.ask("GET", "/v1/decisions?account=a1"))[1]["decisions"] == []
 
+
+def test_the_pages_of_a_key_of_some_cards_are_full_and_name_no_payment_of_others() -> None:
+    async def play(host: Host) -> None:
+        cards = ("4111111111111111", "5555555555554444")
+        for number, card in enumerate([0, 1, 0, 0, 1, 0]):
+            await host.authorize(transaction_id=f"t{number}", amount_minor=number, card_number=cards[card])
+            host.world.now_ms += 1
+        for decision in host.world.decisions:
+            host.world.world.answers.enlist(listed_of(decision))
+        host.carry("own", Scope.READ, bins=("5",))
+        pages, more = [], ""
+        while more is not None:
+            _, page, _ = await host.ask("GET", f"/v1/decisions?account=a1&limit=1{more}")
+            pages.append(([decision["transaction_id"] for decision in page["decisions"]], page["cursor"]))
+            more = f"&cursor={page['cursor']}" if page["cursor"] else None
+        assert pages == [(["t4"], "t4"), (["t1"], None)]
+
     at_the_door(play)
 
 
