@@ -197,7 +197,7 @@ class HttpProtocol(asyncio.Protocol):
     def on_message_begin(self) -> None:
         """A request begins."""
         self._url, self._headers, self._parts, self._head_bytes, self._body_bytes = b"", [], [], 0, 0
-        self._in_request, self._heard_at, self._untold_bytes = True, self._loop.time(), 0
+        self._in_request, self._in_head, self._heard_at, self._untold_bytes = True, True, self._loop.time(), 0
 
     def on_url(self, url: bytes) -> None:
         """The target, or a part of it."""
@@ -206,13 +206,15 @@ class HttpProtocol(asyncio.Protocol):
         self._count_head(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
+        """One header. What comes after a body is counted and left: it cannot say who asks, or how (RFC 9110, 6.5.1)."""
         self._untold_bytes = 0
-        self._headers.append((name.lower(), value.rstrip(b" \t")))
+        if self._in_head:
+            self._headers.append((name.lower(), value.rstrip(b" \t")))
         self._count_head(len(name) + len(value) if len(self._headers) <= HEADERS_MAX else HEAD_BYTES_MAX + 1)
 
     def on_headers_complete(self) -> None:
         """The head is whole."""
+        self._in_head = False
         if any(name == b"expect" and value.lower() == b"100-continue" for name, value in self._headers):
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 

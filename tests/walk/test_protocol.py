@@ -126,6 +126,16 @@ def test_a_request_in_single_bytes_is_one_request() -> None:
     on_a_connection(play)
 
 
+def test_what_comes_after_a_body_is_no_header() -> None:
+    async def play(host: Host) -> None:
+        chunks = b"2\r\nab\r\n0\r\nauthorization: Bearer x\r\n\r\n"
+        await host.ask(POST + b"transfer-encoding: chunked\r\n\r\n" + chunks)
+        await host.ask(POST + b"authorization: Bearer y\r\ncontent-length: 0\r\n\r\n")
+        assert [dict(asked.headers).get(b"authorization") for asked in host.echo.asked] == [None, b"Bearer y"]
+
+    on_a_connection(play)
+
+
 def test_a_chunked_body_is_put_together() -> None:
     async def play(host: Host) -> None:
         _, _, body = await host.ask(POST + b"transfer-encoding: chunked\r\n\r\n2\r\nab\r\n3\r\ncde\r\n0\r\n\r\n")
