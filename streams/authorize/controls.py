@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from functools import partial
 from typing import Annotated
-from urllib.parse import parse_qs
 
 import msgspec
 
@@ -20,7 +19,7 @@ from schemas.transaction import is_card_number
 from streams.answers import FORGOT, sound
 from streams.authorize.problem import Problem
 from streams.authorize.protocol import Reply, Request
-from streams.authorize.requests import read
+from streams.authorize.requests import account_in, read
 from streams.world import World
 
 SHAPE = re.compile(r"/v1/(cards|accounts)/(.+)/controls\Z")
@@ -63,8 +62,7 @@ async def controls(request: Request, world: World, now_ms: int) -> Reply | Probl
         return 200, msgspec.json.encode(await _put(sent, _subject(request, sent.account_id), world, now_ms))
     if request.method != "GET":
         return Problem("method_not_allowed", "use PUT or GET")
-    asked = parse_qs(request.query).get("account_id")
-    found = await _now(_subject(request, asked[0] if asked else None), world)
+    found = await _now(_subject(request, account_in(request.query)), world)
     return Problem("not_found", "nothing is restricted") if found is None else (200, msgspec.json.encode(found))
 
 

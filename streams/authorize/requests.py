@@ -168,6 +168,16 @@ def decisions_in(query: str) -> DecisionsAsked:
     return DecisionsAsked(name, of, int(limit), cursor)
 
 
+def account_in(query: str) -> str | None:
+    """The account that a query names, if it names one; InvalidRecord for any other parameter, and where it is given twice."""
+    pairs = parse_qsl(query, keep_blank_values=True)
+    if unknown := next((name for name, _ in pairs if name != "account_id"), None):
+        raise InvalidRecord(unknown, "is not account_id", code="unknown_field")
+    if len(pairs) > 1:
+        raise InvalidRecord("account_id", "name it once")
+    return pairs[0][1] if pairs else None
+
+
 def clearing_in(request: Request, kind: ClearingKind, transaction_id: str, now_ms: int) -> Asked:
     """The capture or reversal that the body asks for. Without an amount it is WHOLE."""
     sent = avro.checked(lambda: read(request, _CLEARINGS[kind]))

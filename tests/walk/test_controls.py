@@ -191,6 +191,23 @@ def test_controls_are_read_as_they_were_put_and_the_newest_stand_whole() -> None
 
 
 @pytest.mark.parametrize(
+    ("query", "param", "code"),
+    [
+        ("account_id=a1&freeze=1", "freeze", "unknown_field"),
+        ("account_id=a1&account_id=a2", "account_id", "invalid_field"),
+        ("account_id=", "account_id", "invalid_field"),
+        ("", "account_id", "missing_field"),
+    ],
+)
+def test_what_a_query_for_controls_says_is_read_whole(query: str, param: str, code: str) -> None:
+    async def play(host: Host) -> None:
+        status, said, _ = await host.ask("GET", f"{OF_CARD}?{query}")
+        assert (status, said["error"]["param"], said["error"]["code"]) == (422, param, code)
+
+    at_the_door(play)
+
+
+@pytest.mark.parametrize(
     ("path", "sent", "param", "code"),
     [
         (OF_CARD, {}, "account_id", "missing_field"),
