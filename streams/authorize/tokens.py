@@ -24,6 +24,8 @@ ALGORITHMS = ("RS256", "PS256", "ES256", "ES384", "EdDSA")
 FRESH_S, AGAIN_S = 300.0, 10.0
 """How long a JWKS is used, and how soon it may be read again for a key that it does not name."""
 FETCH_S, FETCHED_BYTES_MAX = 5.0, 1_048_576
+LEEWAY_S = 30.0
+"""How far the issuer's clock may be ahead of ours when it says since when a token is (`iat`, `nbf`); when one ends is exact."""
 PATIENCE_S = 0.1
 """How long a payment waits for a JWKS that is read again, where the one before is known."""
 KEPT_MAX = 10_000
@@ -54,6 +56,8 @@ class Tokens:
         self._reading: asyncio.Task[None] | None = None
         self._checked: dict[bytes, tuple[Key, float]] = {}
         self._subjects: dict[Grant, Key] = {}
+        self._refused: set[bytes] = set()
+        """Tokens of the issuer of which the journal says why they are not taken: once each, however often they are sent."""
 
     async def of(self, sent: bytes, now_ms: int) -> Key | None:
         """The key that a token is, if it is valid now. One that was checked once costs a hash until it ends, or until the JWKS is read again."""
@@ -61,7 +65,7 @@ class Tokens:
         await self._stay_fresh(FRESH_S, None if self._read_s is None else PATIENCE_S)
         checked = self._checked.get(digest)
         if checked is None:
-            checked = await self._check(sent)
+            checked = await self._check(sent, digest)
             if checked is None:
                 return None
             if len(self._checked) >= KEPT_MAX:
@@ -69,11 +73,12 @@ class Tokens:
             self._checked[digest] = checked
         key, until_s = checked
         if now_ms >= until_s * 1000:
+            self._say(digest, "it has expired")
             return None
         key.used_ms = now_ms
         return key
 
-    async def _check(self, sent: bytes) -> tuple[Key, float] | None:
+    async def _check(self, sent: bytes, digest: bytes) -> tuple[Key, float] | None:
         try:
             named = str(jwt.get_unverified_header(sent).get("kid", ""))
             if named not in self._public:
@@ -81,13 +86,16 @@ class Tokens:
             public = self._public.get(named)
             if public is None or public.algorithm_name not in ALGORITHMS:
                 return None
-            options: Any = {"require": ["exp", "sub", "iss", "aud"]}
-            said = jwt.decode(sent, public, algorithms=[public.algorithm_name], issuer=self._issuer, audience=self._audience, options=options)
-            claims = msgspec.convert(said, _Claims)
-        except msgspec.ValidationError as error:
-            journal.logger().warning("a token of the issuer cannot be taken", reason=str(error))
+            algorithms = [public.algorithm_name]
+            jwt.PyJWS().decode(sent, public, algorithms)
+        except (jwt.PyJWTError, ValueError):  # not the issuer's, for all that is known: not a word, or anybody could fill the journal
             return None
-        except (jwt.PyJWTError, ValueError):
+        try:
+            options: Any = {"require": ["exp", "sub", "iss", "aud"]}
+            about: Any = {"issuer": self._issuer, "audience": self._audience, "leeway": LEEWAY_S}
+            claims = msgspec.convert(jwt.decode(sent, public, algorithms, options, **about), _Claims)
+        except (msgspec.ValidationError, jwt.PyJWTError, ValueError) as error:
+            self._say(digest, str(error))
             return None
         words = (*claims.scope.split(), *claims.scp)
         scopes = tuple(sorted({WORDS[word] for word in words if word in WORDS}))
@@ -95,6 +103,13 @@ class Tokens:
         if len(self._subjects) >= KEPT_MAX:
             self._subjects.clear()
         return self._subjects.setdefault(grant, Key(grant)), claims.exp
+
+    def _say(self, digest: bytes, reason: str) -> None:
+        if digest not in self._refused:
+            if len(self._refused) >= KEPT_MAX:
+                self._refused.clear()
+            self._refused.add(digest)
+            journal.logger().warning("a token of the issuer cannot be taken", reason=reason)
 
     async def _stay_fresh(self, fresh_s: float, patience_s: float | None = None) -> None:
         """Reads the JWKS where it was read longer ago; once for all who wait for it, no longer than `patience_s`."""
