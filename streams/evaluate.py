@@ -103,12 +103,12 @@ def _cell(figure: Estimate) -> str:
 
 def figures_of(found: Evaluation) -> dict[str, Any]:
     """The evaluation, for programs; what cannot be told is null."""
-    named = [
-        {"fold": tried.fold._asdict(), "weights": dict(zip(found.members, tried.weights, strict=True)), "gain": tried.gain.plain()}
-        for tried in found.folds
-    ]
     return {
-        "folds": [tried._asdict() | parts for tried, parts in zip(found.folds, named, strict=True)],
+        "folds": [
+            tried._asdict()
+            | {"fold": tried.fold._asdict(), "weights": dict(zip(found.members, tried.weights, strict=True)), "gain": tried.gain.plain()}
+            for tried in found.folds
+        ],
         "table": {model: {name: _told(figure) for name, figure in figures.items()} for model, figures in found.table.items()},
         "reliability": {model: [point._asdict() for point in points] for model, points in found.reliability.items()},
     }

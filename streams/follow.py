@@ -376,9 +376,9 @@ class Harness:
     async def say_dropped(self, places: frozenset[Place]) -> None:
         """Warns of each of these places whose next record the brokers dropped before it was followed."""
         with suppress(Unavailable):
+            committed = await asyncio.to_thread(committed_of, self._settings, self._follower.name, self._follower.reads)
             for topic in self._follower.reads:
                 partitions = {partition for name, partition in places if name == topic.name}
-                committed = await asyncio.to_thread(committed_of, self._settings, self._follower.name, [topic])
                 for partition, (first, _) in (await asyncio.to_thread(end_offsets, self._settings, topic, partitions)).items():
                     offset = committed.get((topic.name, partition), first)
                     if offset < first:
